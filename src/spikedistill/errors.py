@@ -1,0 +1,22 @@
+"""The one error that users are meant to read."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SpikedistillError(ValueError):
+    """Something the user gave cannot work; the message says what was found, what is allowed and what to do.
+
+    The command line prints the message without a traceback and exits with status 2.
+    """
+
+
+def nearest(found: str, allowed: Iterable[str], limit: int = 3) -> str:
+    """Words for an error: the known names nearest to ``found``, or all of them when none is near and they are few."""
+    names = sorted(allowed)
+    close = get_close_matches(found, names, n=limit, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(name) for name in close) + "?"
+    if len(names) <= 20:
+        return "known: " + ", ".join(names)
+    return f"known: {', '.join(names[:20])}, ... ({len(names)} in all)"
