@@ -1,0 +1,368 @@
+"""Neurons as modules: thin shells over :mod:`.dynamics` that fold time into the batch.
+
+Tensors are ``(T*N, ...)``, time-major. An encoding neuron takes a constant current ``(N, ...)`` and gives ``(T*N, ...)``.
+"""
+
+import copy
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import simulation
+from ..errors import SpikedistillError, nearest
+from . import dynamics
+from .dynamics import Constants, Grid, Number, Reset
+from .surrogate import Surrogate
+
+RESETS = ("hard", "soft", None)
+
+
+class Neuron(nn.Module):
+    """What all neurons share: constants, the view of time, streaming and captures. Use ``IF``, ``LIF`` or ``PLIF``."""
+
+    grid: Grid | None = None  # set by quantization: then current, H and V are integer codes
+
+    def __init__(
+        self,
+        threshold: float = 1.0,
+        reset: Reset = "hard",
+        surrogate: str | Surrogate | Mapping[str, Any] = "atan",
+        time_steps: int = 4,
+        initial: float = 0.0,
+        detach_reset: bool = True,
+        encode: bool = False,
+        smooth: bool = False,
+    ) -> None:
+        super().__init__()
+        if not threshold > 0:
+            raise SpikedistillError(f"threshold must be more than 0, found {threshold}")
+        if reset not in RESETS:
+            raise SpikedistillError(f"reset must be 'hard', 'soft' or None, found {reset!r}")
+        if time_steps < 1:
+            raise SpikedistillError(f"time_steps must be at least 1, found {time_steps}")
+        self.threshold, self.reset, self.surrogate = float(threshold), reset, Surrogate.of(surrogate)
+        self.time_steps, self.initial = time_steps, float(initial)
+        self.detach_reset, self.encode, self.smooth = detach_reset, encode, smooth
+
+    @property
+    def decay(self) -> Number:
+        """What is left of the membrane after a step."""
+        return 1.0
+
+    @property
+    def gain(self) -> Number:
+        """Factor on the current."""
+        return 1.0
+
+    @property
+    def constants(self) -> Constants:
+        """All but decay, gain and initial value."""
+        return Constants(self.threshold, self.reset, self.surrogate, self.detach_reset, self.smooth, self.grid)
+
+    @property
+    def leaky(self) -> bool:
+        """Whether the membrane decays."""
+        return not (isinstance(self.decay, float) and self.decay == 1.0)
+
+    @property
+    def unit(self) -> float:
+        """Value of one unit of H: 1 unless the membrane lies on a grid."""
+        return 1.0 if self.grid is None else self.grid.unit
+
+    def spec(self) -> dict[str, Any]:
+        """The neuron as a recipe's mapping: ``build(neuron.spec())`` makes its like."""
+        out: dict[str, Any] = {"type": type(self).__name__.lower()}
+        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
+            if name in ("self", "time_steps"):
+                continue
+            value = self._spec_value(name)
+            if isinstance(value, Surrogate):
+                value = value.name if value == Surrogate(value.name) else {"name": value.name, "alpha": value.alpha}
+            if value != parameter.default:
+                out[name] = value
+        return out
+
+    def _spec_value(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def forward(self, current: Tensor) -> Tensor:
+        """Current (T*N, ...) to spikes (T*N, ...); with ``encode`` from a constant current (N, ...)."""
+        return self.run(current, self)
+
+    def run(self, current: Tensor, owner: nn.Module) -> Tensor:
+        """Simulate; ``owner`` is the module whose path captures and streamed states are filed under."""
+        sim = simulation.current()
+        T = self.time_steps if sim is None or sim.time_steps is None else sim.time_steps
+        if self.encode:
+            shape = current.shape
+        else:
+            if current.shape[0] % T:
+                raise SpikedistillError(
+                    f"{type(self).__name__}: the first dimension of the current is T*N; found {tuple(current.shape)}, "
+                    f"not a multiple of T = {T}; set time_steps, or open a simulation with the right T"
+                )
+            shape = torch.Size((current.shape[0] // T, *current.shape[1:]))
+        k = sim.call(owner) if sim else 0
+        state = sim.initial(owner, k) if sim else None
+        if state is not None and state.shape != shape:
+            raise SpikedistillError(
+                f"{type(self).__name__}: the streamed state has shape {tuple(state.shape)}, the input asks for "
+                f"{tuple(shape)}; start a new stream with state=None when the batch changes"
+            )
+        wants_membrane = sim is not None and sim.wants(owner, k, "membrane")
+        folded = (
+            current
+            if self.encode
+            else current.view(T, *shape)
+            if current.is_contiguous()
+            else current.unflatten(0, (T, -1))
+        )
+        spikes, charged, last = self.simulate(folded, state, T, wants_membrane)
+        if sim is not None:
+            self._captures(sim, owner, k, current, spikes, charged, T)
+            if sim.streaming:
+                sim.final(owner, k, last if last is not None else spikes)
+        return spikes.flatten(0, 1)
+
+    def simulate(
+        self, current: Tensor, state: Tensor | None, T: int, membrane: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Scan over T; current (T, N, ...), or (N, ...) for an encoding neuron; state in at least float32."""
+        wide = current if current.dtype in (torch.float32, torch.float64) else current.float()
+        if state is None:
+            like = wide if self.encode else wide[0]
+            initial = self.initial if self.grid is None else math.floor(self.initial / self.grid.unit + 0.5)
+            state = torch.full_like(like, initial)
+        with torch.autocast(current.device.type, enabled=False):
+            spikes, charged, last = dynamics.scan(
+                wide, state, self.decay, self.gain, self.constants, membrane, T if self.encode else None
+            )
+        return spikes.to(current.dtype), charged, last
+
+    def _captures(
+        self, sim: simulation.Simulation, owner: nn.Module, k: int, current: Tensor, spikes: Tensor,
+        charged: Tensor | None, T: int,
+    ) -> None:  # fmt: skip
+        if charged is not None:
+            sim.keep(owner, k, "membrane", charged * self.unit if self.grid else charged)
+        if sim.wants(owner, k, "spikes"):
+            sim.keep(owner, k, "spikes", spikes)
+        if sim.wants(owner, k, "current"):
+            kept = current.unsqueeze(0).expand(T, *current.shape) if self.encode else current.unflatten(0, (T, -1))
+            sim.keep(owner, k, "current", kept * self.unit if self.grid else kept)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v!r}" for k, v in self.spec().items() if k != "type")
+
+
+class IF(Neuron):
+    """Integrate and fire: ``H_t = V_{t-1} + I_t``.
+
+    Shape: (T*N, ...) to (T*N, ...); with ``encode`` (N, ...) to (T*N, ...).
+    """
+
+
+class LIF(Neuron):
+    """Leaky integrate and fire: ``H_t = decay * V_{t-1} + gain * I_t``.
+
+    ``LIF(tau)`` has decay ``1 - 1/tau`` and gain ``1/tau`` (SpikingJelly's default form, tau = 2); ``LIF(decay=0.25)`` has
+    gain 1 (the MS-ResNet convention). Giving both tau and decay is an error.
+    Shape: (T*N, ...) to (T*N, ...); with ``encode`` (N, ...) to (T*N, ...).
+    """
+
+    def __init__(
+        self,
+        tau: float | None = None,
+        decay: float | None = None,
+        gain: float | None = None,
+        threshold: float = 1.0,
+        reset: Reset = "hard",
+        surrogate: str | Surrogate | Mapping[str, Any] = "atan",
+        time_steps: int = 4,
+        initial: float = 0.0,
+        detach_reset: bool = True,
+        encode: bool = False,
+        smooth: bool = False,
+    ) -> None:
+        super().__init__(threshold, reset, surrogate, time_steps, initial, detach_reset, encode, smooth)
+        if tau is not None and decay is not None:
+            raise SpikedistillError(f"LIF takes tau or decay, not both; found tau={tau}, decay={decay}")
+        if decay is None:
+            tau = 2.0 if tau is None else float(tau)
+            if not tau >= 1:
+                raise SpikedistillError(f"LIF: tau must be at least 1, found {tau}")
+            self._decay, self._gain = 1 - 1 / tau, 1 / tau if gain is None else float(gain)
+        else:
+            if not 0 <= decay <= 1:
+                raise SpikedistillError(f"LIF: decay must be between 0 and 1, found {decay}")
+            self._decay, self._gain = float(decay), 1.0 if gain is None else float(gain)
+        self.tau = tau
+        self._given_gain = gain
+
+    @property
+    def decay(self) -> Number:
+        return self._decay
+
+    @property
+    def gain(self) -> Number:
+        return self._gain
+
+    def _spec_value(self, name: str) -> Any:
+        if name == "decay":
+            return self._decay if self.tau is None else None
+        if name == "gain":
+            return self._given_gain
+        return super()._spec_value(name)
+
+
+class PLIF(Neuron):
+    """LIF with a learned time constant, one per layer: ``1/tau = sigmoid(w)``, ``w = -ln(init_tau - 1)``.
+
+    Fang et al., "Incorporating learnable membrane time constant to enhance learning of spiking neural networks",
+    ICCV 2021. Shape: (T*N, ...) to (T*N, ...).
+    """
+
+    def __init__(
+        self,
+        init_tau: float = 2.0,
+        threshold: float = 1.0,
+        reset: Reset = "hard",
+        surrogate: str | Surrogate | Mapping[str, Any] = "atan",
+        time_steps: int = 4,
+        initial: float = 0.0,
+        detach_reset: bool = True,
+        encode: bool = False,
+        smooth: bool = False,
+    ) -> None:
+        super().__init__(threshold, reset, surrogate, time_steps, initial, detach_reset, encode, smooth)
+        if not init_tau > 1:
+            raise SpikedistillError(f"PLIF: init_tau must be more than 1, found {init_tau}")
+        self.init_tau = float(init_tau)
+        self.w = nn.Parameter(torch.tensor(-math.log(init_tau - 1)))
+
+    @property
+    def decay(self) -> Number:
+        return 1 - torch.sigmoid(self.w)
+
+    @property
+    def gain(self) -> Number:
+        return torch.sigmoid(self.w)
+
+
+class Repeat(nn.Module):
+    """Gives every time step the same tensor: (N, ...) to (T*N, ...)."""
+
+    def __init__(self, time_steps: int = 4) -> None:
+        super().__init__()
+        self.time_steps = time_steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        sim = simulation.current()
+        T = self.time_steps if sim is None or sim.time_steps is None else sim.time_steps
+        return x.unsqueeze(0).expand(T, *x.shape).flatten(0, 1)
+
+
+class NormNeuron(nn.Module):
+    """A batch norm and the neuron behind it, together: ``neuron(norm(current) + residual)``.
+
+    The statistics are over T, N and space jointly (tdBN's meaning; Zheng et al., AAAI 2021). The state dict looks like a
+    batch norm's. ``neuron`` may be ``nn.ReLU()``: the ANN twin. Statistics, affine map, grid and scan are separate
+    methods, so that quantization and evaluation reuse them.
+
+    Shape: (T*N, C, ...) to (T*N, C, ...); with an encoding neuron (N, C, ...) to (T*N, C, ...).
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    grid: Any = None  # set by quantization: (x, a, b, residual) -> current in integer codes
+
+    def __init__(self, channels: int, neuron: nn.Module, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.channels, self.eps, self.momentum = channels, eps, momentum
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
+        self.neuron = neuron
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance per channel: the batch's in training (running ones updated), else the running ones."""
+        if not self.training:
+            return self.running_mean, self.running_var
+        wide = x if x.dtype == torch.float64 else x.float()
+        dims = [d for d in range(x.dim()) if d != 1]
+        var, mean = torch.var_mean(wide, dims, unbiased=False)
+        self.track(mean.detach(), var.detach(), x.numel() // self.channels)
+        return mean, var
+
+    def track(self, mean: Tensor, var: Tensor, n: int) -> None:
+        """Move the running statistics towards a batch's; ``n`` values per channel were read."""
+        sim = simulation.current()
+        if sim is not None and sim.recomputing:
+            return
+        n *= self._copies(sim)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((var * (n / max(n - 1, 1))).to(self.running_var.dtype), self.momentum)
+
+    def _copies(self, sim: simulation.Simulation | None) -> int:
+        # A constant current stands for T equal ones: the unbiased factor counts them all, as a repeated input would.
+        if not getattr(self.neuron, "encode", False):
+            return 1
+        return sim.time_steps if sim is not None and sim.time_steps else self.neuron.time_steps  # type: ignore[return-value]
+
+    def affine(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """``(a, b)`` with ``norm(x) = a * x + b``."""
+        a = self.weight * torch.rsqrt(var + self.eps)
+        return a, self.bias - mean * a
+
+    def current(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """What charges the neuron: norm, then residual (on integer codes when quantized)."""
+        if self.grid is not None:
+            return self.grid(x, *self.affine(*self.statistics(x)), residual)
+        if self.training:
+            y, mean, invstd = torch.native_batch_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps)
+            var = (invstd.detach() ** -2 - self.eps).clamp(min=0)
+            self.track(mean.detach(), var, x.numel() // self.channels)
+        else:
+            y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return y if residual is None else y + residual
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``residual`` (T*N, C, ...) is added after the norm, before charging."""
+        if not isinstance(self.neuron, Neuron):
+            return self.neuron(self.current(x, residual))
+        return self.neuron.run(self.current(x, residual), self)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, eps={self.eps}, momentum={self.momentum}"
+
+
+TYPES: dict[str, type[Neuron]] = {"if": IF, "lif": LIF, "plif": PLIF}
+
+
+def build(neuron: "nn.Module | Mapping[str, Any] | None", default: Neuron | None = None) -> nn.Module:
+    """A fresh neuron from an instance (copied), a recipe's mapping ``{type: lif, tau: 2.0}``, or the default."""
+    if neuron is None:
+        return copy.deepcopy(default) if default is not None else LIF()
+    if isinstance(neuron, nn.Module):
+        return copy.deepcopy(neuron)
+    options = dict(neuron)
+    kind = str(options.pop("type", "lif")).lower()
+    if kind not in TYPES:
+        raise SpikedistillError(f"unknown neuron type {kind!r}: {nearest(kind, TYPES)}")
+    allowed = [p for p in inspect.signature(TYPES[kind].__init__).parameters if p not in ("self", "encode")]
+    for key in options:
+        if key not in allowed:
+            raise SpikedistillError(f"neuron {kind}: unknown option {key!r}; {nearest(key, allowed)}")
+    return TYPES[kind](**options)
