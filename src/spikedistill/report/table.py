@@ -1,0 +1,163 @@
+"""The results of a run as one table in the terminal: a row per stage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from spikedistill.training.summary import (
+    Bits,
+    MultiSummary,
+    Spread,
+    StageSpread,
+    StageSummary,
+    Summary,
+    figures,
+    spread,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+HEADINGS = ("Stage", "Test accuracy [%]", "T", "Firing rate [%]", "Operations / image", "Bits w/m/n", "Energy [µJ]")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage: the text of each column of :data:`HEADINGS`."""
+
+    stage: str
+    accuracy: str
+    time_steps: str
+    firing_rate: str
+    operations: str
+    bits: str
+    energy: str
+
+    def cells(self) -> tuple[str, ...]:
+        """The columns in order."""
+        return (self.stage, self.accuracy, self.time_steps, self.firing_rate, self.operations, self.bits, self.energy)
+
+
+def rows(summary: Summary) -> list[Row]:
+    """The table's rows; ``±`` is one sample standard deviation over seeds."""
+    return [_row(stage) for stage in summary.stages]
+
+
+def render(summary: Summary, console: "Console | None" = None) -> None:
+    """Print the table: with colours and lines in a terminal, aligned plain text elsewhere (a file, a pipe)."""
+    from rich.console import Console
+
+    console = console or Console()
+    if not console.is_terminal:
+        console.file.write(plain(summary) + "\n")
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(summary.title), caption=Text(caption(summary)), title_style="bold", caption_justify="left")
+    for index, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="left" if index == 0 else "right", style="bold" if index < 2 else None)
+    for row in rows(summary):
+        table.add_row(*map(Text, row.cells()))
+    console.print(table)
+    for warning in all_warnings(summary):
+        console.print(Text(f"warning: {warning}", style="yellow"))
+
+
+def plain(summary: Summary) -> str:
+    """The table as aligned text of any width, title above, caption and warnings below."""
+    cells: list[Sequence[str]] = [HEADINGS, *[row.cells() for row in rows(summary)]]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADINGS))]
+    lines = [
+        "  ".join(
+            text.ljust(width) if column == 0 else text.rjust(width)
+            for column, (text, width) in enumerate(zip(line, widths))
+        )
+        for line in cells
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    warnings = [f"warning: {warning}" for warning in all_warnings(summary)]
+    return "\n".join([summary.title, *[line.rstrip() for line in lines], caption(summary), *warnings])
+
+
+def caption(summary: Summary) -> str:
+    """What the columns mean, and over what the spread is."""
+    seeds = (
+        f"mean ± sample standard deviation over {len(summary.seeds)} seeds ({', '.join(map(str, summary.seeds))})"
+        if isinstance(summary, MultiSummary)
+        else f"one seed ({summary.seed})"
+    )
+    return (
+        f"{seeds}; last checkpoint of each stage, test set. Operations: synaptic operations of an SNN, multiply-accumulates "
+        "(MACs) of an ANN. Energy: estimated from the operation counts."
+    )
+
+
+def all_warnings(summary: Summary) -> list[str]:
+    """The run's warnings and its stages', each named."""
+    return summary.warnings + [f"{stage.name}: {warning}" for stage in summary.stages for warning in stage.warnings]
+
+
+def figure(stage: StageSummary | StageSpread, name: str) -> Spread | None:
+    """One figure of a stage with its spread; None when the stage does not have it."""
+    if isinstance(stage, StageSpread):
+        return stage.figures.get(name)
+    found = figures(stage)
+    return spread([found[name]]) if name in found else None
+
+
+def percent(value: Spread | None) -> str:
+    """A fraction as ``93.12 ± 0.20``."""
+    if value is None:
+        return "–"
+    return f"{100 * value.mean:.2f}" + (f" ± {100 * value.std:.2f}" if value.std is not None else "")
+
+
+def count(value: float) -> str:
+    """A count with three significant digits and k, M, G or T: 1234567 -> ``1.23 M``."""
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * limit:
+            return f"{_digits(value / limit)} {unit}"
+    return _digits(value)
+
+
+def microjoule(picojoule: float) -> str:
+    """Energy in microjoule with three significant digits."""
+    return _digits(picojoule / 1e6)
+
+
+def bits_text(bits: Bits | None) -> str:
+    """``4/4/8``: weights, stored membranes, norms; ``float`` when nothing is quantized."""
+    return f"{bits.weight}/{bits.membrane}/{bits.norm}" if bits else "float"
+
+
+def operations(stage: StageSummary | StageSpread) -> Spread | None:
+    """Synaptic operations per image for an SNN, multiply-accumulates for an ANN."""
+    return figure(stage, "synaptic_operations" if stage.kind == "snn" else "macs")
+
+
+def _row(stage: StageSummary | StageSpread) -> Row:
+    work = operations(stage)
+    energy = figure(stage, "energy_pj")
+    return Row(
+        stage=stage.name,
+        accuracy=percent(figure(stage, "accuracy")),
+        time_steps="–" if stage.time_steps is None else str(stage.time_steps),
+        firing_rate=percent(figure(stage, "firing_rate")) if stage.kind == "snn" else "–",
+        operations="–" if work is None else f"{count(work.mean)} {'SynOps' if stage.kind == 'snn' else '  MACs'}",
+        bits=bits_text(stage.bits),
+        energy="–" if energy is None else microjoule(energy.mean),
+    )
+
+
+def _digits(value: float) -> str:
+    """Three significant digits without an exponent where that is readable."""
+    if value == 0:
+        return "0"
+    magnitude = abs(value)
+    if magnitude >= 1e5 or magnitude < 1e-4:
+        return f"{value:.2e}"
+    for limit, places in ((99.95, 0), (9.995, 1), (0.9995, 2), (0.09995, 3), (0.009995, 4)):
+        if magnitude >= limit:
+            return f"{value:.{places}f}"
+    return f"{value:.6f}"

@@ -1,0 +1,371 @@
+"""What a run leaves behind in numbers: the typed form of ``summary.json``, for one seed and over seeds."""
+
+import json
+import os
+from collections.abc import Sequence
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from spikedistill.errors import SpikedistillError
+
+FORMAT = 1
+FILE = "summary.json"
+PAIRED = ("accuracy", "firing_rate", "synaptic_operations", "energy_pj")
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Model(BaseModel):
+    """A part of the file: unknown keys are refused, NaN and infinity are written as strings (valid JSON)."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+        ser_json_inf_nan="strings",
+    )
+
+
+class Bits(Model):
+    """Bits of weights, stored membranes and norm coefficients of a quantized network."""
+
+    weight: int
+    membrane: int
+    norm: int
+
+
+class Best(Model):
+    """The epoch (counted from 1) whose validation accuracy was highest, and that accuracy."""
+
+    epoch: int
+    validation_accuracy: Fraction
+
+
+class LayerSummary(Model):
+    """One layer of neurons: spikes per neuron and time step on the test set, and its number of neurons per image."""
+
+    path: str
+    firing_rate: float
+    neurons: int
+    warning: Literal["dead", "saturated"] | None = None
+
+
+class MembraneSummary(Model):
+    """Histogram of the charged membrane H of one layer: B + 1 ``edges`` in thresholds, B counts each."""
+
+    path: str
+    edges: list[float]
+    student: list[int]
+    teacher: list[int] | None = None
+
+    @model_validator(mode="after")
+    def _lengths(self) -> "MembraneSummary":
+        for counts in (self.student, self.teacher):
+            if counts is not None and len(counts) != len(self.edges) - 1:
+                raise ValueError(
+                    f"{self.path}: {len(self.edges)} edges need {len(self.edges) - 1} counts, {len(counts)} given"
+                )
+        return self
+
+
+class IntegerSummary(Model):
+    """The integer network beside the fake-quantized one: whether every prediction agrees, on how many images, its size."""
+
+    equal_predictions: bool
+    images: int
+    bytes: int
+
+
+class StepTime(Model):
+    """Where one training step's time goes, in seconds (means over the stage)."""
+
+    data: float = 0.0
+    teacher: float = 0.0
+    forward: float = 0.0
+    backward: float = 0.0
+    optimizer: float = 0.0
+
+
+class StageSummary(Model):
+    """One finished stage; accuracies are fractions in [0, 1] on the test set unless named otherwise."""
+
+    name: str
+    kind: Literal["ann", "snn"]
+    network: dict[str, Any]
+    parameters: int
+    time_steps: int | None = None
+    epochs: int
+    seconds: float
+    from_: str | None = Field(default=None, alias="from")
+    teacher: str | None = None
+    init: dict[str, Any] | None = None
+    objectives: list[dict[str, Any]] = []
+    accuracy: Fraction
+    validation_accuracy: Fraction | None = None
+    best: Best | None = None
+    accuracy_at: dict[int, Fraction] = {}
+    recalibrated_at: dict[int, Fraction] = {}
+    firing_rate: float | None = None
+    layers: list[LayerSummary] = []
+    synaptic_operations: float | None = None
+    macs: float | None = None
+    energy_pj: float | None = None
+    bits: Bits | None = None
+    confusion: list[list[int]] | None = None
+    membranes: list[MembraneSummary] | None = None
+    hardware: dict[str, Any] | None = None
+    integer: IntegerSummary | None = None
+    peak_memory_mb: float | None = None
+    images_per_second: float | None = None
+    step_time: StepTime | None = None
+    warnings: list[str] = []
+
+
+class RunSummary(Model):
+    """One run: one recipe, one seed."""
+
+    kind: Literal["run"] = "run"
+    format: Literal[1] = 1
+    title: str
+    recipe: str
+    seed: int
+    environment: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    citations: list[str] = []
+    stages: list[StageSummary] = []
+    warnings: list[str] = []
+
+    def stage(self, name: str) -> StageSummary:
+        """The stage of that name; raises ``KeyError``."""
+        return {stage.name: stage for stage in self.stages}[name]
+
+
+class Spread(Model):
+    """One figure over seeds: mean, sample standard deviation (n - 1; null for one seed), the values in the seeds' order."""
+
+    mean: float
+    std: float | None = None
+    values: list[float]
+
+
+class StageSpread(Model):
+    """One stage over seeds; ``figures`` maps a field of :class:`StageSummary` (or ``hardware.<path>``) to its spread."""
+
+    name: str
+    kind: Literal["ann", "snn"]
+    network: dict[str, Any]
+    parameters: int
+    time_steps: int | None = None
+    bits: Bits | None = None
+    figures: dict[str, Spread]
+    warnings: list[str] = []
+
+
+class Difference(Model):
+    r"""``stage`` minus ``baseline``, seed by seed: d_i = x_i - y_i.
+
+    The 95 % interval is ``mean(d) ± t(0.975, n-1) * std(d) / sqrt(n)`` (Student's t for paired samples); null for one seed.
+    """
+
+    figure: str
+    stage: str
+    baseline: str
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    values: list[float]
+
+
+class MultiSummary(Model):
+    """One recipe over several seeds; the single runs lie beside it in ``seed-N`` folders."""
+
+    kind: Literal["seeds"] = "seeds"
+    format: Literal[1] = 1
+    title: str
+    recipe: str
+    seeds: list[int]
+    environment: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    citations: list[str] = []
+    stages: list[StageSpread] = []
+    differences: list[Difference] = []
+    warnings: list[str] = []
+
+    def stage(self, name: str) -> StageSpread:
+        """The stage of that name; raises ``KeyError``."""
+        return {stage.name: stage for stage in self.stages}[name]
+
+
+Summary = RunSummary | MultiSummary
+_ADAPTER: TypeAdapter[Summary] = TypeAdapter(Annotated[Summary, Field(discriminator="kind")])
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of ``summary.json``."""
+    return _ADAPTER.json_schema(by_alias=True)
+
+
+def write(folder: str | os.PathLike[str], summary: Summary) -> Path:
+    """Write ``summary.json`` into a run folder so that a reader sees the old file or the new one, never half of one."""
+    path = Path(folder) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, summary.model_dump_json(indent=1) + "\n")
+    return path
+
+
+def read(folder: str | os.PathLike[str]) -> Summary:
+    """The summary in a run folder: of one run, or over seeds.
+
+    Raises: SpikedistillError when there is none, or it is of another format or not what ``docs/run_folder.md`` says.
+    """
+    path = Path(folder) / FILE
+    if not path.exists():
+        raise SpikedistillError(f"no {FILE} in {folder}: give a run folder with at least one finished stage")
+    text = path.read_text(encoding="utf-8")
+    try:
+        found = json.loads(text).get("format")
+        if found != FORMAT:
+            raise SpikedistillError(
+                f"{path} has format {found!r}; this version reads format {FORMAT}: use the version that wrote it"
+            )
+        return _ADAPTER.validate_json(text)
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise SpikedistillError(f"{path} is not a summary ({error}): finish or repeat the run") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SpikedistillError(f"{path}: at {where}: {first['msg']} (found {first['input']!r:.80})") from error
+
+
+def merge(runs: Sequence[RunSummary]) -> MultiSummary:
+    """One recipe's runs as means, spreads and paired differences; runs are put in the order of their seeds.
+
+    Stages that not every seed has finished are left out, and named in ``warnings``.
+    Raises: SpikedistillError when there is no run, two have one seed, or they are of different recipes.
+    """
+    runs = sorted(runs, key=lambda run: run.seed)
+    if not runs:
+        raise SpikedistillError("no runs to merge: give at least one seed's summary")
+    seeds = [run.seed for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise SpikedistillError(f"two runs have the same seed ({seeds}): merge runs of different seeds")
+    recipes = sorted({run.recipe for run in runs})
+    if len(recipes) > 1:
+        raise SpikedistillError(
+            f"runs of different recipes ({', '.join(recipes)}): merge runs of one recipe, report the others beside it"
+        )
+    names = list(dict.fromkeys(stage.name for run in runs for stage in run.stages))
+    everywhere = [name for name in names if all(name in {stage.name for stage in run.stages} for run in runs)]
+    warnings = [f"seed {run.seed}: {warning}" for run in runs for warning in run.warnings]
+    warnings += [f"{name}: not finished by every seed, left out" for name in names if name not in everywhere]
+    stages = [_spread_stage([run.stage(name) for run in runs], seeds) for name in everywhere]
+    differences = [
+        difference
+        for later, stage in enumerate(stages)
+        for baseline in stages[:later]
+        for figure in PAIRED
+        if (difference := _paired(figure, stage, baseline)) is not None
+    ]
+    return MultiSummary(
+        title=runs[0].title,
+        recipe=recipes[0],
+        seeds=seeds,
+        environment=runs[0].environment,
+        data=runs[0].data,
+        citations=list(dict.fromkeys(citation for run in runs for citation in run.citations)),
+        stages=stages,
+        differences=differences,
+        warnings=warnings,
+    )
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation ``sqrt(sum (x - mean)^2 / (n - 1))``."""
+    return Spread(mean=fmean(values), std=stdev(values) if len(values) > 1 else None, values=list(values))
+
+
+def paired_interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """``mean ± t((1 + confidence)/2, n - 1) * std / sqrt(n)``; None for fewer than two values."""
+    if len(differences) < 2:
+        return None
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(len(differences) - 1, (1 + confidence) / 2)) * stdev(differences) / sqrt(len(differences))
+    return fmean(differences) - half, fmean(differences) + half
+
+
+def figures(stage: StageSummary) -> dict[str, float]:
+    """Every number of a stage that can be averaged over seeds, by name (``accuracy_at.2``, ``hardware.spikesim.dense.edap``)."""
+    plain = {name: getattr(stage, name) for name in _SCALARS}
+    found = {name: float(value) for name, value in plain.items() if value is not None}
+    for field in ("accuracy_at", "recalibrated_at"):
+        found |= {f"{field}.{steps}": value for steps, value in getattr(stage, field).items()}
+    return found | dict(_numbers(stage.hardware or {}, "hardware"))
+
+
+_SCALARS = (
+    "accuracy",
+    "validation_accuracy",
+    "firing_rate",
+    "synaptic_operations",
+    "macs",
+    "energy_pj",
+    "seconds",
+    "peak_memory_mb",
+    "images_per_second",
+)
+
+
+def _numbers(tree: dict[str, Any], prefix: str) -> list[tuple[str, float]]:
+    numbers: list[tuple[str, float]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            numbers += _numbers(value, f"{prefix}.{key}")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            numbers.append((f"{prefix}.{key}", float(value)))
+    return numbers
+
+
+def _spread_stage(stages: Sequence[StageSummary], seeds: Sequence[int]) -> StageSpread:
+    each = [figures(stage) for stage in stages]
+    first = stages[0]
+    return StageSpread(
+        name=first.name,
+        kind=first.kind,
+        network=first.network,
+        parameters=first.parameters,
+        time_steps=first.time_steps,
+        bits=first.bits,
+        figures={name: spread([e[name] for e in each]) for name in each[0] if all(name in e for e in each)},
+        warnings=[f"seed {seed}: {warning}" for seed, stage in zip(seeds, stages) for warning in stage.warnings],
+    )
+
+
+def _paired(figure: str, stage: StageSpread, baseline: StageSpread) -> Difference | None:
+    if figure not in stage.figures or figure not in baseline.figures:
+        return None
+    values = [x - y for x, y in zip(stage.figures[figure].values, baseline.figures[figure].values)]
+    low, high = paired_interval(values) or (None, None)
+    return Difference(
+        figure=figure, stage=stage.name, baseline=baseline.name, mean=fmean(values), low=low, high=high, values=values
+    )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Temporary file beside the target, fsync, rename, fsync of the folder: a crash leaves the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
