@@ -11,7 +11,7 @@ On a grid (:class:`Grid`) all of these are integer codes and the leak is ``floor
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,6 +42,24 @@ def floor_ste(x: Tensor) -> Tensor:
 def round_ste(x: Tensor) -> Tensor:
     """``floor(x + 1/2)`` (halves go up, as an add and a shift do in integers) whose gradient is that of ``x``."""
     return floor_ste(x + 0.5)
+
+
+class _Saturate(torch.autograd.Function):
+    """clamp whose gradient is 1 on the bounds too: codes often lie there, and torch's own answer depends on its version."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward((x >= low) & (x <= high))
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0] * ctx.saved_tensors[0], None, None
+
+
+def saturate_ste(x: Tensor, low: float, high: float) -> Tensor:
+    """``min(max(x, low), high)`` whose gradient is that of ``x`` where ``low <= x <= high``, else 0."""
+    return _Saturate.apply(x, low, high)
 
 
 @dataclass(frozen=True)
@@ -80,7 +98,7 @@ class Grid:
         if self.bits is None:
             return floor_ste(v) if self.leak_first else v
         step = float(1 << self.shift)
-        return round_ste(v / step).clamp(-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1) * step
+        return saturate_ste(round_ste(v / step), -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1) * step
 
 
 @dataclass(frozen=True)
