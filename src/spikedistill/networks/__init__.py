@@ -1,0 +1,56 @@
+"""Networks by name, ANN twin and SNN from one definition."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ..errors import SpikedistillError, nearest
+from ..neurons import Neuron
+from . import resnet, vgg
+from .base import Network
+
+BUILDERS: dict[str, Callable[..., Network]] = {**vgg.NAMES, **resnet.NAMES}
+
+
+def names() -> list[str]:
+    """Names that :func:`create` knows."""
+    return sorted(BUILDERS)
+
+
+def options(name: str) -> dict[str, inspect.Parameter]:
+    """The options a named network takes, from its builder's signature; raises for an unknown name."""
+    if name not in BUILDERS:
+        raise SpikedistillError(f"unknown network {name!r}: {nearest(name, BUILDERS)}")
+    return {k: p for k, p in inspect.signature(BUILDERS[name]).parameters.items() if k != "name"}
+
+
+def create(name: str, **given: Any) -> Network:
+    """A network by name; ``time_steps=None`` gives its ANN twin with the same parameter names.
+
+    Options common to all (defaults): ``num_classes=10, in_channels=3, input="image"|"frames", time_steps=4, width=1.0,
+    neuron=None`` (an instance, copied per site, or a recipe's mapping; None: the family's own), ``encoding="direct"|
+    "poisson"|"latency", head="linear"|"spiking", mean=None, std=None`` (0 and 1); residual networks also take ``stem``.
+    Raises :class:`SpikedistillError` for an unknown name or option, with the nearest known one.
+    """
+    allowed = options(name)
+    for key in given:
+        if key not in allowed:
+            raise SpikedistillError(f"network {name!r} has no option {key!r}; {nearest(key, allowed)}")
+    network = BUILDERS[name](name, **given)
+    network.config = {"name": name, "options": {k: _plain(v) for k, v in given.items()}}
+    return network
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Neuron):
+        return value.spec()
+    if isinstance(value, nn.Module):
+        return type(value).__name__
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+__all__ = ["BUILDERS", "Network", "create", "names", "options"]

@@ -1,0 +1,269 @@
+"""What all networks share: normalisation, the entrance of time, the head, prediction, streaming."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .. import simulation
+from ..errors import SpikedistillError, nearest
+from ..neurons import IF, LIF, Neuron, NormNeuron, Repeat, build
+from ..simulation import Simulation
+from .encoding import ENCODINGS, encode
+
+Input = Literal["image", "frames"]
+State = dict[str, Any]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Network(nn.Module):
+    """A network that owns its normalisation and its time steps.
+
+    Subclasses build their layers with :class:`Builder` and define ``body(x)``: from the normalised input, ``(N, C, H, W)``
+    where the stem runs once (``once``) and else ``(T*N, C, H, W)``, to folded logits ``(T*N, K)``.
+
+    Shape: image input (N, C, H, W), frames input (N, F, C, H, W) with F a multiple of T (consecutive groups are summed);
+    ``forward`` gives (T, N, K), the ANN twin (``time_steps=None``) (N, K), averaged over frames where it sees frames.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        input: Input = "image",
+        time_steps: int | None = 4,
+        encoding: str = "direct",
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if input not in ("image", "frames"):
+            raise SpikedistillError(f"input must be 'image' or 'frames', found {input!r}")
+        if encoding not in ENCODINGS:
+            raise SpikedistillError(f"unknown encoding {encoding!r}: {nearest(encoding, ENCODINGS)}")
+        if encoding != "direct" and input == "frames":
+            raise SpikedistillError(f"encoding {encoding!r} turns images into frames; the input already is frames")
+        self.num_classes, self.in_channels, self.input = num_classes, in_channels, input
+        self.encoding = encoding
+        self._time_steps: int | None = _checked_steps(time_steps)
+        self.register_buffer("mean", _per_channel(mean, 0.0, in_channels, "mean"))
+        self.register_buffer("std", _per_channel(std, 1.0, in_channels, "std"))
+        if encoding != "direct" and not (bool((self.mean == 0).all()) and bool((self.std == 1).all())):
+            raise SpikedistillError(f"encoding {encoding!r} needs images in [0, 1]: leave mean 0 and std 1")
+        self.config: dict[str, Any] = {}
+
+    mean: Tensor
+    std: Tensor
+
+    @property
+    def time_steps(self) -> int | None:
+        """T of the network's simulations; None for an ANN. Setting it is allowed at any time."""
+        return self._time_steps
+
+    @time_steps.setter
+    def time_steps(self, value: int | None) -> None:
+        if (value is None) != (self._time_steps is None):
+            raise SpikedistillError(
+                "an SNN does not become an ANN (or the reverse) by setting time_steps; create it anew"
+            )
+        self._time_steps = _checked_steps(value)
+
+    @property
+    def spiking(self) -> bool:
+        """Whether this is an SNN."""
+        return self.time_steps is not None
+
+    @property
+    def once(self) -> bool:
+        """Whether the layers before the first neuron see each image once (constant current)."""
+        return self.spiking and self.input == "image" and self.encoding == "direct"
+
+    def body(self, x: Tensor) -> Tensor:
+        """Normalised, folded input to folded logits."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (T, N, K); ANN (N, K)."""
+        sim = simulation.current()
+        if sim is not None and sim.network is self:
+            return self._run(x, sim)
+        with Simulation(self, simulation.steps_for(self, self.time_steps)) as sim:
+            return self._run(x, sim)
+
+    def _run(self, x: Tensor, sim: Simulation) -> Tensor:
+        self.check(x, sim)
+        folded = self.fold(x, sim)
+        out = self.body(folded)
+        if self.spiking:
+            return out.unflatten(0, (sim.time_steps, -1))
+        if self.input == "frames":
+            return out.unflatten(0, (x.shape[1], -1)).mean(0)
+        return out
+
+    def check(self, x: Tensor, sim: Simulation) -> None:
+        """Refuse an input of the wrong form, in words."""
+        want = 4 if self.input == "image" or sim.streaming else 5
+        form = "(N, C, H, W)" if want == 4 else "(N, F, C, H, W)"
+        if x.dim() != want or x.shape[-3] != self.in_channels:
+            raise SpikedistillError(
+                f"{type(self).__name__} takes {self.input} input {form} with C = {self.in_channels}, found "
+                f"{tuple(x.shape)}; set in_channels and input='image'|'frames' when creating the network"
+            )
+
+    def fold(self, x: Tensor, sim: Simulation) -> Tensor:
+        """Bring time into the batch and normalise: (N or T*N, C, H, W)."""
+        T = sim.time_steps
+        if self.input == "frames" and not sim.streaming:
+            x = frames(x, self.time_steps, T).flatten(0, 1)
+        x = (x - self.mean.view(1, -1, 1, 1).to(x.dtype)) / self.std.view(1, -1, 1, 1).to(x.dtype)
+        if self.input == "image" and self.spiking and self.encoding != "direct":
+            assert T is not None
+            x = encode(x, T, self.encoding, sim.step, self.time_steps).flatten(0, 1)
+        return x
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Logits averaged over T: (N, K)."""
+        out = self(x)
+        return out.mean(0) if out.dim() == 3 else out
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """One time step of a stream, in eval mode only: ``out, state = network.step(x, state)``.
+
+        ``x`` (N, C, H, W): the image, the same at each step, or one step's frame. ``state`` is None at the start, then what
+        the last step gave: ``{"step": t, "path#k": V}``. Returns logits (N, K). T chained steps equal one forward.
+        """
+        if not self.spiking:
+            raise SpikedistillError("an ANN has no time steps to stream")
+        if self.training:
+            raise SpikedistillError("streaming is for eval mode: call network.eval() first")
+        with Simulation(self, 1, state=dict(state) if state else {"step": 0}) as sim:
+            out = self._run(x, sim)[0]
+        return out, {"step": sim.step + 1, **sim.state_out}
+
+
+def frames(x: Tensor, own: int | None, T: int | None) -> Tensor:
+    """Event frames (N, F, C, H, W) to (T, N, C, H, W): F/own consecutive ones summed, then the first T (cyclic beyond)."""
+    x = x.transpose(0, 1)
+    if own is None or T is None:
+        return x
+    F = x.shape[0]
+    if F % own:
+        raise SpikedistillError(
+            f"{F} frames cannot be summed in equal groups to T = {own} steps; give a multiple of {own} frames "
+            "(data.frames bins at the least common multiple of all T in a recipe)"
+        )
+    if own != F:
+        x = x.unflatten(0, (own, F // own)).sum(1)
+    if own >= T:
+        return x[:T]
+    return x[torch.arange(T, device=x.device) % own]
+
+
+def _checked_steps(value: int | None) -> int | None:
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise SpikedistillError(f"time_steps must be a whole number from 1, or None for an ANN; found {value!r}")
+    return value
+
+
+def _per_channel(value: float | Sequence[float] | None, default: float, channels: int, name: str) -> Tensor:
+    if value is None:
+        value = default
+    out = torch.as_tensor(value, dtype=torch.float32).flatten()
+    if out.numel() == 1:
+        out = out.expand(channels).clone()
+    if out.numel() != channels:
+        raise SpikedistillError(f"{name} has {out.numel()} values for {channels} input channels; give one per channel")
+    if name == "std" and not bool((out > 0).all()):
+        raise SpikedistillError(f"std must be more than 0, found {out.tolist()}")
+    return out
+
+
+class Builder:
+    """Makes the parts of one network: SNN or ANN twin from the same calls.
+
+    ``norm_neuron(channels)`` is a :class:`NormNeuron`; ``activation()`` a neuron alone; the first one asked for with
+    ``first=True`` is the encoding neuron where the network's stem runs once.
+    """
+
+    def __init__(
+        self, network: Network, neuron: "nn.Module | Mapping[str, Any] | None" = None, default: Neuron | None = None
+    ) -> None:
+        self.network = network
+        self.prototype = build(neuron, default or LIF())
+        if isinstance(self.prototype, Neuron) and network.time_steps:
+            self.prototype.time_steps = network.time_steps
+
+    @property
+    def threshold(self) -> float:
+        """The neurons' threshold (1 for other activations), for norm initialisation."""
+        return self.prototype.threshold if isinstance(self.prototype, Neuron) else 1.0
+
+    def activation(self, first: bool = False) -> nn.Module:
+        """A neuron, or ReLU in the ANN twin."""
+        if not self.network.spiking:
+            return nn.ReLU()
+        neuron = build(self.prototype)
+        if first and self.network.once:
+            if not isinstance(neuron, Neuron):
+                raise SpikedistillError(f"{type(neuron).__name__} cannot be the encoding neuron; use IF, LIF or PLIF")
+            neuron.encode = True
+        return neuron
+
+    def norm_neuron(self, channels: int, first: bool = False, scale: float | None = None) -> NormNeuron:
+        """Norm and neuron; ``scale`` is the norm's initial weight in units of the threshold (None: 1, no threshold)."""
+        out = NormNeuron(channels, self.activation(first))
+        if scale is not None:
+            nn.init.constant_(out.weight, scale * (self.threshold if self.network.spiking else 1.0))
+        return out
+
+    def norm(self, channels: int, scale: float | None = None) -> nn.BatchNorm2d:
+        """A norm that stands alone."""
+        out = nn.BatchNorm2d(channels)
+        if scale is not None:
+            nn.init.constant_(out.weight, scale * (self.threshold if self.network.spiking else 1.0))
+        return out
+
+    def repeat(self) -> nn.Module:
+        """Gives each step the stem's result where the stem runs once and no neuron dominates; else nothing."""
+        return Repeat(self.network.time_steps or 1) if self.network.once else nn.Identity()
+
+    def head(self, features: int, kind: str = "linear") -> nn.Module:
+        """The classifier: linear, or linear and a neuron whose spikes are the logits."""
+        linear = nn.Linear(features, self.network.num_classes)
+        if kind == "linear":
+            return linear
+        if kind != "spiking":
+            raise SpikedistillError(f"head must be 'linear' or 'spiking', found {kind!r}")
+        return SpikingHead(linear, self.activation())
+
+
+class SpikingHead(nn.Module):
+    """A linear layer and a neuron: the logits are its output spikes."""
+
+    def __init__(self, linear: nn.Linear, neuron: nn.Module) -> None:
+        super().__init__()
+        self.linear, self.neuron = linear, neuron
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T*N, features) to spikes (T*N, K)."""
+        return self.neuron(self.linear(x))
+
+
+def initialise(network: nn.Module, mode: str = "kaiming") -> None:
+    """Initial weights: Kaiming normal over fan-out for convolutions, torch's default for linear layers."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv1d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def scaled(channels: int, width: float) -> int:
+    """Channels at a width factor, at least 1."""
+    return max(1, math.floor(channels * width + 0.5))
+
+
+__all__ = ["IF", "LIF", "Builder", "Network", "SpikingHead", "frames", "initialise", "scaled"]

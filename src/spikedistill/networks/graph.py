@@ -1,0 +1,290 @@
+"""A network as a list of nodes and edges, traced once; every tool that has to know a network's structure reads this.
+
+One forward pass on an example is recorded: a node for each call of a leaf module and for each function on tensors outside
+of leaf modules, with the line of source that called it.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from .. import simulation
+from ..neurons import Neuron, NormNeuron, Repeat
+from .base import Network
+
+
+@dataclass(frozen=True)
+class Ref:
+    """In a node's arguments: the output of another node (``index``: which, of several)."""
+
+    name: str
+    index: int | None = None
+
+
+@dataclass
+class Node:
+    """One call: of a leaf module (``module``, ``path``) or of a function (``scope``: path of the module that called it).
+
+    ``name``: "path#k" for modules, "scope/op#k" for functions. ``kind``: the module's class name, or the function's name.
+    ``inputs``: names of the nodes whose outputs it reads; ``args``, ``kwargs``: as called, tensors replaced by :class:`Ref`.
+    ``shape``, ``in_shapes``: of output and inputs, with the batch as traced. ``source``: "file:line".
+    """
+
+    name: str
+    kind: str
+    inputs: list[str]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    shape: tuple[int, ...]
+    in_shapes: list[tuple[int, ...]]
+    source: str
+    scope: str
+    path: str | None = None
+    call: int = 0
+    module: nn.Module | None = None
+    function: Callable[..., Any] | None = None
+
+
+@dataclass
+class Call:
+    """One call of any module, composite ones included: whose output it gave (a node's name)."""
+
+    path: str
+    call: int
+    input: str | None
+    output: str | None
+    shape: tuple[int, ...]
+
+
+@dataclass
+class Graph:
+    """Nodes in the order of execution, calls of all modules, and the names of the input and output nodes."""
+
+    nodes: list[Node] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    output: str = ""
+    batch: int = 0
+    time_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        self._by_name = {node.name: node for node in self.nodes}
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    def __getitem__(self, name: str) -> Node:
+        return self._by_name[name]
+
+    def add(self, node: Node) -> None:
+        """Append a node."""
+        self.nodes.append(node)
+        self._by_name[node.name] = node
+
+    def users(self, name: str) -> list[Node]:
+        """Nodes that read the output of ``name``."""
+        return [node for node in self.nodes if name in node.inputs]
+
+    def of_path(self, path: str) -> list[Node]:
+        """Nodes of the leaf module at ``path``, one per call."""
+        return [node for node in self.nodes if node.path == path]
+
+
+_LEAVES = (Neuron, NormNeuron, Repeat)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is one node: torch's own modules without children, neurons, norm and neuron, Repeat."""
+    if isinstance(module, _LEAVES) or getattr(module, "graph_leaf", False):
+        return True
+    return type(module).__module__.startswith("torch.nn") and not any(module.children())
+
+
+def trace(network: nn.Module, example: Tensor) -> Graph:
+    """Record one forward pass of ``network`` on ``example``, in eval mode, without gradients.
+
+    Training flags, running statistics and random state are as before. For a :class:`Network` the node "input" is what
+    enters its body (normalised, folded over time) and the output is the body's.
+    """
+    recorder = _Recorder(network)
+    training = {m: m.training for m in network.modules()}
+    network.eval()
+    try:
+        with torch.random.fork_rng(devices=[example.device] if example.is_cuda else []), torch.no_grad(), recorder:
+            recorder.run(example)
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+    return recorder.graph
+
+
+class _Recorder:
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.graph = Graph()
+        self.paths = {id(m): name for name, m in network.named_modules()}
+        self.counts: dict[str, int] = {}
+        self.stack: list[tuple[nn.Module, int]] = []
+        self.quiet = 0  # > 0 inside a leaf, or outside of a Network's body
+        self.refs: dict[int, Ref] = {}
+        self.alive: list[Tensor] = []  # ids are only unique while the tensors live
+        for name, p in [*network.named_parameters(), *network.named_buffers()]:
+            self.refs[id(p)] = Ref(f"parameter:{name}")
+
+    def run(self, example: Tensor) -> None:
+        net = self.network
+        if isinstance(net, Network):
+            self.quiet = 1
+            fold, body = net.fold, net.body
+
+            def traced_fold(x: Tensor, sim: simulation.Simulation) -> Tensor:
+                out = fold(x, sim)
+                self.graph.batch, self.graph.time_steps = x.shape[0], sim.time_steps
+                self.source(out)
+                return out
+
+            def traced_body(x: Tensor) -> Tensor:
+                self.quiet = 0
+                out = body(x)
+                self.graph.output = self.ref(out).name
+                self.quiet = 1
+                return out
+
+            net.fold, net.body = traced_fold, traced_body  # type: ignore[method-assign]
+            try:
+                net(example)
+            finally:
+                del net.fold, net.body
+            return
+        self.graph.batch = example.shape[0]
+        self.source(example)
+        out = net(example)
+        while not isinstance(out, Tensor):
+            out = next(iter(out.values())) if isinstance(out, dict) else out[0]
+        self.graph.output = self.ref(out).name
+
+    def source(self, x: Tensor) -> None:
+        self.graph.add(Node("input", "input", [], (), {}, tuple(x.shape), [], "", ""))
+        self.know(x, Ref("input"))
+
+    def know(self, x: Tensor, ref: Ref) -> None:
+        self.refs[id(x)] = ref
+        self.alive.append(x)
+
+    def ref(self, x: Tensor) -> Ref:
+        return self.refs.get(id(x), Ref("constant"))
+
+    def count(self, key: str) -> int:
+        k = self.counts.get(key, 0)
+        self.counts[key] = k + 1
+        return k
+
+    def record(self, name: str, kind: str, args: Any, kwargs: Any, out: Any, scope: str, **extra: Any) -> None:
+        tensors: list[Tensor] = []
+        plain = _replace(args, self, tensors), _replace(kwargs, self, tensors)
+        first = out if isinstance(out, Tensor) else next((o for o in out if isinstance(o, Tensor)), None)
+        shape = tuple(first.shape) if first is not None else ()
+        inputs = [self.ref(t).name for t in tensors]
+        self.graph.add(
+            Node(name, kind, inputs, *plain, shape, [tuple(t.shape) for t in tensors], _source(), scope, **extra)
+        )
+        if isinstance(out, Tensor):
+            self.know(out, Ref(name))
+        else:
+            for i, o in enumerate(out):
+                if isinstance(o, Tensor):
+                    self.know(o, Ref(name, i))
+
+    def scope(self) -> str:
+        return self.paths.get(id(self.stack[-1][0]), "") if self.stack else ""
+
+    def before(self, module: nn.Module, args: Any) -> None:
+        if id(module) not in self.paths:
+            return
+        self.stack.append((module, self.count(self.paths[id(module)])))
+        if is_leaf(module):
+            self.quiet += 1
+
+    def after(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        if id(module) not in self.paths or not self.stack:
+            return
+        _, k = self.stack.pop()
+        path = self.paths[id(module)]
+        if is_leaf(module):
+            self.quiet -= 1
+            if not self.quiet:
+                self.record(
+                    f"{path}#{k}", type(module).__name__, args, kwargs, out, path, path=path, call=k, module=module
+                )
+        if not self.quiet and isinstance(out, Tensor):
+            given = next((a for a in args if isinstance(a, Tensor)), None)
+            self.graph.calls.append(
+                Call(path, k, self.ref(given).name if given is not None else None, self.ref(out).name, tuple(out.shape))
+            )
+
+    def __enter__(self) -> "_Recorder":
+        self.exits = ExitStack()
+        pre = register_module_forward_pre_hook(self.before)
+        post = register_module_forward_hook(self.after, with_kwargs=True)
+        self.exits.callback(pre.remove)
+        self.exits.callback(post.remove)
+        self.exits.enter_context(_functions(self))
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.exits.close()
+
+
+@contextmanager
+def _functions(recorder: _Recorder) -> Iterator[None]:
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if recorder.quiet or not _tensors_in(out):
+                return out
+            kind = _kind(func)
+            scope = recorder.scope()
+            name = f"{scope}/{kind}" if scope else kind
+            recorder.record(f"{name}#{recorder.count(name)}", kind, args, kwargs or {}, out, scope, function=func)
+            return out
+
+    with Mode():
+        yield
+
+
+def _tensors_in(out: Any) -> bool:
+    return isinstance(out, Tensor) or (isinstance(out, tuple | list) and any(isinstance(o, Tensor) for o in out))
+
+
+def _kind(func: Any) -> str:
+    name = (resolve_name(func) or getattr(func, "__name__", str(func))).rsplit(".", 1)[-1]
+    if name == "__get__":
+        name = (resolve_name(func) or "").split(".")[-2]
+    return name.strip("_") if name.startswith("__") else name
+
+
+def _replace(value: Any, recorder: _Recorder, tensors: list[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return recorder.ref(value)
+    if isinstance(value, tuple | list):
+        return type(value)(_replace(v, recorder, tensors) for v in value) if type(value) in (tuple, list) else value
+    if isinstance(value, dict):
+        return {k: _replace(v, recorder, tensors) for k, v in value.items()}
+    return value
+
+
+def _source() -> str:
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if "/torch/" not in file and not file.endswith("networks/graph.py"):
+            return f"{file}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""

@@ -1,0 +1,296 @@
+"""Residual networks in three forms, SNN and ANN twin from one definition.
+
+basic   neuron(norm(conv(.)) + shortcut): the ANN's own form; Zheng et al. (tdBN), AAAI 2021.
+SEW     neuron(norm(conv(.))) joined with the shortcut's spikes by ADD, AND or IAND; Fang et al., "Deep residual learning in
+        spiking neural networks", NeurIPS 2021.
+MS      pre-activation, shortcuts between membranes: the stream carries real values; Hu et al., "Advancing spiking neural
+        networks toward deep residual learning", IEEE TNNLS 2024.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import SpikedistillError
+from ..neurons import LIF
+from .base import Builder, Input, Network, initialise, scaled
+
+# depth -> (channels per stage, blocks per stage, bottleneck, stem)
+DEPTHS: dict[int, tuple[tuple[int, ...], tuple[int, ...], bool, str]] = {
+    18: ((64, 128, 256, 512), (2, 2, 2, 2), False, "imagenet"),
+    19: ((128, 256, 512), (3, 3, 2), False, "cifar"),
+    20: ((16, 32, 64), (3, 3, 3), False, "cifar"),
+    34: ((64, 128, 256, 512), (3, 4, 6, 3), False, "imagenet"),
+    50: ((64, 128, 256, 512), (3, 4, 6, 3), True, "imagenet"),
+    56: ((16, 32, 64), (9, 9, 9), False, "cifar"),
+}
+CONNECT = ("add", "and", "iand")
+MS_NEURON = LIF(decay=0.25, threshold=0.5, surrogate="rectangle")
+
+
+class PadShortcut(nn.Module):
+    """Parameter-free shortcut (He et al. 2016, option A): every second pixel, channels padded with zeros, half each side."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.before = stride, (out_channels - in_channels) // 2
+        self.after = out_channels - in_channels - self.before
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', ceil(H/s), ceil(W/s))."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+class Join(nn.Module):
+    """How SEW joins the branch's spikes s with the shortcut's x: ADD s + x, AND s * x, IAND (1 - s) * x."""
+
+    def __init__(self, connect: str) -> None:
+        super().__init__()
+        self.connect = connect
+
+    def forward(self, s: Tensor, x: Tensor) -> Tensor:
+        """Two tensors of one shape."""
+        if self.connect == "add":
+            return s + x
+        return s * x if self.connect == "and" else (1 - s) * x
+
+    def extra_repr(self) -> str:
+        return self.connect
+
+
+class BasicForm(nn.Module):
+    """Basic block or bottleneck: the last norm adds the shortcut before its neuron."""
+
+    def __init__(
+        self, make: Builder, c_in: int, c: int, stride: int, bottleneck: bool, shortcut: nn.Module | None, connect: str
+    ):
+        super().__init__()
+        self.depth = _convs(self, c_in, c, stride, bottleneck)
+        for i in range(1, self.depth + 1):
+            self.add_module(f"bn{i}", make.norm_neuron(self.get_submodule(f"conv{i}").out_channels, scale=1.0))  # type: ignore[arg-type]
+        self.downsample = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T*N, C, H, W) to (T*N, C', H', W')."""
+        identity = x if self.downsample is None else self.downsample(x)
+        for i in range(1, self.depth):
+            x = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x))
+        return getattr(self, f"bn{self.depth}")(getattr(self, f"conv{self.depth}")(x), identity)
+
+
+class SEWForm(BasicForm):
+    """Spike-element-wise block: the branch ends in its own neuron and joins the shortcut's spikes."""
+
+    def __init__(
+        self, make: Builder, c_in: int, c: int, stride: int, bottleneck: bool, shortcut: nn.Module | None, connect: str
+    ):
+        super().__init__(make, c_in, c, stride, bottleneck, shortcut, connect)
+        self.join = Join(connect)
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        for i in range(1, self.depth + 1):
+            x = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x))
+        return self.join(x, identity)
+
+
+class MSForm(nn.Module):
+    """Membrane-shortcut block: neuron -> conv -> norm, twice (thrice), plus the real-valued stream."""
+
+    def __init__(
+        self, make: Builder, c_in: int, c: int, stride: int, bottleneck: bool, shortcut: nn.Module | None, connect: str
+    ):
+        super().__init__()
+        self.neuron = make.activation()
+        self.depth = _convs(self, c_in, c, stride, bottleneck)
+        # Initial norm weights of the family's public code (see reference in docs): the branch starts small.
+        for i in range(1, self.depth):
+            self.add_module(f"bn{i}", make.norm_neuron(self.get_submodule(f"conv{i}").out_channels, scale=1.0))  # type: ignore[arg-type]
+        self.add_module(f"bn{self.depth}", make.norm(self.get_submodule(f"conv{self.depth}").out_channels, scale=0.2))  # type: ignore[arg-type]
+        self.downsample = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T*N, C, H, W) to (T*N, C', H', W'), both real valued."""
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.neuron(x)
+        for i in range(1, self.depth + 1):
+            x = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x))
+        return x + identity
+
+
+def _convs(block: nn.Module, c_in: int, c: int, stride: int, bottleneck: bool) -> int:
+    if bottleneck:
+        block.add_module("conv1", nn.Conv2d(c_in, c, 1, bias=False))
+        block.add_module("conv2", nn.Conv2d(c, c, 3, stride, 1, bias=False))
+        block.add_module("conv3", nn.Conv2d(c, 4 * c, 1, bias=False))
+        return 3
+    block.add_module("conv1", nn.Conv2d(c_in, c, 3, stride, 1, bias=False))
+    block.add_module("conv2", nn.Conv2d(c, c, 3, 1, 1, bias=False))
+    return 2
+
+
+FORMS: dict[str, Any] = {"basic": BasicForm, "sew": SEWForm, "ms": MSForm}
+
+
+class ResNet(Network):
+    """A residual network; parameter names are torchvision's (18, 34, 50) or the usual CIFAR ones (20, 56: head ``linear``)."""
+
+    def __init__(
+        self,
+        form: str,
+        depth: int,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        input: Input = "image",
+        time_steps: int | None = 4,
+        width: float = 1.0,
+        neuron: "nn.Module | Mapping[str, Any] | None" = None,
+        stem: str | None = None,
+        shortcut: str | None = None,
+        connect: str = "add",
+        encoding: str = "direct",
+        head: str = "linear",
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std)
+        channels, blocks, bottleneck, own_stem = DEPTHS[depth]
+        stem = stem or ("cifar" if form == "ms" else own_stem)
+        shortcut = shortcut or ("pad" if form == "basic" and depth in (20, 56) else "conv")
+        connect = connect.lower()
+        _check(form, stem, shortcut, connect, bottleneck, spiking=time_steps is not None)
+        self.form = form
+        make = Builder(self, neuron, MS_NEURON if form == "ms" else None)
+        c = scaled(channels[0], width)
+        self.conv1 = (
+            nn.Conv2d(in_channels, c, 7, 2, 3, bias=False)
+            if stem == "imagenet"
+            else nn.Conv2d(in_channels, c, 3, 1, 1, bias=False)
+        )
+        if form == "ms":
+            self.bn1: nn.Module = make.norm(c, scale=1.0)
+            self.repeat = make.repeat()
+        else:
+            self.bn1 = make.norm_neuron(c, first=True, scale=1.0)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
+        self.depth = len(channels)
+        for s, (wide, count) in enumerate(zip(channels, blocks), 1):
+            stage = []
+            for b in range(count):
+                c_out = scaled(wide, width)
+                stride = 2 if b == 0 and s > 1 else 1
+                out = 4 * c_out if bottleneck else c_out
+                short = None if stride == 1 and c == out else _shortcut(make, form, shortcut, c, out, stride)
+                stage.append(FORMS[form](make, c, c_out, stride, bottleneck, short, connect))
+                c = out
+            self.add_module(f"layer{s}", nn.Sequential(*stage))
+        if form == "ms":
+            self.neuron = make.activation()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        if depth == 19:
+            hidden = scaled(256, width)
+            self.fc1, self.fc1_neuron = nn.Linear(c, hidden), make.activation()
+            c = hidden
+        self.head_name = "linear" if depth in (20, 56) else "fc"
+        self.add_module(self.head_name, make.head(c, head))
+        initialise(self)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x))
+        if self.form == "ms":
+            x = self.repeat(self.maxpool(x))
+        else:
+            x = self.maxpool(x)
+        for s in range(1, self.depth + 1):
+            x = getattr(self, f"layer{s}")(x)
+        if self.form == "ms":
+            x = self.neuron(x)
+        x = self.flatten(self.avgpool(x))
+        if hasattr(self, "fc1"):
+            x = self.fc1_neuron(self.fc1(x))
+        return getattr(self, self.head_name)(x)
+
+
+def _shortcut(make: Builder, form: str, kind: str, c_in: int, c_out: int, stride: int) -> nn.Module:
+    if kind == "pad":
+        return PadShortcut(c_in, c_out, stride)
+    conv = nn.Conv2d(c_in, c_out, 1, stride, bias=False)
+    norm = make.norm_neuron(c_out, scale=1.0) if form == "sew" else make.norm(c_out, scale=1.0)
+    return nn.Sequential(conv, norm)
+
+
+def _check(form: str, stem: str, shortcut: str, connect: str, bottleneck: bool, spiking: bool) -> None:
+    if stem not in ("cifar", "imagenet"):
+        raise SpikedistillError(f"stem must be 'cifar' (3x3) or 'imagenet' (7x7, stride 2, max-pool), found {stem!r}")
+    if shortcut not in ("conv", "pad"):
+        raise SpikedistillError(f"shortcut must be 'conv' or 'pad', found {shortcut!r}")
+    if shortcut == "pad" and bottleneck:
+        raise SpikedistillError("bottlenecks have no parameter-free shortcut; use shortcut='conv'")
+    if connect not in CONNECT:
+        raise SpikedistillError(f"connect must be one of {', '.join(CONNECT)}, found {connect!r}")
+    if connect != "add" and form != "sew":
+        raise SpikedistillError(f"connect={connect!r} is SEW's way to join; {form} networks add")
+    if connect != "add" and not spiking:
+        raise SpikedistillError(
+            f"connect={connect!r} has no ANN twin (it is logic on spikes); use connect='add' for a twin"
+        )
+
+
+def _builder(form: str) -> Any:
+    def resnet(
+        name: str,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        input: Input = "image",
+        time_steps: int | None = 4,
+        width: float = 1.0,
+        neuron: "nn.Module | Mapping[str, Any] | None" = None,
+        stem: str | None = None,
+        shortcut: str | None = None,
+        encoding: str = "direct",
+        head: str = "linear",
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+    ) -> Network:
+        """Residual network; ``stem``: "cifar" | "imagenet"; ``shortcut``: "conv" | "pad" (parameter-free)."""
+        return ResNet(
+            form, _depth(name), num_classes, in_channels, input, time_steps, width, neuron, stem, shortcut, "add",
+            encoding, head, mean, std,
+        )  # fmt: skip
+
+    return resnet
+
+
+def sew_resnet(
+    name: str,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    input: Input = "image",
+    time_steps: int | None = 4,
+    width: float = 1.0,
+    neuron: "nn.Module | Mapping[str, Any] | None" = None,
+    stem: str | None = None,
+    shortcut: str | None = None,
+    connect: str = "add",
+    encoding: str = "direct",
+    head: str = "linear",
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+) -> Network:
+    """SEW residual network; ``connect``: "add" | "and" | "iand"."""
+    return ResNet(
+        "sew", _depth(name), num_classes, in_channels, input, time_steps, width, neuron, stem, shortcut, connect,
+        encoding, head, mean, std,
+    )  # fmt: skip
+
+
+def _depth(name: str) -> int:
+    return int(name.rsplit("resnet", 1)[1])
+
+
+NAMES: dict[str, Any] = {f"resnet{d}": _builder("basic") for d in DEPTHS}
+NAMES |= {f"sew_resnet{d}": sew_resnet for d in DEPTHS}
+NAMES |= {f"ms_resnet{d}": _builder("ms") for d in DEPTHS}

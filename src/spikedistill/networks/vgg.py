@@ -1,0 +1,133 @@
+"""VGG networks and the benchmark's plain six-convolution network.
+
+``vggD`` counts layers as the SNN literature does: convolutions plus linear layers. vgg11 and vgg16 are Simonyan and
+Zisserman's configurations A and D (ICLR 2015) with norms, 8 and 13 convolutions, and one linear layer after global average
+pooling (as CIFAR implementations have it); vgg9 (7 convolutions + 2 linear in the papers) and vgg5 follow that habit.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import SpikedistillError
+from .base import Builder, Input, Network, initialise, scaled
+
+# A number is a convolution's channels, "M" a pooling by 2; a pair is (channels, stride).
+CONFIGURATIONS: dict[str, tuple[Any, ...]] = {
+    "conv6": (32, 32, (64, 2), 64, (128, 2), 128),
+    "vgg5": (64, "M", 128, 128, "M"),
+    "vgg9": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M"),
+    "vgg11": (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512),
+    "vgg16": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512),
+    # Louis et al., "Reducing SNN activity", ICANN 2024 (official configuration): strides, no pooling, hidden linear layer.
+    "svgg11": ((64, 2), (128, 2), 256, (256, 2), 512, (512, 2), 512, (512, 2)),
+}
+HIDDEN: dict[str, int] = {"svgg11": 512}
+
+
+class Stage(nn.Sequential):
+    """Convolutions of one resolution; its output is the tap ``stageK``."""
+
+
+class VGG(Network):
+    """Plain convolutional network: conv -> norm -> neuron, grouped in stages of one resolution."""
+
+    def __init__(
+        self,
+        layers: Sequence[Any],
+        num_classes: int = 10,
+        in_channels: int = 3,
+        input: Input = "image",
+        time_steps: int | None = 4,
+        width: float = 1.0,
+        neuron: "nn.Module | Mapping[str, Any] | None" = None,
+        pools: int | None = None,
+        pooling: str = "max",
+        dropout: float = 0.0,
+        hidden: int | None = None,
+        encoding: str = "direct",
+        head: str = "linear",
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std)
+        if pooling not in ("max", "avg"):
+            raise SpikedistillError(f"pooling must be 'max' or 'avg', found {pooling!r}")
+        make = Builder(self, neuron)
+        blocks: list[nn.Module] = []
+        stages: list[list[nn.Module]] = [[]]
+        c, pooled = in_channels, 0
+        for layer in layers:
+            if layer == "M":
+                if stages[-1]:
+                    stages.append([])
+                if pools is None or pooled < pools:
+                    stages[-1].append(nn.MaxPool2d(2) if pooling == "max" else nn.AvgPool2d(2))
+                pooled += 1
+                continue
+            out, stride = layer if isinstance(layer, tuple) else (layer, 1)
+            out = scaled(out, width)
+            if stride > 1 and stages[-1] and c != in_channels:
+                stages.append([])
+            first = not blocks
+            conv = nn.Conv2d(c, out, 3, stride, 1, bias=False)
+            norm = make.norm_neuron(out, first=first, scale=1.0)
+            blocks.append(conv)
+            stages[-1] += [conv, norm]
+            c = out
+        tail = stages.pop() if stages and all(isinstance(m, nn.MaxPool2d | nn.AvgPool2d) for m in stages[-1]) else []
+        if tail:
+            stages[-1] += tail
+        for i, stage in enumerate(stages, 1):
+            self.add_module(f"stage{i}", Stage(*stage))
+        self.depth = len(stages)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        if hidden:
+            self.hidden = nn.Linear(c, scaled(hidden, width))
+            self.hidden_neuron = make.activation()
+            c = scaled(hidden, width)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.head = make.head(c, head)
+        initialise(self)
+
+    def body(self, x: Tensor) -> Tensor:
+        for i in range(1, self.depth + 1):
+            x = getattr(self, f"stage{i}")(x)
+        x = self.flatten(self.pool(x))
+        if hasattr(self, "hidden"):
+            x = self.hidden_neuron(self.hidden(x))
+        return self.head(self.dropout(x))
+
+
+def vgg(
+    name: str,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    input: Input = "image",
+    time_steps: int | None = 4,
+    width: float = 1.0,
+    neuron: "nn.Module | Mapping[str, Any] | None" = None,
+    pools: int | None = None,
+    pooling: str = "max",
+    dropout: float = 0.0,
+    hidden: int | None = None,
+    encoding: str = "direct",
+    head: str = "linear",
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+) -> Network:
+    """``conv6``, ``vgg5``, ``vgg9``, ``vgg11``, ``vgg16`` or ``svgg11``.
+
+    ``pools``: only the first that many poolings are kept (small images); ``pooling``: "max" or "avg"; ``hidden``: width of
+    a linear layer and neuron before the head (None: the network's own).
+    """
+    hidden = HIDDEN.get(name, 0) if hidden is None else hidden
+    return VGG(
+        CONFIGURATIONS[name], num_classes, in_channels, input, time_steps, width, neuron, pools, pooling, dropout, hidden,
+        encoding, head, mean, std,
+    )  # fmt: skip
+
+
+NAMES = dict.fromkeys(CONFIGURATIONS, vgg)
