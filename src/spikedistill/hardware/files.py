@@ -1,0 +1,138 @@
+"""Layer files: a network's layers, and optionally the chip, as YAML.
+
+.. code-block:: yaml
+
+    layers:
+      - {name: conv1, kind: conv, in_channels: 3, out_channels: 64, kernel_size: 3, in_size: 32, out_size: 32}
+    time_steps: 5
+    spikesim: {mode: released, crossbar_size: 64, pe_per_tile: 8, clock_mhz: 250, device: rram}
+
+Optional keys of a layer are the fields of `Layer`; besides, ``bits`` is one number for weights or a mapping ``{weight,
+membrane, norm}``, and ``input`` is ``spikes``, ``integers`` or ``real``, or a mapping ``{kind, bits, max}``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from spikedistill.errors import SpikedistillError
+from spikedistill.hardware.config import Config, Strict, explain, parse, read_yaml
+from spikedistill.hardware.layer import InputKind, Layer
+
+_LAYER = TypeAdapter(Layer)
+_SHORT = ("bits", "input")
+
+
+class _Bits(Strict):
+    weight: int = 32
+    membrane: int = 32
+    norm: int = 32
+
+
+class _Input(Strict):
+    kind: InputKind
+    bits: int = 32
+    max: int = 1
+
+
+class _File(Strict):
+    layers: list[dict[str, Any]] = Field(min_length=1)
+    time_steps: int = Field(1, ge=1)
+    spikesim: dict[str, Any] = {}
+
+
+def _expand(entry: Mapping[str, Any], time_steps: int, where: str) -> dict[str, Any]:
+    """Write the short keys out; in a file every conv and linear layer feeds a neuron unless it says ``neuron: null``."""
+    layer = {"time_steps": time_steps, **entry}
+    if layer.get("kind", "conv") in ("conv", "linear"):
+        layer.setdefault("neuron", "lif")
+        layer.setdefault("leaky", layer["neuron"] in ("lif", "plif"))
+    if "bits" in layer:
+        bits = layer.pop("bits")
+        read = parse(_Bits, bits if isinstance(bits, Mapping) else {"weight": bits}, f"{where}: bits")
+        layer.update({f"{key}_bits": value for key, value in read.model_dump(exclude_unset=True).items()})
+    if "input" in layer:
+        given = layer.pop("input")
+        read_input = parse(_Input, given if isinstance(given, Mapping) else {"kind": given}, f"{where}: input")
+        layer.update({f"input_{key}": value for key, value in read_input.model_dump(exclude_unset=True).items()})
+    return layer
+
+
+def _layer(entry: Mapping[str, Any], index: int, time_steps: int, path: str) -> Layer:
+    where = f"{path}: layers.{index} ({entry.get('name', 'no name')})"
+    try:
+        return _LAYER.validate_python(_expand(entry, time_steps, where))
+    except ValidationError as error:
+        known = [field.name for field in fields(Layer)] + list(_SHORT)
+        raise SpikedistillError("\n".join(f"{where}: {explain(item, known)}" for item in error.errors())) from None
+
+
+def check_geometry(layers: Sequence[Layer], where: str) -> None:
+    """Refuse an ``out_size`` that neither the convolution nor a pooling after it can give (not asked in released mode).
+
+    Raises: SpikedistillError.
+    """
+    for layer in layers:
+        if layer.kind == "conv" and any(typed > made for typed, made in zip(layer.typed_size, layer.positions)):
+            raise SpikedistillError(
+                f"{where}: {layer.name}: out_size {layer.typed_size} is larger than the {layer.positions} positions that "
+                f"kernel {layer.kernel_size}, stride {layer.stride}, padding {layer.pads} make of in_size {layer.in_size}; "
+                "correct one of them"
+            )
+        if layer.kind == "conv" and prod(layer.positions) < 1:
+            raise SpikedistillError(
+                f"{where}: {layer.name}: kernel {layer.kernel_size} is larger than its padded input"
+            )
+
+
+def read_layers(path: str | Path) -> tuple[list[Layer], dict[str, Any]]:
+    """Layers of a file and its raw ``spikesim`` settings, for `resolve`.
+
+    Raises: SpikedistillError that names file, layer, key and the nearest known key.
+    """
+    data = parse(_File, read_yaml(path), str(path))
+    layers = [_layer(entry, index, data.time_steps, str(path)) for index, entry in enumerate(data.layers)]
+    names = [layer.name for layer in layers]
+    if double := sorted({name for name in names if names.count(name) > 1}):
+        raise SpikedistillError(f"{path}: layer names must differ; found twice: {', '.join(double)}")
+    parse(Config, data.spikesim, f"{path}: spikesim")
+    return layers, data.spikesim
+
+
+def write_layers(layers: Sequence[Layer], path: str | Path, config: Config | None = None) -> None:
+    """Write layers, with everything measured, as a file that `read_layers` reads back to equal layers."""
+    entries = []
+    for layer in layers:
+        plain = asdict(layer)
+        defaults = {field.name: field.default for field in fields(Layer)}
+        # `neuron` is always said: in a file its absence means a neuron.
+        entries.append({k: v for k, v in plain.items() if k in ("kind", "neuron", "time_steps") or v != defaults[k]})
+    data: dict[str, Any] = {"layers": [_plain(entry) for entry in entries]}
+    if config is not None:
+        data["spikesim"] = config.model_dump(exclude_unset=True)
+    Path(path).write_text(yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120), encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def resolve(*sources: tuple[str, Mapping[str, Any]]) -> Config:
+    """One `Config` from several raw settings, later ones over earlier ones key by key: recipe, layer file, ``--config``.
+
+    Each source is (its name for errors, its settings). Raises: SpikedistillError.
+    """
+    merged: dict[str, Any] = {}
+    for name, source in sources:
+        parse(Config, dict(source), name)
+        for key, value in source.items():
+            nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            merged[key] = {**merged[key], **value} if nested else value
+    return parse(Config, merged, " and ".join(name for name, _ in sources) or "defaults")

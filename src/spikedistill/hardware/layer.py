@@ -1,0 +1,186 @@
+"""One layer of a workload: what a network asks of a chip, whatever chip it is."""
+
+from dataclasses import field
+from math import prod
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, model_validator
+from pydantic.dataclasses import dataclass
+
+
+def _pair(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) else value
+
+
+Pair = Annotated[tuple[int, int], BeforeValidator(_pair)]
+Kind = Literal["conv", "linear", "pool", "norm", "add", "neuron"]
+InputKind = Literal["spikes", "integers", "real"]
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Events:
+    """What measured spikes touch in one inference of one image, summed over time steps (and over levels of small integers).
+
+    A row is one input value under one kernel tap at one output site; a patch is one site and one tile of input channels.
+
+    ``rows[b]``: rows that hold a spike, for the b-th block of ``block`` input channels; ``patches[w]``: patches that hold a
+    spike when tiles are ``w`` channels wide; ``sites``: sites with a spike in any channel.
+    """
+
+    block: int
+    rows: tuple[float, ...]
+    patches: dict[int, float]
+    sites: float
+
+    def tile_rows(self, width: int) -> list[float]:
+        """Rows of each tile of ``width`` channels, a multiple of ``block``."""
+        step = max(1, width // self.block)
+        return [sum(self.rows[i : i + step]) for i in range(0, len(self.rows), step)]
+
+    def tile_patches(self, width: int) -> float | None:
+        """Patches for tiles of ``width`` channels; the sites where one tile holds all channels; None where not measured."""
+        if width >= self.block * len(self.rows):
+            return self.sites
+        return self.patches.get(width)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Layer:
+    """One layer: geometry, precision, kind of input, measured activity (per image and inference), and its place in the graph.
+
+    ``in_size`` and ``out_size`` are (H, W); ``out_size`` may be a size after pooling, which `positions` ignores.
+    ``executions``: runs per inference, T or, where the input never changes, 1. ``input_bits``: bits of a real input value;
+    ``input_max``: largest value of a small-integer input. ``spikes_in``: sum of the input's values, ``nonzero_in`` the number
+    of values that are not 0, ``spikes_out`` the spikes of the layer (of its ``neuron``), None where not measured.
+    ``neuron``: the neuron that the layer feeds one to one, when it is no layer of its own. ``inputs``: names of the layers
+    that feed this one; ``shortcut``: on a residual branch. 32 bits mean floating point.
+    """
+
+    name: str
+    kind: Kind = "conv"
+    in_channels: int
+    out_channels: int
+    kernel_size: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair | None = None
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    in_size: Pair = (1, 1)
+    out_size: Pair | None = None
+    time_steps: int = 1
+    executions: int | None = None
+    input_kind: InputKind = "spikes"
+    input_bits: int = 32
+    input_max: int = 1
+    weight_bits: int = 32
+    membrane_bits: int = 32
+    norm_bits: int = 32
+    spikes_in: float | None = None
+    nonzero_in: float | None = None
+    spikes_out: float | None = None
+    neuron: str | None = None
+    leaky: bool = False
+    bias: bool = False
+    shortcut: bool = False
+    encoding: bool = False
+    inputs: tuple[str, ...] = ()
+    events: Events | None = field(default=None, repr=False)
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "Layer":
+        positive = {
+            "in_channels": (self.in_channels,),
+            "out_channels": (self.out_channels,),
+            "kernel_size": self.kernel_size,
+            "stride": self.stride,
+            "dilation": self.dilation,
+            "groups": (self.groups,),
+            "in_size": self.in_size,
+            "out_size": self.out_size or (1,),
+            "time_steps": (self.time_steps,),
+            "executions": (self.executions or 1,),
+            "weight_bits": (self.weight_bits,),
+            "membrane_bits": (self.membrane_bits,),
+            "norm_bits": (self.norm_bits,),
+            "input_bits": (self.input_bits,),
+        }
+        for key, values in positive.items():
+            if min(values) < 1:
+                raise ValueError(f"{key} must be at least 1")
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise ValueError(f"groups={self.groups} must divide in_channels and out_channels")
+        return self
+
+    @property
+    def runs(self) -> int:
+        """Executions per inference."""
+        return self.time_steps if self.executions is None else self.executions
+
+    @property
+    def taps(self) -> int:
+        """Kernel positions, kh * kw."""
+        return prod(self.kernel_size)
+
+    @property
+    def pads(self) -> tuple[int, int]:
+        """Padding; where not given, the one that keeps the size of an odd kernel at stride 1."""
+        return self.padding or tuple((k - 1) * d // 2 for k, d in zip(self.kernel_size, self.dilation))  # type: ignore[return-value]
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        """Output positions (H, W) that the layer itself computes, before any pooling."""
+        if self.kind not in ("conv", "pool"):
+            return self.in_size
+        axes = zip(self.in_size, self.kernel_size, self.stride, self.pads, self.dilation)
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)  # type: ignore[return-value]
+
+    @property
+    def typed_size(self) -> tuple[int, int]:
+        """``out_size`` as it was given; the computed positions where it was not."""
+        return self.out_size or self.positions
+
+    @property
+    def fan_in(self) -> int:
+        """Weights of one output: kh * kw * Cin / groups."""
+        return self.taps * self.in_channels // self.groups
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, without biases."""
+        return self.fan_in * self.out_channels if self.kind in ("conv", "linear") else 0
+
+    @property
+    def macs(self) -> int:
+        """Dense multiply-accumulates of one execution, padding included: fan_in * Cout * positions."""
+        return self.weights * prod(self.positions)
+
+    @property
+    def inputs_per_run(self) -> int:
+        """Input values of one execution: Cin * H * W."""
+        return self.in_channels * prod(self.in_size)
+
+    @property
+    def outputs_per_run(self) -> int:
+        """Output values of one execution, before pooling: Cout * positions."""
+        return self.out_channels * prod(self.positions)
+
+    @property
+    def connections(self) -> int:
+        """Pairs of an input value and an output that it reaches, edges counted exactly; `macs` without the padding."""
+        if self.kind == "linear":
+            return self.macs
+        if self.kind != "conv":
+            return 0
+        per_axis = [
+            sum(0 <= o * s - p + k * d < n for o in range(m) for k in range(kernel))
+            for n, m, kernel, s, p, d in zip(
+                self.in_size, self.positions, self.kernel_size, self.stride, self.pads, self.dilation
+            )
+        ]
+        return prod(per_axis) * self.in_channels * self.out_channels // self.groups
+
+    @property
+    def fan_out(self) -> float:
+        """Outputs that one input value reaches, averaged over the input: connections / inputs."""
+        return self.connections / self.inputs_per_run
