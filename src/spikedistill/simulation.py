@@ -62,7 +62,8 @@ class Simulation:
 
     def keep(self, module: nn.Module, call: int, what: str, value: Tensor) -> None:
         """Hand over something that was asked for."""
-        self.captured[(self.path(module), call, what)] = value
+        if not self.recomputing:
+            self.captured[(self.path(module), call, what)] = value
 
     def initial(self, module: nn.Module, call: int) -> Tensor | None:
         """Membrane with which this call of ``module`` starts, or None for the neuron's own initial value."""
@@ -80,14 +81,14 @@ class Simulation:
     @contextmanager
     def reenter(self, snapshot: dict[int, int]) -> Iterator["Simulation"]:
         """Run a part of this pass once more, as at ``snapshot``; statistics and captures are not taken a second time."""
-        calls, insides, recomputing = self._calls, self.insides, self.recomputing
+        calls, recomputing = self._calls, self.recomputing
         self._calls, self.recomputing = dict(snapshot), True
         token = _CURRENT.set(self)
         try:
             yield self
         finally:
             _CURRENT.reset(token)
-            self._calls, self.insides, self.recomputing = calls, insides, recomputing
+            self._calls, self.recomputing = calls, recomputing
 
     def __enter__(self) -> "Simulation":
         self._token = _CURRENT.set(self)
