@@ -1,0 +1,158 @@
+"""Student, teacher and objectives in one module: ``(x, y) -> losses``."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import taps
+from .errors import SpikedistillError
+from .networks.base import Network
+from .objectives import Objective, Setup, View, build
+from .taps import Captures, Tap
+
+
+class Losses(NamedTuple):
+    """``total``: weighted sum, a scalar; ``parts``: unweighted scalars by objective's name; ``logits``: (N, K), mean over T."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    logits: Tensor
+
+
+class Distiller(nn.Module):
+    """Computes the weighted sum of objectives for a student and an optional frozen teacher.
+
+    Call ``setup(batch)`` once, before the optimizer is made: it resolves taps and builds the objectives' adapters without
+    touching norm statistics or random state. The teacher is frozen, in eval mode, without gradients, and is not part of
+    ``state_dict``. The student runs once per step, at the largest number of time steps any objective asks for; objectives,
+    prediction and cross-entropy otherwise see the network's own T.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None = None,
+        objectives: Sequence[Objective | Mapping[str, Any]] = (),
+    ) -> None:
+        super().__init__()
+        self.student = student
+        built = [build(o, f"objectives[{i}]") for i, o in enumerate(objectives or [{"type": "cross_entropy"}])]
+        names = [o.name for o in built]
+        for name in names:
+            if names.count(name) > 1:
+                raise SpikedistillError(f"two objectives are named {name!r}; give one of them another `name`")
+            if "." in name:
+                raise SpikedistillError(f"an objective's name has no dots, found {name!r}")
+        needing = [o.name for o in built if o.needs_teacher]
+        if needing and teacher is None:
+            raise SpikedistillError(f"objective {needing[0]!r} needs a teacher, and none was given")
+        self.objectives = nn.ModuleDict({o.name: o for o in built})
+        self._teacher = [teacher] if teacher is not None else []  # in a list: not a submodule, not in the state dict
+        if teacher is not None:
+            teacher.eval().requires_grad_(False)
+        self._student_taps: dict[str, list[Tap]] | None = None
+        self._teacher_taps: dict[str, list[Tap]] = {}
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The frozen teacher."""
+        return self._teacher[0] if self._teacher else None
+
+    @property
+    def terms(self) -> list[Objective]:
+        """The objectives in order."""
+        return list(self.objectives.values())  # type: ignore[arg-type]
+
+    @property
+    def time_steps(self) -> int | None:
+        """Steps of one student simulation in training: its own T, or more where an objective asks for more."""
+        own = self.student.time_steps if isinstance(self.student, Network) else None
+        asked = [o.time_steps for o in self.terms if o.time_steps]
+        return max([own, *asked]) if own is not None else None
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Distiller":
+        super()._apply(fn, recurse)
+        if self.teacher is not None:
+            self.teacher._apply(fn)
+        return self
+
+    def setup(self, batch: "Tensor | Sequence[Tensor]") -> "Distiller":
+        """Resolve taps and build adapters from the shapes of a batch (x or (x, y)); returns self."""
+        x = batch if isinstance(batch, Tensor) else batch[0]
+        x = x[:2]
+        student, teacher = self.student, self.teacher
+        self._student_taps = {t: taps.resolve(student, t, x) for o in self.terms for t in o.student_taps}
+        if teacher is not None:
+            self._teacher_taps = {t: taps.resolve(teacher, t, x) for o in self.terms for t in o.teacher_taps}
+        training = student.training
+        student.eval()
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.no_grad():
+            logits, mine = taps.run_resolved(student, x, self._student_taps, self.time_steps)
+            theirs = taps.run_resolved(teacher, x, self._teacher_taps) if teacher is not None else None
+        student.train(training)
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            for i, term in enumerate(self.terms):
+                torch.manual_seed(i)
+                term.setup(
+                    Setup(
+                        x, student, teacher, mine, theirs[1] if theirs else None, logits, theirs[0] if theirs else None
+                    )
+                )
+                term.to(x.device)
+        return self
+
+    def train(self, mode: bool = True) -> "Distiller":
+        """Training mode for student and adapters; the teacher stays in eval mode."""
+        super().train(mode)
+        return self
+
+    def forward(self, x: Tensor, y: Tensor, progress: float = 0.0) -> Losses:
+        """Losses of one batch.
+
+        Shape: ``x`` as the student takes it, ``y`` (N,) class numbers or (N, K) probabilities; ``progress`` in 0..1 drives
+        the weights' schedules.
+        """
+        if self._student_taps is None:
+            self.setup(x)
+        assert self._student_taps is not None
+        logits, mine = taps.run_resolved(self.student, x, self._student_taps, self.time_steps)
+        teacher_logits, theirs = None, None
+        if self.teacher is not None:
+            with torch.no_grad():
+                teacher_logits, theirs = taps.run_resolved(self.teacher, x, self._teacher_taps)
+        return self.losses(logits, mine, teacher_logits, theirs, y, progress)
+
+    def losses(
+        self,
+        logits: Tensor,
+        mine: Captures,
+        teacher_logits: Tensor | None,
+        theirs: Captures | None,
+        y: Tensor,
+        progress: float,
+    ) -> Losses:
+        """The objectives over captures; outside autocast, in float32 or float64."""
+        own = self.student.time_steps if isinstance(self.student, Network) else None
+        T = own if own is not None else logits.shape[0]
+        parts: dict[str, Tensor] = {}
+        total = logits.new_zeros((), dtype=_wide(logits).dtype)
+        with torch.autocast(logits.device.type, enabled=False):
+            logits, mine = _wide(logits), _widened(mine)
+            teacher_logits = None if teacher_logits is None else _wide(teacher_logits)
+            theirs = None if theirs is None else _widened(theirs)
+            for term in self.terms:
+                steps = max(term.time_steps or T, T)
+                view = View(mine.cut(steps), theirs, y, logits[:steps], teacher_logits, progress)
+                parts[term.name] = term(view)
+                total = total + term.weight(progress) * parts[term.name]
+        return Losses(total, {k: v.detach() for k, v in parts.items()}, logits[:T].mean(0).detach())
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 or not x.is_floating_point() else x.float()
+
+
+def _widened(c: Captures) -> Captures:
+    return Captures({k: _wide(v) for k, v in c.tensors.items()}, c.names, c.thresholds)

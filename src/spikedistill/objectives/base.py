@@ -1,0 +1,130 @@
+"""What an objective is: one term of the training loss, over captures, not networks."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from ..errors import SpikedistillError
+from ..taps import Captures
+from ..typed import checked
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A weight over training progress p in 0..1: ``start`` to ``end`` by ``shape``, after a linear ``warm_up`` from 0.
+
+    ``linear``: start + (end - start) p; ``cosine``: end + (start - end)(1 + cos(pi p))/2; ``step``: start before ``at``,
+    end from there; ``constant``: start. ``warm_up`` is the fraction of training over which the weight first rises from 0.
+    """
+
+    start: float
+    end: float | None = None
+    shape: Literal["constant", "linear", "cosine", "step"] = "constant"
+    warm_up: float = 0.0
+    at: float = 0.5
+
+    def __call__(self, p: float) -> float:
+        end = self.start if self.end is None else self.end
+        if self.shape == "linear":
+            value = self.start + (end - self.start) * p
+        elif self.shape == "cosine":
+            value = end + (self.start - end) * (1 + math.cos(math.pi * p)) / 2
+        elif self.shape == "step":
+            value = self.start if p < self.at else end
+        else:
+            value = self.start
+        return value * min(1.0, p / self.warm_up) if self.warm_up > 0 else value
+
+
+Weight = float | Schedule | Mapping[str, Any]
+
+
+def schedule(weight: Weight) -> Schedule:
+    """A number, a :class:`Schedule`, or a recipe's mapping of one."""
+    if isinstance(weight, Schedule):
+        return weight
+    if isinstance(weight, Mapping):
+        return Schedule(**checked(Schedule, weight, "weight"))
+    return Schedule(float(weight))
+
+
+@dataclass
+class Setup:
+    """What an objective is given once, before training, to build its adapters.
+
+    ``student`` and ``teacher`` hold captures of one batch at their shapes; the networks themselves are there for
+    objectives that price a network's structure.
+    """
+
+    x: Tensor
+    student_network: nn.Module
+    teacher_network: nn.Module | None
+    student: Captures
+    teacher: Captures | None
+    logits: Tensor
+    teacher_logits: Tensor | None
+
+
+@dataclass
+class View:
+    """What an objective sees at each step.
+
+    Shapes: ``logits`` (T, N, K) of the student, ``teacher_logits`` (T', N, K), ``target`` (N,) class numbers or (N, K)
+    probabilities; captures ``(T, N, ...)``. ``progress``: 0 at the start of training, 1 at its end.
+    """
+
+    student: Captures
+    teacher: Captures | None
+    target: Tensor
+    logits: Tensor
+    teacher_logits: Tensor | None
+    progress: float = 0.0
+
+    @property
+    def mean_logits(self) -> Tensor:
+        """Student logits averaged over T: (N, K)."""
+        return self.logits.mean(0)
+
+    @property
+    def teacher_mean_logits(self) -> Tensor:
+        """Teacher logits averaged over its T: (N, K)."""
+        assert self.teacher_logits is not None
+        return self.teacher_logits.mean(0)
+
+
+class Objective(nn.Module):
+    """One term of the loss. Subclasses declare what they read and give a scalar.
+
+    ``student_taps``, ``teacher_taps``: taps as text. ``needs_teacher``: whether it cannot do without. ``time_steps``: a
+    longer simulation than the network's own, of which it then sees all steps. Adapters are built in ``setup``.
+    """
+
+    needs_teacher: bool = False
+    student_taps: tuple[str, ...] = ()
+    teacher_taps: tuple[str, ...] = ()
+    time_steps: int | None = None
+
+    def __init__(self, weight: Weight = 1.0, name: str | None = None) -> None:
+        super().__init__()
+        self.weight = schedule(weight)
+        self.name = name or type_name(type(self))
+
+    def setup(self, setup: Setup) -> None:
+        """Build adapters from the captured shapes; raises for captures that cannot be matched."""
+
+    def forward(self, view: View) -> Tensor:
+        """The unweighted loss, a float32 (or float64) scalar."""
+        raise NotImplementedError
+
+
+def type_name(cls: type) -> str:
+    """``BlurredFeature`` -> ``blurred_feature``: how recipes call it."""
+    return "".join("_" + c.lower() if c.isupper() else c for c in cls.__name__).lstrip("_")
+
+
+def refuse(objective: Objective, words: str) -> SpikedistillError:
+    """An error that begins with the objective's name."""
+    return SpikedistillError(f"objective {objective.name!r}: {words}")

@@ -1,0 +1,49 @@
+"""A constructor's typed signature as a schema: one place that turns mappings from YAML into checked arguments."""
+
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from .errors import SpikedistillError, nearest
+
+
+@cache
+def model_of(target: Callable[..., Any], leave_out: tuple[str, ...] = ()) -> type[BaseModel]:
+    """A pydantic model whose fields are the parameters of ``target`` (a class: of its constructor), without ``leave_out``."""
+    function = target.__init__ if inspect.isclass(target) else target
+    hints = typing.get_type_hints(function)
+    fields: dict[str, Any] = {}
+    for name, p in inspect.signature(function).parameters.items():
+        if name == "self" or name in leave_out or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            continue
+        fields[name] = (hints.get(name, Any), ... if p.default is p.empty else p.default)
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+    return create_model(getattr(target, "__name__", "Options").title(), __config__=config, **fields)
+
+
+def checked(
+    target: Callable[..., Any], given: Mapping[str, Any], where: str, leave_out: Iterable[str] = ()
+) -> dict[str, Any]:
+    """``given`` as arguments for ``target``, converted and checked; ``where`` begins every error."""
+    model = model_of(target, tuple(leave_out))
+    try:
+        value = model.model_validate(dict(given))
+    except ValidationError as error:
+        raise SpikedistillError(words(error, where, model.model_fields)) from None
+    return {name: getattr(value, name) for name in value.model_fields_set}
+
+
+def words(error: ValidationError, where: str, known: Iterable[str] = ()) -> str:
+    """The first complaint of a pydantic error as one sentence: path, found, allowed, nearest name."""
+    first = error.errors()[0]
+    path = ".".join([where, *(str(p) for p in first["loc"])]) if where else ".".join(str(p) for p in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{path}: unknown key {str(first['loc'][-1])!r}; {nearest(str(first['loc'][-1]), known)}"
+    if first["type"] == "missing":
+        return f"{path}: missing; it has no default"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{path}: found {first['input']!r}; {message[0].lower()}{message[1:]}"
