@@ -37,7 +37,7 @@ def chip(scale: float) -> dict[str, Any]:
                 "pes": 2 + index,
                 "energy_pj": sum(energy.values()) * scale * event * share,
                 "latency_ns": 2e4 * share,
-                "energy_components": {key: value * scale * event * share for key, value in energy.items()},
+                "components": {key: value * scale * event * share for key, value in energy.items()},
             }
             for index, (name, share) in enumerate(zip(LAYERS, (0.1, 0.3, 0.35, 0.2, 0.05)))
         ]
@@ -51,14 +51,16 @@ def chip(scale: float) -> dict[str, Any]:
             "tops": 0.12,
             "tops_per_w": 31.0 / scale / event,
             "tops_per_mm2": 0.05 / scale,
-            "energy_components": {key: value * scale * event for key, value in energy.items()},
-            "area_components": {
+            "components": {key: value * scale * event for key, value in energy.items()},
+            "area": {
                 "crossbar": 2e5 * scale,
                 "adc": 8e5 * scale,
                 "buffer": 6e5 * scale,
                 "neuron": 8e5 * scale,
             },
             "layers": layers,
+            "unpriced": [{"name": "head.pool", "kind": "pool", "reason": "an uneven size"}],
+            "notes": ["a note of the chip model"],
         }
 
     return {
@@ -72,7 +74,6 @@ def chip(scale: float) -> dict[str, Any]:
             "memory": {"energy_pj": 7.5e6},
         },
         "break_even_firing_rate": 0.21,
-        "unsupported": ["head.pool: adaptive pooling of an uneven size"],
     }
 
 

@@ -83,9 +83,9 @@ def plain(summary: Summary) -> str:
 def caption(summary: Summary) -> str:
     """What the columns mean, and over what the spread is."""
     seeds = (
-        f"mean ± sample standard deviation over {len(summary.seeds)} seeds ({', '.join(map(str, summary.seeds))})"
-        if isinstance(summary, MultiSummary)
-        else f"one seed ({summary.seed})"
+        f"Mean ± sample standard deviation over {len(summary.seeds)} seeds ({', '.join(map(str, summary.seeds))})"
+        if isinstance(summary, MultiSummary) and len(summary.seeds) > 1
+        else f"One seed ({summary.seeds[0] if isinstance(summary, MultiSummary) else summary.seed})"
     )
     return (
         f"{seeds}; last checkpoint of each stage, test set. Operations: synaptic operations of an SNN, multiply-accumulates "
@@ -118,6 +118,11 @@ def count(value: float) -> str:
     for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 0.9995 * limit:
             return f"{_digits(value / limit)} {unit}"
+    return _digits(value)
+
+
+def number(value: float) -> str:
+    """Three significant digits."""
     return _digits(value)
 
 

@@ -261,7 +261,7 @@ def merge(runs: Sequence[RunSummary]) -> MultiSummary:
         )
     names = list(dict.fromkeys(stage.name for run in runs for stage in run.stages))
     everywhere = [name for name in names if all(name in {stage.name for stage in run.stages} for run in runs)]
-    warnings = [f"seed {run.seed}: {warning}" for run in runs for warning in run.warnings]
+    warnings = _warnings([run.warnings for run in runs], seeds)
     warnings += [f"{name}: not finished by every seed, left out" for name in names if name not in everywhere]
     stages = [_spread_stage([run.stage(name) for run in runs], seeds) for name in everywhere]
     differences = [
@@ -342,8 +342,17 @@ def _spread_stage(stages: Sequence[StageSummary], seeds: Sequence[int]) -> Stage
         time_steps=first.time_steps,
         bits=first.bits,
         figures={name: spread([e[name] for e in each]) for name in each[0] if all(name in e for e in each)},
-        warnings=[f"seed {seed}: {warning}" for seed, stage in zip(seeds, stages) for warning in stage.warnings],
+        warnings=_warnings([stage.warnings for stage in stages], seeds),
     )
+
+
+def _warnings(each: Sequence[Sequence[str]], seeds: Sequence[int]) -> list[str]:
+    """Each warning once, with the seeds that gave it."""
+    unique = dict.fromkeys(warning for warnings in each for warning in warnings)
+    return [
+        f"seed {', '.join(str(seed) for seed, warnings in zip(seeds, each) if warning in warnings)}: {warning}"
+        for warning in unique
+    ]
 
 
 def _paired(figure: str, stage: StageSpread, baseline: StageSpread) -> Difference | None:

@@ -1,0 +1,229 @@
+"""The page's section on hardware: every estimate beside the others, never one number alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spikedistill.report import plots
+from spikedistill.report.parts import Figure, Group, Section, Study, Table, colours
+from spikedistill.report.table import figure, number
+
+Tree = Mapping[str, Any]
+Rows = Sequence[tuple[str, Mapping[str, float]]]
+
+
+@dataclass(frozen=True)
+class Price:
+    """One network's price, means over seeds: SpikeSim dense and event, operations, memory-inclusive."""
+
+    name: str
+    colour: int
+    dense: Tree | None
+    event: Tree | None
+    operations: Tree | None
+    memory: Tree | None
+
+    def reports(self) -> list[tuple[str, Tree]]:
+        """The SpikeSim reports there are, named."""
+        both = (("dense", self.dense), ("event", self.event))
+        return [(f"{self.name}, {mode}", report) for mode, report in both if report]
+
+
+def section(study: Study) -> Section | None:
+    """Energy, latency and area of every priced stage and of its ANN twin; None when no stage was priced."""
+    priced = {stage.name: tree for stage in study.summary.stages if (tree := _mean_hardware(study, stage.name))}
+    if not priced:
+        return None
+    prices = [price for name, tree in priced.items() for price in _prices(name, study.colours[name], tree)]
+    return Section(
+        "hardware",
+        "Hardware",
+        "Estimates per image, none of them measured on a chip, each with its own assumptions: read them side by side. "
+        "Dense charges every array position; event charges only what spikes touch, counted on real images.",
+        tables=[_together(prices)],
+        groups=[group for group in (_components(prices), *_layers(priced)) if group.figures],
+        notes=_notes(priced),
+    )
+
+
+def frontier(points: Sequence[tuple[str, int, float, float]], what: str) -> Figure:
+    """Accuracy against energy of (name, colour, energy in pJ, accuracy as a fraction)."""
+    drawn = [(name, colour, energy / 1e6, 100 * accuracy) for name, colour, energy, accuracy in points]
+    svg = plots.pareto(drawn, "energy per image [µJ], logarithmic", f"Test accuracy against energy per image, {what}")
+    return Figure(
+        svg,
+        f"Test accuracy against energy per image ({what}). Up and left is better; the dashed line joins what nothing beats.",
+    )
+
+
+def energy_points(study: Study, label: str = "") -> tuple[list[tuple[str, int, float, float]], str]:
+    """(name, colour, energy in pJ, accuracy) of a study's stages, by the estimate that every stage has."""
+    for path, what in (
+        ("hardware.spikesim.event.energy_pj", "SpikeSim, event"),
+        ("energy_pj", "from operation counts"),
+    ):
+        found = [
+            (stage, energy.mean, accuracy.mean)
+            for stage in study.summary.stages
+            if (energy := figure(stage, path)) and energy.mean > 0 and (accuracy := figure(stage, "accuracy"))
+        ]
+        if len(found) == len(study.summary.stages) or path == "energy_pj":
+            return [(label or s.name, study.colours[s.name], energy, accuracy) for s, energy, accuracy in found], what
+    return [], ""
+
+
+def mean_tree(trees: Sequence[Any]) -> Any:
+    """Numbers averaged over equal trees of mappings and lists; anything else as in the first."""
+    first = trees[0]
+    if isinstance(first, dict):
+        return {
+            key: mean_tree([tree[key] for tree in trees if isinstance(tree, dict) and key in tree]) for key in first
+        }
+    if isinstance(first, list) and all(isinstance(tree, list) and len(tree) == len(first) for tree in trees):
+        return [mean_tree(parts) for parts in zip(*trees)]
+    if isinstance(first, int | float) and not isinstance(first, bool):
+        numbers = [tree for tree in trees if isinstance(tree, int | float)]
+        return sum(numbers) / len(numbers)
+    return first
+
+
+def _mean_hardware(study: Study, name: str) -> Tree | None:
+    trees = [stage.hardware for stage in study.stages(name) if stage.hardware]
+    return mean_tree(trees) if trees else None
+
+
+def _prices(name: str, colour: int, tree: Tree) -> list[Price]:
+    twin = tree.get("ann_twin")
+    bits = twin.get("activation_bits") if twin else None
+    title = f"{name}: ANN twin" + (f" ({bits:g} bit)" if bits else "")
+    return [_price(name, colour, tree)] + ([_price(title, colour, twin)] if twin else [])
+
+
+def _price(name: str, colour: int, tree: Tree) -> Price:
+    chip = tree.get("spikesim") or {}
+    return Price(name, colour, chip.get("dense"), chip.get("event"), tree.get("operations"), tree.get("memory"))
+
+
+def _together(prices: Sequence[Price]) -> Table:
+    headings = (
+        "Network",
+        "SpikeSim dense [µJ]",
+        "SpikeSim event [µJ]",
+        "MAC/AC [µJ]",
+        "With memory [µJ]",
+        "Latency [µs]",
+        "Area [mm²]",
+        "EDAP [µJ·ms·mm²]",
+        "TOPS/W",
+        "TOPS/mm²",
+    )
+    rows = [
+        (
+            price.name,
+            _of(price.dense, "energy_pj", 1e-6),
+            _of(price.event, "energy_pj", 1e-6),
+            _of(price.operations, "energy_pj", 1e-6),
+            _of(price.memory, "energy_pj", 1e-6),
+            _of(price.dense or price.event, "latency_ns", 1e-3),
+            _of(price.dense or price.event, "area_um2", 1e-6),
+            _of(price.dense or price.event, "edap"),
+            _of(price.dense or price.event, "tops_per_w"),
+            _of(price.dense or price.event, "tops_per_mm2"),
+        )
+        for price in prices
+    ]
+    caption = (
+        "Energy per image four ways: SpikeSim (crossbar arrays) dense and event, multiplications and additions alone "
+        "(MAC/AC, 45 nm), and with memory accesses. "
+        "Latency, area, EDAP (energy · delay · area) and TOPS (dense operations) are SpikeSim's dense figures. "
+        "ANN twin: the same network with ReLU, its activations of so many bits fed bit by bit."
+    )
+    return Table(headings, rows, caption, [price.colour for price in prices], title="All estimates together")
+
+
+def _of(tree: Tree | None, key: str, scale: float = 1.0) -> str:
+    value = (tree or {}).get(key)
+    return "–" if value is None else number(value * scale)
+
+
+def _components(prices: Sequence[Price]) -> Group:
+    energy = [(name, _scaled(report.get("components"), 1e-6)) for price in prices for name, report in price.reports()]
+    area = [(p.name, _scaled((p.dense or p.event or {}).get("area"), 1e-6)) for p in prices if p.dense or p.event]
+    order = _by_size(energy) + [name for name in _by_size(area) if name not in _by_size(energy)]
+    drawn = [
+        _bars(rows, unit, caption, order)
+        for rows, unit, caption in (
+            (
+                energy,
+                "energy per image [µJ]",
+                "SpikeSim energy per image by component, in µJ; a bar's end is the total.",
+            ),
+            (area, "area [mm²]", "Chip area by component, in mm²."),
+        )
+        if any(parts for _, parts in rows)
+    ]
+    return Group(drawn, "By component")
+
+
+def _layers(priced: Mapping[str, Tree]) -> list[Group]:
+    figures = []
+    for name, tree in priced.items():
+        for mode in ("event", "dense"):
+            report = (tree.get("spikesim") or {}).get(mode) or {}
+            rows = [
+                (str(layer["name"]), _scaled(layer.get("components") or {"energy": layer["energy_pj"]}, 1e-6))
+                for layer in report.get("layers") or []
+            ]
+            if rows:
+                figures.append(
+                    _bars(rows, "energy per image [µJ]", f"{name}: SpikeSim energy by layer ({mode}), in µJ per image.")
+                )
+                break
+    return [Group(figures, "Energy by layer")]
+
+
+def _by_size(rows: Rows) -> list[str]:
+    """Names of the parts, the largest sum first."""
+    names = dict.fromkeys(name for _, parts in rows for name in parts)
+    return sorted(names, key=lambda name: -sum(parts.get(name, 0.0) for _, parts in rows))
+
+
+def _bars(rows: Rows, unit: str, caption: str, order: Sequence[str] = ()) -> Figure:
+    """Stacked bars; parts beyond the palette are one part, ``other``."""
+    order = list(order) or _by_size(rows)
+    kept = order if len(order) <= len(plots.SERIES) else order[: len(plots.SERIES) - 1]
+    folded = [
+        (
+            name,
+            {part: parts[part] for part in kept if part in parts}
+            | ({"other": rest} if (rest := _rest(parts, kept)) else {}),
+        )
+        for name, parts in rows
+    ]
+    names = colours([*kept, "other"])
+    shown = [name for name in names if any(name in parts for _, parts in folded)]
+    svg = plots.stacked(folded, names, unit, caption)
+    return Figure(svg, caption, [(name, names[name], "box") for name in shown])
+
+
+def _rest(parts: Mapping[str, float], kept: Sequence[str]) -> float:
+    return sum(value for name, value in parts.items() if name not in kept)
+
+
+def _scaled(parts: Any, scale: float) -> dict[str, float]:
+    return {name: value * scale for name, value in (parts or {}).items()}
+
+
+def _notes(priced: Mapping[str, Tree]) -> list[str]:
+    notes = []
+    for name, tree in priced.items():
+        if (rate := tree.get("break_even_firing_rate")) is not None:
+            notes.append(f"{name}: cheaper than its ANN twin below a mean firing rate of {100 * rate:.1f} %.")
+        reports = [report for mode in ("dense", "event") if (report := (tree.get("spikesim") or {}).get(mode))]
+        unpriced = {item["name"]: item["reason"] for report in reports for item in report.get("unpriced") or []}
+        notes += [f"{name}: not priced: {layer}: {reason}" for layer, reason in unpriced.items()]
+        notes += [
+            f"{name}: {note}"
+            for note in dict.fromkeys(note for report in reports for note in report.get("notes") or [])
+        ]
+    return notes

@@ -1,0 +1,215 @@
+"""``write_report``: one run, or several side by side, as a single offline HTML file."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+from spikedistill.errors import SpikedistillError
+from spikedistill.report import chip, plots, sections
+from spikedistill.report.parts import Figure, Group, Section, Study, Table, colours, load
+from spikedistill.report.table import bits_text, count, figure, microjoule, operations, percent
+from spikedistill.training.summary import Spread, StageSpread, StageSummary, paired_interval, write_atomically
+
+Folder = str | os.PathLike[str]
+
+
+def write_report(folders: Folder | Sequence[Folder], out: Folder | None = None) -> Path:
+    """Write the page of a run folder, or of several beside each other (paired by stage name), and return its path.
+
+    The file stands alone: style and plots are inside, nothing is loaded. ``out`` defaults to ``report.html`` in the first folder
+    (one run) or ``comparison.html`` beside it (several).
+    Raises: SpikedistillError when a folder holds no finished stage.
+    """
+    paths = [Path(folders)] if isinstance(folders, str | os.PathLike) else [Path(folder) for folder in folders]
+    if not paths:
+        raise SpikedistillError("no run folder to report: give at least one")
+    studies = _labelled([load(path.resolve()) for path in paths], paths)
+    target = (
+        Path(out)
+        if out is not None
+        else paths[0] / "report.html"
+        if len(paths) == 1
+        else paths[0].parent / "comparison.html"
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, render(studies))
+    return target
+
+
+def render(studies: Sequence[Study]) -> str:
+    """The page's HTML."""
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+    source = files("spikedistill.report")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((source / "page.html").read_text(encoding="utf-8"))
+    style = Markup((source / "page.css").read_text(encoding="utf-8"))
+    stage_colours = colours([stage.name for study in studies for stage in study.summary.stages])
+    studies = [replace(study, colours=stage_colours) for study in studies]
+    several = len(studies) > 1
+    return template.render(
+        title=" / ".join(dict.fromkeys(study.summary.title for study in studies)),
+        style=style,
+        svg=Markup,
+        comparison=comparison(studies) if several else None,
+        studies=[
+            {
+                "label": study.label,
+                "id": f"r{number}-" if several else "",
+                "lead": lead(study),
+                "tiles": tiles(study),
+                "sections": sections.build(study),
+            }
+            for number, study in enumerate(studies)
+        ],
+        several=several,
+    )
+
+
+def lead(study: Study) -> str:
+    """One line under the title: the recipe, the data, the seeds."""
+    data, seeds = study.summary.data, study.seeds
+    sizes = data.get("sizes") or {}
+    parts = [f"Recipe {study.summary.recipe}", str(data.get("name", ""))]
+    parts[1] += f" ({', '.join(f'{value:,} {key}' for key, value in sizes.items())})" if sizes else ""
+    parts.append(f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}")
+    return " · ".join(part for part in parts if part)
+
+
+def tiles(study: Study) -> list[tuple[str, str, str]]:
+    """The last stage at a glance: (figure, what it is, beside what)."""
+    if not study.summary.stages:
+        return []
+    first, last = study.summary.stages[0], study.summary.stages[-1]
+    accuracy, rate, work, energy = (
+        figure(last, "accuracy"),
+        figure(last, "firing_rate"),
+        operations(last),
+        figure(last, "energy_pj"),
+    )
+    beside = f"{first.name}: {percent(figure(first, 'accuracy'))} %" if first is not last else ""
+    made = [(f"{percent(accuracy)} %", f"test accuracy, {last.name}", beside)]
+    if last.kind == "snn" and rate:
+        made.append((f"{percent(rate)} %", "mean firing rate", f"T = {last.time_steps}"))
+    if work:
+        word = "synaptic operations per image" if last.kind == "snn" else "multiply-accumulates per image"
+        before = operations(first)
+        made.append(
+            (
+                count(work.mean),
+                word,
+                f"{first.name}: {count(before.mean)} {_work(first)}" if before and first is not last else "",
+            )
+        )
+    if energy:
+        made.append(
+            (
+                f"{microjoule(energy.mean)} µJ",
+                "energy per image, from operation counts",
+                f"bits w/m/n: {bits_text(last.bits)}",
+            )
+        )
+    return made
+
+
+def comparison(studies: Sequence[Study]) -> list[Section]:
+    """Stages of equal name beside each other: figures, paired differences to the first run, energy."""
+    names = list(studies[0].colours)
+    rows, swatches = [], []
+    shown = []
+    for name in names:
+        for index, study in enumerate(studies):
+            stage = next((s for s in study.summary.stages if s.name == name), None)
+            if stage is None:
+                continue
+            work, energy, accuracy = operations(stage), figure(stage, "energy_pj"), figure(stage, "accuracy")
+            rows.append(
+                (
+                    name,
+                    study.label,
+                    percent(accuracy),
+                    "–" if index == 0 else _difference(study, studies[0], name),
+                    "–" if stage.time_steps is None else str(stage.time_steps),
+                    percent(figure(stage, "firing_rate")),
+                    f"{count(work.mean)} {_work(stage)}" if work else "–",
+                    bits_text(stage.bits),
+                    microjoule(energy.mean) if energy else "–",
+                )
+            )
+            swatches.append(index)
+            if accuracy:
+                shown.append(
+                    (
+                        f"{name} · {study.label}",
+                        index,
+                        Spread(mean=100 * accuracy.mean, values=[100 * v for v in accuracy.values]),
+                    )
+                )
+    headings = (
+        "Stage",
+        "Run",
+        "Test accuracy [%]",
+        f"Against {studies[0].label}",
+        "T",
+        "Firing rate [%]",
+        "Operations / image",
+        "Bits w/m/n",
+        "Energy [µJ]",
+    )
+    caption = (
+        "Stages are paired by name. Against: difference in test accuracy in percentage points, paired over the seeds that both "
+        "runs have, with its 95 % interval (Student's t)."
+    )
+    text = "Test accuracy in % of every stage in every run: a dot per seed, the mark is the mean."
+    figures = [
+        Figure(plots.dots(shown, "test accuracy [%]", text), text, [(s.label, i, "box") for i, s in enumerate(studies)])
+    ]
+    points = [
+        (f"{stage.name}", index, energy.mean, accuracy.mean)
+        for index, study in enumerate(studies)
+        for stage in study.summary.stages
+        if (energy := figure(stage, "energy_pj")) and energy.mean > 0 and (accuracy := figure(stage, "accuracy"))
+    ]
+    if len(points) > 1:
+        figures.append(
+            replace(
+                chip.frontier(points, "from operation counts"),
+                legend=[(s.label, i, "box") for i, s in enumerate(studies)],
+            )
+        )
+    return [
+        Section(
+            "comparison",
+            "Runs side by side",
+            tables=[Table(headings, rows, caption, swatches, text_columns=2)],
+            groups=[Group(figures)],
+        )
+    ]
+
+
+def _difference(study: Study, baseline: Study, name: str) -> str:
+    """``+1.20 [0.40, 2.00]`` in points over common seeds."""
+    here, there = (
+        {run.seed: s.accuracy for run in one.runs for s in run.stages if s.name == name} for one in (study, baseline)
+    )
+    values = [100 * (here[seed] - there[seed]) for seed in sorted(here.keys() & there.keys())]
+    if not values:
+        return "–"
+    interval = paired_interval(values)
+    return f"{sum(values) / len(values):+.2f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
+
+
+def _work(stage: StageSummary | StageSpread) -> str:
+    return "SynOps" if stage.kind == "snn" else "MACs"
+
+
+def _labelled(studies: Sequence[Study], paths: Sequence[Path]) -> list[Study]:
+    """Folder names as labels; whole paths where two folders have the same name."""
+    names = [study.label for study in studies]
+    return [
+        replace(study, label=study.label if names.count(study.label) == 1 else str(path))
+        for study, path in zip(studies, paths)
+    ]
