@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ.setdefault("SPIKEDISTILL_EAGER", "1")  # tests run uncompiled; the few that compile say so themselves
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

@@ -6,12 +6,19 @@ from neuron_loop import NAMES, RESETS
 from torch import nn
 
 from spikedistill.errors import SpikedistillError
-from spikedistill.neurons import IF, LIF, PLIF, NormNeuron, Repeat, build
+from spikedistill.neurons import IF, LIF, PLIF, NormNeuron, Repeat, build, compilation
 from spikedistill.neurons.dynamics import Grid
 from spikedistill.neurons.surrogate import Surrogate
 from spikedistill.simulation import Simulation
 
 T, N = 8, 3
+
+
+@pytest.fixture(autouse=True, params=["eager", "uncompiled"])
+def way(request):
+    """Everything holds of the plain equations and of the fused arithmetic."""
+    with compilation.use(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize("detach", [True, False])

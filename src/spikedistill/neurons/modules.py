@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .. import simulation
 from ..errors import SpikedistillError, nearest
-from . import dynamics
+from . import dynamics, fused
 from .dynamics import Constants, Grid, Number, Reset
 from .surrogate import Surrogate
 
@@ -94,8 +94,13 @@ class Neuron(nn.Module):
         """Current (T*N, ...) to spikes (T*N, ...); with ``encode`` from a constant current (N, ...)."""
         return self.run(current, self)
 
-    def run(self, current: Tensor, owner: nn.Module) -> Tensor:
-        """Simulate; ``owner`` is the module whose path captures and streamed states are filed under."""
+    def run(
+        self, current: Tensor, owner: nn.Module, norm: "NormNeuron | None" = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """Simulate; ``owner`` is the module whose path captures and streamed states are filed under.
+
+        With ``norm`` what charges the neuron is ``norm.current(current, residual)``.
+        """
         sim = simulation.current()
         T = self.time_steps if sim is None or sim.time_steps is None else sim.time_steps
         if self.encode:
@@ -114,24 +119,37 @@ class Neuron(nn.Module):
                 f"{type(self).__name__}: the streamed state has shape {tuple(state.shape)}, the input asks for "
                 f"{tuple(shape)}; start a new stream with state=None when the batch changes"
             )
-        wants_membrane = sim is not None and sim.wants(owner, k, "membrane")
-        folded = (
-            current
-            if self.encode
-            else current.view(T, *shape)
-            if current.is_contiguous()
-            else current.unflatten(0, (T, -1))
-        )
-        spikes, charged, last = self.simulate(folded, state, T, wants_membrane)
+        membrane = sim is not None and sim.wants(owner, k, "membrane")
+        plain = sim is not None and (sim.streaming or sim.wants(owner, k, "current"))
+        spikes: Tensor
+        charged: Tensor | None
+        last: Tensor | None = None
+        if norm is not None and not plain and norm.fusable and self._fusable(current):
+            spikes, charged = norm.run_fused(current, residual, T, membrane)
+        else:
+            if norm is not None:
+                current = norm.current(current, residual)
+            if not plain and self._fusable(current):
+                spikes, charged = fused.run(
+                    current, T, self.encode, self.decay, self.gain, self.initial, self.constants, membrane=membrane
+                )
+            else:
+                folded = current if self.encode else current.unflatten(0, (T, -1))
+                spikes, charged, last = self.simulate(folded, state, T, membrane)
+                spikes = spikes.flatten(0, 1)
         if sim is not None:
             self._captures(sim, owner, k, current, spikes, charged, T)
-            if sim.streaming:
-                sim.final(owner, k, last if last is not None else spikes)
-        return spikes.flatten(0, 1)
+            if last is not None:
+                sim.final(owner, k, last)
+        return spikes
+
+    def _fusable(self, current: Tensor) -> bool:
+        # A subclass with equations of its own keeps them.
+        return type(self).simulate is Neuron.simulate and fused.usable(current)
 
     def simulate(
         self, current: Tensor, state: Tensor | None, T: int, membrane: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Scan over T; current (T, N, ...), or (N, ...) for an encoding neuron; state in at least float32."""
         wide = current if current.dtype in (torch.float32, torch.float64) else current.float()
         if state is None:
@@ -151,7 +169,7 @@ class Neuron(nn.Module):
         if charged is not None:
             sim.keep(owner, k, "membrane", charged * self.unit if self.grid else charged)
         if sim.wants(owner, k, "spikes"):
-            sim.keep(owner, k, "spikes", spikes)
+            sim.keep(owner, k, "spikes", spikes.unflatten(0, (T, -1)))
         if sim.wants(owner, k, "current"):
             kept = current.unsqueeze(0).expand(T, *current.shape) if self.encode else current.unflatten(0, (T, -1))
             sim.keep(owner, k, "current", kept * self.unit if self.grid else kept)
@@ -338,11 +356,34 @@ class NormNeuron(nn.Module):
             y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return y if residual is None else y + residual
 
+    @property
+    def fusable(self) -> bool:
+        """Whether norm and neuron are plain enough to run as one operation."""
+        return self.grid is None and type(self).current is NormNeuron.current
+
+    def run_fused(self, x: Tensor, residual: Tensor | None, T: int, membrane: bool) -> tuple[Tensor, Tensor | None]:
+        """Norm, residual and neuron as one operation: spikes (T*N, C, ...), charged membranes (T, N, C, ...) if asked."""
+        n = self.neuron
+        assert isinstance(n, Neuron)
+        batch = None
+        if self.training:
+            mean, var = fused.moments(x)
+            count = x.numel() // self.channels
+            self.track(mean, var, count)
+            batch = fused.Batch(mean, torch.rsqrt(var + self.eps), count)
+            affine: tuple[Tensor, Tensor] = (self.weight, self.bias)
+        else:
+            affine = self.affine(self.running_mean, self.running_var)
+        return fused.run(
+            x, T, n.encode, n.decay, n.gain, n.initial, n.constants,
+            affine=affine, batch=batch, residual=residual, membrane=membrane,
+        )  # fmt: skip
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``residual`` (T*N, C, ...) is added after the norm, before charging."""
         if not isinstance(self.neuron, Neuron):
             return self.neuron(self.current(x, residual))
-        return self.neuron.run(self.current(x, residual), self)
+        return self.neuron.run(x, self, self, residual)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, eps={self.eps}, momentum={self.momentum}"

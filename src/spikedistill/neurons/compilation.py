@@ -1,0 +1,121 @@
+"""Whether and how the fused arithmetic is compiled. Only arithmetic is compiled, never a module.
+
+Three ways to run: ``eager`` (the equations of :mod:`.dynamics` under autograd: the reference), ``uncompiled`` (the fused
+arithmetic with its hand-derived backward, run operation by operation) and ``compiled``. Compiled is the default;
+``with sd.eager():``, ``enable(False)`` (a recipe's ``compile: false``) and the environment's ``SPIKEDISTILL_EAGER=1`` switch
+it off, and so does a machine on which compiling fails, with one warning.
+"""
+
+import os
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+
+Mode = Literal["eager", "uncompiled", "compiled"]
+
+_contexts: list[Mode] = []  # of the process, not of a thread: recomputation in backward must choose as the forward did
+_enabled = True
+_broken: str | None = None
+
+
+def mode() -> Mode:
+    """How the next neuron runs: the innermost context's word, else the switches'."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "eager"
+    if _contexts:
+        return "eager" if _contexts[-1] == "compiled" and _broken else _contexts[-1]
+    if _broken or not _enabled or os.environ.get("SPIKEDISTILL_EAGER", "") not in ("", "0"):
+        return "eager"
+    return "compiled"
+
+
+def enable(on: bool) -> None:
+    """Switch compiling on or off for this process; the environment's ``SPIKEDISTILL_EAGER=1`` is stronger than on."""
+    global _enabled
+    _enabled = on
+
+
+@contextmanager
+def use(mode: Mode) -> Iterator[None]:
+    """Run neurons in ``mode`` within this context."""
+    _contexts.append(mode)
+    try:
+        yield
+    finally:
+        _contexts.pop()
+
+
+def eager() -> Any:
+    """A context in which nothing is compiled and every neuron runs its plain equations under autograd."""
+    return use("eager")
+
+
+def uncompiled() -> Any:
+    """A context in which neurons run the fused arithmetic, hand-derived backward included, without compiling it."""
+    return use("uncompiled")
+
+
+def compiled() -> Any:
+    """A context in which neurons run compiled whatever the switches say (unless compiling has failed before)."""
+    return use("compiled")
+
+
+def failure() -> str | None:
+    """Why compiling failed in this process, or None."""
+    return _broken
+
+
+class Kernel:
+    """A pure function of tensors that is compiled at its first call, once for all shapes.
+
+    Each gets a code object of its own name, because the compiler limits recompilations per code object, and closures of
+    one factory would share it. Sizes are symbolic and never assumed equal (a batch as large as the channels is no special
+    case); a graph that cannot be kept whole is an error, not a silent fallback.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        code = function.__code__.replace(co_name=name, co_qualname=name)
+        self.plain = types.FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
+        self._compiled: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        if _broken is not None or mode() != "compiled":
+            return self.plain(*args)
+        try:
+            with _settings():
+                if self._compiled is None:
+                    self._compiled = torch.compile(self.plain, fullgraph=True, dynamic=True)
+                return self._compiled(*args)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            _give_up(error)
+            return self.plain(*args)
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    # Private settings of the compiler, in force only around our own calls.
+    import torch._dynamo
+    import torch.fx.experimental._config as shapes
+
+    with ExitStack() as stack:
+        stack.enter_context(shapes.patch(use_duck_shape=False))  # type: ignore[attr-defined]
+        stack.enter_context(torch._dynamo.config.patch(recompile_limit=64))
+        yield
+
+
+def _give_up(error: Exception) -> None:
+    global _broken
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    _broken = f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+    warnings.warn(
+        f"compiling failed, neurons run uncompiled, several times slower ({_broken}); install a C++ compiler, or set "
+        "SPIKEDISTILL_EAGER=1 to silence this",
+        RuntimeWarning,
+        stacklevel=2,
+    )

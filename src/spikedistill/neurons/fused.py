@@ -1,0 +1,217 @@
+"""Norm, neuron and surrogate over all time steps as one differentiable operation (arithmetic in :mod:`.kernels`).
+
+It keeps the convolution's output (and a residual) for backward, and nothing per time step. Memory layout is the input's:
+channels last stays channels last, everything else is taken as channels first.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .compilation import compiled, eager, enable, mode, uncompiled, use
+from .dynamics import Constants, Number
+from .kernels import Kernels, Plan, kernels, statistics, wide
+
+__all__ = ["Batch", "compiled", "eager", "enable", "mode", "moments", "run", "uncompiled", "usable"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The batch's own statistics, functions of x: mean, 1 / deviation, values per channel, and who shares them."""
+
+    mean: Tensor
+    rstd: Tensor
+    n: int
+    group: Any = None
+
+
+def usable(x: Tensor) -> bool:
+    """Whether neurons with this input run fused now."""
+    return mode() != "eager" and x.device.type in ("cpu", "cuda") and x.is_floating_point() and x.numel() > 0
+
+
+def dense(x: Tensor) -> tuple[Tensor, bool]:
+    """``x`` (M, C, ...) without gaps, and whether its channels are last (so they are where there are no places)."""
+    if x.dim() <= 2 or x.shape[2:].numel() == 1:
+        return x.contiguous(), True
+    last = x.movedim(1, -1)
+    if x.is_contiguous():
+        return x, False
+    if last.is_contiguous():
+        return x, True
+    prefers_last = x.stride(1) == 1
+    return (last.contiguous().movedim(-1, 1), True) if prefers_last else (x.contiguous(), False)
+
+
+def _like(g: Tensor, channels_last: bool) -> Tensor:
+    if not channels_last or g.dim() <= 2:
+        return g.contiguous()
+    return g.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+class _View:
+    """Between (T*N, C, ...) and the kernels' shapes; no copy."""
+
+    def __init__(self, shape: torch.Size, T: int, norm: bool, channels_last: bool) -> None:
+        self.T, self.norm, self.last, self.places = T, norm, channels_last, shape[2:]
+        self.C = shape[1] if len(shape) > 1 else 1
+
+    def inward(self, x: Tensor, timed: bool = True) -> Tensor:
+        x = x.detach()
+        if self.last and x.dim() > 2:
+            x = x.movedim(1, -1)
+        lead = (self.T,) if timed else ()
+        if not self.norm:
+            return x.reshape(*lead, -1)
+        n, L = x.shape[0] // self.T if timed else x.shape[0], self.places.numel()
+        return x.reshape(*lead, n, L, self.C) if self.last else x.reshape(*lead, n, self.C, L)
+
+    def outward(self, y: Tensor, shape: torch.Size) -> Tensor:
+        """To ``shape`` = (..., C, places)."""
+        if not self.last or len(shape) <= 2 or not self.places:
+            return y.view(shape)
+        lead = shape[: len(shape) - 1 - len(self.places)]
+        return y.view(*lead, *self.places, self.C).movedim(-1, len(lead))
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, p: Tensor | None, q: Tensor | None, residual: Tensor | None, k: Tensor, plan: Plan,
+        batch: Batch | None, last: bool,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        view = _View(x.shape, plan.T, plan.norm, last)
+        a, b = None, None
+        if p is not None and q is not None:
+            a, b = wide(p.detach()), wide(q.detach())
+            if batch is not None:
+                a = a * batch.rstd
+                b = b - batch.mean * a
+        n = x.shape[0] if plan.encode else x.shape[0] // plan.T
+        with torch.autocast(x.device.type, enabled=False):
+            res = None if residual is None else view.inward(residual)
+            spikes, charged = kernels(plan).forward(view.inward(x, not plan.encode), a, b, res, k.detach())
+        ctx.save_for_backward(x, residual, k, a, b)
+        ctx.plan, ctx.batch, ctx.last, ctx.mode = plan, batch, last, mode()
+        ctx.set_materialize_grads(False)
+        out = view.outward(spikes, torch.Size((plan.T * n, *x.shape[1:])))
+        return out, None if charged is None else view.outward(charged, torch.Size((plan.T, n, *x.shape[1:])))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_spikes: Tensor | None, g_charged: Tensor | None) -> Any:
+        x, residual, k, a, b = ctx.saved_tensors
+        plan, batch, last = ctx.plan, ctx.batch, ctx.last
+        view = _View(x.shape, plan.T, plan.norm, last)
+        n = x.shape[0] if plan.encode else x.shape[0] // plan.T
+        shape = torch.Size((plan.T * n, *x.shape[1:]))
+        if g_spikes is None:
+            g_spikes = x.new_zeros(()).expand(shape)
+        gs = view.inward(_like(g_spikes, last))
+        gm = None
+        if plan.membrane:
+            gm = x.new_zeros(shape) if g_charged is None else g_charged.flatten(0, 1)
+            gm = view.inward(_like(gm, last))
+        res = None if residual is None else view.inward(residual)
+        arguments = (view.inward(x, not plan.encode), a, b, res, k.detach(), gs, gm)
+        with torch.autocast(x.device.type, enabled=False), use(ctx.mode):
+            gradients = _backward(kernels(plan), arguments, ctx.needs_input_grad, plan, batch, view, x, shape)
+        return *gradients, None, None, None
+
+
+def _backward(
+    kernel: Kernels, arguments: tuple[Any, ...], needs: tuple[bool, ...], plan: Plan, batch: Batch | None,
+    view: _View, x: Tensor, shape: torch.Size,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    need_x, need_p, need_q, need_residual = needs[:4]
+    a, k = arguments[1], arguments[4]
+    gp = gq = gk = gx = g_residual = center = k1 = k2 = None
+    if plan.norm:
+        center = batch.mean if batch is not None else torch.zeros_like(a)
+        k1 = k2 = torch.zeros_like(a)
+    if need_p or need_q or (batch is not None and need_x) or plan.learned:
+        gq, gp, decay, gain = kernel.sums(*arguments, center)
+        if plan.learned:
+            gk = torch.zeros_like(k)
+            gk[0], gk[1] = decay.sum(), gain.sum()
+        if batch is not None:
+            s, q = gq, gp
+            gp = gp * batch.rstd
+            if batch.group is not None:
+                s, q = _summed(torch.stack([s, q]), batch.group)
+            k1, k2 = a * s / batch.n, a * q * batch.rstd.square() / batch.n
+    if need_x or need_residual:
+        gx, g_residual = kernel.final(*arguments, center, k1, k2)
+        gx = view.outward(gx, x.shape)
+        g_residual = None if g_residual is None else view.outward(g_residual, shape)
+    return gx, gp, gq, g_residual, gk
+
+
+def _summed(values: Tensor, group: Any) -> Tensor:
+    import torch.distributed as dist
+
+    dist.all_reduce(values, group=group)
+    return values
+
+
+@lru_cache(maxsize=1024)
+def _numbers(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+def numbers(
+    decay: Number, gain: Number, initial: float, c: Constants, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """A neuron's numbers as one tensor, in the order of :mod:`.kernels`; differentiable in a learned decay and gain."""
+    g = c.grid
+    if g is None:
+        rest = (c.threshold, initial, 1.0, 0.0, 0.0, 1.0)
+    else:
+        half = 2 ** ((g.bits or 1) - 1)
+        start = float(math.floor(initial / g.unit + 0.5))
+        rest = (float(g.threshold), start, g.unit, -float(half), float(half - 1), float(1 << g.shift))
+        decay, gain = g.decay, 1.0
+    if isinstance(decay, Tensor) or isinstance(gain, Tensor):
+        pair = [torch.as_tensor(v, dtype=dtype, device=device) for v in (decay, gain)]
+        return torch.cat([torch.stack(pair), _numbers(rest, dtype, device)])
+    return _numbers((decay, gain, *rest), dtype, device)
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel of (M, C, ...), in one read; not differentiable."""
+    x, last = dense(x.detach())
+    with torch.autocast(x.device.type, enabled=False), torch.no_grad():
+        if x.dim() <= 2 or x.shape[2:].numel() == 1:
+            var, mean = torch.var_mean(wide(x.flatten(1)), 0, unbiased=False)
+            return mean, var
+        if last:
+            return statistics[True](x.movedim(1, -1).reshape(x.shape[0], -1, x.shape[1]))
+        return statistics[False](x.reshape(x.shape[0], x.shape[1], -1))
+
+
+def run(
+    x: Tensor, T: int, encode: bool, decay: Number, gain: Number, initial: float, constants: Constants, *,
+    affine: tuple[Tensor, Tensor] | None = None, batch: Batch | None = None, residual: Tensor | None = None,
+    membrane: bool = False,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Spikes (T*N, ...) and, if asked, charged membranes (T, N, ...) of ``neuron(a * x + b + residual)``.
+
+    ``affine`` is ``(a, b)``; with ``batch`` it is ``(weight, bias)`` of the norm with the batch's statistics, and backward
+    goes through these. Without it the neuron stands alone. Shape: x (T*N, C, ...), constant current (N, C, ...).
+    """
+    x, last = dense(x)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    k = numbers(decay, gain, initial, constants, dtype, x.device)
+    if residual is not None:
+        residual = _like(residual, last)
+    plan = Plan.of(
+        constants, T, encode, norm=affine is not None, channels_last=last or affine is None,
+        residual=residual is not None, membrane=membrane, learned=k.requires_grad,
+    )  # fmt: skip
+    p, q = affine if affine is not None else (None, None)
+    return _Fused.apply(x, p, q, residual, k, plan, batch, last)
