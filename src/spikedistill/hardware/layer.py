@@ -13,7 +13,7 @@ def _pair(value: Any) -> Any:
 
 
 Pair = Annotated[tuple[int, int], BeforeValidator(_pair)]
-Kind = Literal["conv", "linear", "pool", "norm", "add", "neuron"]
+Kind = Literal["conv", "linear", "pool", "norm", "add", "neuron", "other"]
 InputKind = Literal["spikes", "integers", "real"]
 _STRICT = ConfigDict(extra="forbid")
 
@@ -54,7 +54,8 @@ class Layer:
     ``input_max``: largest value of a small-integer input. ``spikes_in``: sum of the input's values, ``nonzero_in`` the number
     of values that are not 0, ``spikes_out`` the spikes of the layer (of its ``neuron``), None where not measured.
     ``neuron``: the neuron that the layer feeds one to one, when it is no layer of its own. ``inputs``: names of the layers
-    that feed this one; ``shortcut``: on a residual branch. 32 bits mean floating point.
+    that feed this one; ``shortcut``: on a residual branch; ``operator``: class or function that it was read from.
+    32 bits mean floating point.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Layer:
     shortcut: bool = False
     encoding: bool = False
     inputs: tuple[str, ...] = ()
+    operator: str = ""
     events: Events | None = field(default=None, repr=False)
 
     @model_validator(mode="after")

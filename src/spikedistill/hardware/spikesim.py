@@ -11,8 +11,9 @@ from math import ceil, prod
 
 from spikedistill.errors import SpikedistillError
 from spikedistill.hardware.config import Config
-from spikedistill.hardware.costs import add_energy, multiply_energy
+from spikedistill.hardware.costs import add_energy
 from spikedistill.hardware.layer import Layer
+from spikedistill.hardware.operations import addition_energy, norm_energy
 from spikedistill.hardware.spikesim_area import areas
 from spikedistill.hardware.spikesim_latency import Times, latency
 from spikedistill.hardware.spikesim_mapping import Placement, membrane_factor, place, why_unpriced
@@ -117,14 +118,8 @@ def _digital(layer: Layer, config: Config) -> dict[str, float]:
         updates = ceil(layer.out_channels / config.crossbar_size) * prod(layer.typed_size) * layer.time_steps
         return {"neuron": config.technology.neuron_pj * membrane_factor(layer, config) * updates}
     if layer.kind == "norm":
-        floating = layer.norm_bits >= 32
-        one = multiply_energy(layer.norm_bits, layer.membrane_bits, floating) + add_energy(
-            layer.membrane_bits, floating
-        )
-        return {"norm": one * values * layer.runs}
-    floating = layer.input_kind == "real" and layer.input_bits >= 32
-    bits = layer.input_bits if layer.input_kind == "real" else (2 * layer.input_max).bit_length()
-    return {"residual": add_energy(bits, floating) * values * layer.runs}
+        return {"norm": norm_energy(layer) * values * layer.runs}
+    return {"residual": addition_energy(layer) * values * layer.runs}
 
 
 def _sum(parts: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -101,6 +101,8 @@ def why_unpriced(layer: Layer, layers: Sequence[Layer], config: Config) -> str |
     """Why the evaluator cannot price a layer under these settings; None when it can."""
     on = config.switches
     first = next((other for other in layers if other.kind == "conv"), None)
+    if layer.kind == "other":
+        return f"{layer.operator or 'this operator'} is not supported by the hardware models"
     if layer.kind == "pool":
         return "pooling has no arithmetic in this model"
     switch = {"linear": on.linear_layers, "norm": on.norm, "add": on.residual_layers, "neuron": on.neuron_updates}

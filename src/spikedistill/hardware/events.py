@@ -1,0 +1,96 @@
+"""Which rows and patches of a crossbar a layer's input touches: measured, or expected for independent spikes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spikedistill.hardware.layer import Events, Layer
+
+BLOCK = 8  # channels: every crossbar size that is 8 times a power of two can be read from one measurement
+
+
+def _block(layer: Layer) -> int:
+    return BLOCK if layer.groups == 1 else layer.in_channels // layer.groups
+
+
+def measure(layer: Layer, x: Tensor, images: int) -> Events:
+    """Count what ``x`` touches, per image; a small integer counts once for each level up to its value.
+
+    Shape: x (M, C, H, W), all executions and images of a batch in M.
+    """
+    block = _block(layer)
+    blocks = -(-layer.in_channels // block)
+    rows = torch.zeros(blocks, dtype=torch.float64)
+    patches: dict[int, float] = {}
+    sites = 0.0
+    for level in range(1, max(1, layer.input_max) + 1):
+        active = F.pad((x >= level).float(), (0, 0, 0, 0, 0, blocks * block - layer.in_channels))
+        active = active.unflatten(1, (blocks, block)).sum(2)
+        ones = active.new_ones(blocks, 1, *layer.kernel_size)
+        taps = F.conv2d(active, ones, None, layer.stride, layer.pads, layer.dilation, blocks)
+        rows += taps.sum((0, 2, 3), dtype=torch.float64).cpu()
+        touched, width = taps > 0, block
+        while touched.shape[1] > 1:
+            patches[width] = patches.get(width, 0.0) + float(touched.sum()) / images
+            if touched.shape[1] % 2:
+                touched = F.pad(touched, (0, 0, 0, 0, 0, 1))
+            touched, width = touched.unflatten(1, (-1, 2)).any(2), 2 * width
+        sites += float(touched.sum()) / images
+    return Events(block=block, rows=tuple((rows / images).tolist()), patches=patches, sites=sites)
+
+
+def _touching(layer: Layer) -> Tensor:
+    """Kernel taps that lie inside the input, for each output position (Ho, Wo)."""
+    ones = torch.ones(1, 1, *layer.in_size, dtype=torch.float64)
+    kernel = torch.ones(1, 1, *layer.kernel_size, dtype=torch.float64)
+    return F.conv2d(ones, kernel, None, layer.stride, layer.pads, layer.dilation)[0, 0]
+
+
+def expected(layer: Layer, rate: float) -> Events:
+    """Expected events when every input value is a spike with probability ``rate``, independent of all others.
+
+    ``rows = rate * taps * channels``; ``patches = sum over sites of 1 - (1 - rate)^(taps * channels of a tile)``.
+    """
+    block = _block(layer)
+    taps = _touching(layer) if layer.kind == "conv" else torch.ones(layer.in_size, dtype=torch.float64)
+    channels = [min(block, layer.in_channels - start) for start in range(0, layer.in_channels, block)]
+    rows = tuple(float(rate * taps.sum() * c) * layer.runs for c in channels)
+    patches: dict[int, float] = {}
+    width = block
+    while len(channels) > 1:
+        patches[width] = sum(_hit(taps, c, rate) for c in channels) * layer.runs
+        channels = [sum(channels[i : i + 2]) for i in range(0, len(channels), 2)]
+        width *= 2
+    return Events(block=block, rows=rows, patches=patches, sites=_hit(taps, channels[0], rate) * layer.runs)
+
+
+def _hit(taps: Tensor, channels: int, rate: float) -> float:
+    return float((1 - (1 - rate) ** (taps * channels)).sum())
+
+
+def at_rate(layers: Sequence[Layer], rate: float) -> list[Layer]:
+    """The same layers with the activity of independent spikes at ``rate`` per value and step, in place of what was measured.
+
+    Layers with real inputs stay as they are; small integers become 0/1. For sweeps and break-even points, not for prices
+    of a trained network.
+    """
+    out = []
+    for layer in layers:
+        if layer.kind in ("conv", "linear") and layer.input_kind != "real":
+            spikes = rate * layer.inputs_per_run * layer.runs
+            layer = replace(
+                layer,
+                input_kind="spikes",
+                input_max=1,
+                spikes_in=spikes,
+                nonzero_in=spikes,
+                events=expected(layer, rate),
+            )
+        if layer.kind == "neuron" or layer.neuron not in (None, "relu"):
+            layer = replace(layer, spikes_out=rate * layer.out_channels * prod(layer.positions) * layer.time_steps)
+        out.append(layer)
+    return out

@@ -1,0 +1,245 @@
+"""Energy with memory accesses: synapses, potentials, parameters, messages and addressing.
+
+E. Lemaire, L. Cordone, A. Castagnetti, P.-E. Novac, J. Courtois, B. Miramond, "An analytical estimation of spiking neural
+networks energy efficiency", ICONIP 2022 (arXiv 2210.13107). For one spiking convolution with theta input spikes::
+
+    adds        theta ceil(kh/s) ceil(kw/s) Cout + T Cout H W + theta_out        leaks (multiply-add)  T Cout H W
+    weights     theta Cout kh kw reads        potentials  theta Cout kh kw + T Cout H W reads, as many writes
+    messages    theta reads, theta_out writes        addresses   2 theta multiply-adds, theta Cout kh kw adds
+
+A layer with real inputs (the first one) does ``macs`` multiply-adds and reads an input and a weight for each. Operations are
+integers at the layer's bits (`costs`); norms are folded, pools and residual additions are not part of the model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from math import ceil
+from typing import Any, Literal
+
+from pydantic import Field
+
+from spikedistill.hardware.config import Strict
+from spikedistill.hardware.costs import add_energy, multiply_energy
+from spikedistill.hardware.layer import Layer
+from spikedistill.hardware.operations import membrane_updates, synaptic_events
+
+POINTS = ((0.0, 0.0), (8 * 1024.0, 10.0), (32 * 1024.0, 20.0), (1024 * 1024.0, 100.0))  # bytes, pJ a 32-bit word
+
+
+class MemoryConfig(Strict):
+    """Where the paper, its authors' code and SpikingJelly's counter differ; the defaults follow the authors' code.
+
+    The authors' code is Qualia's ``EnergyEstimationMetric`` (qualia-plugin-snn).
+    """
+
+    sram_law: Literal["interpolated", "linear", "blocks"] = "interpolated"
+    """``interpolated``: 10, 20, 100 pJ a 32-bit word at 8 KiB, 32 KiB, 1 MiB (after Horowitz, ISSCC 2014), straight lines
+    between, 0 at 0, constant above, in proportion to the word's bits; ``linear``: 1.09e-5 pJ a bit of capacity + 13.2 pJ a
+    word (the authors' first code); ``blocks``: 10 pJ for each 64-bit access that holds 64 // bits words (T. Louis)."""
+    fifo_elements: int = Field(1000, ge=1)
+    """Messages that a layer's input and output queue holds: the paper's experiments have 1000."""
+    message_bits: int = Field(32, ge=1)
+    """Bits of one message and of one address."""
+    adds_without_bias: bool = True
+    """T Cout H W additions (bias, or the charge of the step) are counted in layers without a bias too."""
+    bias_each_step: bool = True
+    """A bias is read at each step, as it is added; the authors' code reads it once an inference."""
+    addresses_of_channels: bool = True
+    """An input spike computes an address for each output channel (equation 16.3); the authors' code leaves Cout out."""
+    dense_linear_addresses: Literal["product", "sum"] = "product"
+    """Addresses of a linear layer with real inputs: N_in N_out (the authors' code) or N_in + N_out (SpikingJelly)."""
+    exact_synapses: bool = False
+    """Additions, weight reads and potential accesses as measured (strides and edges exact) instead of theta k k Cout."""
+    reset_adds: bool = True
+    """theta_out additions for the resets."""
+
+    def access(self, capacity_bits: float, word_bits: float) -> float:
+        """Energy of one access to one word in a memory, pJ."""
+        if self.sram_law == "linear":
+            return 1.09e-5 * capacity_bits + 13.2
+        if self.sram_law == "blocks":
+            return 10.0 / max(1, 64 // int(word_bits)) * ceil(word_bits / 64)
+        size = min(capacity_bits / 8, POINTS[-1][0])
+        (x0, y0), (x1, y1) = next(pair for pair in pairwise(POINTS) if size <= pair[1][0])
+        return (y0 + (y1 - y0) * (size - x0) / (x1 - x0)) * word_bits / 32
+
+
+SPIKINGJELLY = MemoryConfig(adds_without_bias=False, dense_linear_addresses="sum")
+"""SpikingJelly's ``estimate_lemaire_energy``, which has 32 bits everywhere."""
+
+
+@dataclass(frozen=True)
+class LayerMemory:
+    """Energy of one layer per inference and image, pJ, by term; ``counts``: operations and accesses behind it."""
+
+    name: str
+    kind: str
+    operations_pj: float
+    addressing_pj: float
+    messages_pj: float
+    parameters_pj: float
+    potentials_pj: float
+    counts: dict[str, float]
+
+    @property
+    def total_pj(self) -> float:
+        """Sum of the terms."""
+        return self.operations_pj + self.addressing_pj + self.messages_pj + self.parameters_pj + self.potentials_pj
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Energy of a network per inference and image, pJ, by term and layer; ``counts`` are sums over layers."""
+
+    total_pj: float
+    operations_pj: float
+    addressing_pj: float
+    messages_pj: float
+    parameters_pj: float
+    potentials_pj: float
+    counts: dict[str, float]
+    layers: list[LayerMemory]
+    notes: list[str]
+    sram_law: str
+
+    @property
+    def memory_pj(self) -> float:
+        """Messages, parameters and potentials."""
+        return self.messages_pj + self.parameters_pj + self.potentials_pj
+
+    def as_dict(self) -> dict[str, Any]:
+        """The estimate as JSON-able values."""
+        return {**asdict(self), "memory_pj": self.memory_pj}
+
+
+def _operations(layer: Layer, counts: dict[str, float], address_bits: int) -> tuple[float, float]:
+    """Energy of operations and of addressing, pJ."""
+    bits = layer.membrane_bits
+    product = multiply_energy(layer.weight_bits, layer.input_bits) + add_energy(
+        min(32, layer.weight_bits + layer.input_bits)
+    )
+    operations = (
+        counts.get("adds", 0.0) * add_energy(bits)
+        + counts.get("leaks", 0.0) * (multiply_energy(bits, bits) + add_energy(bits))
+        + counts.get("macs", 0.0) * product
+    )
+    one = add_energy(address_bits)
+    addressing = counts.get("address_adds", 0.0) * one
+    addressing += counts.get("address_macs", 0.0) * (multiply_energy(address_bits, address_bits) + one)
+    return operations, addressing
+
+
+def _real(layer: Layer, config: MemoryConfig, ann: bool) -> dict[str, float]:
+    outputs = float(layer.outputs_per_run * layer.runs)
+    macs = float(layer.macs * layer.runs)
+    inputs = float(layer.inputs_per_run * layer.runs)
+    counts = {"macs": macs, "weight_reads": macs, "bias_reads": outputs if layer.bias else 0.0}
+    counts["adds"] = outputs if layer.bias or config.adds_without_bias else 0.0
+    if layer.kind == "conv":
+        counts["input_reads"] = macs
+        counts["address_adds"] = inputs + outputs + layer.out_channels * layer.taps * layer.runs
+    else:
+        counts["input_reads"] = inputs
+        counts["address_adds"] = macs if config.dense_linear_addresses == "product" else inputs + outputs
+    if ann:
+        counts["output_writes"] = outputs
+    return counts
+
+
+def _spiking(layer: Layer, config: MemoryConfig, spikes: float) -> dict[str, float]:
+    per_group = layer.out_channels // layer.groups
+    uses = spikes * per_group * layer.taps
+    strided = spikes * per_group
+    for kernel, stride in zip(layer.kernel_size, layer.stride):
+        strided *= ceil(kernel / stride)
+    exact = synaptic_events(layer)
+    if config.exact_synapses and exact is not None:
+        uses = strided = exact
+    outputs = float(layer.outputs_per_run * layer.runs)
+    addresses = spikes * layer.taps * (per_group if config.addresses_of_channels or layer.kind == "linear" else 1)
+    return {
+        "adds": strided + (outputs if layer.bias or config.adds_without_bias else 0.0),
+        "input_reads": spikes,
+        "weight_reads": uses,
+        "bias_reads": outputs / (1 if config.bias_each_step else layer.runs) if layer.bias else 0.0,
+        "potential_reads": uses,
+        "potential_writes": uses,
+        "address_adds": addresses,
+        "address_macs": 2 * spikes if layer.kind == "conv" else 0.0,
+    }
+
+
+def _neuron(layer: Layer, config: MemoryConfig) -> dict[str, float]:
+    updates = float(membrane_updates(layer))
+    fired = layer.spikes_out or 0.0
+    return {
+        "adds": fired if config.reset_adds else 0.0,
+        "leaks": updates if layer.leaky else 0.0,
+        "potential_reads": updates,
+        "potential_writes": updates,
+        "output_writes": fired,
+    }
+
+
+def _price(layer: Layer, counts: dict[str, float], config: MemoryConfig, real: bool) -> LayerMemory:
+    operations, addressing = _operations(layer, counts, config.message_bits)
+    fifo, message = config.fifo_elements * config.message_bits, config.message_bits
+    input_bits, input_size = (layer.input_bits, layer.inputs_per_run * layer.input_bits) if real else (message, fifo)
+    parameters = layer.weights * layer.weight_bits + (layer.out_channels * layer.membrane_bits if layer.bias else 0)
+    membranes = layer.outputs_per_run * layer.membrane_bits
+    written = (layer.outputs_per_run * layer.input_bits, layer.input_bits) if real else (fifo, message)
+    accesses = counts.get("potential_reads", 0.0) + counts.get("potential_writes", 0.0)
+    messages = counts.get("input_reads", 0.0) * config.access(input_size, input_bits)
+    messages += counts.get("output_writes", 0.0) * config.access(*written)
+    return LayerMemory(
+        name=layer.name,
+        kind=layer.kind,
+        operations_pj=operations,
+        addressing_pj=addressing,
+        messages_pj=messages,
+        parameters_pj=counts.get("weight_reads", 0.0) * config.access(parameters, layer.weight_bits)
+        + counts.get("bias_reads", 0.0) * config.access(parameters, layer.membrane_bits),
+        potentials_pj=accesses * config.access(membranes, layer.membrane_bits),
+        counts=counts,
+    )
+
+
+def estimate(layers: Sequence[Layer], config: MemoryConfig | None = None) -> MemoryEstimate:
+    """Price every weight layer and neuron; where spikes were not measured every input counts as active, and a note says so."""
+    config = config or MemoryConfig()
+    ann = not any(membrane_updates(layer) for layer in layers)
+    priced: list[LayerMemory] = []
+    notes: list[str] = []
+    for layer in layers:
+        if layer.kind in ("conv", "linear"):
+            if layer.input_kind == "real":
+                priced.append(_price(layer, _real(layer, config, ann), config, real=True))
+            else:
+                spikes = layer.spikes_in
+                if spikes is None:
+                    notes.append(f"{layer.name}: spikes not measured, every input counts as active")
+                    spikes = float(layer.inputs_per_run * layer.runs * layer.input_max)
+                priced.append(_price(layer, _spiking(layer, config, spikes), config, real=False))
+        if membrane_updates(layer):
+            if layer.spikes_out is None:
+                notes.append(f"{layer.name}: output spikes not measured, none counted")
+            priced.append(_price(layer, _neuron(layer, config), config, real=False))
+        if layer.kind in ("add", "other"):
+            notes.append(f"{layer.name}: {layer.operator or layer.kind} is not part of this model")
+    counts: dict[str, float] = {}
+    for item in priced:
+        for key, value in item.counts.items():
+            counts[key] = counts.get(key, 0.0) + value
+    return MemoryEstimate(
+        total_pj=sum(item.total_pj for item in priced),
+        operations_pj=sum(item.operations_pj for item in priced),
+        addressing_pj=sum(item.addressing_pj for item in priced),
+        messages_pj=sum(item.messages_pj for item in priced),
+        parameters_pj=sum(item.parameters_pj for item in priced),
+        potentials_pj=sum(item.potentials_pj for item in priced),
+        counts=counts,
+        layers=priced,
+        notes=notes,
+        sram_law=config.sram_law,
+    )

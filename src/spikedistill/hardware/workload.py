@@ -1,0 +1,382 @@
+"""What a network asks of a chip: its layers, read from the traced graph, with activity measured on a real batch."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from spikedistill.errors import SpikedistillError
+from spikedistill.hardware.events import measure
+from spikedistill.hardware.layer import InputKind, Layer
+from spikedistill.networks.base import Network
+from spikedistill.networks.graph import Graph, Node, trace
+from spikedistill.neurons import Neuron, NormNeuron
+
+SMALL = 8  # the largest integer that is fed pulse by pulse; above it a value is real, of as many bits as it needs
+
+_FREE_MODULES = (
+    "Identity",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Flatten",
+    "Unflatten",
+    "Repeat",
+    "DropPath",
+    "Upsample",
+)
+_FREE_FUNCTIONS = (
+    *("flatten", "unflatten", "reshape", "reshape_as", "view", "view_as", "permute", "transpose", "movedim", "T"),
+    *("unsqueeze", "squeeze", "getitem", "contiguous", "expand", "unbind", "chunk", "split", "stack", "cat", "pad"),
+    *("repeat", "to", "float", "clone", "detach", "dropout", "type_as"),
+)
+_MAX_POOLS = ("MaxPool1d", "MaxPool2d", "AdaptiveMaxPool2d", "max_pool2d", "adaptive_max_pool2d")
+_MEAN_POOLS = (
+    "AvgPool1d",
+    "AvgPool2d",
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "avg_pool2d",
+    "adaptive_avg_pool2d",
+    "mean",
+)
+_SUMS = ("add", "iadd", "radd", "sub", "rsub", "isub")
+_PRODUCTS = ("mul", "imul", "rmul")
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+_NEURON_KINDS = ("ReLU", "relu", "relu_")
+
+
+@dataclass(frozen=True)
+class _Value:
+    """What a tensor holds. ``unknown``: nothing in the graph tells; then values on a real batch decide."""
+
+    kind: InputKind | Literal["unknown"]
+    bits: int = 32
+    max: int = 1
+
+    def observed(self, seen: "_Seen") -> "_Value":
+        """Structure first: what is real by structure stays real whatever its values happen to be."""
+        if self.kind == "real":
+            return self
+        if seen.integers and seen.low >= 0 and seen.high <= SMALL:
+            return _Value("spikes") if seen.high <= 1 else _Value("integers", max=int(seen.high))
+        if seen.integers and seen.low >= 0:
+            return _Value("real", bits=int(seen.high).bit_length())
+        return _Value("real", bits=self.bits)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Facts about one input tensor of a real batch."""
+
+    integers: bool
+    low: float
+    high: float
+    total: float
+    nonzero: float
+
+
+def _look(x: Tensor) -> _Seen:
+    return _Seen(
+        integers=bool((x == x.floor()).all()),
+        low=float(x.min()),
+        high=float(x.max()),
+        total=float(x.sum(dtype=torch.float64)),
+        nonzero=float(x.count_nonzero()),
+    )
+
+
+@contextmanager
+def _watch(network: nn.Module, see: Callable[[str, nn.Module, Tensor, Tensor], None]) -> Iterator[None]:
+    """Call ``see(name, module, input, output)`` at each call of a weight layer or neuron; names are those of the graph."""
+    counts: dict[str, int] = {}
+
+    def hook(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def seen(module: nn.Module, args: Any, out: Tensor) -> None:
+            k = counts.get(path, 0)
+            counts[path] = k + 1
+            with torch._C.DisableTorchFunction():  # the recorder of the graph must not see our own operations
+                see(f"{path}#{k}", module, args[0], out)
+
+        return seen
+
+    watched = (nn.Conv1d, nn.Conv2d, nn.Linear, Neuron, NormNeuron)
+    inside = {id(m.neuron) for m in network.modules() if isinstance(m, NormNeuron)}
+    handles = [
+        module.register_forward_hook(hook(path))
+        for path, module in network.named_modules()
+        if isinstance(module, watched) and id(module) not in inside
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layers(network: nn.Module, batch: Tensor, image_bits: int = 8) -> list[Layer]:
+    """The layers of a network with everything measured on ``batch``, in one forward pass (eval mode, no gradients).
+
+    Whether an input is 0/1 spikes, small integers or real follows from the graph: a neuron makes spikes, adding spikes makes
+    integers, a convolution, norm, mean or image makes real values; where the graph cannot tell (event frames, other
+    people's modules), from the batch. What cannot be priced is returned as a layer of kind ``other``, never left out.
+
+    ``image_bits``: bits of an image's pixels. Shape: batch as the network takes it, N images.
+
+    Raises: SpikedistillError when the network has no convolution or linear layer.
+    """
+    inputs: dict[str, Tensor] = {}
+    seen: dict[str, _Seen] = {}
+    fired: dict[str, float] = {}
+
+    def see(name: str, module: nn.Module, x: Tensor, out: Tensor) -> None:
+        if isinstance(module, (Neuron, NormNeuron)):
+            fired[name] = float(out.sum(dtype=torch.float64))
+        else:
+            inputs[name], seen[name] = x.detach(), _look(x)
+
+    with _watch(network, see):
+        graph = trace(network, batch)
+    reader = _Reader(network, graph, image_bits, seen)
+    found: list[Layer] = []
+    for node in graph:
+        for layer in reader.read(node):
+            if node.name in inputs and layer.input_kind != "real":
+                x = _as_maps(inputs[node.name], layer)
+                layer = replace(layer, events=measure(layer, x, graph.batch))
+            if layer.kind == "neuron" and layer.neuron != "relu" and node.name in fired:
+                layer = replace(layer, spikes_out=fired[node.name] / graph.batch)
+            found.append(layer)
+        inputs.pop(node.name, None)
+    if not any(layer.kind in ("conv", "linear") for layer in found):
+        raise SpikedistillError(f"{type(network).__name__} has no convolution and no linear layer: nothing to price")
+    shortcuts = _shortcuts(graph)
+    return [replace(layer, shortcut=True) if layer.name in shortcuts else layer for layer in found]
+
+
+def _as_maps(x: Tensor, layer: Layer) -> Tensor:
+    """Any input as (M, C, H, W): features of a linear layer become channels at one site each."""
+    if layer.kind == "linear":
+        return x.reshape(-1, layer.in_channels, 1, 1)
+    return x.unsqueeze(2) if x.dim() == 3 else x
+
+
+def _name(node: Node) -> str:
+    return node.path if node.path and node.call == 0 else node.name
+
+
+class _Reader:
+    """Turns nodes into layers, remembering what each node's output holds and which layers it came from."""
+
+    def __init__(self, network: nn.Module, graph: Graph, image_bits: int, seen: dict[str, _Seen]) -> None:
+        self.graph, self.seen, self.steps = graph, seen, graph.time_steps or 1
+        self.holds: dict[str, _Value] = {}
+        self.sources: dict[str, tuple[str, ...]] = {}
+        direct_image = isinstance(network, Network) and network.input == "image" and network.encoding == "direct"
+        self.input = _Value("real", bits=image_bits) if direct_image else _Value("unknown")
+        self.precision = getattr(network, "hardware_bits", None) or {}
+
+    def read(self, node: Node) -> list[Layer]:
+        """Layers of one node, and its output noted."""
+        made, value = self._layers(node)
+        self.holds[node.name] = value
+        self.sources[node.name] = (made[-1].name,) if made else self._upstream(node)
+        return made
+
+    def _upstream(self, node: Node) -> tuple[str, ...]:
+        found = [name for item in node.inputs for name in self.sources.get(item, ())]
+        return tuple(dict.fromkeys(found))
+
+    def _given(self, node: Node) -> _Value:
+        values = [self.holds.get(name, _Value("real")) for name in node.inputs if not name.startswith("parameter:")]
+        for kind in ("real", "unknown", "integers", "spikes"):
+            same = [value for value in values if value.kind == kind]
+            if same:
+                return replace(same[0], bits=max(v.bits for v in same), max=max(v.max for v in same))
+        return _Value("unknown")
+
+    def _layers(self, node: Node) -> tuple[list[Layer], _Value]:
+        if node.kind == "input":
+            return [], self.input
+        module, given = node.module, self._given(node)
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+            return self._weights(node, module, given)
+        if isinstance(module, NormNeuron):
+            return self._norm_neuron(node, module)
+        if isinstance(module, Neuron):
+            return [self._neuron(node, module, _name(node))], _Value("spikes")
+        if isinstance(module, _NORMS):
+            return [self._norm(node, _name(node))], _Value("real", bits=self._real_bits(node))
+        if node.kind in _NEURON_KINDS:
+            return [self._relu(node, _name(node))], _Value("real", bits=given.bits)
+        if node.kind in _MAX_POOLS:
+            return [self._pool(node)], given
+        if node.kind in _MEAN_POOLS:
+            return [self._pool(node)], self._mean(node, given)
+        if node.kind in _SUMS:
+            return self._sum(node, given)
+        if node.kind in (*_FREE_MODULES, *_FREE_FUNCTIONS):
+            return [], given
+        if node.kind in _PRODUCTS and given.kind in ("spikes", "integers"):
+            return [], given  # SEW's AND and IAND of spikes: gates without arithmetic
+        if not any(name in self.holds for name in node.inputs):
+            return [], _Value("unknown")
+        return [self._other(node)], _Value("unknown")
+
+    def _base(self, node: Node, name: str, **given: Any) -> Layer:
+        shape = node.shape
+        channels = shape[1] if len(shape) > 1 else 1
+        size = _hw(shape)
+        defaults: dict[str, Any] = {
+            "name": name,
+            "in_channels": channels,
+            "out_channels": channels,
+            "in_size": size,
+            "out_size": size,
+            "time_steps": self.steps,
+            "executions": max(1, shape[0] // self.graph.batch) if shape else 1,
+            "inputs": self._upstream(node),
+            "operator": node.kind,
+        }
+        return Layer(**{**defaults, **given})
+
+    def _weights(self, node: Node, module: nn.Module, given: _Value) -> tuple[list[Layer], _Value]:
+        seen = self.seen[node.name]
+        value = given.observed(seen)
+        shape, out = node.in_shapes[0], node.shape
+        common: dict[str, Any] = {
+            "executions": max(1, shape[0] // self.graph.batch),
+            "input_kind": value.kind,
+            "input_bits": value.bits,
+            "input_max": value.max,
+            "spikes_in": seen.total / self.graph.batch if value.kind != "real" else None,
+            "nonzero_in": seen.nonzero / self.graph.batch,
+            "bias": module.bias is not None,
+            "weight_bits": self._bits(node, "weight_bits", 32),
+        }
+        if isinstance(module, nn.Linear):
+            tokens = prod(shape[1:-1])
+            geometry: dict[str, Any] = {"kind": "linear", "in_size": (tokens, 1), "out_size": (tokens, 1)}
+            channels = (module.in_features, module.out_features)
+        else:
+            assert isinstance(module, (nn.Conv1d, nn.Conv2d))
+            geometry = {
+                "kind": "conv",
+                "kernel_size": _two(module.kernel_size, 1),
+                "stride": _two(module.stride, 1),
+                "padding": _two(_padding(module), 0),
+                "dilation": _two(module.dilation, 1),
+                "groups": module.groups,
+                "in_size": _hw(shape),
+                "out_size": _hw(out),
+            }
+            channels = (module.in_channels, module.out_channels)
+        layer = self._base(node, _name(node), in_channels=channels[0], out_channels=channels[1], **geometry, **common)
+        return [layer], _Value("real", bits=self._real_bits(node))
+
+    def _norm_neuron(self, node: Node, module: NormNeuron) -> tuple[list[Layer], _Value]:
+        name = _name(node)
+        # Time unfolds inside an encoding neuron: its norm runs as often as its input comes.
+        norm = replace(self._norm(node, name), executions=max(1, node.in_shapes[0][0] // self.graph.batch))
+        made = [norm]
+        if len(node.inputs) > 1:
+            stream = self.holds.get(node.inputs[1], _Value("real"))
+            made.append(self._add(node, f"{name}.residual", _Value("real", bits=stream.bits)))
+        inner = module.neuron
+        if isinstance(inner, Neuron):
+            made.append(replace(self._neuron(node, inner, f"{name}.neuron"), inputs=(made[-1].name,)))
+            return made, _Value("spikes")
+        if isinstance(inner, nn.ReLU):
+            made.append(replace(self._relu(node, f"{name}.neuron"), inputs=(made[-1].name,)))
+        return made, _Value("real", bits=self._real_bits(node))
+
+    def _neuron(self, node: Node, neuron: Neuron, name: str) -> Layer:
+        return self._base(
+            node, name, kind="neuron", neuron=type(neuron).__name__.lower(), leaky=neuron.leaky, encoding=neuron.encode,
+            membrane_bits=self._bits(node, "membrane_bits", 32),
+        )  # fmt: skip
+
+    def _relu(self, node: Node, name: str) -> Layer:
+        return self._base(node, name, kind="neuron", neuron="relu")
+
+    def _norm(self, node: Node, name: str) -> Layer:
+        bits = self._bits(node, "norm_bits", 32)
+        return self._base(node, name, kind="norm", norm_bits=bits, membrane_bits=self._bits(node, "membrane_bits", 32))
+
+    def _pool(self, node: Node) -> Layer:
+        return self._base(node, _name(node), kind="pool", in_size=_hw(node.in_shapes[0]))
+
+    def _mean(self, node: Node, given: _Value) -> _Value:
+        values = prod(node.in_shapes[0]) / max(1, prod(node.shape))
+        if values == 1:
+            return given
+        if given.kind in ("spikes", "integers"):
+            return _Value("real", bits=int(given.max * values).bit_length())
+        return _Value("real", bits=given.bits)
+
+    def _sum(self, node: Node, given: _Value) -> tuple[list[Layer], _Value]:
+        terms = [name for name in node.inputs if name in self.holds]
+        if len(terms) < 2:
+            return [], given  # a constant is added: a gate's 1 - s, or a bias
+        if given.kind == "real":
+            return [self._add(node, _name(node), given)], given
+        high = sum(self.holds[name].max for name in terms)
+        return [self._add(node, _name(node), given)], _Value(
+            "unknown" if given.kind == "unknown" else "integers", max=high
+        )
+
+    def _add(self, node: Node, name: str, value: _Value) -> Layer:
+        kind: InputKind = "real" if value.kind in ("real", "unknown") else value.kind  # type: ignore[assignment]
+        return self._base(node, name, kind="add", input_kind=kind, input_bits=value.bits, input_max=value.max)
+
+    def _other(self, node: Node) -> Layer:
+        return self._base(node, _name(node), kind="other")
+
+    def _bits(self, node: Node, what: str, default: int) -> int:
+        found = self.precision(node.path, what) if callable(self.precision) else None
+        return default if found is None else int(found)
+
+    def _real_bits(self, node: Node) -> int:
+        return self._bits(node, "residual_bits", 32)
+
+
+def _hw(shape: tuple[int, ...]) -> tuple[int, int]:
+    if len(shape) == 4:
+        return (shape[2], shape[3])
+    return (prod(shape[2:]), 1) if len(shape) > 4 else ((1, shape[2]) if len(shape) == 3 else (1, 1))
+
+
+def _two(value: Any, fill: int) -> tuple[int, int]:
+    pair = tuple(value)
+    return (fill, pair[0]) if len(pair) == 1 else (pair[0], pair[1])
+
+
+def _padding(module: nn.Conv1d | nn.Conv2d) -> Any:
+    if module.padding == "same":
+        return tuple(d * (k - 1) // 2 for k, d in zip(module.kernel_size, module.dilation))
+    return tuple(0 for _ in module.kernel_size) if module.padding == "valid" else module.padding
+
+
+def _shortcuts(graph: Graph) -> set[str]:
+    """Weight layers on the shorter side of a residual addition: the branch with fewer weight layers since the fork."""
+    ancestors: dict[str, frozenset[str]] = {}
+    for node in graph:
+        parents = [name for name in node.inputs if name in ancestors]
+        ancestors[node.name] = frozenset(parents).union(*(ancestors[name] for name in parents))
+    found: set[str] = set()
+    for node in graph:
+        branches = [name for name in node.inputs if name in ancestors]
+        if len(branches) != 2 or node.kind not in (*_SUMS, "NormNeuron"):
+            continue
+        own = [ancestors[name] | {name} for name in branches]
+        weights = [
+            {n for n in mine - other if isinstance(graph[n].module, (nn.Conv1d, nn.Conv2d, nn.Linear))}
+            for mine, other in (own, own[::-1])
+        ]
+        if len(weights[0]) != len(weights[1]):
+            found |= {_name(graph[n]) for n in min(weights, key=len)}
+    return found
