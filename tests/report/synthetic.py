@@ -66,14 +66,20 @@ def chip(scale: float) -> dict[str, Any]:
     return {
         "spikesim": {"mode": "corrected", "dense": report(1.0), "event": report(0.3)},
         "operations": {"macs": 1.2e5, "acs": 3.4e5 * scale, "energy_pj": 8.6e5 * scale},
-        "memory": {"energy_pj": 5.2e6 * scale, "components": {"synapses": 3e6 * scale, "potentials": 2.2e6 * scale}},
+        "memory": {
+            "total_pj": 5.2e6 * scale,
+            "memory_pj": 5e6 * scale,
+            "operations_pj": 2e5 * scale,
+            "parameters_pj": 3e6 * scale,
+            "potentials_pj": 2e6 * scale,
+        },
         "ann_twin": {
             "activation_bits": 3,
             "spikesim": {"mode": "corrected", "dense": report(1.6)},
             "operations": {"macs": 1.4e6, "energy_pj": 6.4e6},
-            "memory": {"energy_pj": 7.5e6},
+            "memory": {"total_pj": 7.5e6},
         },
-        "break_even_firing_rate": 0.21,
+        "break_even": {"spikesim": 0.21, "operations": 0.4, "memory": 1.0},
     }
 
 

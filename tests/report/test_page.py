@@ -139,7 +139,7 @@ def test_numbers_are_those_of_the_summary(pages: dict[str, Path]) -> None:
             ("spikesim.dense.energy_pj", 1e-6),
             ("spikesim.event.energy_pj", 1e-6),
             ("operations.energy_pj", 1e-6),
-            ("memory.energy_pj", 1e-6),
+            ("memory.total_pj", 1e-6),
             ("spikesim.dense.latency_ns", 1e-3),
             ("spikesim.dense.area_um2", 1e-6),
             ("spikesim.dense.edap", 1),
@@ -148,6 +148,7 @@ def test_numbers_are_those_of_the_summary(pages: dict[str, Path]) -> None:
         ]
     ):
         assert float(prices["student"][column]) == pytest.approx(scale * figures[f"hardware.{path}"].mean, rel=5e-3)
+    assert ["student", "12.10 ± 0.10", "21.0", "40.0", "100.0"] in page.rows
     assert float(prices["student: ANN twin (3 bit)"][2]) == pytest.approx(6.4)
 
 
@@ -267,7 +268,7 @@ def test_the_same_run_gives_the_same_bytes_whatever_the_user_s_matplotlib_settin
     assert (tmp_path / "c.html").read_bytes() == first
 
 
-def test_the_newest_seed_counts_without_a_common_summary(tmp_path: Path) -> None:
+def test_seeds_are_reported_without_a_common_summary(tmp_path: Path) -> None:
     whole = study(tmp_path / "run")
     (whole / "summary.json").unlink()
     assert "3 seeds" in write_report(whole).read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ from typing import Any
 
 from spikedistill.report import plots
 from spikedistill.report.parts import Figure, Group, Section, Study, Table, colours
-from spikedistill.report.table import figure, number
+from spikedistill.report.table import figure, number, percent
 
 Tree = Mapping[str, Any]
 Rows = Sequence[tuple[str, Mapping[str, float]]]
@@ -40,7 +40,7 @@ def section(study: Study) -> Section | None:
         "Hardware",
         "Estimates per image, none of them measured on a chip, each with its own assumptions: read them side by side. "
         "Dense charges every array position; event charges only what spikes touch, counted on real images.",
-        tables=[_together(prices)],
+        tables=[_together(prices), *_break_even(priced, study)],
         groups=[group for group in (_components(prices), *_layers(priced)) if group.figures],
         notes=_notes(priced),
     )
@@ -123,7 +123,7 @@ def _together(prices: Sequence[Price]) -> Table:
             _of(price.dense, "energy_pj", 1e-6),
             _of(price.event, "energy_pj", 1e-6),
             _of(price.operations, "energy_pj", 1e-6),
-            _of(price.memory, "energy_pj", 1e-6),
+            _of(price.memory, "total_pj", 1e-6),
             _of(price.dense or price.event, "latency_ns", 1e-3),
             _of(price.dense or price.event, "area_um2", 1e-6),
             _of(price.dense or price.event, "edap"),
@@ -143,26 +143,50 @@ def _together(prices: Sequence[Price]) -> Table:
 
 def _of(tree: Tree | None, key: str, scale: float = 1.0) -> str:
     value = (tree or {}).get(key)
-    return "–" if value is None else number(value * scale)
+    return number(value * scale) if isinstance(value, int | float) else "–"
 
 
 def _components(prices: Sequence[Price]) -> Group:
     energy = [(name, _scaled(report.get("components"), 1e-6)) for price in prices for name, report in price.reports()]
     area = [(p.name, _scaled((p.dense or p.event or {}).get("area"), 1e-6)) for p in prices if p.dense or p.event]
     order = _by_size(energy) + [name for name in _by_size(area) if name not in _by_size(energy)]
+    memory = [(price.name, _terms(price.memory)) for price in prices if price.memory]
     drawn = [
-        _bars(rows, unit, caption, order)
-        for rows, unit, caption in (
+        _bars(rows, unit, caption, names)
+        for rows, unit, caption, names in (
             (
                 energy,
                 "energy per image [µJ]",
                 "SpikeSim energy per image by component, in µJ; a bar's end is the total.",
+                order,
             ),
-            (area, "area [mm²]", "Chip area by component, in mm²."),
+            (area, "area [mm²]", "Chip area by component, in mm².", order),
+            (memory, "energy per image [µJ]", "Memory-inclusive energy per image by term, in µJ.", ()),
         )
         if any(parts for _, parts in rows)
     ]
     return Group(drawn, "By component")
+
+
+def _terms(memory: Tree | None) -> dict[str, float]:
+    """The memory-inclusive estimate's terms in µJ: every ``<term>_pj`` that is no sum of others."""
+    terms = {key.removesuffix("_pj"): value for key, value in (memory or {}).items() if key.endswith("_pj")}
+    return _scaled({name: value for name, value in terms.items() if name not in ("total", "memory")}, 1e-6)
+
+
+def _break_even(priced: Mapping[str, Tree], study: Study) -> list[Table]:
+    rows = []
+    for stage in study.summary.stages:
+        limits = priced.get(stage.name, {}).get("break_even")
+        if limits:
+            rates = [
+                f"{100 * limits[key]:.1f}" if key in limits else "–" for key in ("spikesim", "operations", "memory")
+            ]
+            rows.append((stage.name, percent(figure(stage, "firing_rate")), *rates))
+    headings = ("Network", "Firing rate [%]", "SpikeSim event [%]", "Operations [%]", "With memory [%]")
+    caption = "The SNN needs less energy than its ANN twin while its mean firing rate is below this one. 0: never, 100: always."
+    table = Table(headings, rows, caption, [study.colours[row[0]] for row in rows], title="Where the SNN wins")
+    return [table] if rows else []
 
 
 def _layers(priced: Mapping[str, Tree]) -> list[Group]:
@@ -217,8 +241,6 @@ def _scaled(parts: Any, scale: float) -> dict[str, float]:
 def _notes(priced: Mapping[str, Tree]) -> list[str]:
     notes = []
     for name, tree in priced.items():
-        if (rate := tree.get("break_even_firing_rate")) is not None:
-            notes.append(f"{name}: cheaper than its ANN twin below a mean firing rate of {100 * rate:.1f} %.")
         reports = [report for mode in ("dense", "event") if (report := (tree.get("spikesim") or {}).get(mode))]
         unpriced = {item["name"]: item["reason"] for report in reports for item in report.get("unpriced") or []}
         notes += [f"{name}: not priced: {layer}: {reason}" for layer, reason in unpriced.items()]

@@ -40,6 +40,13 @@ class Group:
     small: bool = False
     colour: int | None = None
     legend: Sequence[tuple[str, int | None, str]] = ()
+    shown: int = 12
+
+    @property
+    def parts(self) -> tuple[Sequence[Figure], Sequence[Figure]]:
+        """What is shown at once, and what a small group folds away when it has many figures."""
+        cut = self.shown if self.small and len(self.figures) > self.shown + 4 else len(self.figures)
+        return self.figures[:cut], self.figures[cut:]
 
 
 @dataclass(frozen=True)

@@ -245,7 +245,7 @@ def pareto(points: Sequence[tuple[str, int, float, float]], xlabel: str, alt: st
     axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.margins(x=0.16, y=0.16)
+    axes.margins(x=0.28, y=0.16)
     _style(axes, "both")
     axes.set_xlabel(xlabel)
     axes.set_ylabel("test accuracy [%]")
@@ -292,7 +292,14 @@ def _name_points(figure: "Figure", axes: "Axes", points: Sequence[tuple[str, flo
             if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
                 taken.append(box)
                 axes.annotate(
-                    name, (point[0], point[1]), (dx, dy), textcoords="offset points", ha=align, fontsize=8.5, color=INK
+                    name,
+                    (point[0], point[1]),
+                    (dx, dy),
+                    textcoords="offset points",
+                    ha=align,
+                    fontsize=8.5,
+                    color=INK,
+                    gid=f"halo{len(taken)}",
                 )
                 break
 
