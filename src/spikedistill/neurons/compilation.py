@@ -10,7 +10,7 @@ import os
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -99,14 +99,16 @@ class Kernel:
 
 @contextmanager
 def _settings() -> Iterator[None]:
-    # Private settings of the compiler, in force only around our own calls.
-    import torch._dynamo
+    # Private settings of the compiler, in force only around our own calls; set by hand, since every call pays for it.
+    import torch._dynamo.config as dynamo
     import torch.fx.experimental._config as shapes
 
-    with ExitStack() as stack:
-        stack.enter_context(shapes.patch(use_duck_shape=False))  # type: ignore[attr-defined]
-        stack.enter_context(torch._dynamo.config.patch(recompile_limit=64))
+    equal, limit = shapes.use_duck_shape, dynamo.recompile_limit
+    shapes.use_duck_shape, dynamo.recompile_limit = False, 64
+    try:
         yield
+    finally:
+        shapes.use_duck_shape, dynamo.recompile_limit = equal, limit
 
 
 def _give_up(error: Exception) -> None:
