@@ -1,0 +1,168 @@
+"""Evaluation: accuracy, confusion, firing rates, accuracy over T, recalibrated norms, membrane histograms."""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import simulation, taps
+from ..networks.base import Network
+from ..neurons import NormNeuron
+from ..randomness import seed_of
+from .summary import LayerSummary, MembraneSummary
+
+DEAD, SATURATED = 0.001, 0.9
+
+
+@dataclass
+class Evaluation:
+    """One pass over a split. Accuracies are fractions; ``rates``: spikes per neuron and time step, by layer."""
+
+    accuracy: float
+    loss: float
+    images: int
+    confusion: Tensor
+    accuracy_at: dict[int, float] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
+    neurons: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def firing_rate(self) -> float | None:
+        """Mean over all neurons of the network; None for an ANN."""
+        total = sum(self.neurons.values())
+        return sum(self.rates[k] * n for k, n in self.neurons.items()) / total if total else None
+
+    def layers(self) -> list[LayerSummary]:
+        """Rates as rows of the summary, dead and saturated layers marked."""
+        return [
+            LayerSummary(path=k, firing_rate=r, neurons=self.neurons[k], warning=verdict(r))
+            for k, r in self.rates.items()
+        ]
+
+
+def verdict(rate: float) -> Any:
+    """``"dead"`` below 0.1 % firing, ``"saturated"`` above 90 %."""
+    return "dead" if rate < DEAD else "saturated" if rate > SATURATED else None
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients, random state untouched."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            yield
+    finally:
+        network.train(training)
+
+
+def evaluate(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+    *,
+    time_steps: Sequence[int] = (),
+    rates: bool = True,
+    position: tuple[int | str, ...] = ("evaluate",),
+) -> Evaluation:
+    """One pass over ``batches`` of (x, y (N,)); accuracy also at each of ``time_steps``: the first steps of a simulation.
+
+    T above the network's own runs longer simulations, without recalibration. Each batch is seeded by its position.
+    """
+    own = network.time_steps if isinstance(network, Network) else None
+    longest = max([own, *time_steps]) if own is not None else None
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.long)
+    loss, images = 0.0, 0
+    right = dict.fromkeys(time_steps, 0)
+    spikes: dict[str, float] = {}
+    neurons: dict[str, int] = {}
+    wanted: dict[str, list[taps.Tap]] | None = None
+    with evaluating(network):
+        for i, (x, y) in enumerate(batches):
+            torch.manual_seed(seed_of(*position, i))
+            if wanted is None:
+                wanted = {"*@spikes": taps.resolve(network, "*@spikes", x)} if rates and own is not None else {}
+            logits, seen = taps.run_resolved(network, x, wanted, longest if longest != own else None)
+            mean = logits[: own or len(logits)].float().mean(0)
+            loss += float(F.cross_entropy(mean, y, reduction="sum"))
+            images += len(y)
+            confusion += _confusion(y, mean.argmax(-1), num_classes)
+            for T in time_steps:
+                right[T] += int((logits[:T].float().mean(0).argmax(-1) == y).sum())
+            for tap, s in seen.tensors.items():
+                name = tap.removesuffix("@spikes")
+                s = s[:own]
+                spikes[name] = spikes.get(name, 0.0) + float(s.float().mean()) * len(y)
+                neurons[name] = s[0, 0].numel()
+    if not images:
+        return Evaluation(0.0, 0.0, 0, confusion)
+    return Evaluation(
+        int(confusion.diagonal().sum()) / images,
+        loss / images,
+        images,
+        confusion,
+        {T: n / images for T, n in right.items()},
+        {k: v / images for k, v in spikes.items()},
+        neurons,
+    )
+
+
+def _confusion(target: Tensor, found: Tensor, K: int) -> Tensor:
+    return torch.bincount(target.cpu() * K + found.cpu(), minlength=K * K).view(K, K)
+
+
+def recalibrated(network: Network, batches: Iterable[Tensor], time_steps: int | None = None) -> Network:
+    """A copy whose norm statistics are averaged over ``batches`` at ``time_steps``; all else as it was."""
+    network = copy.deepcopy(network)
+    recalibrate(network, batches, time_steps)
+    return network
+
+
+def recalibrate(network: Network, batches: Iterable[Tensor], time_steps: int | None = None) -> None:
+    """Average the norm statistics anew over ``batches``, in place."""
+    norms = [m for m in network.modules() if isinstance(m, NormNeuron | nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    with evaluating(network), simulation.time_steps(network, time_steps or network.time_steps or 1):
+        for m in norms:
+            m.train()
+        for i, x in enumerate(batches):
+            torch.manual_seed(seed_of("recalibrate", i))
+            for m in norms:
+                m.momentum = 1 / (i + 1)
+            network(x)
+    for m, momentum in zip(norms, momenta):
+        m.momentum = momentum  # type: ignore[assignment]
+
+
+def membrane_histograms(
+    network: nn.Module, teacher: nn.Module | None, x: Tensor, bins: int = 60, span: tuple[float, float] = (-3.0, 3.0)
+) -> list[MembraneSummary]:
+    """Histograms of the charged membrane in thresholds, per layer, beside the teacher's where it has the same layer.
+
+    What lies outside of ``span`` is counted in the first and last bin.
+    """
+    mine = _membranes(network, x)
+    theirs = _membranes(teacher, x) if teacher is not None and getattr(teacher, "time_steps", None) else {}
+    edges = torch.linspace(*span, bins + 1)
+
+    def counts(h: Tensor) -> list[int]:
+        return torch.histc(h.clamp(*span), bins, *span).long().tolist()
+
+    return [
+        MembraneSummary(
+            path=k, edges=edges.tolist(), student=counts(h), teacher=counts(theirs[k]) if k in theirs else None
+        )
+        for k, h in mine.items()
+    ]
+
+
+def _membranes(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    with evaluating(network):
+        _, seen = taps.captures(network, x, ["*@membrane"])
+    return {k.removesuffix("@membrane"): h.float().cpu() / seen.thresholds.get(k, 1.0) for k, h in seen.tensors.items()}

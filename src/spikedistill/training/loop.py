@@ -1,0 +1,355 @@
+"""The training loop of one stage. It reads top to bottom; every random draw is seeded by its position."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Data
+from ..distiller import Distiller
+from ..errors import SpikedistillError
+from ..networks.base import Network
+from ..randomness import seed_everything
+from ..recipe import Optimizer
+from . import checkpoint, metrics
+from .evaluate import Evaluation, evaluate, evaluating
+from .optim import MovingAverage, learning_rate, optimizer
+from .progress import Progress
+
+GATHER_EVERY = 20  # steps between reads of the loss from the device
+PARTS = ("data", "teacher", "forward", "backward", "optimizer")
+
+
+@dataclass
+class Settings:
+    """What a stage's training needs beside the distiller and the data."""
+
+    name: str
+    epochs: int
+    batch_size: int
+    seed: int
+    optimizer: Optimizer
+    device: torch.device
+    precision: str = "float32"
+    folder: Path | None = None
+    checkpoint_seconds: float = 30.0
+    memory: str = "default"
+
+
+@dataclass
+class Position:
+    """Where training stands, and the sums of the running epoch; all a resumed run needs beside the tensors."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    best: dict[str, Any] | None = None
+    sums: dict[str, float] = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    images: int = 0
+
+
+class Clock:
+    """Splits a step's time into parts; ``lap(name)`` books what has passed since the last one (host time)."""
+
+    def __init__(self, times: dict[str, float], device: torch.device) -> None:
+        self.times, self.device = times, device
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap."""
+        now = time.perf_counter()
+        self.times[name] = self.times.get(name, 0.0) + now - self.last
+        self.last = now
+
+
+def autocast(settings: Settings) -> AbstractContextManager[Any]:
+    """bfloat16 autocast where the precision is that, else nothing."""
+    if settings.precision == "bfloat16":
+        return torch.autocast(settings.device.type, torch.bfloat16)
+    return nullcontext()
+
+
+class Training:
+    """Trains one stage: ``Training(distiller, data, settings, ...).run()``."""
+
+    def __init__(
+        self, distiller: Distiller, data: Data, settings: Settings, progress: Progress, accelerator: Any = None
+    ) -> None:
+        self.distiller, self.data, self.s, self.progress = distiller, data, settings, progress
+        self.accelerator = accelerator
+        self.rank: int = accelerator.process_index if accelerator else 0
+        self.world: int = accelerator.num_processes if accelerator else 1
+        self.per_epoch = max(
+            1, data.num_batches("train", settings.batch_size * self.world, train=True) // settings.optimizer.accumulate
+        )
+        self.steps = self.per_epoch * settings.epochs
+        self.optimizer = optimizer(distiller, settings.optimizer)
+        self.average = MovingAverage(distiller.student, settings.optimizer.ema) if settings.optimizer.ema else None
+        self.best: dict[str, Tensor] | None = None
+        self.at = Position()
+        self.warned: set[str] = set()
+        self.warnings: list[str] = []
+        self.saved = time.perf_counter()
+
+    @property
+    def student(self) -> nn.Module:
+        """The network that learns."""
+        return self.distiller.student
+
+    def run(self) -> None:
+        """Train from where the last checkpoint stands to the end; leaves the product in ``student``."""
+        self.restore()
+        self.progress.begin(self.s.name, self.steps, self.at.step)
+        model: nn.Module = self.distiller
+        if self.accelerator is not None and self.world > 1:
+            model = self.accelerator.prepare_model(self.distiller)
+        while self.at.epoch < self.s.epochs:
+            self.epoch(model)
+        if self.average is not None:
+            self.average.swap(self.student)
+
+    def epoch(self, model: nn.Module) -> None:
+        """One pass over the training set, from the current batch on, then validation."""
+        update = getattr(self.student, "requantize", None)
+        if update is not None and self.at.batch == 0:
+            update()
+        self.distiller.train()
+        start = time.perf_counter()
+        clock = Clock(self.at.times, self.s.device)
+        pending: list[tuple[Tensor, dict[str, Tensor], Tensor]] = []
+        micro = self.s.optimizer.accumulate
+        batches = self.batches()
+        while self.at.batch < self.per_epoch:
+            seed_everything(self.s.seed, self.at.step, 0)
+            self.optimizer.zero_grad(set_to_none=True)
+            rate = learning_rate(self.s.optimizer, self.at.step, self.steps, self.per_epoch)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            for _ in range(micro):
+                x, y = next(batches)
+                if self.rank:
+                    seed_everything(self.s.seed, self.at.step, self.rank)
+                clock.lap("data")
+                total, parts, right = self.loss(model, x, y, clock)
+                (total / micro).backward()
+                clock.lap("backward")
+                pending.append((total.detach(), parts, right))
+                self.at.images += len(x)
+            if self.s.optimizer.clip:
+                nn.utils.clip_grad_norm_(self.distiller.parameters(), self.s.optimizer.clip)
+            if (
+                len(pending) >= GATHER_EVERY * micro
+                or self.s.device.type == "cpu"
+                or self.at.batch + 1 == self.per_epoch
+            ):
+                self.gather(pending)
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update(self.student)
+            clock.lap("optimizer")
+            self.at.step += 1
+            self.at.batch += 1
+            self.progress.step(self.s.batch_size * self.world * micro)
+            if time.perf_counter() - self.saved > self.s.checkpoint_seconds and self.at.batch < self.per_epoch:
+                self.gather(pending)
+                self.at.seconds += time.perf_counter() - start
+                start = time.perf_counter()
+                self.save()
+                clock.last = time.perf_counter()
+        self.at.seconds += time.perf_counter() - start
+        self.finish_epoch()
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, clock: Clock) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Total loss, its parts and the number of right answers, on the device."""
+        progress = self.at.step / max(1, self.steps)
+        self.distiller.clock = clock.lap
+        with autocast(self.s):
+            losses = model(x, y, progress)
+        clock.lap("forward")
+        hard = y if y.dim() == 1 else y.argmax(-1)
+        return losses.total, losses.parts, (losses.logits.argmax(-1) == hard).sum()
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This epoch's training batches of this process, from the current position on."""
+        each = self.data.batches(
+            "train",
+            self.s.batch_size * self.world,
+            epoch=self.at.epoch,
+            seed=self.s.seed,
+            train=True,
+            device=self.s.device,
+            start=self.at.batch * self.s.optimizer.accumulate,
+        )
+        for x, y in each:
+            if self.s.precision == "float64":
+                x = x.double()
+            yield (x[self.rank :: self.world], y[self.rank :: self.world]) if self.world > 1 else (x, y)
+
+    def gather(self, pending: list[tuple[Tensor, dict[str, Tensor], Tensor]]) -> None:
+        """Read losses from the device and refuse to go on from one that is not finite."""
+        sums = self.at.sums
+        for total, parts, right in pending:
+            value = float(total)
+            if not math.isfinite(value):
+                broken = [name for name, part in parts.items() if not math.isfinite(float(part))] or ["total"]
+                where = f"; the last checkpoint is in {self.s.folder}" if self.s.folder else ""
+                raise SpikedistillError(
+                    f"stage {self.s.name!r}: the loss is {value} at step {self.at.step} ({', '.join(broken)}){where}. Lower the "
+                    "learning rate, add a warm-up or clip the gradient (optimizer: {lr: ..., warm_up: ..., clip: 1.0}), then resume"
+                )
+            sums["loss"] = sums.get("loss", 0.0) + value
+            for name, part in parts.items():
+                sums[f"part.{name}"] = sums.get(f"part.{name}", 0.0) + float(part)
+            sums["right"] = sums.get("right", 0.0) + float(right)
+            sums["count"] = sums.get("count", 0.0) + 1
+        pending.clear()
+
+    def finish_epoch(self) -> None:
+        """Validation, the epoch's line in the log, best weights, checkpoint."""
+        sums, images = self.at.sums, max(self.at.images, 1)
+        n = max(sums.get("count", 1.0), 1.0)
+        self.at.epoch += 1
+        self.at.batch = 0
+        validation = self.validate()
+        seconds = sum(self.at.times.values())
+        line: dict[str, Any] = {
+            "stage": self.s.name,
+            "epoch": self.at.epoch,
+            "epochs": self.s.epochs,
+            "step": self.at.step,
+            "train": {
+                "loss": sums.get("loss", 0.0) / n,
+                "parts": {k.removeprefix("part."): v / n for k, v in sums.items() if k.startswith("part.")},
+                "accuracy": sums.get("right", 0.0) / images,
+            },
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "images_per_second": images * self.world / max(seconds, 1e-9),
+            "peak_memory_mb": peak_memory_mb(self.s.device),
+            "step_time": {k: v / self.per_epoch for k, v in self.at.times.items()},
+        }
+        text = f"epoch {self.at.epoch}/{self.s.epochs}, loss {line['train']['loss']:.4f}, train {100 * line['train']['accuracy']:.1f} %"
+        if validation is not None:
+            line["validation"] = {"loss": validation.loss, "accuracy": validation.accuracy}
+            text += f", validation {100 * validation.accuracy:.1f} %"
+            if self.at.best is None or validation.accuracy > self.at.best["validation_accuracy"]:
+                self.at.best = {"epoch": self.at.epoch, "validation_accuracy": validation.accuracy}
+                self.best = {k: v.detach().cpu().clone() for k, v in self.student.state_dict().items()}
+            self.watch(validation)
+        if self.s.folder is not None and self.rank == 0:
+            metrics.append(self.s.folder, "epoch", **line)
+        self.progress.epoch(text)
+        self.last = line
+        self.at.sums, self.at.images, self.at.times = {}, 0, dict.fromkeys(PARTS, 0.0)
+        if time.perf_counter() - self.saved > self.s.checkpoint_seconds or self.at.epoch == self.s.epochs:
+            self.save()
+
+    def validate(self) -> Evaluation | None:
+        """Accuracy and firing rates on the validation part, with the averaged weights where there are such."""
+        if not self.data.info.sizes.get("validation"):
+            return None
+        if self.average is not None:
+            self.average.swap(self.student)
+        try:
+            with autocast(self.s), evaluating(self.student):
+                return evaluate(
+                    self.student,
+                    self.plain_batches("validation"),
+                    self.data.info.num_classes,
+                    position=("validation", self.s.seed),
+                )
+        finally:
+            if self.average is not None:
+                self.average.swap(self.student)
+
+    def plain_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches without shuffling or augmentation."""
+        for x, y in self.data.batches(split, max(self.s.batch_size, 128), device=self.s.device):
+            yield (x.double() if self.s.precision == "float64" else x), y
+
+    def watch(self, found: Evaluation) -> None:
+        """Warn once of each layer that is dead or saturated."""
+        for layer in found.layers():
+            if layer.warning and layer.path not in self.warned:
+                self.warned.add(layer.path)
+                text = f"layer {layer.path} is {layer.warning}: it fires at {100 * layer.firing_rate:.2f} % (epoch {self.at.epoch})"
+                self.warnings.append(text)
+                self.progress.note(f"{self.s.name}: warning: {text}")
+                if self.s.folder is not None and self.rank == 0:
+                    metrics.append(self.s.folder, "warning", stage=self.s.name, text=text)
+
+    # Checkpoints: weights, adapters, optimizer, average, best, position.
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where this stage's training state lies."""
+        assert self.s.folder is not None
+        return self.s.folder / "checkpoints" / self.s.name
+
+    def save(self) -> None:
+        """Write the full training state, atomically."""
+        self.saved = time.perf_counter()
+        if self.s.folder is None or self.rank:
+            return
+        tensors = {f"model.{k}": v for k, v in self.distiller.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
+        if self.average is not None:
+            tensors |= {f"average.{k}": v for k, v in self.average.values.items()}
+        if self.best is not None:
+            tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        checkpoint.save(
+            self.checkpoint_folder,
+            tensors,
+            {"position": self.at.__dict__, "warnings": self.warnings, "steps": self.steps},
+        )
+
+    def restore(self) -> None:
+        """Continue from this stage's checkpoint, if there is one."""
+        if self.s.folder is None:
+            return
+        checkpoint.recover(self.checkpoint_folder)
+        if not self.checkpoint_folder.exists():
+            return
+        tensors, state = checkpoint.load(self.checkpoint_folder)
+        if state["steps"] != self.steps:
+            raise SpikedistillError(
+                f"{self.checkpoint_folder} is of a training of {state['steps']} steps, this one has {self.steps}; the data or "
+                "the number of processes changed: use the same, or another --out"
+            )
+        self.distiller.load_state_dict(
+            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        )
+        states: dict[int, dict[str, Any]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, index, name = key.split(".", 2)
+                states.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": states, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        if self.average is not None:
+            for k in self.average.values:
+                self.average.values[k].copy_(tensors[f"average.{k}"])
+        self.best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")} or None
+        self.at = Position(**state["position"])
+        self.warnings = list(state["warnings"])
+        self.warned = {w.split(" ")[1] for w in self.warnings}
+        metrics.append(self.s.folder, "resume", stage=self.s.name, epoch=self.at.epoch, step=self.at.step)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory of this process so far, in MB: allocated on the GPU, resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+__all__ = ["Network", "Position", "Settings", "Training", "autocast", "peak_memory_mb"]

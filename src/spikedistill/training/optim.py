@@ -1,0 +1,81 @@
+"""Optimizer, learning-rate schedule, moving average."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..neurons import Neuron, NormNeuron
+from ..recipe import Optimizer
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, NormNeuron)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Trainable parameters in two groups; norms, biases, other vectors and neuron parameters are not decayed."""
+    spared = {id(p) for m in module.modules() if isinstance(m, (*_NORMS, Neuron)) for p in m.parameters(recurse=False)}
+    decayed, plain = [], []
+    for _, p in module.named_parameters():
+        if p.requires_grad:
+            (plain if id(p) in spared or p.dim() < 2 else decayed).append(p)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def optimizer(module: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
+    """The optimizer over student and adapters, fused where torch has it for the device."""
+    groups = [g for g in parameter_groups(module, config.weight_decay) if g["params"]]
+    fused = all(p.is_floating_point() and p.device.type in ("cuda", "cpu") for p in module.parameters())
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.nesterov, fused=fused)
+    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return kind(groups, config.lr, config.betas, fused=fused)
+
+
+def learning_rate(config: Optimizer, step: int, steps: int, steps_per_epoch: int) -> float:
+    """Learning rate of a step (from 0) among ``steps``: a pure function of position."""
+    warm = round(config.warm_up * steps_per_epoch)
+    if step < warm:
+        return config.warm_up_lr + (config.lr - config.warm_up_lr) * (step + 1) / warm
+    p = (step - warm) / max(1, steps - warm)
+    if config.schedule == "cosine":
+        return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * p)) / 2
+    if config.schedule == "step":
+        return config.lr * config.gamma ** ((step // steps_per_epoch) // config.step_epochs)
+    if config.schedule == "one_cycle":
+        # Cosine up from lr/25, cosine down to min_lr (Smith's policy as torch's OneCycleLR has it, momentum fixed).
+        up = config.one_cycle_up
+        if p < up:
+            return config.lr / 25 + (config.lr - config.lr / 25) * (1 - math.cos(math.pi * p / up)) / 2
+        return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * (p - up) / (1 - up))) / 2
+    return config.lr
+
+
+class MovingAverage:
+    """Exponential moving average of a module's parameters and floating-point buffers."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {name: value.detach().clone() for name, value in _tensors(module)}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """``average <- decay * average + (1 - decay) * value``; integer buffers are copied."""
+        for name, value in _tensors(module):
+            if value.is_floating_point():
+                self.values[name].lerp_(value, 1 - self.decay)
+            else:
+                self.values[name].copy_(value)
+
+    @torch.no_grad()
+    def swap(self, module: nn.Module) -> None:
+        """Exchange the module's values with the averages."""
+        for name, value in _tensors(module):
+            other = self.values[name].clone()
+            self.values[name].copy_(value)
+            value.copy_(other)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()

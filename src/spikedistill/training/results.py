@@ -1,0 +1,111 @@
+"""What a finished stage has to show: test accuracy, rates, membranes, operations, price, integer equality."""
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..networks.base import Network
+from ..recipe import Stage
+from .evaluate import evaluate, membrane_histograms
+from .loop import Training, peak_memory_mb
+from .summary import Best, Bits, IntegerSummary, StageSummary, StepTime
+
+if TYPE_CHECKING:
+    from .run import OneSeed
+
+PRICED_IMAGES = 128  # images whose spikes are counted for operations and price
+
+
+def stage_summary(
+    run: "OneSeed",
+    stage: Stage,
+    network: nn.Module,
+    teacher: nn.Module | None,
+    training: Training | None,
+    seconds: float,
+) -> StageSummary:
+    """The stage's row: everything measured on the test set, once, with the last weights."""
+    info, T = run.data.info, getattr(network, "time_steps", None)
+    quantized = getattr(network, "config", {}).get("quantize")
+    batch = run.recipe.data.batch_size
+    at = [t for t in stage.accuracy_at if T is None or not quantized or t <= T]
+
+    def batches(split: str) -> Any:
+        for x, y in run.data.batches(split, max(batch, 128), device=run.device):
+            yield (x.double() if run.resolved["precision"] == "float64" else x), y
+
+    test = evaluate(network, batches("test"), info.num_classes, time_steps=at, position=("test", run.seed))
+    validation = None
+    if info.sizes.get("validation"):
+        validation = evaluate(
+            network, batches("validation"), info.num_classes, rates=False, position=("validation", run.seed)
+        )
+    x, _ = next(iter(batches("test")))
+    x = x[:PRICED_IMAGES]
+    costs = price(network, x, run.recipe.hardware)
+    spiking = isinstance(network, Network) and network.spiking
+    return StageSummary(
+        name=stage.name,
+        kind="snn" if T else "ann",
+        network=dict(stage.network) if stage.network else dict(getattr(network, "config", {})),
+        parameters=sum(p.numel() for p in network.parameters()),
+        time_steps=T,
+        epochs=stage.epochs,
+        seconds=training.at.seconds if training else seconds,
+        from_=stage.from_,
+        teacher=stage.teacher,
+        init=stage.init.model_dump(by_alias=True) if stage.init else None,
+        objectives=stage.objectives,
+        accuracy=test.accuracy,
+        validation_accuracy=validation.accuracy if validation else None,
+        best=Best(**training.at.best) if training and training.at.best else None,
+        accuracy_at=test.accuracy_at,
+        firing_rate=test.firing_rate,
+        layers=test.layers(),
+        bits=bits(quantized) if quantized else None,
+        confusion=test.confusion.tolist(),
+        membranes=membrane_histograms(network, teacher, x[:64]) if spiking else None,
+        integer=integer(network, itertools.islice(batches("test"), 8)) if quantized else None,
+        peak_memory_mb=peak_memory_mb(run.device),
+        images_per_second=training.last["images_per_second"] if training else None,
+        step_time=StepTime(**training.last["step_time"]) if training else None,
+        warnings=training.warnings if training else [],
+        **costs,
+    )
+
+
+def bits(options: dict[str, Any]) -> Bits:
+    """Bits of a quantized network from its options and their defaults."""
+    return Bits(**{k: options.get(f"{k}_bits", d) for k, d in (("weight", 4), ("membrane", 4), ("norm", 8))})
+
+
+def price(network: nn.Module, x: torch.Tensor, hardware: dict[str, Any]) -> dict[str, Any]:
+    """Operations per image, their energy, and the chip's price."""
+    from ..hardware import layers, operations
+    from ..hardware import price as chip
+
+    found = layers(network, x)
+    counted = operations.count(found)
+    snn = getattr(network, "time_steps", None) is not None
+    return {
+        "synaptic_operations": counted.synaptic_operations if snn else None,
+        "macs": counted.macs,
+        "energy_pj": counted.energy_pj,
+        "hardware": chip.price(found, hardware) if snn else None,
+    }
+
+
+def integer(network: nn.Module, batches: Any) -> IntegerSummary:
+    """Predictions of the integer network beside the fake-quantized one's."""
+    from ..quantization import to_integer
+
+    whole = to_integer(network)
+    equal, images = True, 0
+    with torch.no_grad():
+        for x, _ in batches:
+            ours, theirs = network.predict(x).argmax(-1), whole.predict(x).argmax(-1)  # type: ignore[operator]
+            equal &= bool((ours == theirs).all())
+            images += len(x)
+    return IntegerSummary(equal_predictions=equal, images=images, bytes=whole.size_in_bytes)

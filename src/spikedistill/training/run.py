@@ -1,0 +1,378 @@
+"""A whole recipe: stages in order, for one seed or several, into a run folder that can be stopped and continued."""
+
+import json
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from .. import data as datasets
+from ..data import Data
+from ..distiller import Distiller
+from ..errors import SpikedistillError
+from ..networks.base import Network
+from ..recipe import Recipe, Stage
+from ..recipe import load as load_recipe
+from . import metrics, summary
+from .compiling import compiling, worth_compiling
+from .evaluate import recalibrate
+from .loop import Settings, Training, autocast, peak_memory_mb
+from .progress import Progress
+from .results import stage_summary
+from .stages import Factories, Product, build
+from .store import load_network, save_network
+from .summary import RunSummary, StageSummary, Summary, write_atomically
+
+CALIBRATION_BATCHES = 4
+
+
+@dataclass
+class Run:
+    """A finished run: its folder, its summary (over seeds where there are several), its networks."""
+
+    folder: Path
+    summary: Summary
+
+    def network(self, stage: str | None = None, seed: int | None = None) -> nn.Module:
+        """The network of a stage (default: the last), of the first seed unless told."""
+        from .store import load
+
+        return load(self.folder if seed is None else self.folder / f"seed-{seed}", stage)
+
+
+def train(
+    recipe: "str | Path | Mapping[str, Any] | Recipe",
+    networks: Mapping[str, Callable[[], nn.Module]] | None = None,
+    data: "Data | Mapping[str, Any] | None" = None,
+    *,
+    out: "str | Path | None" = None,
+    overrides: Sequence[str] = (),
+    seeds: int | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Run a recipe: a shipped name, a file, a mapping or a :class:`Recipe`.
+
+    ``networks``: your own, as zero-argument factories that a stage's ``network.name`` may name. ``data``: your own
+    (``spikedistill.data.from_arrays(...)`` or a mapping of arrays) in place of the recipe's. ``out``: the run folder (default
+    ``runs/<recipe>``); one that holds the same resolved recipe is continued, another's is refused. ``seeds``: how many;
+    ``seed``: only this one. Raises :class:`SpikedistillError` for whatever the user has to mend.
+    """
+    factories = dict(networks or {})
+    checked = load_recipe(recipe, overrides, factories)
+    if seeds is not None:
+        checked = checked.model_copy(update={"seeds": seeds}) if seeds >= 1 else _refuse_seeds(seeds)
+    if seed is not None:
+        checked = checked.model_copy(update={"seeds": 1, "seed": seed})
+    name = Path(recipe).stem if isinstance(recipe, str | Path) else (checked.title or "recipe")
+    folder = Path(out) if out is not None else Path("runs") / name.replace(" ", "-").replace("/", "-")
+    source = datasets.from_arrays(data) if isinstance(data, Mapping) else data
+    if source is None:
+        source = datasets.open(checked.data, checked.all_time_steps())
+    return run(checked, name, folder, source, factories, device, quiet)
+
+
+def _refuse_seeds(seeds: int) -> Recipe:
+    raise SpikedistillError(f"--seeds must be at least 1, found {seeds}")
+
+
+def run(
+    recipe: Recipe,
+    name: str,
+    folder: Path,
+    data: Data,
+    factories: Factories,
+    device: str | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Run a checked recipe on opened data; continues what the folder already holds."""
+    claim(folder, recipe, name)
+    found: list[RunSummary] = []
+    with Progress(not quiet) as progress, _accelerator(device) as accelerator:
+        for index in range(recipe.seeds):
+            seed = recipe.seed + index
+            inner = folder / f"seed-{seed}" if recipe.seeds > 1 else folder
+            if recipe.seeds > 1:
+                progress.note(f"seed {seed} ({index + 1} of {recipe.seeds})")
+            found.append(OneSeed(recipe, name, inner, data, factories, seed, accelerator, progress).run())
+    result: Summary = found[0]
+    if recipe.seeds > 1:
+        result = summary.merge(found)
+        summary.write(folder, result)
+    return Run(folder, result)
+
+
+@contextmanager
+def _accelerator(device: str | None) -> Iterator[Any]:
+    from accelerate import Accelerator
+
+    yield Accelerator(mixed_precision="no", cpu=device == "cpu")
+
+
+def claim(folder: Path, recipe: Recipe, name: str) -> None:
+    """Make the folder this recipe's, or see that it already is."""
+    path = folder / "recipe.yaml"
+    tree = {"name": name, "recipe": recipe.plain()}
+    if path.exists():
+        held = yaml.safe_load(path.read_text())
+        if held.get("recipe") != tree["recipe"]:
+            raise SpikedistillError(
+                f"{folder} holds a run of another recipe ({_first_difference(held.get('recipe') or {}, tree['recipe'])}); choose "
+                "another --out, or remove the folder"
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise SpikedistillError(f"{folder} exists and holds no run; choose another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, yaml.safe_dump(tree, sort_keys=False))
+    except OSError as error:
+        raise SpikedistillError(f"cannot write {path}: {error.strerror or error}; choose another --out") from None
+
+
+def _first_difference(a: Any, b: Any, path: str = "") -> str:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in [*a, *b]:
+            if a.get(key) != b.get(key):
+                return _first_difference(a.get(key), b.get(key), f"{path}.{key}".lstrip("."))
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        for x, y in zip(a, b):
+            if x != y:
+                label = x.get("name", x.get("type", "")) if isinstance(x, dict) else ""
+                return _first_difference(x, y, f"{path}.{label}")
+    return f"{path}: {a!r} there, {b!r} here"
+
+
+def read_claim(folder: Path) -> tuple[str, Recipe]:
+    """Name and resolved recipe of a run folder (or one of its seeds)."""
+    for place in (folder, folder.parent):
+        path = place / "recipe.yaml"
+        if path.exists():
+            held = yaml.safe_load(path.read_text())
+            return held["name"], load_recipe(held["recipe"])
+    raise SpikedistillError(f"{folder} is no run folder: it has no recipe.yaml")
+
+
+class OneSeed:
+    """All stages of a recipe for one seed."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        name: str,
+        folder: Path,
+        data: Data,
+        factories: Factories,
+        seed: int,
+        accelerator: Any,
+        progress: Progress,
+    ) -> None:
+        self.recipe, self.name, self.folder, self.data = recipe, name, folder, data
+        self.factories, self.seed, self.accelerator, self.progress = factories, seed, accelerator, progress
+        self.device: torch.device = accelerator.device
+        self.products: dict[str, Product] = {}
+
+    def run(self) -> RunSummary:
+        """Train what is not finished; write ``summary.json`` after each stage."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.resolved = self.resolve()
+        write_atomically(self.folder / "order.json", json.dumps({"stages": [s.name for s in self.recipe.stages]}))
+        stages: list[StageSummary] = []
+        for stage in self.recipe.stages:
+            place = self.folder / "stages" / stage.name
+            if (place / "config.json").exists():
+                row = StageSummary.model_validate_json((place / "summary.json").read_text())
+                network = load_network(place, self._fresh(stage), self.factories).to(self.device)
+                self.products[stage.name] = Product(stage.name, network, place)
+            else:
+                row = self.train_stage(stage, place)
+            stages.append(row)
+            done = self.summarise(stages)
+            if self.accelerator.is_main_process:
+                summary.write(self.folder, done)
+        return done
+
+    def resolve(self) -> dict[str, Any]:
+        """What "auto" means on this machine: decided once, stored, so that a continued run repeats it."""
+        path = self.folder / "resolved.json"
+        if path.exists():
+            held = json.loads(path.read_text())
+        else:
+            from ..precision import resolve_precision
+
+            held = {"precision": resolve_precision(self.recipe.precision, self.device)}
+            write_atomically(path, json.dumps(held))
+        if not (self.folder / "environment.json").exists():
+            write_atomically(self.folder / "environment.json", json.dumps(environment(), indent=1))
+        return held
+
+    def _fresh(self, stage: Stage) -> nn.Module | None:
+        """A user's own network to load weights into, where a stage has one."""
+        if stage.network is not None and stage.network.get("name") in self.factories:
+            return self.build(stage)
+        return None
+
+    def build(self, stage: Stage) -> nn.Module:
+        """The stage's network before training."""
+        return build(stage, self.recipe, self.data.info, self.products, self.factories, self.calibration, self.seed)
+
+    def calibration(self) -> list[Tensor]:
+        """A few training batches, unaugmented."""
+        out = []
+        for x, _ in self.data.batches("train", self.recipe.data.batch_size, device=self.device):
+            out.append(x)
+            if len(out) == CALIBRATION_BATCHES:
+                break
+        return out
+
+    def train_stage(self, stage: Stage, place: Path) -> StageSummary:
+        """Train one stage, evaluate it, write its folder and its row."""
+        metrics.append(self.folder, "stage", stage=stage.name, epochs=stage.epochs)
+        network = self.build(stage).to(self.device)
+        if self.resolved["precision"] == "float64":
+            network.double()
+        teacher = self.products[stage.teacher].network if stage.teacher else None
+        if stage.recalibrate and isinstance(network, Network):
+            recalibrate(network, self.calibration())
+        started = time.perf_counter()
+        settings = Settings(
+            stage.name,
+            stage.epochs,
+            self.recipe.data.batch_size,
+            self.seed,
+            self.recipe.optimizer_of(stage),
+            self.device,
+            self.resolved["precision"],
+            self.folder,
+            memory=self.recipe.memory,
+        )
+        training: Training | None = None
+        if stage.epochs:
+            distiller = Distiller(network, teacher, stage.objectives).to(self.device)
+            x, y = next(iter(self.data.batches("train", self.recipe.data.batch_size, device=self.device)))
+            distiller.setup(x.double() if settings.precision == "float64" else x)
+            training = Training(distiller, self.data, settings, self.progress, self.accelerator)
+            with compiling(self.compiles(stage, distiller, x, y, training)):
+                training.run()
+            longer = distiller.time_steps
+            if (
+                isinstance(network, Network)
+                and longer is not None
+                and network.time_steps is not None
+                and longer > network.time_steps
+            ):
+                recalibrate(network, self.calibration())
+        network.eval()
+        row = stage_summary(self, stage, network, teacher, training, time.perf_counter() - started)
+        if self.accelerator.is_main_process:
+            about = {"stage": stage.name, "class_names": list(self.data.info.class_names), "data": self.data.info.name}
+            save_network(
+                place, network, about, card(self.name, stage, row, self.data), training.best if training else None
+            )
+            write_atomically(place / "summary.json", row.model_dump_json(indent=1))
+            shutil.rmtree(self.folder / "checkpoints" / stage.name, ignore_errors=True)
+        metrics.append(self.folder, "stage_end", stage=stage.name, accuracy=row.accuracy, seconds=row.seconds)
+        self.products[stage.name] = Product(stage.name, network, place)
+        return row
+
+    def compiles(self, stage: Stage, distiller: Distiller, x: Tensor, y: Tensor, training: Training) -> bool:
+        """Whether this stage runs compiled; decided once, so that a continued run repeats it."""
+        if self.recipe.compile != "auto":
+            return bool(self.recipe.compile)
+        known = self.resolved.setdefault("compile", {})
+        if stage.name not in known:
+            with autocast(training.s):
+                known[stage.name] = worth_compiling(distiller, x, y, training.steps * training.s.optimizer.accumulate)
+            write_atomically(self.folder / "resolved.json", json.dumps(self.resolved))
+            if known[stage.name]:
+                self.progress.note(f"{stage.name}: compiling the neurons first (compile: false trains without)")
+        return bool(known[stage.name])
+
+    def summarise(self, stages: list[StageSummary]) -> RunSummary:
+        """The run's summary with the stages finished so far."""
+        from dataclasses import asdict
+
+        from ..citations import citations
+
+        return RunSummary(
+            title=self.recipe.title or self.name,
+            recipe=self.name,
+            seed=self.seed,
+            environment=json.loads((self.folder / "environment.json").read_text()) | {"resolved": self.resolved},
+            data=json.loads(json.dumps(asdict(self.data.info), default=str)),
+            citations=citations(self.recipe),
+            stages=stages,
+        )
+
+
+def card(name: str, stage: Stage, row: StageSummary, data: Data) -> str:
+    """A short model card."""
+    kind = "ANN" if row.kind == "ann" else f"SNN, T = {row.time_steps}"
+    bits = (
+        f", {row.bits.weight}-bit weights, {row.bits.membrane}-bit membranes, {row.bits.norm}-bit norms"
+        if row.bits
+        else ""
+    )
+    return (
+        f"---\nlibrary_name: spikedistill\ntags: [spiking-neural-network, knowledge-distillation]\n---\n# {name}: {stage.name}\n\n"
+        f"{kind}{bits}, {row.parameters:,} parameters, trained on {data.info.name} for {row.epochs} epochs; "
+        f"{100 * row.accuracy:.2f} % on its test set.\n\n"
+        "```python\nimport spikedistill as sd\n\nnetwork = sd.load('this folder')   # images in [0, 1], (N, C, H, W)\n"
+        "logits = network.predict(images)\n```\n"
+    )
+
+
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "safetensors", "scikit-learn", "pydantic")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit, machine."""
+    from .. import __version__
+
+    def installed(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return {
+        "spikedistill": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {p: installed(p) for p in PACKAGES},
+        "machine": {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+__all__ = ["Run", "environment", "peak_memory_mb", "read_claim", "run", "train"]

@@ -1,0 +1,142 @@
+"""From a recipe's stage to its untrained network."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import networks
+from ..data import DataInfo
+from ..errors import SpikedistillError
+from ..networks.base import Network
+from ..neurons import Neuron
+from ..randomness import seed_everything
+from ..recipe import NETWORK_KEYS, Recipe, Stage
+from .store import find_stage, load_network
+
+Factories = Mapping[str, Callable[[], nn.Module]]
+
+
+@dataclass
+class Product:
+    """A finished stage."""
+
+    name: str
+    network: nn.Module
+    folder: Path | None = None
+
+
+def build(
+    stage: Stage,
+    recipe: Recipe,
+    info: DataInfo,
+    products: Mapping[str, Product],
+    factories: Factories,
+    calibration: Callable[[], Sequence[Tensor]],
+    seed: int,
+) -> nn.Module:
+    """The network a stage begins with; ``calibration`` gives a few training batches where something is to be measured."""
+    T = stage.time_steps or recipe.time_steps
+    with torch.random.fork_rng():
+        seed_everything(seed, "initial weights")
+        if stage.from_ is not None:
+            network = copy.deepcopy(products[stage.from_].network).requires_grad_(True)
+            if stage.time_steps is not None and isinstance(network, Network) and network.spiking:
+                network.time_steps = T
+        else:
+            assert stage.network is not None
+            network = named(stage.network, T, info, factories)
+        if stage.init is not None:
+            initialise(network, products[stage.init.from_].network, stage, calibration)
+        if stage.quantize is not None:
+            from ..quantization import quantize
+
+            network = quantize(network, **stage.quantize, calibration=list(calibration()))  # type: ignore[arg-type]
+    return network
+
+
+def named(options: Mapping[str, Any], T: int, info: DataInfo, factories: Factories) -> nn.Module:
+    """A network from a recipe's mapping, with what the data set says as defaults."""
+    given = dict(options)
+    name, ann, weights = given.pop("name"), given.pop("ann", False), given.pop("weights", None)
+    steps = None if ann else T
+    if name in factories:
+        network: nn.Module = factories[name]()
+        if given.pop("spiking", False):
+            network = networks.spiking(network, steps or T, neuron=_neuron(given), mean=info.mean, std=info.std)
+        if isinstance(network, Network):
+            network.config = {**network.config, "name": f"custom:{name}"}
+    elif str(name).startswith(("timm:", "torchvision:")):
+        from ..networks.pretrained import from_name
+
+        spiking = given.pop("spiking", False)
+        given.setdefault("num_classes", info.num_classes)
+        network = from_name(name, time_steps=steps if spiking else None, **given)
+    elif Path(name).is_dir():
+        network = load_network(find_stage(Path(name), None))
+    else:
+        known = networks.options(name)
+        defaults: dict[str, Any] = {
+            "num_classes": info.num_classes,
+            "in_channels": info.in_channels,
+            "input": info.input,
+        }
+        if given.get("encoding", "direct") == "direct":
+            defaults |= {"mean": info.mean, "std": info.std}
+        given.pop("spiking", None)
+        network = networks.create(
+            name, time_steps=steps, **{k: v for k, v in defaults.items() if k in known and k not in given}, **given
+        )
+    if weights is not None:
+        from ..networks.pretrained import load_weights
+
+        load_weights(network, weights)
+    return network
+
+
+def _neuron(given: dict[str, Any]) -> Any:
+    from ..neurons import build as build_neuron
+
+    neuron = given.pop("neuron", None)
+    return None if neuron is None else build_neuron(neuron)
+
+
+def initialise(
+    network: nn.Module, source: nn.Module, stage: Stage, calibration: Callable[[], Sequence[Tensor]]
+) -> None:
+    """Initial weights from another stage's network: parameters of equal names."""
+    assert stage.init is not None
+    if stage.init.method == "threshold_balancing":
+        from ..conversion import balance_thresholds
+
+        balance_thresholds(network, source, list(calibration()), percentile=stage.init.percentile)
+        return
+    copy_weights(network, source, f"stages.{stage.name}.init")
+
+
+def copy_weights(network: nn.Module, source: nn.Module, where: str) -> None:
+    """Copy parameters and statistics of equal names; neuron parameters and normalisation stay the network's own."""
+    own = {
+        f"{p}.{n}".lstrip(".")
+        for p, m in network.named_modules()
+        if isinstance(m, Neuron)
+        for n, _ in m.named_parameters()
+    }
+    own |= {"mean", "std"}
+    mine, theirs = network.state_dict(), source.state_dict()
+    for name in mine:
+        if name in own:
+            continue
+        if name not in theirs or mine[name].shape != theirs[name].shape:
+            found = "nothing of that name" if name not in theirs else f"shape {tuple(theirs[name].shape)}"
+            raise SpikedistillError(
+                f"{where}: {name} {tuple(mine[name].shape)} has {found} in the source; copy needs the same architecture"
+            )
+    network.load_state_dict({**mine, **{k: v for k, v in theirs.items() if k in mine and k not in own}})
+
+
+__all__ = ["NETWORK_KEYS", "Product", "build", "copy_weights", "named"]
