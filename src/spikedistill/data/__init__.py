@@ -1,0 +1,17 @@
+"""Images, events and sound as batches: ``open`` what a recipe names, or ``from_arrays``."""
+
+from spikedistill.data.base import Data, DataInfo
+from spikedistill.data.config import AudioConfig, AugmentConfig, DataConfig, FramesConfig
+from spikedistill.data.opening import NAMES, from_arrays, open
+
+__all__ = [
+    "NAMES",
+    "AudioConfig",
+    "AugmentConfig",
+    "Data",
+    "DataConfig",
+    "DataInfo",
+    "FramesConfig",
+    "from_arrays",
+    "open",
+]

@@ -1,0 +1,164 @@
+"""Arrays given by the user, in memory or in .npz files, turned into parts of a data set."""
+
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spikedistill.data.stores import Labels, Memory, Part, Source
+from spikedistill.errors import SpikedistillError
+
+# Spellings found in the wild: ours, MedMNIST's.
+SPELLINGS = {
+    "x_train": ("x_train", "train_images"),
+    "y_train": ("y_train", "train_labels"),
+    "x_validation": ("x_validation", "x_val", "val_images"),
+    "y_validation": ("y_validation", "y_val", "val_labels"),
+    "x_test": ("x_test", "test_images"),
+    "y_test": ("y_test", "test_labels"),
+    "class_names": ("class_names", "names"),
+}
+EXTRA = ("name", "group_train")
+
+
+def read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays of an .npz file; a missing, cut or foreign file is named in the error."""
+    if not path.exists():
+        raise SpikedistillError(f"no file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise SpikedistillError(
+            f"cannot read {path}: cut short, damaged, or no .npz of plain arrays ({error})"
+        ) from error
+
+
+def images(x: Any, where: str) -> Tensor:
+    """Images (N, H, W), (N, H, W, C) or (N, C, H, W), or frames (N, F, C, H, W), as uint8 or float32 (N, [F,] C, H, W).
+
+    Of four axes the last is taken for channels if it has 1 to 4 entries, else the second. Integers are 0..255, floats
+    0..1; frames are counts, not below zero.
+    """
+    array = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    if array.dtype.kind not in "uifb":
+        raise SpikedistillError(f"{where}: found numbers of type {array.dtype}; give uint8 or float32")
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[-1] <= 4:
+        array = array.transpose(0, 3, 1, 2)
+    elif array.ndim not in (4, 5):
+        raise SpikedistillError(
+            f"{where}: found shape {array.shape}; give images (N, H, W), (N, H, W, C) or (N, C, H, W), "
+            "or frames (N, F, C, H, W)"
+        )
+    if 0 in array.shape:
+        raise SpikedistillError(f"{where}: found shape {array.shape}: nothing in it")
+    low, high = array.min(), array.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise SpikedistillError(f"{where}: found NaN or infinity; give finite numbers")
+    frames = array.ndim == 5
+    limit = np.inf if frames else 255 if array.dtype.kind in "ui" else 1
+    if low < 0 or high > limit:
+        allowed = "counts, 0 and more" if frames else "0..255 as integers or 0..1 as floats (divide by 255)"
+        raise SpikedistillError(f"{where}: found values from {low} to {high}; allowed are {allowed}")
+    kind = np.uint8 if array.dtype.kind in "uib" and high <= 255 else np.float32
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
+
+
+def labels(y: Any, count: int, where: str) -> Labels:
+    """Class numbers (N,) or (N, 1), as many as samples, whole and not negative."""
+    array = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1 or len(array) != count:
+        raise SpikedistillError(f"{where}: found shape {array.shape} for {count} samples; give one class number each")
+    if array.dtype.kind not in "uif" or not np.all(array == np.floor(array)):
+        raise SpikedistillError(f"{where}: found {array.dtype} values that are no whole numbers; give class numbers")
+    if array.min() < 0:
+        raise SpikedistillError(f"{where}: found the label {array.min()}; labels count from 0")
+    return array.astype(np.int64)
+
+
+def names(given: Any, parts: Iterable[Labels], where: str) -> tuple[str, ...]:
+    """Class names; without names the numbers, of which none may be missing from the training labels."""
+    train, *others = list(parts)
+    highest = max(int(part.max()) for part in (train, *others) if len(part))
+    if given is not None and len(np.atleast_1d(given)):
+        words = tuple(str(word) for word in given)
+        if highest >= len(words):
+            raise SpikedistillError(f"{where}: found label {highest} but only {len(words)} class names")
+        return words
+    missing = np.setdiff1d(np.arange(highest + 1), train)
+    if len(missing):
+        raise SpikedistillError(
+            f"{where}: labels run from 0 to {highest} but no training sample has {missing[:5].tolist()}; "
+            "number the classes without gaps, or give class_names"
+        )
+    return tuple(str(c) for c in range(highest + 1))
+
+
+def part(x: Any, y: Any, where: str, groups: Any = None) -> Part:
+    """A part of a data set from images or frames and labels."""
+    data = images(x, f"{where}, images")
+    return Part(Memory(data), labels(y, len(data), f"{where}, labels"), groups)
+
+
+def spelled(arrays: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The same arrays under our names; unknown or missing keys are an error."""
+    known = {spelling: ours for ours, spellings in SPELLINGS.items() for spelling in spellings}
+    unknown = sorted(set(arrays) - set(known) - set(EXTRA))
+    if unknown:
+        raise SpikedistillError(f"{where}: unknown keys {unknown}; allowed are {sorted((*known, *EXTRA))}")
+    return {known.get(key, key): value for key, value in arrays.items()}
+
+
+def source(arrays: Mapping[str, Any], where: str, name: str = "arrays") -> Source:
+    """A data set from arrays x_train, y_train, x_test, y_test and, where given, x_validation, y_validation."""
+    found = spelled(arrays, where)
+    missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in found]
+    if missing:
+        raise SpikedistillError(f"{where}: no {', '.join(missing)}; found {sorted(arrays)}")
+    groups = None
+    if "group_train" in found:
+        groups = np.unique(np.asarray(found["group_train"]), return_inverse=True)[1].astype(np.int64)
+        if len(groups) != len(found["x_train"]):
+            raise SpikedistillError(f"{where}, group_train: {len(groups)} for {len(found['x_train'])} samples")
+    train = part(found["x_train"], found["y_train"], f"{where}, train", groups)
+    test = part(found["x_test"], found["y_test"], f"{where}, test")
+    validation = None
+    if "x_validation" in found:
+        if "y_validation" not in found:
+            raise SpikedistillError(f"{where}: validation images without labels (y_validation)")
+        validation = part(found["x_validation"], found["y_validation"], f"{where}, validation")
+    parts = [train, test, *([validation] if validation else [])]
+    shapes = [p.store.shape for p in parts]
+    if len(set(shapes)) > 1:
+        raise SpikedistillError(f"{where}: training and test samples differ in shape: {sorted(set(shapes))}")
+    kind = "frames" if len(shapes[0]) == 4 else "image"
+    class_names = names(found.get("class_names"), [p.labels for p in parts], where)
+    return Source(str(found.get("name", name)), train, test, class_names, kind, validation)
+
+
+def from_files(train: Path, test: Path | None, name: str) -> Source:
+    """A data set from one .npz, or from two that each hold their part (as x, y or x_train, y_train / x_test, y_test)."""
+    if test is None:
+        return source(read_npz(train), str(train), name)
+    merged: dict[str, Any] = {}
+    for path, role in ((train, "train"), (test, "test")):
+        found = {("class_names" if k == "names" else k): v for k, v in read_npz(path).items()}
+        for letter, plain in (("x", "images"), ("y", "labels")):
+            options = (f"{letter}_{role}", f"{role}_{plain}", letter, plain)
+            here = next((option for option in options if option in found), None)
+            if here is None:
+                raise SpikedistillError(f"{path}: none of {', '.join(options)} in it; found {sorted(found)}")
+            merged[f"{letter}_{role}"] = found[here]
+        if role == "train" and "class_names" in found:
+            merged["class_names"] = found["class_names"]
+    return source(merged, f"{train} and {test}", name)

@@ -1,0 +1,168 @@
+"""Augmentation of whole batches of images, one draw per image.
+
+All draws are made on the CPU from torch's global generator, so they do not depend on the device and a training loop
+that seeds it before every step gets the same batch again.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spikedistill.data.config import AugmentConfig, RandAugmentConfig
+from spikedistill.errors import SpikedistillError
+
+
+def crop(x: Tensor, padding: int, fill: str = "zero") -> Tensor:
+    """Each image (N, C, H, W) moved by a draw from -padding..padding in both directions, at its old size."""
+    n, _, h, w = x.shape
+    if fill == "reflect":
+        padded = F.pad(x.float(), (padding,) * 4, mode="reflect").to(x.dtype)
+    else:
+        padded = F.pad(x, (padding,) * 4)
+    down, right = torch.randint(0, 2 * padding + 1, (2, n)).to(x.device)
+    windows = padded.unfold(2, h, 1).unfold(3, w, 1)
+    return windows[torch.arange(n, device=x.device), :, down, right]
+
+
+def flip(x: Tensor) -> Tensor:
+    """Each image (N, ..., W) mirrored left to right with probability 1/2."""
+    coin = (torch.rand(len(x)) < 0.5).to(x.device)
+    return torch.where(coin.view(-1, *[1] * (x.dim() - 1)), x.flip(-1), x)
+
+
+def boxes(x: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
+    """Mask (N, 1, H, W), true inside a box of the given sides around a uniform centre, cut at the border."""
+    h, w = x.shape[-2:]
+    n = len(x)
+    centre_y, centre_x = (torch.rand(n) * h).long(), (torch.rand(n) * w).long()
+    top, left = centre_y - heights // 2, centre_x - widths // 2
+    rows, columns = torch.arange(h), torch.arange(w)
+    inside_y = (rows >= top[:, None]) & (rows < (top + heights)[:, None])
+    inside_x = (columns >= left[:, None]) & (columns < (left + widths)[:, None])
+    return (inside_y[:, None, :, None] & inside_x[:, None, None, :]).to(x.device)
+
+
+def cutout(x: Tensor, side: int) -> Tensor:
+    """Each image (N, C, H, W) with a square of zeros around a uniform centre.
+
+    DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout", 2017.
+    """
+    sides = torch.full((len(x),), side)
+    return x.masked_fill(boxes(x, sides, sides), 0)
+
+
+def erase(x: Tensor, probability: float) -> Tensor:
+    """Some images (N, C, H, W) with a rectangle of uniform noise, 2 to 33 % of the area, sides 3:10 to 10:3.
+
+    Zhong, Zheng, Kang, Li, Yang, "Random erasing data augmentation", AAAI 2020; area and sides from there.
+    """
+    n, _, h, w = x.shape
+    area = torch.empty(n).uniform_(0.02, 1 / 3) * h * w
+    aspect = torch.empty(n).uniform_(float(np.log(0.3)), float(np.log(1 / 0.3))).exp()
+    heights = (area * aspect).sqrt().round().clamp(1, h).long()
+    widths = (area / aspect).sqrt().round().clamp(1, w).long()
+    hit = (torch.rand(n) < probability).to(x.device)
+    mask = boxes(x, heights, widths) & hit.view(-1, 1, 1, 1)
+    return torch.where(mask, torch.rand(x.shape).to(x.device), x)
+
+
+def mix(x: Tensor, y: Tensor, classes: int, mixup: float, cutmix: float, probability: float) -> tuple[Tensor, Tensor]:
+    """A batch mixed with itself in another order; labels become (N, K) floats that sum to one.
+
+    mixup: ``lam x + (1 - lam) x'``; cutmix: a box of the part ``1 - lam`` of the area from ``x'``;
+    ``lam ~ Beta(alpha, alpha)``, one a batch; where both are on, each has probability 1/2.
+    Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond empirical risk minimization", ICLR 2018;
+    Yun, Han, Oh, Chun, Choe, Yoo, "CutMix", ICCV 2019.
+
+    Shape: x (N, C, H, W) or (N, F, C, H, W), y (N,) -> x, (N, K).
+    """
+    target = F.one_hot(y, classes).float()
+    if torch.rand(()) >= probability:
+        return x, target
+    use_mixup = mixup > 0 and (cutmix == 0 or bool(torch.rand(()) < 0.5))
+    alpha = mixup if use_mixup else cutmix
+    keep = float(torch.distributions.Beta(alpha, alpha).sample())
+    other = torch.randperm(len(x)).to(x.device)
+    if use_mixup:
+        return torch.lerp(x[other], x, keep), torch.lerp(target[other], target, keep)
+    h, w = x.shape[-2:]
+    side = (1 - keep) ** 0.5
+    one = x.new_empty(1, 1, h, w)
+    box = boxes(one, torch.tensor([round(h * side)]), torch.tensor([round(w * side)]))
+    keep = 1 - float(box.float().mean())  # the border may have cut the box
+    box = box.view(*[1] * (x.dim() - 2), h, w)
+    return torch.where(box, x[other], x), torch.lerp(target[other], target, keep)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """All three global generators (torch's, numpy's, Python's) start from ``seed`` inside and are put back after."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm draws from the legacy generator
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+def policy(config: AugmentConfig) -> Callable[[Tensor], Tensor] | None:
+    """RandAugment or AutoAugment as a function of one uint8 image (C, H, W), or None.
+
+    A string is timm's notation (its operations, their probability and magnitude noise); numbers are torchvision's
+    RandAugment. Cubuk, Zoph, Shlens, Le, "RandAugment", 2020; Cubuk, Zoph, Mane, Vasudevan, Le, "AutoAugment", 2019.
+    """
+    if config.autoaugment and config.randaugment:
+        raise SpikedistillError("data.augment: autoaugment and randaugment are both given; keep one")
+    if config.autoaugment:
+        from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+
+        return AutoAugment(AutoAugmentPolicy(config.autoaugment))
+    if isinstance(config.randaugment, RandAugmentConfig):
+        from torchvision.transforms import RandAugment
+
+        return RandAugment(config.randaugment.n, config.randaugment.m)
+    if config.randaugment:
+        return _timm(config.randaugment)
+    return None
+
+
+class _timm:
+    """timm's RandAugment on a uint8 tensor (C, H, W)."""
+
+    def __init__(self, words: str) -> None:
+        from timm.data.auto_augment import rand_augment_transform
+
+        words = words if words.startswith("rand") else f"rand-{words}"
+        try:
+            self.operations = rand_augment_transform(words, {"translate_const": 10, "img_mean": (124, 116, 104)})
+        except (AssertionError, ValueError, KeyError) as error:
+            raise SpikedistillError(
+                f"data.augment.randaugment: cannot read {words!r}; write it as in 'rand-m9-mstd0.5-inc1'"
+            ) from error
+        for operation in self.operations.ops:
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+
+    def __call__(self, image: Tensor) -> Tensor:
+        from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+        grey = len(image) == 1  # timm fills with three colours
+        out = pil_to_tensor(self.operations(to_pil_image(image.expand(3, -1, -1) if grey else image)))
+        return out[:1] if grey else out
+
+
+def _posterize(image: Any, bits: int, **_: Any) -> Any:
+    """timm asks for 0 bits at the strongest setting, which newer Pillow refuses: it means black."""
+    from PIL import ImageOps
+
+    return image.point(lambda _: 0) if bits < 1 else ImageOps.posterize(image, min(bits, 8))

@@ -1,0 +1,172 @@
+"""Data in batches: the one interface that training, calibration and evaluation read."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikedistill.data import augment
+from spikedistill.data.config import AugmentConfig
+from spikedistill.data.events_augment import augment_events
+from spikedistill.data.splits import key, scramble
+from spikedistill.data.stores import Split
+from spikedistill.errors import SpikedistillError, nearest
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a network, a report and a cache need to know of a data set.
+
+    ``mean``, ``std``: per channel, of the training images in [0, 1] (frames: 0 and 1). ``sizes``: samples per split.
+    ``hash``: sha256 of the contents; ``split_hash``: of which sample stands in which split.
+    """
+
+    name: str
+    num_classes: int
+    in_channels: int
+    size: tuple[int, int]
+    input: str
+    frames: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+    sizes: dict[str, int]
+    hash: str
+    split_hash: str
+
+
+@dataclass
+class Data:
+    """A data set with its splits; :func:`spikedistill.data.open` and ``from_arrays`` make it."""
+
+    info: DataInfo
+    splits: dict[str, Split]
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    workers: int = 0
+
+    def labels(self, split: str) -> Tensor:
+        """Labels of a split (N,), in the order in which evaluation reads it."""
+        return self._split(split).labels
+
+    def num_batches(self, split: str, batch_size: int, train: bool = False) -> int:
+        """Batches of one pass; in training the last, partial one is dropped unless it is the only one."""
+        n = len(self._split(split))
+        return max(n // batch_size, min(n, 1)) if train else -(-n // batch_size)
+
+    def batches(
+        self,
+        split: str,
+        batch_size: int,
+        *,
+        epoch: int = 0,
+        seed: int = 0,
+        train: bool = False,
+        device: str | torch.device = "cpu",
+        start: int = 0,
+        shard: tuple[int, int] = (0, 1),
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass over a split, from batch ``start`` on (the earlier ones cost nothing).
+
+        ``train``: shuffled, the order a pure function of (seed, epoch), and augmented; augmentation of whole batches
+        draws from torch's global generator when the batch is asked for, what workers do is seeded by
+        (seed, epoch, sample). ``shard`` (rank, world): every world-th sample of each batch.
+
+        Shape: x (N, C, H, W) in [0, 1], or frames (N, F, C, H, W) of counts; y (N,) int64, or (N, K) float where
+        mixup or cutmix is on.
+        """
+        source, where = self._split(split), torch.device(device)
+        sequence = torch.from_numpy(shuffle(len(source), seed, epoch)) if train else torch.arange(len(source))
+        rank, world = shard
+        plan = [
+            sequence[i * batch_size : (i + 1) * batch_size][rank::world]
+            for i in range(start, self.num_batches(split, batch_size, train))
+        ]
+        labels = source.labels
+        for positions, x in self._read(source, plan, where, train, key(seed, epoch)):
+            y = labels[positions].to(where)
+            if train:
+                x, y = self._augment(x, y, epoch)
+            elif x.dtype == torch.uint8:
+                x = x.float().div_(255)
+            yield x, y
+
+    def _split(self, name: str) -> Split:
+        if name not in self.splits:
+            raise SpikedistillError(f"no split {name!r} in data set {self.info.name!r}; {nearest(name, self.splits)}")
+        return self.splits[name]
+
+    def _read(
+        self, source: Split, plan: list[Tensor], device: torch.device, train: bool, seed: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        single = augment.policy(self.augment) is not None and train and self.info.input == "image"
+        if not (single or source.streams):
+            for positions in plan:
+                yield positions, source.take(positions, device, train)
+            return
+        samples = _Samples(source, self.augment, train, single, seed)
+        loader = torch.utils.data.DataLoader(
+            samples,
+            batch_sampler=plan,  # type: ignore[arg-type]
+            num_workers=min(self.workers, len(plan)),
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # the loader must not draw its workers' seed from the global generator
+        )
+        for positions, batch in zip(plan, loader):
+            yield positions, batch.to(device, non_blocking=True)
+
+    def _augment(self, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        config = self.augment
+        if self.info.input == "frames":
+            x = augment_events(x.float(), config.events)
+        else:
+            if augment.policy(config) is None:
+                x = _move(x, config)
+            x = x.float().div_(255) if x.dtype == torch.uint8 else x
+            if config.cutout:
+                x = augment.cutout(x, config.cutout)
+            if config.erasing:
+                x = augment.erase(x, config.erasing)
+        on = config.mix_until is None or epoch < config.mix_until
+        if on and (config.mixup or config.cutmix):
+            return augment.mix(x, y, self.info.num_classes, config.mixup, config.cutmix, config.mix_probability)
+        return x, y
+
+
+def _move(x: Tensor, config: AugmentConfig) -> Tensor:
+    if config.crop:
+        x = augment.crop(x, config.crop, config.crop_fill)
+    return augment.flip(x) if config.flip else x
+
+
+def shuffle(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch: a permutation of 0..n-1 that depends on nothing but (seed, epoch)."""
+    positions = np.arange(n, dtype=np.uint64)
+    return np.argsort(scramble(positions ^ np.uint64(key(seed, epoch, 1))), kind="stable").astype(np.int64)
+
+
+class _Samples(torch.utils.data.Dataset[Tensor]):
+    """One sample at a time, for loader workers; each seeds its own draws, so their number changes nothing."""
+
+    def __init__(self, source: Split, config: AugmentConfig, train: bool, single: bool, seed: int) -> None:
+        self.source, self.config, self.train, self.seed = source, config, train, seed
+        self.policy = augment.policy(config) if single else None
+
+    def __getitem__(self, position: Tensor | int) -> Tensor:
+        index = torch.as_tensor([int(position)])
+        if not self.train:
+            return self.source.take(index, torch.device("cpu"), False)[0]
+        with augment.seeded(key(self.seed, int(position))):
+            image = self.source.take(index, torch.device("cpu"), True)
+            if self.policy is None:
+                return image[0]
+            image = _move(image, self.config)
+            if image.dtype != torch.uint8:
+                image = (image * 255).round().clamp(0, 255).to(torch.uint8)
+            return self.policy(image[0])
+
+    def __len__(self) -> int:
+        return len(self.source)

@@ -1,0 +1,168 @@
+"""What a recipe may say about data: typed, unknown keys refused."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _pair(value: Any) -> Any:
+    """``48`` means ``(48, 48)``."""
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_pair)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Polarity = Literal["two", "merged"]
+
+
+class FramesConfig(_Strict):
+    """How events become frames.
+
+    ``number`` frames a sample (default: the least common multiple of all time steps of the recipe). They are cut at
+    equal times between the first and the last event (``split_by: time``), at equal numbers of events (``number``), or
+    every ``duration`` microseconds from the first event (later events are dropped, missing frames stay empty).
+    ``size`` (H, W): ``resize: sum`` moves every event to its place on the smaller sensor, so that none is lost;
+    ``nearest`` keeps one pixel of each cell, as interpolating a frame does. ``polarity: merged`` makes one channel.
+    """
+
+    number: PositiveInt | None = None
+    split_by: Literal["time", "number"] = "time"
+    duration: PositiveInt | None = None
+    size: Size | None = None
+    resize: Literal["sum", "nearest"] = "sum"
+    polarity: Polarity = "two"
+    cache: Path | None = None
+
+
+class AudioConfig(_Strict):
+    """How a recording becomes an image ``(N, 1, mels or coefficients, columns)`` or frames.
+
+    ``seconds`` of sound at ``rate`` Hz (default: the rate of the data), windows of ``window_ms`` every ``hop_ms``.
+    ``feature: mfcc`` keeps the first ``coefficients`` of the cosine transform of the ``mels`` log bands.
+    ``output: frames`` cuts the columns into as many steps as the recipe asks, as integer levels 0..127.
+    """
+
+    feature: Literal["logmel", "mfcc"] = "logmel"
+    rate: PositiveInt | None = None
+    seconds: Annotated[float, Field(gt=0)] = 1.0
+    mels: PositiveInt = 32
+    coefficients: PositiveInt = 10
+    window_ms: Annotated[float, Field(gt=0)] = 32.0
+    hop_ms: Annotated[float, Field(gt=0)] = 16.0
+    low_hz: NonNegativeFloat = 20.0
+    high_hz: Annotated[float, Field(gt=0)] | None = None
+    output: Literal["image", "frames"] = "image"
+
+
+class RandAugmentConfig(_Strict):
+    """torchvision's RandAugment: ``n`` operations of magnitude ``m`` (of 30)."""
+
+    n: PositiveInt = 2
+    m: NonNegativeInt = 9
+
+
+class EventAugmentConfig(_Strict):
+    """Augmentations of event frames, one draw per sample, the same for all of its frames.
+
+    Each is drawn uniformly from -value..value: ``roll`` pixels in both directions, ``rotate`` degrees, ``shear``
+    degrees along x; ``cutout`` is the largest side of an empty square; ``flip`` is horizontal, probability 1/2.
+    ``pick: one`` applies one of those given (flip always has its own coin); ``all`` applies each.
+    """
+
+    roll: NonNegativeInt = 0
+    rotate: NonNegativeFloat = 0.0
+    shear: Annotated[float, Field(ge=0, lt=90)] = 0.0
+    cutout: NonNegativeInt = 0
+    flip: bool = False
+    pick: Literal["one", "all"] = "one"
+    nda: bool = False
+
+
+class AudioAugmentConfig(_Strict):
+    """Augmentations of sound: ``shift_ms`` in either direction; ``noise``: largest amplitude, of the largest sample."""
+
+    shift_ms: NonNegativeFloat = 0.0
+    noise: NonNegativeFloat = 0.0
+
+
+class AugmentConfig(_Strict):
+    """Augmentations of training images (event frames: ``events``; sound: ``audio``). Nothing is on by itself, but
+    what a data set's name brings (:func:`augmentation`).
+
+    ``crop``: padding in pixels before a random crop of the old size; ``resized_crop``: smallest and largest part of
+    the area; ``cutout``: side of the empty square; ``erasing``: probability; ``mixup``, ``cutmix``: alpha of the Beta
+    distribution (both: one of them at random), with ``mix_probability`` a batch, until epoch ``mix_until``.
+    ``randaugment``: ``rand-m9-mstd0.5-inc1`` (timm's words) or ``{n: 2, m: 9}`` (torchvision's).
+    ``centre_crop``: part of the side that remains of a test image after resizing (folders of large images).
+    """
+
+    crop: NonNegativeInt = 0
+    crop_fill: Literal["zero", "reflect"] = "zero"
+    flip: bool = False
+    resized_crop: tuple[Probability, Probability] | None = None
+    autoaugment: Literal["cifar10", "imagenet", "svhn"] | None = None
+    randaugment: str | RandAugmentConfig | None = None
+    cutout: NonNegativeInt = 0
+    erasing: Probability = 0.0
+    mixup: NonNegativeFloat = 0.0
+    cutmix: NonNegativeFloat = 0.0
+    mix_probability: Probability = 1.0
+    mix_until: PositiveInt | None = None
+    centre_crop: Annotated[float, Field(gt=0, le=1)] = 0.875
+    events: EventAugmentConfig = EventAugmentConfig()
+    audio: AudioAugmentConfig = AudioAugmentConfig()
+
+
+class DataConfig(_Strict):
+    """The ``data`` part of a recipe.
+
+    ``name``: one of :data:`spikedistill.data.NAMES`; ``root``: the data set's folder, or a folder that holds
+    ``NAME.npz``; ``train``, ``test``: files instead. ``validation``: part of the training samples (or their number)
+    set aside, the same for every seed, by whole ``group`` s where given; a set that brings its own validation part
+    uses it. ``test_from_train``: so many training samples join the test part. ``size``: images are resized to it.
+    ``mean``, ``std``: instead of the training images' own, per channel, of values in [0, 1].
+    """
+
+    name: str = "digits"
+    root: Path | None = None
+    train: Path | None = None
+    test: Path | None = None
+    download: bool = False
+    validation: Annotated[float, Field(ge=0, lt=1)] | PositiveInt = 0.1
+    group: str | None = None
+    test_from_train: PositiveInt | None = None
+    batch_size: PositiveInt = 128
+    workers: NonNegativeInt = 0
+    size: Size | None = None
+    classes: Literal[12, 35] = 35
+    frames: FramesConfig | None = None
+    audio: AudioConfig | None = None
+    augment: AugmentConfig = AugmentConfig()
+    mean: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+
+
+_CIFAR: dict[str, Any] = {"crop": 4, "flip": True}
+_EVENTS: dict[str, Any] = {}
+# Crop and flip are what every paper on these sets has; no set has more by default. Digits and letters must not flip.
+DEFAULT_AUGMENTATION: dict[str, dict[str, Any]] = {
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+    "tinyimagenet": {"crop": 8, "flip": True},
+    "tinyimagenet10": {"crop": 8, "flip": True},
+    "imagenet": {"resized_crop": (0.08, 1.0), "flip": True},
+    "mnist": {"crop": 2},
+    "fashion-mnist": {"crop": 2, "flip": True},
+}
+
+
+def augmentation(config: DataConfig) -> AugmentConfig:
+    """The augmentation in force: what the data set's name brings, with the user's own words over it."""
+    default = DEFAULT_AUGMENTATION.get(config.name, {})
+    given = {key: getattr(config.augment, key) for key in config.augment.model_fields_set}
+    return AugmentConfig(**{**default, **given})

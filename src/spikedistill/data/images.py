@@ -1,0 +1,157 @@
+"""Readers of image sets that fit into memory."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spikedistill.data import arrays, splits
+from spikedistill.data.config import DataConfig
+from spikedistill.data.stores import Source
+from spikedistill.errors import SpikedistillError
+
+DIGITS_TRAIN = 600
+MEDMNIST = [
+    "pathmnist",
+    "dermamnist",
+    "octmnist",
+    "pneumoniamnist",
+    "retinamnist",
+    "breastmnist",
+    "bloodmnist",
+    "tissuemnist",
+    "organamnist",
+    "organcmnist",
+    "organsmnist",
+]
+
+
+def digits(config: DataConfig, frames: int) -> Source:
+    """scikit-learn's 8x8 digits, 0..16 stretched to 0..255: 600 samples to train and validate, 1,197 to test."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    x = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+    y = bunch.target.astype(np.int64)
+    test, train = splits.hold_out(y, DIGITS_TRAIN, salt=2)
+    found = {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]}
+    return arrays.source(found, "digits", "digits")
+
+
+def from_arrays_file(config: DataConfig, frames: int) -> Source:
+    """An .npz of arrays: ``train`` (and ``test``) files, ``root`` itself, or ``NAME.npz`` in the folder ``root``."""
+    if config.train is not None:
+        return arrays.from_files(config.train, config.test, config.name)
+    path = npz_in(config)
+    if path is None:
+        raise SpikedistillError(
+            f"data set {config.name!r} needs data.root (a folder with {config.name}.npz, or the file) or data.train"
+        )
+    return arrays.from_files(path, None, config.name)
+
+
+def npz_in(config: DataConfig) -> Path | None:
+    """``root`` if it is a file, else ``NAME.npz`` in it if there is one."""
+    if config.root is None:
+        return None
+    if config.root.is_file():
+        return config.root
+    path = config.root / f"{config.name}.npz"
+    return path if path.exists() else None
+
+
+TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+
+
+def torchvision_set(config: DataConfig, frames: int) -> Source:
+    """MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100: an .npz, torchvision's folder, or the official CIFAR batches."""
+    if config.train is not None or npz_in(config) is not None:
+        return from_arrays_file(config, frames)
+    if config.root is None:
+        raise SpikedistillError(
+            f"data set {config.name!r} needs data.root: torchvision's folder (data.download: true fetches it), "
+            f"or a folder with {config.name}.npz"
+        )
+    if config.name.startswith("cifar"):
+        folder = _cifar_folder(config.root, config.name)
+        if folder is not None:
+            return cifar_batches(folder, config.name)
+    import torchvision
+
+    kind = getattr(torchvision.datasets, TORCHVISION[config.name])
+    found: dict[str, Any] = {}
+    for role in ("train", "test"):
+        try:
+            part = kind(str(config.root), train=role == "train", download=config.download)
+        except (RuntimeError, OSError, ValueError, EOFError) as error:
+            raise SpikedistillError(
+                f"data.root: no {config.name} in {config.root} ({error}); "
+                f"give torchvision's folder, a folder with {config.name}.npz, or data.download: true"
+            ) from error
+        found[f"x_{role}"], found[f"y_{role}"] = np.asarray(part.data), np.asarray(part.targets)
+    return arrays.source({**found, "class_names": part.classes}, str(config.root), config.name)
+
+
+_CIFAR = {
+    "cifar10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"], "batches.meta"),
+    "cifar100": ("cifar-100-python", ["train"], ["test"], "meta"),
+}
+
+
+def _cifar_folder(root: Path, name: str) -> Path | None:
+    sub, train, _, _ = _CIFAR[name]
+    return next((folder for folder in (root, root / sub) if (folder / train[0]).exists()), None)
+
+
+class _PlainPickle(pickle.Unpickler):
+    """Reads the official batches, numpy arrays in lists and dicts, and refuses to run anything else."""
+
+    ALLOWED = {
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        if module == "numpy.core.multiarray":
+            module = "numpy._core.multiarray" if int(np.__version__.split(".")[0]) >= 2 else module
+        return super().find_class(module, name)
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise SpikedistillError(f"no file {path}; the official folder holds it")
+    try:
+        with path.open("rb") as file:
+            found = _PlainPickle(file, encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
+        raise SpikedistillError(f"cannot read {path}: cut short or no official batch ({error})") from error
+    return found
+
+
+def cifar_batches(folder: Path, name: str) -> Source:
+    """The official Python batches of CIFAR-10 and CIFAR-100 (rows of 3,072 bytes, planes R, G, B)."""
+    _, train, test, meta = _CIFAR[name]
+    key, label_names = ("labels", "label_names") if name == "cifar10" else ("fine_labels", "fine_label_names")
+    found: dict[str, Any] = {"class_names": _unpickle(folder / meta)[label_names]}
+    for role, files in (("train", train), ("test", test)):
+        batches = [_unpickle(folder / file) for file in files]
+        for batch, file in zip(batches, files):
+            if len(batch["data"]) != len(batch[key]) or batch["data"].shape[1] != 3072:
+                raise SpikedistillError(f"{folder / file}: {len(batch['data'])} images, {len(batch[key])} labels")
+        found[f"x_{role}"] = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+        found[f"y_{role}"] = np.concatenate([batch[key] for batch in batches])
+    return arrays.source(found, str(folder), name)
+
+
+READERS = {
+    "digits": digits,
+    "arrays": from_arrays_file,
+    **dict.fromkeys(TORCHVISION, torchvision_set),
+    **dict.fromkeys([*MEDMNIST, "tinyimagenet10"], from_arrays_file),
+}

@@ -1,0 +1,162 @@
+"""From a recipe's words to data: find the set, cut its splits, know its statistics."""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikedistill.data import arrays, images, splits
+from spikedistill.data.base import Data, DataInfo
+from spikedistill.data.config import DataConfig, augmentation
+from spikedistill.data.stores import Memory, Part, Source, Split
+from spikedistill.errors import SpikedistillError, nearest
+
+Reader = Callable[[DataConfig, int], Source]
+READERS: dict[str, Reader] = {**images.READERS}
+NAMES = tuple(sorted(READERS))
+
+
+def read(config: DataConfig, frames: int = 1) -> Source:
+    """The data set that a recipe names, as it lies on the disk; events become ``frames`` frames."""
+    if config.name not in READERS:
+        raise SpikedistillError(f"data.name: unknown data set {config.name!r}; {nearest(config.name, READERS)}")
+    for field in ("root", "train", "test"):
+        path = getattr(config, field)
+        if path is not None and not path.exists() and not (field == "root" and config.download):
+            raise SpikedistillError(f"data.{field}: {path} does not exist")
+    return READERS[config.name](config, frames)
+
+
+def open(config: DataConfig | None = None, time_steps: Sequence[int] = (4,)) -> Data:
+    """Open the data set that a recipe names.
+
+    ``time_steps``: all numbers of time steps in the recipe; events are binned at their least common multiple, and a
+    network sums consecutive groups of frames. Raises :class:`SpikedistillError` that names the file or the key.
+    """
+    config = config or DataConfig()
+    frames = math.lcm(*time_steps)
+    if config.frames and config.frames.number:
+        if config.frames.number % frames:
+            raise SpikedistillError(
+                f"data.frames.number: {config.frames.number} is no multiple of {frames}, "
+                f"the least common multiple of the time steps {tuple(time_steps)}"
+            )
+        frames = config.frames.number
+    return assemble(read(config, frames), config, frames)
+
+
+def from_arrays(data: Mapping[str, Any] | object, config: DataConfig | None = None) -> Data:
+    """A data set from arrays: a mapping, or an object with these attributes.
+
+    ``x_train, y_train, x_test, y_test``, and, where wanted, ``x_validation, y_validation, class_names, name,
+    group_train`` (recordings, of which validation takes whole ones). ``config`` says the rest (validation,
+    augmentation, ...); its ``name`` brings no default augmentation here unless given.
+
+    Shape: images (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or float in [0, 1]; frames (N, F, C, H, W); labels (N,).
+    """
+    if not isinstance(data, Mapping):
+        known = [*(s for spellings in arrays.SPELLINGS.values() for s in spellings), *arrays.EXTRA]
+        data = {key: getattr(data, key) for key in known if getattr(data, key, None) is not None}
+    source = arrays.source(data, "from_arrays")
+    if config is None:
+        config = DataConfig(name="arrays")
+    if source.train.groups is not None and config.group is None:
+        config = config.model_copy(update={"group": "group_train"})
+    return assemble(source, config, None)
+
+
+def assemble(source: Source, config: DataConfig, frames: int | None) -> Data:
+    """Cut the splits (never by the run's seed), measure mean and std, hash."""
+    if config.size and source.kind == "image":
+        source = _resized(source, config.size)
+    pieces = _cut(source, config)
+    shape = source.train.store.shape
+    if source.kind == "frames" and frames and shape[0] % frames:
+        raise SpikedistillError(f"data set {source.name!r} has {shape[0]} frames; the time steps need {frames}")
+    channels = shape[-3]
+    mean, std = _statistics(source, pieces["train"], channels)
+    for given, name in ((config.mean, "mean"), (config.std, "std")):
+        if given is not None and len(given) != channels:
+            raise SpikedistillError(f"data.{name}: {len(given)} values for {channels} channels")
+    rows = {
+        split: np.concatenate([np.zeros(0, np.int64), *(own for _, own in parts)]) for split, parts in pieces.items()
+    }
+    everything = [p for p in (source.train, source.validation, source.test) if p is not None]
+    content = hashlib.sha256()
+    for p in everything:
+        content.update(p.store.digest().encode() + np.ascontiguousarray(p.labels, "<i8").tobytes())
+    info = DataInfo(
+        name=source.name,
+        num_classes=len(source.class_names),
+        in_channels=channels,
+        size=(shape[-2], shape[-1]),
+        input=source.kind,
+        frames=shape[0] if source.kind == "frames" else None,
+        mean=config.mean or mean,
+        std=config.std or std,
+        class_names=tuple(source.class_names),
+        sizes={split: len(index) for split, index in rows.items()},
+        hash=content.hexdigest(),
+        split_hash=splits.digest(rows),
+    )
+    return Data(info, {name: Split(parts) for name, parts in pieces.items()}, augmentation(config), config.workers)
+
+
+def _cut(source: Source, config: DataConfig) -> dict[str, list[tuple[Part, np.ndarray]]]:
+    train, test = source.train, [(source.test, np.arange(len(source.test.labels)))]
+    groups = None
+    if config.group is not None:
+        if train.groups is None:
+            raise SpikedistillError(f"data.group: {config.group!r} is not known of data set {source.name!r}")
+        groups = train.groups
+    rows = np.arange(len(train.labels))
+    if config.test_from_train:
+        kept, moved = splits.hold_out(train.labels, config.test_from_train, groups, salt=1)
+        rows, test = rows[kept], [*test, (train, moved)]
+    if source.validation is not None:
+        held = [(source.validation, np.arange(len(source.validation.labels)))]
+    else:
+        kept, out = splits.hold_out(train.labels[rows], config.validation, None if groups is None else groups[rows])
+        rows, held = rows[kept], [(train, rows[out])]
+    return {"train": [(train, rows)], "validation": held, "test": test}
+
+
+def _statistics(source: Source, train: list[tuple[Part, np.ndarray]], channels: int) -> tuple[tuple[float, ...], ...]:
+    if source.kind == "frames":
+        return (0.0,) * channels, (1.0,) * channels
+    if source.mean is not None and source.std is not None:
+        return source.mean, source.std
+    (part, rows) = train[0]
+    total, square, count = torch.zeros(channels).double(), torch.zeros(channels).double(), 0
+    for chunk in torch.from_numpy(rows).split(1024):
+        x = part.store.take(chunk, torch.device("cpu"))
+        x = (x.float().div_(255) if x.dtype == torch.uint8 else x).transpose(0, 1).flatten(1)
+        total += x.sum(1, dtype=torch.float64)
+        square += (x * x).sum(1, dtype=torch.float64)
+        count += x.shape[1]
+    mean = total / count
+    std = (square / count - mean * mean).clamp_min(0).sqrt()
+    std[std < 1e-4] = 1.0  # a channel without contrast is left as it is
+    return tuple(round(v, 6) for v in mean.tolist()), tuple(round(v, 6) for v in std.tolist())
+
+
+def _resized(source: Source, size: tuple[int, int]) -> Source:
+    def resize(part: Part | None) -> Any:
+        if part is None or not isinstance(part.store, Memory) or part.store.shape[-2:] == size:
+            return part
+        return replace(part, store=Memory(_interpolate(part.store.data, size)))
+
+    return replace(source, train=resize(source.train), test=resize(source.test), validation=resize(source.validation))
+
+
+def _interpolate(x: Tensor, size: tuple[int, int]) -> Tensor:
+    chunks = []
+    for chunk in x.split(1024):
+        big = torch.nn.functional.interpolate(chunk.float(), size, mode="bilinear", antialias=True, align_corners=False)
+        chunks.append(big.round().clamp(0, 255).to(torch.uint8) if x.dtype == torch.uint8 else big)
+    return torch.cat(chunks)
