@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def test_numbers_are_those_of_the_summary(pages: dict[str, Path]) -> None:
     ):
         assert float(prices["student"][column]) == pytest.approx(scale * figures[f"hardware.{path}"].mean, rel=5e-3)
     assert ["student", "12.10 ± 0.10", "21.0", "40.0", "100.0"] in page.rows
-    assert float(prices["student: ANN twin (3 bit)"][2]) == pytest.approx(6.4)
+    assert float(prices["student, ANN twin (3 bit)"][2]) == pytest.approx(6.4)
 
 
 def test_what_was_run_is_told(pages: dict[str, Path]) -> None:
@@ -164,7 +165,7 @@ def test_what_was_run_is_told(pages: dict[str, Path]) -> None:
         "0123abc",
     ):
         assert word in text
-    assert "head.pool: an uneven size" in read(pages["one"]).text["hardware"]
+    assert "alone, student, quantized: not priced: head.pool: an uneven size" in read(pages["one"]).text["hardware"]
 
 
 def test_confusion_is_summed_over_seeds(pages: dict[str, Path]) -> None:
@@ -287,6 +288,34 @@ def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
 def test_importing_the_page_does_not_import_matplotlib() -> None:
     script = "import sys, spikedistill.report.page; sys.exit('matplotlib' in sys.modules or 'jinja2' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+def test_the_price_s_names_are_those_that_the_page_reads() -> None:
+    """The page reads JSON by name; these are the classes that the JSON is made of."""
+    from spikedistill.hardware.memory import MemoryEstimate
+    from spikedistill.hardware.operations import Operations
+    from spikedistill.hardware.spikesim_report import HardwareReport, LayerPrice
+    from spikedistill.hardware.twin import BreakEven
+
+    def names(kind: type) -> set[str]:
+        return {field.name for field in fields(kind)}
+
+    figures = {
+        "energy_pj",
+        "latency_ns",
+        "area_um2",
+        "edap",
+        "tops_per_w",
+        "tops_per_mm2",
+        "components",
+        "area",
+        "layers",
+    }
+    assert names(HardwareReport) >= figures | {"unpriced", "notes"}
+    assert names(LayerPrice) >= {"name", "energy_pj", "components"}
+    assert "energy_pj" in names(Operations)
+    assert names(MemoryEstimate) >= {"total_pj", "notes"}
+    assert names(BreakEven) == {"spikesim", "operations", "memory"}
 
 
 def test_frontier_keeps_what_nothing_beats() -> None:

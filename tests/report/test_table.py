@@ -25,6 +25,25 @@ def test_counts_have_three_digits(value: float, text: str) -> None:
     assert table.count(value) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.00033149, "0.000331"),
+        (0.0114, "0.0114"),
+        (0.99951, "1.00"),
+        (1.0, "1.00"),
+        (99.94, "99.9"),
+        (99.96, "100"),
+        (8421.1, "8421"),
+        (123456, "1.23e+05"),
+        (2e-5, "2.00e-05"),
+        (-4.321, "-4.32"),
+    ],
+)
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert table.number(value) == text
+
+
 def test_one_row_a_stage_with_the_summary_s_numbers() -> None:
     rows = {row.stage: row for row in table.rows(merge([run(0), run(1), run(2)]))}
     assert list(rows) == ["teacher", "alone", "student", "quantized"]

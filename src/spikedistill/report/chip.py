@@ -22,6 +22,7 @@ class Price:
     event: Tree | None
     operations: Tree | None
     memory: Tree | None
+    detail: str = ""
 
     def reports(self) -> list[tuple[str, Tree]]:
         """The SpikeSim reports there are, named."""
@@ -41,7 +42,7 @@ def section(study: Study) -> Section | None:
         "Estimates per image, none of them measured on a chip, each with its own assumptions: read them side by side. "
         "Dense charges every array position; event charges only what spikes touch, counted on real images.",
         tables=[_together(prices), *_break_even(priced, study)],
-        groups=[group for group in (_components(prices), *_layers(priced)) if group.figures],
+        groups=[group for group in (_pareto(study), _components(prices), *_layers(priced)) if group.figures],
         notes=_notes(priced),
     )
 
@@ -49,27 +50,20 @@ def section(study: Study) -> Section | None:
 def frontier(points: Sequence[tuple[str, int, float, float]], what: str) -> Figure:
     """Accuracy against energy of (name, colour, energy in pJ, accuracy as a fraction)."""
     drawn = [(name, colour, energy / 1e6, 100 * accuracy) for name, colour, energy, accuracy in points]
-    svg = plots.pareto(drawn, "energy per image [µJ], logarithmic", f"Test accuracy against energy per image, {what}")
-    return Figure(
-        svg,
-        f"Test accuracy against energy per image ({what}). Up and left is better; the dashed line joins what nothing beats.",
+    text = (
+        f"Test accuracy in % against energy per image in µJ ({what}), means. Up and left is better; "
+        "the dashed line joins what nothing beats."
     )
+    return Figure(plots.pareto(drawn, "energy per image [µJ], logarithmic", text), text)
 
 
-def energy_points(study: Study, label: str = "") -> tuple[list[tuple[str, int, float, float]], str]:
-    """(name, colour, energy in pJ, accuracy) of a study's stages, by the estimate that every stage has."""
-    for path, what in (
-        ("hardware.spikesim.event.energy_pj", "SpikeSim, event"),
-        ("energy_pj", "from operation counts"),
-    ):
-        found = [
-            (stage, energy.mean, accuracy.mean)
-            for stage in study.summary.stages
-            if (energy := figure(stage, path)) and energy.mean > 0 and (accuracy := figure(stage, "accuracy"))
-        ]
-        if len(found) == len(study.summary.stages) or path == "energy_pj":
-            return [(label or s.name, study.colours[s.name], energy, accuracy) for s, energy, accuracy in found], what
-    return [], ""
+def energy_points(study: Study, path: str = "energy_pj") -> list[tuple[str, int, float, float]]:
+    """(name, colour, energy in pJ, accuracy) of the stages that have the figure ``path``."""
+    return [
+        (stage.name, study.colours[stage.name], energy.mean, accuracy.mean)
+        for stage in study.summary.stages
+        if (energy := figure(stage, path)) and energy.mean > 0 and (accuracy := figure(stage, "accuracy"))
+    ]
 
 
 def mean_tree(trees: Sequence[Any]) -> Any:
@@ -95,13 +89,13 @@ def _mean_hardware(study: Study, name: str) -> Tree | None:
 def _prices(name: str, colour: int, tree: Tree) -> list[Price]:
     twin = tree.get("ann_twin")
     bits = twin.get("activation_bits") if twin else None
-    title = f"{name}: ANN twin" + (f" ({bits:g} bit)" if bits else "")
-    return [_price(name, colour, tree)] + ([_price(title, colour, twin)] if twin else [])
+    bits = f" ({bits:g} bit)" if bits else ""
+    return [_price(name, colour, tree)] + ([_price(f"{name}, ANN twin", colour, twin, bits)] if twin else [])
 
 
-def _price(name: str, colour: int, tree: Tree) -> Price:
+def _price(name: str, colour: int, tree: Tree, detail: str = "") -> Price:
     chip = tree.get("spikesim") or {}
-    return Price(name, colour, chip.get("dense"), chip.get("event"), tree.get("operations"), tree.get("memory"))
+    return Price(name, colour, chip.get("dense"), chip.get("event"), tree.get("operations"), tree.get("memory"), detail)
 
 
 def _together(prices: Sequence[Price]) -> Table:
@@ -119,7 +113,7 @@ def _together(prices: Sequence[Price]) -> Table:
     )
     rows = [
         (
-            price.name,
+            price.name + price.detail,
             _of(price.dense, "energy_pj", 1e-6),
             _of(price.event, "energy_pj", 1e-6),
             _of(price.operations, "energy_pj", 1e-6),
@@ -146,11 +140,19 @@ def _of(tree: Tree | None, key: str, scale: float = 1.0) -> str:
     return number(value * scale) if isinstance(value, int | float) else "–"
 
 
+def _pareto(study: Study) -> Group:
+    for mode in ("event", "dense"):
+        points = energy_points(study, f"hardware.spikesim.{mode}.energy_pj")
+        if len(points) > 1:
+            return Group([frontier(points, f"SpikeSim, {mode}")], "Accuracy and energy")
+    return Group([])
+
+
 def _components(prices: Sequence[Price]) -> Group:
     energy = [(name, _scaled(report.get("components"), 1e-6)) for price in prices for name, report in price.reports()]
     area = [(p.name, _scaled((p.dense or p.event or {}).get("area"), 1e-6)) for p in prices if p.dense or p.event]
     order = _by_size(energy) + [name for name in _by_size(area) if name not in _by_size(energy)]
-    memory = [(price.name, _terms(price.memory)) for price in prices if price.memory]
+    memory = [(price.name, _terms(price.memory)) for price in prices if _terms(price.memory)]
     drawn = [
         _bars(rows, unit, caption, names)
         for rows, unit, caption, names in (
@@ -227,7 +229,7 @@ def _bars(rows: Rows, unit: str, caption: str, order: Sequence[str] = ()) -> Fig
     names = colours([*kept, "other"])
     shown = [name for name in names if any(name in parts for _, parts in folded)]
     svg = plots.stacked(folded, names, unit, caption)
-    return Figure(svg, caption, [(name, names[name], "box") for name in shown])
+    return Figure(svg, caption, [(name.replace("_", " "), names[name], "box") for name in shown])
 
 
 def _rest(parts: Mapping[str, float], kept: Sequence[str]) -> float:
@@ -239,13 +241,13 @@ def _scaled(parts: Any, scale: float) -> dict[str, float]:
 
 
 def _notes(priced: Mapping[str, Tree]) -> list[str]:
-    notes = []
+    """What the models say beside their figures, each once with the stages it is said of."""
+    said: dict[str, list[str]] = {}
     for name, tree in priced.items():
         reports = [report for mode in ("dense", "event") if (report := (tree.get("spikesim") or {}).get(mode))]
         unpriced = {item["name"]: item["reason"] for report in reports for item in report.get("unpriced") or []}
-        notes += [f"{name}: not priced: {layer}: {reason}" for layer, reason in unpriced.items()]
-        notes += [
-            f"{name}: {note}"
-            for note in dict.fromkeys(note for report in reports for note in report.get("notes") or [])
-        ]
-    return notes
+        notes = [f"not priced: {layer}: {reason}" for layer, reason in unpriced.items()]
+        notes += [note for report in [*reports, tree.get("memory") or {}] for note in report.get("notes") or []]
+        for note in dict.fromkeys(notes):
+            said.setdefault(note, []).append(name)
+    return [f"{', '.join(names)}: {note}" for note, names in said.items()]

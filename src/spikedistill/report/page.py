@@ -168,10 +168,9 @@ def comparison(studies: Sequence[Study]) -> list[Section]:
         Figure(plots.dots(shown, "test accuracy [%]", text), text, [(s.label, i, "box") for i, s in enumerate(studies)])
     ]
     points = [
-        (f"{stage.name}", index, energy.mean, accuracy.mean)
+        (name, index, energy, accuracy)
         for index, study in enumerate(studies)
-        for stage in study.summary.stages
-        if (energy := figure(stage, "energy_pj")) and energy.mean > 0 and (accuracy := figure(stage, "accuracy"))
+        for name, _, energy, accuracy in chip.energy_points(study)
     ]
     if len(points) > 1:
         figures.append(

@@ -137,7 +137,7 @@ def forest(
 def firing(stages: Sequence[tuple[int, Sequence[Sequence[LayerSummary]]]], alt: str) -> str:
     """Firing rate by layer: (colour, one list of layers a seed) for each stage; the mean with the seeds' range."""
     names = list(dict.fromkeys(layer.path for _, seeds in stages for layers in seeds for layer in layers))
-    figure = _figure(WIDTH, 0.85 + (0.16 + 0.1 * len(stages)) * len(names))
+    figure = _figure(WIDTH, 0.85 + (0.16 + 0.1 * len(stages)) * len(names) * (1 if len(names) <= 20 else 0.55))
     axes = figure.subplots()
     for place, (colour, seeds) in enumerate(stages):
         offset = (place - (len(stages) - 1) / 2) * min(0.22, 0.66 / len(stages))
@@ -319,7 +319,7 @@ def _style(axes: "Axes", grid: str | None) -> None:
 def _rows(axes: "Axes", names: Sequence[str]) -> None:
     """Names down the left side, the first on top."""
     _style(axes, "x")
-    axes.set_yticks(range(len(names)), [short(name, 30) for name in names])
+    axes.set_yticks(range(len(names)), [short(name, 34) for name in names])
     axes.tick_params(axis="y", labelcolor=INK)
     axes.spines["left"].set_visible(False)
     axes.set_ylim(len(names) - 0.4, -0.6)

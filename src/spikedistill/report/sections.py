@@ -49,9 +49,9 @@ def results(study: Study) -> Section:
             "the line its 95 % interval (Student's t)."
         )
         figures.append(Figure(plots.forest(differences, text), text))
-    points, what = chip.energy_points(study)
+    points = chip.energy_points(study)
     if len(points) > 1:
-        figures.append(chip.frontier(points, what))
+        figures.append(chip.frontier(points, "from operation counts"))
     return Section(
         "results",
         "Results",

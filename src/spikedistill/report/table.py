@@ -159,10 +159,6 @@ def _digits(value: float) -> str:
     """Three significant digits without an exponent where that is readable."""
     if value == 0:
         return "0"
-    magnitude = abs(value)
-    if magnitude >= 1e5 or magnitude < 1e-4:
+    if not 1e-4 <= abs(value) < 1e5:
         return f"{value:.2e}"
-    for limit, places in ((99.95, 0), (9.995, 1), (0.9995, 2), (0.09995, 3), (0.009995, 4)):
-        if magnitude >= limit:
-            return f"{value:.{places}f}"
-    return f"{value:.6f}"
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
