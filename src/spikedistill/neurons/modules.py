@@ -124,7 +124,8 @@ class Neuron(nn.Module):
         spikes: Tensor
         charged: Tensor | None
         last: Tensor | None = None
-        if norm is not None and not plain and norm.fusable and self._fusable(current):
+        constant = self.encode and residual is not None  # rare enough not to have kernels of its own
+        if norm is not None and not plain and not constant and norm.fusable and self._fusable(current):
             spikes, charged = norm.run_fused(current, residual, T, membrane)
         else:
             if norm is not None:
@@ -380,7 +381,11 @@ class NormNeuron(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """``residual`` (T*N, C, ...) is added after the norm, before charging."""
+        """``residual``, shaped as ``x``, is added after the norm, before charging."""
+        if residual is not None and residual.shape != x.shape:
+            raise SpikedistillError(
+                f"NormNeuron: the residual must have the shape of the current {tuple(x.shape)}, found {tuple(residual.shape)}"
+            )
         if not isinstance(self.neuron, Neuron):
             return self.neuron(self.current(x, residual))
         return self.neuron.run(x, self, self, residual)
