@@ -8,10 +8,10 @@ from torch import nn
 
 from ..errors import SpikedistillError, nearest
 from ..neurons import Neuron
-from . import resnet, vgg
+from . import resnet, spikformer, vgg
 from .base import Network
 
-BUILDERS: dict[str, Callable[..., Network]] = {**vgg.NAMES, **resnet.NAMES}
+BUILDERS: dict[str, Callable[..., Network]] = {**vgg.NAMES, **resnet.NAMES, **spikformer.NAMES}
 
 
 def names() -> list[str]:

@@ -1,6 +1,7 @@
 """What all networks share: normalisation, the entrance of time, the head, prediction, streaming."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -56,6 +57,12 @@ class Network(nn.Module):
 
     mean: Tensor
     std: Tensor
+    dims = 2  # spatial dimensions of the input; 1 for sequences (N, C, L)
+    head_path = "head"  # the classifier's module
+
+    def stage_paths(self) -> list[str]:
+        """Paths of the modules whose outputs are the taps ``stage1``, ``stage2`` ..., from input to output."""
+        return [name for name, _ in self.named_children() if re.fullmatch(r"(stage|layer)\d+", name)]
 
     @property
     def time_steps(self) -> int | None:
@@ -104,9 +111,10 @@ class Network(nn.Module):
 
     def check(self, x: Tensor, sim: Simulation) -> None:
         """Refuse an input of the wrong form, in words."""
-        want = 4 if self.input == "image" or sim.streaming else 5
-        form = "(N, C, H, W)" if want == 4 else "(N, F, C, H, W)"
-        if x.dim() != want or x.shape[-3] != self.in_channels:
+        single = self.input == "image" or sim.streaming
+        space = "H, W" if self.dims == 2 else "L"
+        form = f"(N, C, {space})" if single else f"(N, F, C, {space})"
+        if x.dim() != self.dims + (2 if single else 3) or x.shape[-1 - self.dims] != self.in_channels:
             raise SpikedistillError(
                 f"{type(self).__name__} takes {self.input} input {form} with C = {self.in_channels}, found "
                 f"{tuple(x.shape)}; set in_channels and input='image'|'frames' when creating the network"
@@ -117,7 +125,8 @@ class Network(nn.Module):
         T = sim.time_steps
         if self.input == "frames" and not sim.streaming:
             x = frames(x, self.time_steps, T).flatten(0, 1)
-        x = (x - self.mean.view(1, -1, 1, 1).to(x.dtype)) / self.std.view(1, -1, 1, 1).to(x.dtype)
+        per_channel = (1, -1) + (1,) * self.dims
+        x = (x - self.mean.view(per_channel).to(x.dtype)) / self.std.view(per_channel).to(x.dtype)
         if self.input == "image" and self.spiking and self.encoding != "direct":
             assert T is not None
             x = encode(x, T, self.encoding, sim.step, self.time_steps).flatten(0, 1)
@@ -201,11 +210,13 @@ class Builder:
         """The neurons' threshold (1 for other activations), for norm initialisation."""
         return self.prototype.threshold if isinstance(self.prototype, Neuron) else 1.0
 
-    def activation(self, first: bool = False) -> nn.Module:
-        """A neuron, or ReLU in the ANN twin."""
+    def activation(self, first: bool = False, threshold: float = 1.0) -> nn.Module:
+        """A neuron, or ReLU in the ANN twin; ``threshold`` is a factor on the prototype's threshold."""
         if not self.network.spiking:
             return nn.ReLU()
         neuron = build(self.prototype)
+        if isinstance(neuron, Neuron):
+            neuron.threshold *= threshold
         if first and self.network.once:
             if not isinstance(neuron, Neuron):
                 raise SpikedistillError(f"{type(neuron).__name__} cannot be the encoding neuron; use IF, LIF or PLIF")

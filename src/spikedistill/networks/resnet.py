@@ -194,8 +194,8 @@ class ResNet(Network):
             hidden = scaled(256, width)
             self.fc1, self.fc1_neuron = nn.Linear(c, hidden), make.activation()
             c = hidden
-        self.head_name = "linear" if depth in (20, 56) else "fc"
-        self.add_module(self.head_name, make.head(c, head))
+        self.head_path = "linear" if depth in (20, 56) else "fc"
+        self.add_module(self.head_path, make.head(c, head))
         initialise(self)
 
     def body(self, x: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ class ResNet(Network):
         x = self.flatten(self.avgpool(x))
         if hasattr(self, "fc1"):
             x = self.fc1_neuron(self.fc1(x))
-        return getattr(self, self.head_name)(x)
+        return getattr(self, self.head_path)(x)
 
 
 def _shortcut(make: Builder, form: str, kind: str, c_in: int, c_out: int, stride: int) -> nn.Module:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
+from ..neurons import LIF, Neuron
 from .base import Builder, Input, Network, initialise, scaled
 
 # A number is a convolution's channels, "M" a pooling by 2; a pair is (channels, stride).
@@ -20,10 +21,11 @@ CONFIGURATIONS: dict[str, tuple[Any, ...]] = {
     "vgg9": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M"),
     "vgg11": (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512),
     "vgg16": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512),
-    # Louis et al., "Reducing SNN activity", ICANN 2024 (official configuration): strides, no pooling, hidden linear layer.
+    # Louis et al., ICANN 2024 (official configuration): strides, no pooling, two hidden linear layers, soft reset.
     "svgg11": ((64, 2), (128, 2), 256, (256, 2), 512, (512, 2), 512, (512, 2)),
 }
-HIDDEN: dict[str, int] = {"svgg11": 512}
+HIDDEN: dict[str, tuple[int, ...]] = {"svgg11": (512, 512)}
+NEURONS: dict[str, Neuron] = {"svgg11": LIF(tau=2.0, reset="soft")}
 
 
 class Stage(nn.Sequential):
@@ -45,16 +47,17 @@ class VGG(Network):
         pools: int | None = None,
         pooling: str = "max",
         dropout: float = 0.0,
-        hidden: int | None = None,
+        hidden: int | Sequence[int] = (),
         encoding: str = "direct",
         head: str = "linear",
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
+        default: Neuron | None = None,
     ) -> None:
         super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std)
         if pooling not in ("max", "avg"):
             raise SpikedistillError(f"pooling must be 'max' or 'avg', found {pooling!r}")
-        make = Builder(self, neuron)
+        make = Builder(self, neuron, default)
         blocks: list[nn.Module] = []
         stages: list[list[nn.Module]] = [[]]
         c, pooled = in_channels, 0
@@ -84,10 +87,12 @@ class VGG(Network):
         self.depth = len(stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        if hidden:
-            self.hidden = nn.Linear(c, scaled(hidden, width))
-            self.hidden_neuron = make.activation()
-            c = scaled(hidden, width)
+        linear: list[nn.Module] = []
+        for features in (hidden,) if isinstance(hidden, int) else hidden:
+            if features:
+                linear += [nn.Linear(c, scaled(features, width)), make.activation()]
+                c = scaled(features, width)
+        self.hidden = nn.Sequential(*linear) if linear else nn.Identity()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.head = make.head(c, head)
         initialise(self)
@@ -95,9 +100,7 @@ class VGG(Network):
     def body(self, x: Tensor) -> Tensor:
         for i in range(1, self.depth + 1):
             x = getattr(self, f"stage{i}")(x)
-        x = self.flatten(self.pool(x))
-        if hasattr(self, "hidden"):
-            x = self.hidden_neuron(self.hidden(x))
+        x = self.hidden(self.flatten(self.pool(x)))
         return self.head(self.dropout(x))
 
 
@@ -112,7 +115,7 @@ def vgg(
     pools: int | None = None,
     pooling: str = "max",
     dropout: float = 0.0,
-    hidden: int | None = None,
+    hidden: int | Sequence[int] | None = None,
     encoding: str = "direct",
     head: str = "linear",
     mean: float | Sequence[float] | None = None,
@@ -120,13 +123,13 @@ def vgg(
 ) -> Network:
     """``conv6``, ``vgg5``, ``vgg9``, ``vgg11``, ``vgg16`` or ``svgg11``.
 
-    ``pools``: only the first that many poolings are kept (small images); ``pooling``: "max" or "avg"; ``hidden``: width of
-    a linear layer and neuron before the head (None: the network's own).
+    ``pools``: only the first that many poolings are kept (small images); ``pooling``: "max" or "avg"; ``hidden``: widths of
+    linear layers with a neuron each before the head (None: the network's own; 0: none).
     """
-    hidden = HIDDEN.get(name, 0) if hidden is None else hidden
+    hidden = HIDDEN.get(name, ()) if hidden is None else hidden
     return VGG(
         CONFIGURATIONS[name], num_classes, in_channels, input, time_steps, width, neuron, pools, pooling, dropout, hidden,
-        encoding, head, mean, std,
+        encoding, head, mean, std, NEURONS.get(name),
     )  # fmt: skip
 
 

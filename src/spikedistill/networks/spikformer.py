@@ -1,0 +1,242 @@
+"""Spiking transformers: Spikformer and Spikingformer.
+
+Spikformer      every branch ends in a neuron, residuals add spikes (small integers flow); Zhou et al., "Spikformer: when
+                spiking neural network meets transformer", ICLR 2023.
+Spikingformer   pre-activation: neuron -> convolution -> norm, residuals add real values (MS form); Zhou et al.,
+                "Spikingformer: spike-driven residual learning for transformer-based spiking neural network", 2023.
+
+Tokens stay a map ``(T*N, C, H, W)``; linear layers on tokens are 1x1 convolutions. In the ANN twin ReLU stands for every
+neuron, also those of queries, keys and values: attention without softmax.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ..errors import SpikedistillError
+from .base import Builder, Input, Network, initialise
+
+
+class Size(NamedTuple):
+    """Blocks, channels, heads, and how often the tokenizer halves the map."""
+
+    depth: int
+    channels: int
+    heads: int
+    pools: int
+
+
+# CIFAR (map / 4), ImageNet (map / 16), event frames of 128x128 (map / 16). Heads as in the official configurations; those
+# of the 256-channel networks are the event network's 16 (CIFAR's is unknown: 12 is given there, which does not divide 256).
+SIZES: dict[str, Size] = {
+    "4_256": Size(4, 256, 16, 2),
+    "2_384": Size(2, 384, 12, 2),
+    "4_384": Size(4, 384, 12, 2),
+    "8_384": Size(8, 384, 8, 4),
+    "8_512": Size(8, 512, 8, 4),
+    "8_768": Size(8, 768, 8, 4),
+    "2_256": Size(2, 256, 16, 4),
+}
+EVENTS = "2_256"
+DOWNSAMPLING = ("cml", "original")
+SCALE = 0.125
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float = SCALE) -> Tensor:
+    """Attention without softmax: ``out_i = scale * sum_j (q_i . k_j) v_j`` over tokens i, j.
+
+    The cheaper of the two orders is taken, ``(q k^T) v`` or ``q (k^T v)``; on spikes both give the same integers.
+    Shape: each (N, heads, d, L), d channels a head and L tokens; returns (N, heads, d, L).
+    """
+    d, tokens = q.shape[-2:]
+    kt = k.transpose(-2, -1)
+    return ((v @ kt) @ q if tokens > d else v @ (kt @ q)) * scale
+
+
+class SpikingSelfAttention(nn.Module):
+    """Spiking self-attention: queries, keys and values are spikes, ``attend`` charges a neuron, a projection follows.
+
+    Zhou et al., ICLR 2023. That neuron's threshold is half the others' (official code). The norm behind the projection is
+    the block's. Shape: (T*N, C, H, W) to (T*N, C, H, W).
+    """
+
+    def __init__(self, make: Builder, channels: int, heads: int) -> None:
+        super().__init__()
+        if channels % heads:
+            raise SpikedistillError(f"{channels} channels cannot be divided among {heads} heads")
+        self.heads = heads
+        for name in ("q", "k", "v"):
+            parts = {"conv": nn.Conv2d(channels, channels, 1, bias=False), "norm": make.norm_neuron(channels)}
+            self.add_module(name, nn.Sequential(OrderedDict(parts)))
+        self.neuron = make.activation(threshold=0.5)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.get_submodule(name)(x).flatten(2).unflatten(1, (self.heads, -1)) for name in ("q", "k", "v"))
+        out = attend(q, k, v).flatten(1, 2).unflatten(2, x.shape[2:])
+        return self.proj(self.neuron(out))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each with a residual; ``ms``: neuron first and norm last, else norm and neuron last.
+
+    Shape: (T*N, C, H, W) to (T*N, C, H, W).
+    """
+
+    def __init__(self, make: Builder, channels: int, heads: int, mlp_ratio: float = 4.0, ms: bool = True) -> None:
+        super().__init__()
+        hidden = int(channels * mlp_ratio)
+        last = make.norm if ms else make.norm_neuron
+        self.attn_neuron = make.activation() if ms else nn.Identity()
+        self.attn = SpikingSelfAttention(make, channels, heads)
+        self.attn_norm = last(channels)
+        self.mlp_neuron = make.activation() if ms else nn.Identity()
+        self.fc1, self.fc1_norm = nn.Conv2d(channels, hidden, 1), make.norm_neuron(hidden)
+        self.fc2, self.fc2_norm = nn.Conv2d(hidden, channels, 1), last(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn_norm(self.attn(self.attn_neuron(x)))
+        return x + self.fc2_norm(self.fc2(self.fc1_norm(self.fc1(self.mlp_neuron(x)))))
+
+
+class Tokenizer(nn.Module):
+    """Spiking patch splitting: four convolutions to C/8, C/4, C/2, C channels, the last ``pools`` followed by a 3/2 max-pool.
+
+    ``cml``: conv -> norm -> pool -> neuron (Zhou et al., "Enhancing the performance of transformer-based spiking neural
+    networks by SNN-optimized downsampling with precise gradient backpropagation", 2023); ``original``: conv -> norm ->
+    neuron -> pool. A fifth convolution gives the real-valued stream (``ms``), or adds its spikes as relative position.
+    Shape: (N, C_in, H, W), or (T*N, C_in, H, W), to (T*N, C, H / 2^pools, W / 2^pools).
+    """
+
+    def __init__(self, make: Builder, c_in: int, channels: int, pools: int, cml: bool, ms: bool) -> None:
+        super().__init__()
+        units = []
+        for i, c in enumerate((channels // 8, channels // 4, channels // 2, channels)):
+            pool = [nn.MaxPool2d(3, 2, 1)] if i >= 4 - pools else []
+            units.append(_unit(make, c_in, c, pool, cml, first=i == 0))
+            c_in = c
+        self.units = nn.Sequential(*units)
+        self.ms = ms
+        self.conv = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm = make.norm(channels) if ms else make.norm_neuron(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.units(x)
+        y = self.norm(self.conv(x))
+        return y if self.ms else x + y
+
+
+def _unit(make: Builder, c_in: int, c: int, pool: Sequence[nn.Module], cml: bool, first: bool) -> nn.Sequential:
+    parts: dict[str, nn.Module] = {"conv": nn.Conv2d(c_in, c, 3, 1, 1, bias=False)}
+    if pool and cml:
+        parts |= {"norm": make.norm(c), "pool": pool[0], "neuron": make.activation(first)}
+    else:
+        parts |= {"norm": make.norm_neuron(c, first), **({"pool": pool[0]} if pool else {})}
+    return nn.Sequential(OrderedDict(parts))
+
+
+class Spikformer(Network):
+    """Tokenizer, blocks, global average, head; ``stage1`` is the tokenizer's output, ``stage2`` on the blocks'."""
+
+    def __init__(
+        self,
+        size: Size,
+        ms: bool,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        input: Input = "image",
+        time_steps: int | None = 4,
+        width: float = 1.0,
+        neuron: "nn.Module | Mapping[str, Any] | None" = None,
+        downsampling: str = "cml",
+        pools: int | None = None,
+        depth: int | None = None,
+        encoding: str = "direct",
+        head: str = "linear",
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std)
+        if downsampling not in DOWNSAMPLING:
+            raise SpikedistillError(f"downsampling must be 'cml' or 'original', found {downsampling!r}")
+        pools = size.pools if pools is None else pools
+        if not 0 <= pools <= 4:
+            raise SpikedistillError(f"pools must be from 0 to 4 (one a convolution of the tokenizer), found {pools}")
+        make = Builder(self, neuron)
+        heads = max(1, round(size.heads * width))
+        # Channels a head stay as they are, and the tokenizer starts with an eighth of the channels.
+        channels = -(-heads * (size.channels // size.heads) // 8) * 8
+        if channels % heads:
+            raise SpikedistillError(f"width {width} gives {heads} heads that do not divide {channels} channels")
+        self.tokenizer = Tokenizer(make, in_channels, channels, pools, downsampling == "cml", ms)
+        self.blocks = nn.Sequential(*[Block(make, channels, heads, ms=ms) for _ in range(depth or size.depth)])
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.head = make.head(channels, head)
+        initialise(self)
+
+    def stage_paths(self) -> list[str]:
+        return ["tokenizer", *(f"blocks.{i}" for i in range(len(self.blocks)))]
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.head(self.flatten(self.pool(self.blocks(self.tokenizer(x)))))
+
+
+def spikformer(
+    name: str,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    input: Input = "image",
+    time_steps: int | None = 4,
+    width: float = 1.0,
+    neuron: "nn.Module | Mapping[str, Any] | None" = None,
+    downsampling: str = "cml",
+    pools: int | None = None,
+    depth: int | None = None,
+    encoding: str = "direct",
+    head: str = "linear",
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+) -> Network:
+    """``spikformer_D_C`` and ``spikingformer_D_C``: D blocks, C channels.
+
+    ``downsampling``: "cml" | "original"; ``pools``: how often the tokenizer halves the map (None: the network's own, 2 for
+    CIFAR's sizes, 4 for ImageNet's); ``depth``: number of blocks; ``width`` scales the number of heads.
+    """
+    family, size = name.split("_", 1)
+    return Spikformer(
+        SIZES[size], family == "spikingformer", num_classes, in_channels, input, time_steps, width, neuron, downsampling,
+        pools, depth, encoding, head, mean, std,
+    )  # fmt: skip
+
+
+def event_spikformer(
+    name: str,
+    num_classes: int = 10,
+    in_channels: int = 2,
+    input: Input = "frames",
+    time_steps: int | None = 4,
+    width: float = 1.0,
+    neuron: "nn.Module | Mapping[str, Any] | None" = None,
+    downsampling: str = "cml",
+    pools: int | None = None,
+    depth: int | None = None,
+    encoding: str = "direct",
+    head: str = "linear",
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+) -> Network:
+    """``spikformer_2_256`` and ``spikingformer_2_256``: the event versions, for frames of 128x128 with two polarities."""
+    return spikformer(
+        name, num_classes, in_channels, input, time_steps, width, neuron, downsampling, pools, depth, encoding, head,
+        mean, std,
+    )  # fmt: skip
+
+
+NAMES: dict[str, Any] = {
+    f"{family}_{size}": event_spikformer if size == EVENTS else spikformer
+    for family in ("spikformer", "spikingformer")
+    for size in SIZES
+}
