@@ -89,6 +89,11 @@ class Operations:
     unpriced: list[str]
 
     @property
+    def synaptic_operations(self) -> float:
+        """Accumulates that spikes cause (SynOps)."""
+        return self.acs
+
+    @property
     def neurobench(self) -> dict[str, Any]:
         """The same under NeuroBench's names."""
         return {

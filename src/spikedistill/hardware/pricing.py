@@ -45,14 +45,22 @@ def _all(layers: Sequence[Layer], config: Config, memory_config: MemoryConfig) -
     }
 
 
-def price(layers: Sequence[Layer], config: Config | None = None, memory_config: MemoryConfig | None = None) -> Tree:
+def price(
+    layers: Sequence[Layer],
+    config: Config | Mapping[str, Any] | None = None,
+    memory_config: MemoryConfig | None = None,
+) -> Tree:
     """Everything this package says of a network, as JSON-able values; keys are those of ``docs/run_folder.md``.
+
+    ``config``: the chip, or a recipe's ``hardware`` section (``{spikesim: ..., memory: ...}``).
 
     ``spikesim.dense`` and ``.event``, ``operations``, ``memory``; for an SNN in corrected mode also ``ann_twin`` (the same
     at equal bits, activations of ceil(log2(T + 1)) bits) and ``break_even`` (firing rates).
 
     Raises: SpikedistillError when no layer can be priced.
     """
+    if isinstance(config, Mapping):
+        config, memory_config = settings(("hardware", config))
     config, memory_config = config or Config(), memory_config or MemoryConfig()
     tree = _all(layers, config, memory_config)
     tree["config"] = config.model_dump()

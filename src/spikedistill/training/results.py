@@ -84,16 +84,16 @@ def bits(options: dict[str, Any]) -> Bits:
 def price(network: nn.Module, x: torch.Tensor, hardware: dict[str, Any]) -> dict[str, Any]:
     """Operations per image, their energy, and the chip's price."""
     from ..hardware import layers, operations
-    from ..hardware import price as chip
+    from ..hardware.price import price as chip
 
     found = layers(network, x)
     counted = operations.count(found)
     snn = getattr(network, "time_steps", None) is not None
     return {
-        "synaptic_operations": counted.synaptic_operations if snn else None,
+        "synaptic_operations": counted.acs if snn else None,
         "macs": counted.macs,
         "energy_pj": counted.energy_pj,
-        "hardware": chip.price(found, hardware) if snn else None,
+        "hardware": chip(found, hardware) if snn else None,
     }
 
 
