@@ -28,9 +28,12 @@ def mode() -> Mode:
         return "eager"
     if _contexts:
         return "eager" if _contexts[-1] == "compiled" and _broken else _contexts[-1]
-    if _broken or not _enabled or os.environ.get("SPIKEDISTILL_EAGER", "") not in ("", "0"):
-        return "eager"
-    return "compiled"
+    return "compiled" if allowed() else "eager"
+
+
+def allowed() -> bool:
+    """Whether the process's switches allow compiling, contexts aside."""
+    return _enabled and _broken is None and os.environ.get("SPIKEDISTILL_EAGER", "") in ("", "0")
 
 
 def enable(on: bool) -> None:

@@ -62,14 +62,14 @@ class _View:
         self.C = shape[1] if len(shape) > 1 else 1
 
     def inward(self, x: Tensor, timed: bool = True) -> Tensor:
-        x = x.detach()
         if self.last and x.dim() > 2:
             x = x.movedim(1, -1)
         lead = (self.T,) if timed else ()
-        if not self.norm:
-            return x.reshape(*lead, -1)
         n, L = x.shape[0] // self.T if timed else x.shape[0], self.places.numel()
-        return x.reshape(*lead, n, L, self.C) if self.last else x.reshape(*lead, n, self.C, L)
+        shape = (-1,) if not self.norm else (n, L, self.C) if self.last else (n, self.C, L)
+        return x.reshape(
+            *lead, *shape
+        ).data  # .data: a view's base would bring its shape into what compiled code checks
 
     def outward(self, y: Tensor, shape: torch.Size) -> Tensor:
         """To ``shape`` = (..., C, places)."""
@@ -88,14 +88,14 @@ class _Fused(torch.autograd.Function):
         view = _View(x.shape, plan.T, plan.norm, last)
         a, b = None, None
         if p is not None and q is not None:
-            a, b = wide(p.detach()), wide(q.detach())
+            a, b = wide(p.data), wide(q.data)
             if batch is not None:
                 a = a * batch.rstd
                 b = b - batch.mean * a
         n = x.shape[0] if plan.encode else x.shape[0] // plan.T
         with torch.autocast(x.device.type, enabled=False):
             res = None if residual is None else view.inward(residual)
-            spikes, charged = kernels(plan).forward(view.inward(x, not plan.encode), a, b, res, k.detach())
+            spikes, charged = kernels(plan).forward(view.inward(x, not plan.encode), a, b, res, k.data)
         ctx.save_for_backward(x, residual, k, a, b)
         ctx.plan, ctx.batch, ctx.last, ctx.mode = plan, batch, last, mode()
         ctx.set_materialize_grads(False)
@@ -118,7 +118,7 @@ class _Fused(torch.autograd.Function):
             gm = x.new_zeros(shape) if g_charged is None else g_charged.flatten(0, 1)
             gm = view.inward(_like(gm, last))
         res = None if residual is None else view.inward(residual)
-        arguments = (view.inward(x, not plan.encode), a, b, res, k.detach(), gs, gm)
+        arguments = (view.inward(x, not plan.encode), a, b, res, k.data, gs, gm)
         with torch.autocast(x.device.type, enabled=False), use(ctx.mode):
             gradients = _backward(kernels(plan), arguments, ctx.needs_input_grad, plan, batch, view, x, shape)
         return *gradients, None, None, None
@@ -190,8 +190,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
             var, mean = torch.var_mean(wide(x.flatten(1)), 0, unbiased=False)
             return mean, var
         if last:
-            return statistics[True](x.movedim(1, -1).reshape(x.shape[0], -1, x.shape[1]))
-        return statistics[False](x.reshape(x.shape[0], x.shape[1], -1))
+            return statistics[True](x.movedim(1, -1).reshape(x.shape[0], -1, x.shape[1]).data)
+        return statistics[False](x.reshape(x.shape[0], x.shape[1], -1).data)
 
 
 def run(
