@@ -10,6 +10,7 @@ from . import taps
 from .errors import SpikedistillError
 from .networks.base import Network
 from .objectives import Objective, Setup, View, build
+from .randomness import seed_everything
 from .taps import Captures, Tap
 
 
@@ -48,12 +49,16 @@ class Distiller(nn.Module):
         needing = [o.name for o in built if o.needs_teacher]
         if needing and teacher is None:
             raise SpikedistillError(f"objective {needing[0]!r} needs a teacher, and none was given")
+        if teacher is student:
+            raise SpikedistillError("student and teacher are the same module; give the teacher as copy.deepcopy(student)")
         self.objectives = nn.ModuleDict({o.name: o for o in built})
         self._teacher = [teacher] if teacher is not None else []  # in a list: not a submodule, not in the state dict
         if teacher is not None:
             teacher.eval().requires_grad_(False)
+        self.clock: Callable[[str], None] | None = None  # books the time that passed, split by who used it
         self._student_taps: dict[str, list[Tap]] | None = None
         self._teacher_taps: dict[str, list[Tap]] = {}
+        self._asks_teacher = bool(needing)
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -78,30 +83,45 @@ class Distiller(nn.Module):
             self.teacher._apply(fn)
         return self
 
-    def setup(self, batch: "Tensor | Sequence[Tensor]") -> "Distiller":
-        """Resolve taps and build adapters from the shapes of a batch (x or (x, y)); returns self."""
+    def setup(self, batch: "Tensor | Sequence[Tensor]", seed: int = 0) -> "Distiller":
+        """Resolve taps and build adapters from the shapes of a training batch (x or (x, y)); returns self.
+
+        Norm statistics, training flags and random state stay as they are. An adapter's initial weights are a function of
+        ``seed`` and the objective's name alone.
+        """
         x = batch if isinstance(batch, Tensor) else batch[0]
-        x = x[:2]
-        student, teacher = self.student, self.teacher
-        self._student_taps = {t: taps.resolve(student, t, x) for o in self.terms for t in o.student_taps}
-        if teacher is not None:
-            self._teacher_taps = {t: taps.resolve(teacher, t, x) for o in self.terms for t in o.teacher_taps}
-        training = student.training
+        batch_size, x = x.shape[0], x[:2]
+        student, teacher = self.student, self.teacher if self._asks_teacher else None
+        self._student_taps = _resolve(self.terms, student, "student", x)
+        self._teacher_taps = _resolve(self.terms, teacher, "teacher", x) if teacher is not None else {}
+        flags = {m: m.training for m in student.modules()}
         student.eval()
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.no_grad():
-            logits, mine = taps.run_resolved(student, x, self._student_taps, self.time_steps)
-            theirs = taps.run_resolved(teacher, x, self._teacher_taps) if teacher is not None else None
-        student.train(training)
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            for i, term in enumerate(self.terms):
-                torch.manual_seed(i)
-                term.setup(
-                    Setup(
-                        x, student, teacher, mine, theirs[1] if theirs else None, logits, theirs[0] if theirs else None
-                    )
-                )
-                term.to(x.device)
+        devices = [x.device] if x.is_cuda else []
+        try:
+            with torch.random.fork_rng(devices=devices), torch.no_grad():
+                logits, mine = taps.run_resolved(student, x, self._student_taps, self.time_steps)
+                theirs = taps.run_resolved(teacher, x, self._teacher_taps) if teacher is not None else None
+        finally:
+            for module, flag in flags.items():
+                module.training = flag
+        own = self._own_steps(logits)
+        for term in self.terms:
+            steps = max(term.time_steps or own, own)
+            given = Setup(
+                x=x, student_network=student, teacher_network=teacher, student=mine.cut(steps),
+                teacher=theirs[1] if theirs else None, logits=logits[:steps],
+                teacher_logits=theirs[0] if theirs else None, batch_size=batch_size, time_steps=own,
+            )  # fmt: skip
+            with torch.random.fork_rng(devices=devices):
+                seed_everything(seed, "adapters", term.name)
+                term.setup(given)
+            term.to(x.device, x.dtype if x.is_floating_point() else None)
         return self
+
+    def _own_steps(self, logits: Tensor) -> int:
+        """The student's own T; that of its logits where it is somebody else's network."""
+        own = self.student.time_steps if isinstance(self.student, Network) else None
+        return own if own is not None else logits.shape[0]
 
     def train(self, mode: bool = True) -> "Distiller":
         """Training mode for student and adapters; the teacher stays in eval mode."""
@@ -119,9 +139,13 @@ class Distiller(nn.Module):
         assert self._student_taps is not None
         logits, mine = taps.run_resolved(self.student, x, self._student_taps, self.time_steps)
         teacher_logits, theirs = None, None
-        if self.teacher is not None:
+        if self.teacher is not None and self._asks_teacher:
             with torch.no_grad():
+                if self.clock is not None:
+                    self.clock("forward")
                 teacher_logits, theirs = taps.run_resolved(self.teacher, x, self._teacher_taps)
+                if self.clock is not None:
+                    self.clock("teacher")
         return self.losses(logits, mine, teacher_logits, theirs, y, progress)
 
     def losses(
@@ -134,8 +158,7 @@ class Distiller(nn.Module):
         progress: float,
     ) -> Losses:
         """The objectives over captures; outside autocast, in float32 or float64."""
-        own = self.student.time_steps if isinstance(self.student, Network) else None
-        T = own if own is not None else logits.shape[0]
+        T = self._own_steps(logits)
         parts: dict[str, Tensor] = {}
         total = logits.new_zeros((), dtype=_wide(logits).dtype)
         with torch.autocast(logits.device.type, enabled=False):
@@ -144,10 +167,21 @@ class Distiller(nn.Module):
             theirs = None if theirs is None else _widened(theirs)
             for term in self.terms:
                 steps = max(term.time_steps or T, T)
-                view = View(mine.cut(steps), theirs, y, logits[:steps], teacher_logits, progress)
+                view = View(mine.cut(steps), theirs, y, logits[:steps], teacher_logits, progress, T)
                 parts[term.name] = term(view)
                 total = total + term.weight(progress) * parts[term.name]
         return Losses(total, {k: v.detach() for k, v in parts.items()}, logits[:T].mean(0).detach())
+
+
+def _resolve(terms: Sequence[Objective], network: nn.Module, side: str, x: Tensor) -> dict[str, list[Tap]]:
+    found: dict[str, list[Tap]] = {}
+    for term in terms:
+        for text in term.student_taps if side == "student" else term.teacher_taps:
+            try:
+                found[text] = taps.resolve(network, text, x)
+            except SpikedistillError as error:
+                raise SpikedistillError(f"objective {term.name!r}, {side}: {error}") from None
+    return found
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -18,13 +18,13 @@ SAVED = 0.5
 @contextmanager
 def compiling(on: bool) -> Iterator[None]:
     """Run with or without compiling, whatever the process's default."""
-    with compilation.use("compiled") if on else compilation.uncompiled():
+    with compilation.use("compiled") if on and compilation.allowed() else compilation.uncompiled():
         yield
 
 
 def worth_compiling(distiller: Distiller, x: Tensor, y: Tensor, steps: int) -> bool:
     """Whether ``steps`` training steps like this one outlast the compiling; times two, and leaves no trace of them."""
-    if compilation.mode() != "compiled" or steps < 20:
+    if not compilation.allowed() or steps < 20:
         return False
     state = {k: v.clone() for k, v in distiller.state_dict().items()}
     with torch.random.fork_rng(), compilation.uncompiled():

@@ -99,7 +99,7 @@ def run(
     """Run a checked recipe on opened data; continues what the folder already holds."""
     claim(folder, recipe, name)
     found: list[RunSummary] = []
-    with Progress(not quiet) as progress, _accelerator(device) as accelerator:
+    with Progress(not quiet) as progress, _accelerator(device) as accelerator, compiling(False):
         for index in range(recipe.seeds):
             seed = recipe.seed + index
             inner = folder / f"seed-{seed}" if recipe.seeds > 1 else folder

@@ -1,0 +1,121 @@
+"""Evaluate a finished stage again: other T, recalibrated, as an integer network, on a crossbar."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import data as datasets
+from ..data import Data
+from ..errors import SpikedistillError
+from ..networks.base import Network
+from ..recipe import Recipe
+from .evaluate import evaluate, recalibrated
+from .run import CALIBRATION_BATCHES, read_claim
+from .store import find_stage, load_network
+
+
+@dataclass
+class Reading:
+    """Accuracies by T (fractions), on ``images`` test images; ``columns`` by what was asked for."""
+
+    run: str
+    stage: str
+    images: int
+    columns: dict[str, dict[int | None, float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def split_run(text: str) -> tuple[Path, str | None]:
+    """``folder[/seed-N][:STAGE]`` into folder and stage."""
+    folder, colon, stage = text.rpartition(":")
+    if colon and not Path(text).exists():
+        return Path(folder), stage
+    return Path(text), None
+
+
+def open_run(text: str, data: Data | None = None) -> tuple[Path, str, Recipe, Data, nn.Module]:
+    """Stage folder, stage name, recipe, data and network of a run as the command line names it."""
+    folder, stage = split_run(text)
+    if not folder.exists():
+        raise SpikedistillError(f"no run at {folder}")
+    place = find_stage(folder, stage)
+    _, recipe = read_claim(place.parents[1])
+    opened = data if data is not None else datasets.open(recipe.data, recipe.all_time_steps())
+    return place, place.name, recipe, opened, load_network(place)
+
+
+def reevaluate(
+    text: str,
+    time_steps: Sequence[int] = (),
+    integer: bool = False,
+    recalibrate: bool = False,
+    device: str = "cpu",
+    data: Data | None = None,
+) -> Reading:
+    """Test accuracy of a stage; T up to the network's own are the first steps of one simulation."""
+    _, stage, recipe, opened, network = open_run(text, data)
+    network.to(device)
+    own = network.time_steps if isinstance(network, Network) else None
+    if own is None and time_steps:
+        raise SpikedistillError(f"stage {stage!r} is an ANN: it has no time steps")
+    quantized = getattr(network, "config", {}).get("quantize")
+    if quantized and own is not None and any(own < T for T in time_steps):
+        raise SpikedistillError(
+            f"stage {stage!r} is quantized for T up to {own}; it cannot run {max(time_steps)} steps"
+        )
+    batch = max(recipe.data.batch_size, 128)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        return opened.batches("test", batch, device=device)
+
+    found = evaluate(network, batches(), opened.info.num_classes, time_steps=time_steps, rates=False)
+    reading = Reading(text, stage, found.images)
+    reading.columns["accuracy"] = {**{T: found.accuracy_at[T] for T in time_steps}} or {own: found.accuracy}
+    if recalibrate:
+        if own is None or quantized:
+            raise SpikedistillError("--recalibrate is for full-precision spiking networks with batch norms")
+        calibration = _calibration(opened, recipe, device)
+        column: dict[int | None, float] = {}
+        for T in time_steps or [own]:
+            copy = recalibrated(network, calibration, T)  # type: ignore[arg-type]
+            at = evaluate(copy, batches(), opened.info.num_classes, time_steps=[T], rates=False)
+            column[T] = at.accuracy_at[T]
+        reading.columns["recalibrated"] = column
+    if integer:
+        reading.columns["integer"] = {own: _integer(network, batches(), stage, quantized, reading)}
+    return reading
+
+
+def _calibration(data: Data, recipe: Recipe, device: str) -> list[Tensor]:
+    out = []
+    for x, _ in data.batches("train", recipe.data.batch_size, device=device):
+        out.append(x)
+        if len(out) == CALIBRATION_BATCHES * 4:
+            break
+    return out
+
+
+def _integer(
+    network: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], stage: str, quantized: Any, reading: Reading
+) -> float:
+    from ..quantization import to_integer
+
+    if not quantized:
+        raise SpikedistillError(f"stage {stage!r} is not quantized; --integer needs a stage with `quantize:`")
+    whole = to_integer(network)
+    right = images = different = 0
+    with torch.no_grad():
+        for x, y in batches:
+            mine = whole.predict(x).argmax(-1)
+            different += int((mine != network.predict(x).argmax(-1)).sum())  # type: ignore[operator]
+            right += int((mine == y).sum())
+            images += len(y)
+    reading.notes.append(
+        f"integer network: {images - different} of {images} predictions equal to the fake-quantized network's, "
+        f"{whole.size_in_bytes:,} bytes"
+    )
+    return right / images

@@ -1,0 +1,70 @@
+"""Search a recipe's settings with optuna: best validation accuracy of the last stage."""
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import SpikedistillError
+from ..recipe import load, read_yaml
+from .run import train
+
+
+def sweep(
+    recipe: str, space: Path, trials: int, out: Path, storage: str | None = None, device: str | None = None
+) -> list[dict[str, Any]]:
+    """Rows of the trials, best first. ``space``: YAML, ``path: {low, high, log, step}`` or ``path: [values]``.
+
+    The test set takes no part in the choice. With ``storage`` (optuna's address of a database) several machines share a
+    study; a study that exists is continued.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise SpikedistillError("sweeps need optuna: pip install 'spikedistill[sweep]'") from None
+    if not space.is_file():
+        raise SpikedistillError(
+            f"no space file {space}; it maps paths such as student.optimizer.lr to {{low, high, log}}"
+        )
+    ranges = read_yaml(space)
+    for path in ranges:
+        load(recipe, [f"{path}={_first(path, ranges[path])}"])
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    out.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        direction="maximize",
+        storage=storage or f"sqlite:///{out / 'study.db'}",
+        study_name=Path(recipe).stem,
+        load_if_exists=True,
+    )
+
+    def objective(trial: Any) -> float:
+        overrides = [f"{path}={_suggest(trial, path, values)}" for path, values in ranges.items()]
+        run = train(recipe, out=out / f"trial-{trial.number}", overrides=overrides, device=device)
+        last = run.summary.stages[-1]
+        figures = getattr(last, "figures", None)
+        value = figures["validation_accuracy"].mean if figures else last.validation_accuracy  # type: ignore[union-attr]
+        if value is None:
+            raise SpikedistillError("a sweep chooses by validation accuracy; set data.validation above 0")
+        return float(value)
+
+    study.optimize(objective, n_trials=trials)
+    done = sorted((t for t in study.trials if t.value is not None), key=lambda t: -t.value)
+    return [{"trial": t.number, "validation": f"{100 * t.value:.2f} %", **t.params} for t in done]
+
+
+def _first(path: str, values: Any) -> Any:
+    if isinstance(values, list) and values:
+        return values[0]
+    if isinstance(values, dict) and {"low", "high"} <= set(values) <= {"low", "high", "log", "step"}:
+        return values["low"]
+    raise SpikedistillError(
+        f"space: {path}: found {values!r}; give a list of values, or {{low: ..., high: ..., log: true}}"
+    )
+
+
+def _suggest(trial: Any, path: str, values: Any) -> Any:
+    if isinstance(values, list):
+        return trial.suggest_categorical(path, values)
+    kind = (
+        trial.suggest_int if isinstance(values["low"], int) and isinstance(values["high"], int) else trial.suggest_float
+    )
+    return kind(path, **values)
