@@ -2,7 +2,7 @@
 
 from spikedistill.data.base import Data, DataInfo
 from spikedistill.data.config import AudioConfig, AugmentConfig, DataConfig, FramesConfig
-from spikedistill.data.opening import NAMES, from_arrays, open
+from spikedistill.data.opening import NAMES, from_arrays, from_events, open
 
 __all__ = [
     "NAMES",
@@ -13,5 +13,6 @@ __all__ = [
     "DataInfo",
     "FramesConfig",
     "from_arrays",
+    "from_events",
     "open",
 ]

@@ -91,7 +91,7 @@ class Data:
             if train:
                 x, y = self._augment(x, y, epoch)
             elif x.dtype == torch.uint8:
-                x = x.float().div_(255)
+                x = x.float() if self.info.input == "frames" else x.float().div_(255)
             yield x, y
 
     def _split(self, name: str) -> Split:

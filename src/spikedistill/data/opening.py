@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikedistill.data import arrays, images, splits
+from spikedistill.data import arrays, events, images, splits
 from spikedistill.data.base import Data, DataInfo
 from spikedistill.data.config import DataConfig, augmentation
 from spikedistill.data.stores import Memory, Part, Source, Split
 from spikedistill.errors import SpikedistillError, nearest
 
 Reader = Callable[[DataConfig, int], Source]
-READERS: dict[str, Reader] = {**images.READERS}
+READERS: dict[str, Reader] = {**images.READERS, **events.READERS}
 NAMES = tuple(sorted(READERS))
 
 
@@ -70,6 +70,23 @@ def from_arrays(data: Mapping[str, Any] | object, config: DataConfig | None = No
     return assemble(source, config, None)
 
 
+def from_events(
+    train: Any,
+    test: Any,
+    sensor_size: Sequence[int],
+    time_steps: Sequence[int] = (4,),
+    config: DataConfig | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Data:
+    """A data set from two sequences of (events, label), such as tonic's; events have the fields t, x, y, p.
+
+    ``sensor_size``: (width, height, ...). Frames are binned at the least common multiple of ``time_steps``.
+    """
+    config = config or DataConfig(name="objects")
+    number = (config.frames and config.frames.number) or math.lcm(*time_steps)
+    return assemble(events.from_objects(train, test, sensor_size, number, config, class_names), config, number)
+
+
 def assemble(source: Source, config: DataConfig, frames: int | None) -> Data:
     """Cut the splits (never by the run's seed), measure mean and std, hash."""
     if config.size and source.kind == "image":
@@ -109,11 +126,10 @@ def assemble(source: Source, config: DataConfig, frames: int | None) -> Data:
 
 def _cut(source: Source, config: DataConfig) -> dict[str, list[tuple[Part, np.ndarray]]]:
     train, test = source.train, [(source.test, np.arange(len(source.test.labels)))]
-    groups = None
     if config.group is not None:
         if train.groups is None:
             raise SpikedistillError(f"data.group: {config.group!r} is not known of data set {source.name!r}")
-        groups = train.groups
+    groups = train.groups  # known recordings never stand on both sides, asked for or not
     rows = np.arange(len(train.labels))
     if config.test_from_train:
         kept, moved = splits.hold_out(train.labels, config.test_from_train, groups, salt=1)

@@ -52,7 +52,7 @@ def hold_out(
     """(kept, held out) indices, ascending; every class gives its share, and no group stands on both sides.
 
     ``amount``: part below 1, or a number of samples; ceilings and floors balance over classes. With ``groups`` whole
-    groups are taken while that brings a class nearer to its share; the last group of a class is never taken.
+    groups are taken while that brings a class nearer to its share, at least one where a class has several, never all.
     Raises :class:`SpikedistillError` where nothing would remain to train on.
     """
     n = len(labels)
@@ -88,6 +88,12 @@ def _whole_groups(labels: Index, groups: NDArray[np.int64], part: float, salt: i
             if abs(wanted - got - len(rows)) < abs(wanted - got):
                 taken.append(rows)
                 got += len(rows)
+        if got == 0 and len(own) > 1:
+            taken.append(min(own, key=len))
+    if len(taken) == 1:
+        raise SpikedistillError(
+            "cannot hold out whole groups: every class has but one; set data.validation: 0, or leave out data.group"
+        )
     return taken
 
 

@@ -1,0 +1,322 @@
+"""Event sets: our .npz, the folders of the official sets, and Python objects that yield (events, label)."""
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spikedistill.data import arrays, frames
+from spikedistill.data.config import DataConfig, FramesConfig
+from spikedistill.data.event_files import Events, read_aedat2, read_aedat3, read_bin, read_gesture_labels
+from spikedistill.data.frames import EventSet, framed
+from spikedistill.data.stores import Labels, Part, Source, sha256
+from spikedistill.errors import SpikedistillError
+
+
+@dataclass
+class PackedEvents:
+    """The ``events`` .npz: all samples one after the other, sample i at ``off[i]:off[i+1]``."""
+
+    t: NDArray[Any]
+    x: NDArray[Any]
+    y: NDArray[Any]
+    p: NDArray[Any]
+    off: NDArray[np.int64]
+    sensor_size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.off) - 1
+
+    def events(self, index: int) -> Events:
+        """The events of one sample."""
+        rows = slice(self.off[index], self.off[index + 1])
+        return Events(*(column[rows].astype(np.int64) for column in (self.t, self.x, self.y, self.p)))
+
+    def fingerprint(self) -> str:
+        """sha256 of all arrays."""
+        return sha256(self.t, self.x, self.y, self.p, self.off)
+
+
+@dataclass
+class EventFiles:
+    """One file a sample; the content hash is remembered for an unchanged list of names, sizes and times."""
+
+    paths: Sequence[Path]
+    sensor_size: tuple[int, int]
+    reader: Callable[[Path], Events]
+    config: FramesConfig
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def events(self, index: int) -> Events:
+        """The events of one file."""
+        try:
+            return self.reader(self.paths[index])
+        except OSError as error:
+            raise SpikedistillError(f"cannot read {self.paths[index]} ({error})") from error
+
+    def fingerprint(self) -> str:
+        """sha256 of all files."""
+        return files_digest(self.paths, self.config)
+
+
+def files_digest(paths: Sequence[Path], config: FramesConfig) -> str:
+    """sha256 over the bytes of files, in order; kept in the cache under their names, sizes and times of change."""
+    unique = list(dict.fromkeys(paths))
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in unique]
+    listing = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+    note = frames.cache_folder(config) / "digests" / listing
+    if note.exists():
+        return note.read_text()
+    state = hashlib.sha256()
+    for path in unique:
+        state.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(state.hexdigest())
+    return state.hexdigest()
+
+
+@dataclass
+class GestureTrials:
+    """Pieces of DVS Gesture's recordings between the times of the label files."""
+
+    trials: Sequence[tuple[Path, int, int]]
+    config: FramesConfig
+    sensor_size: tuple[int, int] = (128, 128)
+
+    def __post_init__(self) -> None:
+        self._recording = functools.lru_cache(maxsize=1)(read_aedat3)  # trials of one recording follow each other
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def events(self, index: int) -> Events:
+        """The events of one trial, from its start time to before its end."""
+        path, start, end = self.trials[index]
+        whole = self._recording(path)
+        inside = (whole.t >= start) & (whole.t < end)
+        return Events(whole.t[inside], whole.x[inside], whole.y[inside], whole.p[inside])
+
+    def fingerprint(self) -> str:
+        """sha256 of the recordings and the times."""
+        times = hashlib.sha256(json.dumps([trial[1:] for trial in self.trials]).encode()).hexdigest()
+        return times + files_digest([trial[0] for trial in self.trials], self.config)
+
+
+@dataclass
+class ObjectEvents:
+    """Any sequence of (events, label), such as tonic's data sets."""
+
+    items: Any
+    sensor_size: tuple[int, int]
+    where: str
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def events(self, index: int) -> Events:
+        """The events of one item."""
+        return Events.of(self.items[index][0], f"{self.where}, sample {index}")
+
+    def fingerprint(self) -> str:
+        """sha256 of all events."""
+        state = hashlib.sha256()
+        for i in range(len(self)):
+            e = self.events(i)
+            state.update(sha256(e.t, e.x, e.y, e.p).encode())
+        return state.hexdigest()
+
+
+def _part(recordings: EventSet, labels: Labels, number: int, config: DataConfig, groups: Any = None) -> Part:
+    return Part(framed(recordings, number, config.frames or FramesConfig()), labels, groups)
+
+
+def packed(path: Path, group: str | None = None) -> tuple[PackedEvents, Labels, Any, tuple[int, int], Any]:
+    """(events, labels, class names, sensor size, groups or None) of an ``events`` .npz."""
+    z = arrays.read_npz(path)
+    missing = [key for key in ("t", "x", "y", "p", "off", "label", "sensor_size") if key not in z]
+    if missing:
+        raise SpikedistillError(f"{path}: no {', '.join(missing)} in it; found {sorted(z)}")
+    off = z["off"].astype(np.int64)
+    n = len(z["t"])
+    if off[0] != 0 or off[-1] != n or (np.diff(off) < 0).any() or any(len(z[k]) != n for k in "xyp"):
+        raise SpikedistillError(f"{path}: off must rise from 0 to the number of events, equal in t, x, y and p ({n})")
+    labels = arrays.labels(z["label"], len(off) - 1, f"{path}, label")
+    width, height = (int(v) for v in z["sensor_size"])
+    groups = None
+    name = group or ("rec" if "rec" in z else None)
+    if name is not None:
+        if name not in z or z[name].shape != labels.shape:
+            allowed = sorted(key for key, value in z.items() if value.shape == labels.shape)
+            raise SpikedistillError(f"data.group: no {name!r} with one entry a sample in {path}; there are {allowed}")
+        groups = np.unique(z[name], return_inverse=True)[1].astype(np.int64)
+    return (
+        PackedEvents(z["t"], z["x"], z["y"], z["p"], off, (width, height)),
+        labels,
+        z.get("names"),
+        (width, height),
+        groups,
+    )
+
+
+def npz_events(config: DataConfig, number: int) -> Source:
+    """``train`` and ``test`` .npz, or ``NAME_train.npz`` and ``NAME_test.npz`` in ``root``."""
+    train, test = config.train, config.test
+    if config.root is not None and train is None:
+        train, test = (config.root / f"{config.name}_{role}.npz" for role in ("train", "test"))
+    if train is None or test is None:
+        raise SpikedistillError("data set 'events' needs data.train and data.test, two .npz files")
+    events, labels, words, sensor, groups = packed(train, config.group)
+    test_events, test_labels, _, test_sensor, _ = packed(test)
+    if sensor != test_sensor:
+        raise SpikedistillError(f"sensors differ: {train} has {sensor}, {test} has {test_sensor}")
+    class_names = arrays.names(words, [labels, test_labels], str(train))
+    return Source(
+        config.name,
+        _part(events, labels, number, config, groups),
+        _part(test_events, test_labels, number, config),
+        class_names,
+        "frames",
+    )
+
+
+def _natural(path: Path) -> list[Any]:
+    return [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", path.name)]
+
+
+def _folder(config: DataConfig, *candidates: str) -> Path:
+    if config.root is None:
+        raise SpikedistillError(f"data set {config.name!r} needs data.root, the folder of the official files")
+    for name in candidates:
+        if (config.root / name).is_dir():
+            return config.root / name
+    return config.root
+
+
+def _classes(folder: Path, suffix: str) -> dict[str, list[Path]]:
+    found = {sub.name: sorted(sub.glob(f"*{suffix}"), key=_natural) for sub in sorted(folder.iterdir()) if sub.is_dir()}
+    found = {name: paths for name, paths in found.items() if paths}
+    if not found:
+        raise SpikedistillError(f"{folder}: no folders of *{suffix} files, one a class")
+    return found
+
+
+def _listed(classes: dict[str, list[Path]]) -> tuple[list[Path], Labels]:
+    paths = [path for group in classes.values() for path in group]
+    return paths, np.concatenate([np.full(len(group), i) for i, group in enumerate(classes.values())]).astype(np.int64)
+
+
+def nmnist(config: DataConfig, number: int) -> Source:
+    """N-MNIST: Train/0..9/*.bin and Test/0..9/*.bin, 34x34 pixels (or the two .npz of :func:`npz_events`)."""
+    if config.train is not None or (config.root is not None and (config.root / "nmnist_train.npz").exists()):
+        return npz_events(config, number)
+    frames_config = config.frames or FramesConfig()
+    parts, words = [], ()
+    for role in ("Train", "Test"):
+        classes = _classes(_folder(config, role), ".bin")
+        paths, labels = _listed(classes)
+        words = tuple(classes) if role == "Train" else words
+        parts.append(_part(EventFiles(paths, (34, 34), read_bin, frames_config), labels, number, config))
+    return Source(config.name, parts[0], parts[1], words, "frames")
+
+
+def ninety_ten(classes: dict[str, list[Path]]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    """The fixed split of sets that have none: of each class the first 90 % of files, in natural order, train."""
+    cut = {name: len(paths) * 9 // 10 for name, paths in classes.items()}
+    return (
+        {name: paths[: cut[name]] for name, paths in classes.items()},
+        {name: paths[cut[name] :] for name, paths in classes.items()},
+    )
+
+
+def _split_folder(
+    config: DataConfig,
+    number: int,
+    folder: Path,
+    suffix: str,
+    sensor: tuple[int, int],
+    reader: Callable[[Path], Events],
+) -> Source:
+    classes = _classes(folder, suffix)
+    parts = []
+    for role in ninety_ten(classes):
+        paths, labels = _listed(role)
+        recordings = EventFiles(paths, sensor, reader, config.frames or FramesConfig())
+        parts.append(_part(recordings, labels, number, config))
+    return Source(config.name, parts[0], parts[1], tuple(classes), "frames")
+
+
+def ncaltech101(config: DataConfig, number: int) -> Source:
+    """N-Caltech101: Caltech101/CLASS/image_0001.bin ..., at most 240x180 pixels; first 90 % of each class train."""
+    return _split_folder(config, number, _folder(config, "Caltech101"), ".bin", (240, 180), read_bin)
+
+
+def cifar10dvs(config: DataConfig, number: int) -> Source:
+    """CIFAR10-DVS: CLASS/cifar10_CLASS_0.aedat ..., 128x128 pixels; first 90 % of each class train."""
+    return _split_folder(config, number, _folder(config), ".aedat", (128, 128), read_aedat2)
+
+
+GESTURES = [
+    "hand clapping",
+    "right hand wave",
+    "left hand wave",
+    "right arm clockwise",
+    "right arm counter clockwise",
+    "left arm clockwise",
+    "left arm counter clockwise",
+    "arm roll",
+    "air drums",
+    "air guitar",
+    "other gestures",
+]
+
+
+def dvsgesture(config: DataConfig, number: int) -> Source:
+    """DVS Gesture: userNN_LIGHT.aedat, userNN_LIGHT_labels.csv, trials_to_train.txt, trials_to_test.txt."""
+    folder = _folder(config, "DvsGesture")
+    parts = []
+    for role in ("train", "test"):
+        listing = folder / f"trials_to_{role}.txt"
+        if not listing.exists():
+            raise SpikedistillError(f"no file {listing}; data.root is the folder of the official DvsGesture files")
+        trials, labels, groups = [], [], []
+        for i, line in enumerate(filter(None, map(str.strip, listing.read_text().splitlines()))):
+            path = folder / line
+            for label, start, end in read_gesture_labels(path.with_name(f"{path.stem}_labels.csv")):
+                trials.append((path, start, end))
+                labels.append(label)
+                groups.append(i)
+        recordings = GestureTrials(trials, config.frames or FramesConfig())
+        parts.append(_part(recordings, np.asarray(labels, np.int64), number, config, np.asarray(groups, np.int64)))
+    return Source(config.name, parts[0], parts[1], tuple(GESTURES), "frames")
+
+
+def from_objects(
+    train: Any, test: Any, sensor_size: Sequence[int], number: int, config: DataConfig, class_names: Any = None
+) -> Source:
+    """Two sequences of (events, label), events with fields t, x, y, p."""
+    width, height = int(sensor_size[0]), int(sensor_size[1])
+    parts = []
+    for items, role in ((train, "train"), (test, "test")):
+        labels = arrays.labels([items[i][1] for i in range(len(items))], len(items), f"{role}, labels")
+        parts.append(_part(ObjectEvents(items, (width, height), role), labels, number, config))
+    words = arrays.names(class_names, [part.labels for part in parts], "from_events")
+    return Source(config.name, parts[0], parts[1], words, "frames")
+
+
+READERS = {
+    "events": npz_events,
+    "nmnist": nmnist,
+    "ncaltech101": ncaltech101,
+    "cifar10dvs": cifar10dvs,
+    "dvsgesture": dvsgesture,
+    "dvs128_objects": npz_events,
+}

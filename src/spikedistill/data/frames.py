@@ -1,0 +1,138 @@
+"""Events to frames, binned once and kept on the disk.
+
+The cache holds whole official parts; validation is cut when a set is opened, so it is never baked in.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spikedistill.data.config import FramesConfig
+from spikedistill.data.event_files import Events
+from spikedistill.data.stores import Mapped, Memory, Store
+from spikedistill.errors import SpikedistillError
+
+VERSION = 1
+IN_MEMORY = 1 << 29  # bytes of counts up to which frames are held in memory, so that a device can keep them
+
+
+class EventSet(Protocol):
+    """Recordings by index, with what identifies their content."""
+
+    sensor_size: tuple[int, int]
+
+    def __len__(self) -> int: ...
+
+    def events(self, index: int) -> Events:
+        """The events of one sample."""
+
+    def fingerprint(self) -> str:
+        """sha256 of the content of all samples."""
+
+
+def cache_folder(config: FramesConfig) -> Path:
+    """Where frames are kept: ``data.frames.cache``, else SPIKEDISTILL_CACHE, else ~/.cache/spikedistill."""
+    return config.cache or Path(os.environ.get("SPIKEDISTILL_CACHE", Path.home() / ".cache" / "spikedistill"))
+
+
+def frame_shape(number: int, sensor: tuple[int, int], config: FramesConfig) -> tuple[int, int, int, int]:
+    """(F, C, H, W) for a sensor of (width, height)."""
+    height, width = config.size or (sensor[1], sensor[0])
+    return number, 2 if config.polarity == "two" else 1, height, width
+
+
+def bin_events(events: Events, number: int, sensor: tuple[int, int], config: FramesConfig) -> NDArray[np.int64]:
+    """Counts of events in ``number`` frames.
+
+    Event i of n at time t_i stands in frame ``floor(F (t_i - t_first) / (t_last - t_first + 1))`` (by time),
+    ``floor(F i / n)`` (by number), or ``floor((t_i - t_first) / duration)``. So summing groups of F/T frames gives
+    exactly the frames that binning at T gives.
+
+    Shape: n events -> (F, C, H, W).
+    """
+    frames, channels, height, width = frame_shape(number, sensor, config)
+    n = len(events)
+    if n == 0:
+        return np.zeros((frames, channels, height, width), np.int64)
+    if min(events.x.min(), events.y.min()) < 0 or events.x.max() >= sensor[0] or events.y.max() >= sensor[1]:
+        raise SpikedistillError(
+            f"events at x {events.x.min()}..{events.x.max()}, y {events.y.min()}..{events.y.max()} "
+            f"do not fit a sensor of {sensor[0]} x {sensor[1]} pixels"
+        )
+    since = events.t - events.t.min()
+    if config.duration is not None:
+        step = since // config.duration
+    elif config.split_by == "number":
+        step = np.arange(n) * frames // n
+    else:
+        step = since * frames // (since.max() + 1)
+    x, y = _place(events.x, sensor[0], width, config), _place(events.y, sensor[1], height, config)
+    p = np.minimum(events.p, channels - 1)
+    keep = (step < frames) & (x >= 0) & (y >= 0)
+    flat = (((step * channels + p) * height + y) * width + x)[keep]
+    return np.bincount(flat, minlength=frames * channels * height * width).reshape(frames, channels, height, width)
+
+
+def _place(position: NDArray[np.int64], old: int, new: int, config: FramesConfig) -> NDArray[np.int64]:
+    if old == new:
+        return position
+    if config.resize == "sum":
+        return position * new // old
+    table = np.full(old, -1)  # nearest: only the pixels that interpolation would take
+    if new > old:
+        raise SpikedistillError(f"data.frames: cannot enlarge {old} pixels to {new} by 'nearest'; use resize: sum")
+    table[np.arange(new) * old // new] = np.arange(new)
+    return table[position]
+
+
+def framed(recordings: EventSet, number: int, config: FramesConfig) -> Store:
+    """The frames of all samples (N, F, C, H, W), from the cache or binned now."""
+    content = recordings.fingerprint()
+    settings = config.model_dump(mode="json", exclude={"cache", "number"})
+    words = json.dumps([VERSION, content, number, list(recordings.sensor_size), settings], sort_keys=True)
+    key = hashlib.sha256(words.encode()).hexdigest()
+    path = cache_folder(config) / "frames" / f"{key}.npy"
+    if not path.exists():
+        _write(recordings, number, config, path)
+    array = np.load(path, mmap_mode="r")
+    if array.dtype == np.uint8 and array.nbytes <= IN_MEMORY:
+        return Memory(torch.from_numpy(np.array(array)))
+    return Mapped(array, key)
+
+
+def _write(recordings: EventSet, number: int, config: FramesConfig, path: Path) -> None:
+    """Bin into a temporary file with the smallest integers that hold every count, then rename."""
+    shape = (len(recordings), *frame_shape(number, recordings.sensor_size, config))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    except OSError as error:
+        raise SpikedistillError(f"cannot write frames to {path.parent} ({error}); set data.frames.cache") from error
+    os.close(handle)
+    try:
+        for kind in (np.uint8, np.uint16, np.uint32):
+            out = np.lib.format.open_memmap(name, mode="w+", dtype=kind, shape=shape)
+            if _fill(out, recordings, number, config):
+                break
+        out.flush()
+        del out
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _fill(out: NDArray[np.unsignedinteger], recordings: EventSet, number: int, config: FramesConfig) -> bool:
+    limit = np.iinfo(out.dtype).max
+    for i in range(len(recordings)):
+        counts = bin_events(recordings.events(i), number, recordings.sensor_size, config)
+        if counts.max(initial=0) > limit:
+            return False
+        out[i] = counts
+    return True
