@@ -57,6 +57,7 @@ class Network(nn.Module):
 
     mean: Tensor
     std: Tensor
+    input_codes: Any = None  # set by quantization: x -> integer codes, in place of the normalisation
     dims = 2  # spatial dimensions of the input; 1 for sequences (N, C, L)
     head_path = "head"  # the classifier's module
 
@@ -125,12 +126,16 @@ class Network(nn.Module):
         T = sim.time_steps
         if self.input == "frames" and not sim.streaming:
             x = frames(x, self.time_steps, T).flatten(0, 1)
-        per_channel = (1, -1) + (1,) * self.dims
-        x = (x - self.mean.view(per_channel).to(x.dtype)) / self.std.view(per_channel).to(x.dtype)
+        x = self.normalise(x) if self.input_codes is None else self.input_codes(x)
         if self.input == "image" and self.spiking and self.encoding != "direct":
             assert T is not None
             x = encode(x, T, self.encoding, sim.step, self.time_steps).flatten(0, 1)
         return x
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """``(x - mean) / std`` per channel, (M, C, ...)."""
+        per_channel = (1, -1) + (1,) * self.dims
+        return (x - self.mean.view(per_channel).to(x.dtype)) / self.std.view(per_channel).to(x.dtype)
 
     def predict(self, x: Tensor) -> Tensor:
         """Logits averaged over T: (N, K)."""
