@@ -282,9 +282,13 @@ def test_switches(monkeypatch):
         assert compilation.mode() == "eager"
         with compilation.uncompiled():
             assert compilation.mode() == "uncompiled"
+            assert not compilation.allowed()  # whoever asks within eager
+        assert not compilation.allowed()
         assert not fused.usable(torch.zeros(1))
+    assert compilation.allowed()
     compilation.enable(False)
     assert compilation.mode() == "eager"
+    assert not compilation.allowed()
     compilation.enable(True)
     assert compilation.mode() == "compiled"
     compilation._contexts.append("uncompiled")  # for the fixture to take back

@@ -32,8 +32,8 @@ def mode() -> Mode:
 
 
 def allowed() -> bool:
-    """Whether the process's switches allow compiling, contexts aside."""
-    return _enabled and _broken is None and os.environ.get("SPIKEDISTILL_EAGER", "") in ("", "0")
+    """Whether no switch, no ``eager`` context and no earlier failure forbids compiling."""
+    return _enabled and "eager" not in _contexts and _broken is None and os.environ.get("SPIKEDISTILL_EAGER", "") in ("", "0")
 
 
 def enable(on: bool) -> None:
