@@ -219,7 +219,8 @@ def nmnist(config: DataConfig, number: int) -> Source:
     if config.train is not None or (config.root is not None and (config.root / "nmnist_train.npz").exists()):
         return npz_events(config, number)
     frames_config = config.frames or FramesConfig()
-    parts, words = [], ()
+    parts: list[Part] = []
+    words: tuple[str, ...] = ()
     for role in ("Train", "Test"):
         classes = _classes(_folder(config, role), ".bin")
         paths, labels = _listed(classes)
@@ -264,7 +265,7 @@ def cifar10dvs(config: DataConfig, number: int) -> Source:
     return _split_folder(config, number, _folder(config), ".aedat", (128, 128), read_aedat2)
 
 
-GESTURES = [
+GESTURES = (
     "hand clapping",
     "right hand wave",
     "left hand wave",
@@ -276,7 +277,7 @@ GESTURES = [
     "air drums",
     "air guitar",
     "other gestures",
-]
+)
 
 
 def dvsgesture(config: DataConfig, number: int) -> Source:
@@ -296,7 +297,7 @@ def dvsgesture(config: DataConfig, number: int) -> Source:
                 groups.append(i)
         recordings = GestureTrials(trials, config.frames or FramesConfig())
         parts.append(_part(recordings, np.asarray(labels, np.int64), number, config, np.asarray(groups, np.int64)))
-    return Source(config.name, parts[0], parts[1], tuple(GESTURES), "frames")
+    return Source(config.name, parts[0], parts[1], GESTURES, "frames")
 
 
 def from_objects(

@@ -12,7 +12,7 @@ from spikedistill.data.stores import Source
 from spikedistill.errors import SpikedistillError
 
 DIGITS_TRAIN = 600
-MEDMNIST = [
+MEDMNIST = (
     "pathmnist",
     "dermamnist",
     "octmnist",
@@ -24,7 +24,7 @@ MEDMNIST = [
     "organamnist",
     "organcmnist",
     "organsmnist",
-]
+)
 
 
 def digits(config: DataConfig, frames: int) -> Source:

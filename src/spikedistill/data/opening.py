@@ -126,9 +126,8 @@ def assemble(source: Source, config: DataConfig, frames: int | None) -> Data:
 
 def _cut(source: Source, config: DataConfig) -> dict[str, list[tuple[Part, np.ndarray]]]:
     train, test = source.train, [(source.test, np.arange(len(source.test.labels)))]
-    if config.group is not None:
-        if train.groups is None:
-            raise SpikedistillError(f"data.group: {config.group!r} is not known of data set {source.name!r}")
+    if config.group is not None and train.groups is None:
+        raise SpikedistillError(f"data.group: {config.group!r} is not known of data set {source.name!r}")
     groups = train.groups  # known recordings never stand on both sides, asked for or not
     rows = np.arange(len(train.labels))
     if config.test_from_train:
