@@ -33,7 +33,12 @@ def mode() -> Mode:
 
 def allowed() -> bool:
     """Whether no switch, no ``eager`` context and no earlier failure forbids compiling."""
-    return _enabled and "eager" not in _contexts and _broken is None and os.environ.get("SPIKEDISTILL_EAGER", "") in ("", "0")
+    return (
+        _enabled
+        and "eager" not in _contexts
+        and _broken is None
+        and os.environ.get("SPIKEDISTILL_EAGER", "") in ("", "0")
+    )
 
 
 def enable(on: bool) -> None:

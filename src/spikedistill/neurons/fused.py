@@ -22,12 +22,12 @@ __all__ = ["Batch", "compiled", "eager", "enable", "mode", "moments", "run", "un
 
 @dataclass(frozen=True)
 class Batch:
-    """The batch's own statistics, functions of x: mean, 1 / deviation, values per channel, and who shares them."""
+    """The batch's own statistics, functions of x: mean, 1 / deviation, values per channel; shared between processes?"""
 
     mean: Tensor
     rstd: Tensor
-    n: int
-    group: Any = None
+    n: int | Tensor
+    shared: bool = False
 
 
 def usable(x: Tensor) -> bool:
@@ -142,8 +142,8 @@ def _backward(
         if batch is not None:
             s, q = gq, gp
             gp = gp * batch.rstd
-            if batch.group is not None:
-                s, q = _summed(torch.stack([s, q]), batch.group)
+            if batch.shared:
+                s, q = _summed(torch.stack([s, q]))
             k1, k2 = a * s / batch.n, a * q * batch.rstd.square() / batch.n
     if need_x or need_residual:
         gx, g_residual = kernel.final(*arguments, center, k1, k2)
@@ -152,10 +152,10 @@ def _backward(
     return gx, gp, gq, g_residual, gk
 
 
-def _summed(values: Tensor, group: Any) -> Tensor:
+def _summed(values: Tensor) -> Tensor:
     import torch.distributed as dist
 
-    dist.all_reduce(values, group=group)
+    dist.all_reduce(values)
     return values
 
 

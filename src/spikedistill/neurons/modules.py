@@ -18,6 +18,7 @@ from ..errors import SpikedistillError, nearest
 from . import dynamics, fused
 from .dynamics import Constants, Grid, Number, Reset
 from .surrogate import Surrogate
+from .sync import several, shared
 
 RESETS = ("hard", "soft", None)
 
@@ -301,6 +302,7 @@ class NormNeuron(nn.Module):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
+    sync = False  # share batch statistics between processes (sync.synchronize)
     grid: Any = None  # set by quantization: (x, a, b, residual) -> current in integer codes
 
     def __init__(self, channels: int, neuron: nn.Module, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -320,19 +322,27 @@ class NormNeuron(nn.Module):
         wide = x if x.dtype == torch.float64 else x.float()
         dims = [d for d in range(x.dim()) if d != 1]
         var, mean = torch.var_mean(wide, dims, unbiased=False)
-        self.track(mean.detach(), var.detach(), x.numel() // self.channels)
-        return mean, var
+        return self._read(mean, var, x.numel() // self.channels)[:2]
 
-    def track(self, mean: Tensor, var: Tensor, n: int) -> None:
+    def _read(self, mean: Tensor, var: Tensor, n: int) -> tuple[Tensor, Tensor, int | Tensor]:
+        """A batch's statistics were read: share them between processes if asked, track them. Also the count."""
+        count: int | Tensor = n
+        if self.sync and several():
+            mean, var, count = shared(mean, var, n)
+        self.track(mean.detach(), var.detach(), count)
+        return mean, var, count
+
+    def track(self, mean: Tensor, var: Tensor, n: int | Tensor) -> None:
         """Move the running statistics towards a batch's; ``n`` values per channel were read."""
         sim = simulation.current()
         if sim is not None and sim.recomputing:
             return
-        n *= self._copies(sim)
+        n = n * self._copies(sim)
+        unbiased = n / (n - 1) if isinstance(n, Tensor) else n / max(n - 1, 1)
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_((var * (n / max(n - 1, 1))).to(self.running_var.dtype), self.momentum)
+            self.running_var.lerp_((var * unbiased).to(self.running_var.dtype), self.momentum)
 
     def _copies(self, sim: simulation.Simulation | None) -> int:
         # A constant current stands for T equal ones: the unbiased factor counts them all, as a repeated input would.
@@ -349,7 +359,10 @@ class NormNeuron(nn.Module):
         """What charges the neuron: norm, then residual (on integer codes when quantized)."""
         if self.grid is not None:
             return self.grid(x, *self.affine(*self.statistics(x)), residual)
-        if self.training:
+        if self.training and self.sync and several():
+            a, b = (v.view(-1, *[1] * (x.dim() - 2)) for v in self.affine(*self.statistics(x)))
+            y = (a * x + b).to(x.dtype)
+        elif self.training:
             y, mean, invstd = torch.native_batch_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps)
             var = (invstd.detach() ** -2 - self.eps).clamp(min=0)
             self.track(mean.detach(), var, x.numel() // self.channels)
@@ -364,19 +377,18 @@ class NormNeuron(nn.Module):
 
     def run_fused(self, x: Tensor, residual: Tensor | None, T: int, membrane: bool) -> tuple[Tensor, Tensor | None]:
         """Norm, residual and neuron as one operation: spikes (T*N, C, ...), charged membranes (T, N, C, ...) if asked."""
-        n = self.neuron
-        assert isinstance(n, Neuron)
+        neuron = self.neuron
+        assert isinstance(neuron, Neuron)
         batch = None
         if self.training:
-            mean, var = fused.moments(x)
-            count = x.numel() // self.channels
-            self.track(mean, var, count)
-            batch = fused.Batch(mean, torch.rsqrt(var + self.eps), count)
+            with torch.no_grad():
+                mean, var, n = self._read(*fused.moments(x), x.numel() // self.channels)
+                batch = fused.Batch(mean, torch.rsqrt(var + self.eps), n, self.sync and several())
             affine: tuple[Tensor, Tensor] = (self.weight, self.bias)
         else:
             affine = self.affine(self.running_mean, self.running_var)
         return fused.run(
-            x, T, n.encode, n.decay, n.gain, n.initial, n.constants,
+            x, T, neuron.encode, neuron.decay, neuron.gain, neuron.initial, neuron.constants,
             affine=affine, batch=batch, residual=residual, membrane=membrane,
         )  # fmt: skip
 
