@@ -30,6 +30,21 @@ def crop(x: Tensor, padding: int, fill: str = "zero") -> Tensor:
     return windows[torch.arange(n, device=x.device), :, down, right]
 
 
+def resized_crop(x: Tensor, area: tuple[float, float]) -> Tensor:
+    """Each image (N, C, H, W): a random part of its area, sides 3:4 to 4:3, stretched to the old size (bilinear)."""
+    n, _, h, w = x.shape
+    part = torch.empty(n).uniform_(*area)
+    aspect = torch.empty(n).uniform_(float(np.log(3 / 4)), float(np.log(4 / 3))).exp()
+    high, wide = (part / aspect).sqrt().clamp_max(1), (part * aspect).sqrt().clamp_max(1)
+    matrix = torch.zeros(n, 2, 3)
+    matrix[:, 0, 0], matrix[:, 1, 1] = wide, high
+    matrix[:, 0, 2] = (torch.rand(n) * 2 - 1) * (1 - wide)
+    matrix[:, 1, 2] = (torch.rand(n) * 2 - 1) * (1 - high)
+    grid = F.affine_grid(matrix, [n, 1, h, w], align_corners=False).to(x.device)
+    out = F.grid_sample(x.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return out.round().to(torch.uint8) if x.dtype == torch.uint8 else out
+
+
 def flip(x: Tensor) -> Tensor:
     """Each image (N, ..., W) mirrored left to right with probability 1/2."""
     coin = (torch.rand(len(x)) < 0.5).to(x.device)

@@ -89,7 +89,7 @@ class Data:
         for positions, x in self._read(source, plan, where, train, key(seed, epoch)):
             y = labels[positions].to(where)
             if train:
-                x, y = self._augment(x, y, epoch)
+                x, y = self._augment(x, y, epoch, source.streams)
             elif x.dtype == torch.uint8:
                 x = x.float() if self.info.input == "frames" else x.float().div_(255)
             yield x, y
@@ -118,13 +118,13 @@ class Data:
         for positions, batch in zip(plan, loader):
             yield positions, batch.to(device, non_blocking=True)
 
-    def _augment(self, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+    def _augment(self, x: Tensor, y: Tensor, epoch: int, streams: bool) -> tuple[Tensor, Tensor]:
         config = self.augment
         if self.info.input == "frames":
             x = augment_events(x.float(), config.events)
         else:
             if augment.policy(config) is None:
-                x = _move(x, config)
+                x = _move(x, config, streams)
             x = x.float().div_(255) if x.dtype == torch.uint8 else x
             if config.cutout:
                 x = augment.cutout(x, config.cutout)
@@ -136,7 +136,9 @@ class Data:
         return x, y
 
 
-def _move(x: Tensor, config: AugmentConfig) -> Tensor:
+def _move(x: Tensor, config: AugmentConfig, streams: bool) -> Tensor:
+    if config.resized_crop and not streams:  # files are cropped where they are read, at their full size
+        x = augment.resized_crop(x, config.resized_crop)
     if config.crop:
         x = augment.crop(x, config.crop, config.crop_fill)
     return augment.flip(x) if config.flip else x
@@ -163,7 +165,7 @@ class _Samples(torch.utils.data.Dataset[Tensor]):
             image = self.source.take(index, torch.device("cpu"), True)
             if self.policy is None:
                 return image[0]
-            image = _move(image, self.config)
+            image = _move(image, self.config, self.source.streams)
             if image.dtype != torch.uint8:
                 image = (image * 255).round().clamp(0, 255).to(torch.uint8)
             return self.policy(image[0])

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikedistill.data import arrays, audio_sets, events, images, splits
+from spikedistill.data import arrays, audio_sets, events, folders, images, splits
 from spikedistill.data.base import Data, DataInfo
 from spikedistill.data.config import DataConfig, augmentation
 from spikedistill.data.stores import Memory, Part, Source, Split
 from spikedistill.errors import SpikedistillError, nearest
 
 Reader = Callable[[DataConfig, int], Source]
-READERS: dict[str, Reader] = {**images.READERS, **events.READERS, **audio_sets.READERS}
+READERS: dict[str, Reader] = {**images.READERS, **folders.READERS, **events.READERS, **audio_sets.READERS}
 NAMES = tuple(sorted(READERS))
 
 

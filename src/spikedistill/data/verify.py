@@ -1,0 +1,146 @@
+"""Check a data set: every file read, every sample counted, every hash printed, every bad file named."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from spikedistill.data.arrays import read_npz
+from spikedistill.data.audio_sets import read_wav
+from spikedistill.data.base import Data
+from spikedistill.data.config import DataConfig
+from spikedistill.data.event_files import read_aedat2, read_aedat3, read_bin
+from spikedistill.data.folders import SUFFIXES, decode
+from spikedistill.data.opening import open as open_data
+from spikedistill.data.stores import Memory
+from spikedistill.errors import SpikedistillError
+
+# Samples of the official train and test parts, as published by their authors.
+OFFICIAL = {
+    "mnist": (60000, 10000),
+    "fashion-mnist": (60000, 10000),
+    "cifar10": (50000, 10000),
+    "cifar100": (50000, 10000),
+    "tinyimagenet": (100000, 10000),
+    "imagenet": (1281167, 50000),
+    "nmnist": (60000, 10000),
+    "cifar10dvs": (9000, 1000),
+    "dvsgesture": (1176, 288),
+}
+
+
+@dataclass
+class Report:
+    """What :func:`verify` found; ``str()`` of it is for people.
+
+    ``counts``: samples per split and class; ``bad``: (file, reason); ``notes``: what is unusual but no error.
+    """
+
+    name: str
+    files: int = 0
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    hash: str = ""
+    split_hash: str = ""
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every file can be read and the set opens."""
+        return not self.bad
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {'all readable' if self.ok else f'{len(self.bad)} bad'}, {self.files} files read"]
+        for split, classes in self.counts.items():
+            few, many = (min(classes.values()), max(classes.values())) if classes else (0, 0)
+            lines.append(f"  {split}: {sum(classes.values())} samples, {len(classes)} classes of {few} to {many}")
+        if self.hash:
+            lines += [f"  content sha256 {self.hash}", f"  split   sha256 {self.split_hash}"]
+        lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  bad: {path}: {reason}" for path, reason in self.bad]
+        return "\n".join(lines)
+
+
+def _reader(path: Path, name: str) -> Callable[[Path], object] | None:
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return decode
+    readers: dict[str, Callable[[Path], object]] = {
+        ".npz": read_npz,
+        ".wav": read_wav,
+        ".bin": read_bin,
+        ".aedat": read_aedat3 if name == "dvsgesture" else read_aedat2,
+    }
+    # binary files of other kinds (MNIST's, CIFAR's C version) also end in .bin
+    return None if suffix == ".bin" and name not in ("nmnist", "ncaltech101") else readers.get(suffix)
+
+
+def files_of(config: DataConfig) -> list[Path]:
+    """The files that a recipe's data part points at."""
+    found: list[Path] = []
+    for path in (config.root, config.train, config.test):
+        if path is None:
+            continue
+        own = path / f"{config.name}.npz"
+        if path.is_file():
+            found.append(path)
+        elif own.exists():
+            found.append(own)
+        elif any(path.glob(f"{config.name}_*.npz")):
+            found.extend(sorted(path.glob(f"{config.name}_*.npz")))
+        elif path.is_dir():
+            found.extend(sorted(p for p in path.rglob("*") if p.is_file()))
+    return found
+
+
+def verify(config: DataConfig) -> Report:
+    """Read every file of a data set, open it, count it.
+
+    Never raises for bad data: whatever is wrong stands in ``Report.bad`` with the file's name.
+    """
+    report = Report(config.name)
+    for path in files_of(config):
+        reader = _reader(path, config.name)
+        if reader is None:
+            continue
+        report.files += 1
+        try:
+            reader(path)
+        except (SpikedistillError, OSError) as error:
+            report.bad.append((str(path), str(error).removeprefix(f"{path}: ").removeprefix(f"cannot read {path}: ")))
+    if report.bad:
+        return report
+    try:
+        data = open_data(config)
+    except SpikedistillError as error:
+        report.bad.append((str(config.root or config.train or config.name), str(error)))
+        return report
+    for split in data.splits:
+        numbers, counts = np.unique(data.labels(split).numpy(), return_counts=True)
+        report.counts[split] = {data.info.class_names[k]: int(n) for k, n in zip(numbers, counts)}
+    report.hash, report.split_hash = data.info.hash, data.info.split_hash
+    report.notes += _unusual(data, config)
+    return report
+
+
+def _unusual(data: Data, config: DataConfig) -> list[str]:
+    notes = []
+    sizes = data.info.sizes
+    official = OFFICIAL.get(config.name)
+    found = (sizes["train"] + sizes["validation"], sizes["test"])
+    if official and sum(found) != sum(official):
+        notes.append(f"{found[0]} + {found[1]} samples; the official set has {official[0]} + {official[1]}")
+    rows: dict[str, set[bytes]] = {}
+    for split, source in data.splits.items():
+        for part, index in source.pieces:
+            if isinstance(part.store, Memory):
+                flat = part.store.data.flatten(1).numpy()
+                rows.setdefault(split, set()).update(flat[i].tobytes() for i in index)
+    copies = len(rows.get("train", set()) & rows.get("test", set()))
+    if copies:
+        notes.append(f"{copies} test samples are exact copies of training samples")
+    for split, classes in ((s, np.unique(data.labels(s).numpy())) for s in data.splits):
+        if 0 < len(classes) < data.info.num_classes:
+            notes.append(f"{split} has samples of {len(classes)} of {data.info.num_classes} classes")
+    return notes
