@@ -8,10 +8,18 @@ from torch import nn
 
 from ..errors import SpikedistillError, nearest
 from ..neurons import Neuron
-from . import resnet, spikformer, vgg
+from . import events, hybrid_vit, resnet, spikformer, sresnet, vgg
 from .base import Network
+from .surgery import spiking
 
-BUILDERS: dict[str, Callable[..., Network]] = {**vgg.NAMES, **resnet.NAMES, **spikformer.NAMES}
+BUILDERS: dict[str, Callable[..., Network]] = {
+    **vgg.NAMES,
+    **resnet.NAMES,
+    **spikformer.NAMES,
+    **events.NAMES,
+    **sresnet.NAMES,
+    **hybrid_vit.NAMES,
+}
 
 
 def names() -> list[str]:
@@ -53,4 +61,4 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-__all__ = ["BUILDERS", "Network", "create", "names", "options"]
+__all__ = ["BUILDERS", "Network", "create", "names", "options", "spiking"]

@@ -246,9 +246,9 @@ class Builder:
         """Gives each step the stem's result where the stem runs once and no neuron dominates; else nothing."""
         return Repeat(self.network.time_steps or 1) if self.network.once else nn.Identity()
 
-    def head(self, features: int, kind: str = "linear") -> nn.Module:
+    def head(self, features: int, kind: str = "linear", bias: bool = True) -> nn.Module:
         """The classifier: linear, or linear and a neuron whose spikes are the logits."""
-        linear = nn.Linear(features, self.network.num_classes)
+        linear = nn.Linear(features, self.network.num_classes, bias)
         if kind == "linear":
             return linear
         if kind != "spiking":

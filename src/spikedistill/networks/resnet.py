@@ -160,7 +160,7 @@ class ResNet(Network):
         stem = stem or ("cifar" if form == "ms" else own_stem)
         shortcut = shortcut or ("pad" if form == "basic" and depth in (20, 56) else "conv")
         connect = connect.lower()
-        _check(form, stem, shortcut, connect, bottleneck, spiking=time_steps is not None)
+        check_options(form, stem, shortcut, connect, bottleneck, spiking=time_steps is not None)
         self.form = form
         make = Builder(self, neuron, MS_NEURON if form == "ms" else None)
         c = scaled(channels[0], width)
@@ -222,7 +222,8 @@ def _shortcut(make: Builder, form: str, kind: str, c_in: int, c_out: int, stride
     return nn.Sequential(conv, norm)
 
 
-def _check(form: str, stem: str, shortcut: str, connect: str, bottleneck: bool, spiking: bool) -> None:
+def check_options(form: str, stem: str, shortcut: str, connect: str, bottleneck: bool, spiking: bool) -> None:
+    """Refuse options that do not go together."""
     if stem not in ("cifar", "imagenet"):
         raise SpikedistillError(f"stem must be 'cifar' (3x3) or 'imagenet' (7x7, stride 2, max-pool), found {stem!r}")
     if shortcut not in ("conv", "pad"):

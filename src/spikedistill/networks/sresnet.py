@@ -1,0 +1,118 @@
+"""``sresnet8`` for audio features: Louis, Miramond, Pegatoquet, Girard, ICANN 2024.
+
+From the authors' public configuration for Google speech commands: 64 filters, a 7-wide stem, three blocks of two 3-wide
+convolutions whose spikes are added to the shortcut's, stride 1 throughout, global max-pooling; LIF with tau = 2, threshold
+1, hard reset. That configuration is 1-D over 49 frames of 10 MFCC.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import SpikedistillError
+from ..neurons import LIF
+from .base import Builder, Input, Network, initialise, scaled
+from .resnet import Join
+
+FILTERS, STEM_KERNEL, KERNEL, BLOCKS = 64, 7, 3, 3
+
+
+def _conv(c_in: int, c: int, kernel: int, dims: int) -> nn.Conv2d:
+    pad = kernel // 2
+    if dims == 1:
+        return nn.Conv2d(c_in, c, (1, kernel), padding=(0, pad), bias=False)
+    return nn.Conv2d(c_in, c, kernel, padding=pad, bias=False)
+
+
+class Block(nn.Module):
+    """conv -> norm -> neuron, twice, plus the shortcut's spikes."""
+
+    def __init__(self, make: Builder, c: int, dims: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _conv(c, c, KERNEL, dims), make.norm_neuron(c)
+        self.conv2, self.bn2 = _conv(c, c, KERNEL, dims), make.norm_neuron(c)
+        self.join = Join("add")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T*N, C, H, W) to the same."""
+        return self.join(self.bn2(self.conv2(self.bn1(self.conv1(x)))), x)
+
+
+class SResNet(Network):
+    """Stem, blocks, global pooling, head; see :func:`sresnet8`."""
+
+    def __init__(
+        self,
+        num_classes: int = 35,
+        in_channels: int = 1,
+        input: Input = "image",
+        time_steps: int | None = 4,
+        width: float = 1.0,
+        neuron: "nn.Module | Mapping[str, Any] | None" = None,
+        dims: int = 1,
+        features: int | None = None,
+        pooling: str = "max",
+        encoding: str = "direct",
+        head: str = "linear",
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std)
+        if dims not in (1, 2):
+            raise SpikedistillError(f"dims must be 1 or 2, found {dims}")
+        if features is not None and dims == 2:
+            raise SpikedistillError("features (rows that become channels) belongs to dims=1")
+        if pooling not in ("max", "avg"):
+            raise SpikedistillError(f"pooling must be 'max' or 'avg', found {pooling!r}")
+        make = Builder(self, neuron, LIF(tau=2.0))
+        c = scaled(FILTERS, width)
+        self.rows = nn.Identity() if features is None else RowsToChannels()
+        self.conv1 = _conv(in_channels * (features or 1), c, STEM_KERNEL, dims)
+        self.bn1 = make.norm_neuron(c, first=True)
+        self.layer1 = nn.Sequential(*[Block(make, c, dims) for _ in range(BLOCKS)])
+        self.pool = nn.AdaptiveMaxPool2d(1) if pooling == "max" else nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.head = make.head(c, head)
+        initialise(self)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(self.rows(x)))
+        return self.head(self.flatten(self.pool(self.layer1(x))))
+
+
+class RowsToChannels(nn.Module):
+    """(N, C, F, L) to (N, C*F, 1, L)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1, 2).unsqueeze(2)
+
+
+def sresnet8(
+    name: str,
+    num_classes: int = 35,
+    in_channels: int = 1,
+    input: Input = "image",
+    time_steps: int | None = 4,
+    width: float = 1.0,
+    neuron: "nn.Module | Mapping[str, Any] | None" = None,
+    dims: int = 1,
+    features: int | None = None,
+    pooling: str = "max",
+    encoding: str = "direct",
+    head: str = "linear",
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+) -> Network:
+    """Residual network for spectrograms and MFCC.
+
+    ``dims=1``: kernels run over the last axis only; the input is (N, C, 1, L), channels are the features; or, with
+    ``features=F``, it is (N, 1, F, L) and the F rows become channels. ``dims=2``: an image (N, 1, F, L), square kernels
+    (our reading: the public configuration is 1-D). ``pooling``: "max" | "avg".
+    """
+    return SResNet(
+        num_classes, in_channels, input, time_steps, width, neuron, dims, features, pooling, encoding, head, mean, std
+    )  # fmt: skip
+
+
+NAMES: dict[str, Any] = {"sresnet8": sresnet8}
