@@ -15,6 +15,7 @@ from spikedistill.hardware import (
     Config,
     Layer,
     against,
+    at_bits,
     at_rate,
     break_even,
     iso_accuracy,
@@ -192,3 +193,15 @@ def test_layer_file_object_has_the_promised_keys(tmp_path: Path) -> None:
     assert {"name", "pes", "energy_pj", "latency_ns"} <= set(found["layers"][0])
     assert "ann_twin" not in found
     assert found["memory"]["total_pj"] > 0
+
+
+def test_other_bit_widths() -> None:
+    layers_ = [replace(SPIKING, name=name) for name in "abc"]
+    layers_.append(replace(SPIKING, name="short", input_kind="real", input_bits=32))
+    layers_.append(replace(SPIKING, name="head", input_kind="real", input_bits=5))
+    low = at_bits(layers_)
+    assert [layer.weight_bits for layer in low] == [8, 4, 4, 4, 8]
+    assert [layer.input_bits for layer in low[3:]] == [16, 5]
+    assert {(layer.membrane_bits, layer.norm_bits) for layer in low} == {(4, 8)}
+    assert [layer.weight_bits for layer in at_bits(layers_, first_last_bits=None)] == [4] * 5
+    assert at_bits(layers_, None, None, None, residual_bits=32) == layers_

@@ -6,6 +6,7 @@ from spikedistill.hardware.config import Config, read_config
 from spikedistill.hardware.events import at_rate
 from spikedistill.hardware.files import read_layers, resolve, write_layers
 from spikedistill.hardware.layer import Layer
+from spikedistill.hardware.precision import at_bits
 from spikedistill.hardware.pricing import against, iso_accuracy, price, price_file
 from spikedistill.hardware.workload import layers
 
@@ -13,6 +14,7 @@ __all__ = [
     "Config",
     "Layer",
     "against",
+    "at_bits",
     "at_rate",
     "break_even",
     "iso_accuracy",

@@ -1,0 +1,36 @@
+"""The same workload at other bit widths."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from spikedistill.hardware.layer import Layer
+
+
+def at_bits(
+    layers: Sequence[Layer],
+    weight_bits: int | None = 4,
+    membrane_bits: int | None = 4,
+    norm_bits: int | None = 8,
+    residual_bits: int = 16,
+    first_last_bits: int | None = 8,
+) -> list[Layer]:
+    """Layers with the widths of ``sd.quantize``'s options; None is floating point, 32 bits.
+
+    First and last weight layer have ``first_last_bits`` where weights are quantized (None: no exception). Real values on
+    residual streams and shortcuts get ``residual_bits``; images and pooled spikes keep the bits they need. Activity stays as
+    it was measured.
+    """
+    weighted = [layer.name for layer in layers if layer.kind in ("conv", "linear")]
+    outer = {weighted[0], weighted[-1]} if weighted and weight_bits and first_last_bits else set()
+    out = []
+    for layer in layers:
+        changed: dict[str, Any] = {
+            "weight_bits": (first_last_bits if layer.name in outer else weight_bits) or 32,
+            "membrane_bits": membrane_bits or 32,
+            "norm_bits": norm_bits or 32,
+        }
+        if layer.input_kind == "real" and layer.input_bits >= 32:
+            changed["input_bits"] = residual_bits
+        out.append(replace(layer, **changed))
+    return out
