@@ -144,6 +144,7 @@ def folder(config: DataConfig, frames: int) -> Source:
 
     All are brought to ``data.size``, by default the first image's. Folders over 2 GiB, decoded, stream.
     """
+    other: Path | None
     if config.train is not None and config.test is not None:
         top, other = config.train, config.test
     elif config.root is not None:
