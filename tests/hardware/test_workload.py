@@ -241,3 +241,25 @@ def test_event_energy_equals_spikingjelly(size: int, channels: tuple[int, int, i
     parts = {layer.name: 3 * layer.energy_pj for layer in report.layers}
     for name, energy in theirs.energy_by_stage.items():
         assert parts[name.removeprefix("Sequential.")] == pytest.approx(energy, rel=1e-9)
+
+
+def test_quantized_network_tells_its_bits() -> None:
+    quantization = pytest.importorskip("spikedistill.quantization")
+    net = networks.create("ms_resnet18", num_classes=3, width=0.125, time_steps=2).eval()
+    low = quantization.quantize(
+        net, weight_bits=3, membrane_bits=5, norm_bits=6, residual_bits=14, input_size=(3, 16, 16)
+    )
+    found = layers(low.eval(), torch.rand(1, 3, 16, 16) * 5)
+    named = by_name(found)
+    assert [named[name].weight_bits for name in ("conv1", "layer2.0.conv1", "layer2.0.downsample.0", "fc")] == [
+        8,
+        3,
+        3,
+        8,
+    ]
+    assert {layer.membrane_bits for layer in found if layer.kind == "neuron"} == {5}
+    assert {layer.norm_bits for layer in found if layer.kind == "norm"} == {6}
+    assert {layer.input_bits for layer in found if layer.kind == "add"} == {14}
+    down, conv = named["layer2.0.downsample.0"], named["layer2.0.conv1"]
+    assert (down.input_kind, down.input_bits, conv.input_kind) == ("real", 14, "spikes")
+    assert [layer.name for layer in found] == [layer.name for layer in layers(net, torch.rand(1, 3, 16, 16))]

@@ -14,22 +14,20 @@ from spikedistill.hardware.costs import add_energy, multiply_energy
 from spikedistill.hardware.layer import Layer
 
 
-def accumulate_energy(layer: Layer) -> float:
-    """Energy of one accumulate of the layer, pJ: float32 at 32 weight bits, else an integer add of the membrane's width.
+def accumulator_bits(layer: Layer, operand_bits: int) -> int:
+    """Width that holds every sum of the layer: bits of one operand and of the fan-in, at most 32."""
+    return min(32, operand_bits + layer.fan_in.bit_length())
 
-    A floating-point membrane behind integer weights is accumulated in float32.
-    """
-    floating = layer.weight_bits >= 32 or layer.membrane_bits >= 32
-    return add_energy(max(layer.weight_bits, layer.membrane_bits), floating)
+
+def accumulate_energy(layer: Layer) -> float:
+    """Energy of one accumulate of the layer, pJ: float32 at 32 weight bits, else an integer add of the accumulator's width."""
+    return add_energy(accumulator_bits(layer, layer.weight_bits), layer.weight_bits >= 32)
 
 
 def mac_energy(layer: Layer) -> float:
-    """Energy of one multiply-accumulate of the layer, pJ: float32 at 32 weight bits or 32 input bits, else integer.
-
-    The sum of integer products is accumulated at weight bits + input bits, at most 32.
-    """
+    """Energy of one multiply-accumulate of the layer, pJ: float32 at 32 weight bits or 32 input bits, else integer."""
     floating = layer.weight_bits >= 32 or layer.input_bits >= 32
-    add = add_energy(min(32, layer.weight_bits + layer.input_bits), floating)
+    add = add_energy(accumulator_bits(layer, layer.weight_bits + layer.input_bits), floating)
     return multiply_energy(layer.weight_bits, layer.input_bits, floating) + add
 
 

@@ -35,15 +35,8 @@ _FREE_FUNCTIONS = (
     *("repeat", "to", "float", "clone", "detach", "dropout", "type_as"),
 )
 _MAX_POOLS = ("MaxPool1d", "MaxPool2d", "AdaptiveMaxPool2d", "max_pool2d", "adaptive_max_pool2d")
-_MEAN_POOLS = (
-    "AvgPool1d",
-    "AvgPool2d",
-    "AdaptiveAvgPool1d",
-    "AdaptiveAvgPool2d",
-    "avg_pool2d",
-    "adaptive_avg_pool2d",
-    "mean",
-)
+_MEAN_POOL_MODULES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
+_MEAN_POOLS = ("avg_pool2d", "adaptive_avg_pool2d", "mean")
 _SUMS = ("add", "iadd", "radd", "sub", "rsub", "isub")
 _PRODUCTS = ("mul", "imul", "rmul")
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
@@ -178,7 +171,7 @@ class _Reader:
         self.sources: dict[str, tuple[str, ...]] = {}
         direct_image = isinstance(network, Network) and network.input == "image" and network.encoding == "direct"
         self.input = _Value("real", bits=image_bits) if direct_image else _Value("unknown")
-        self.precision = getattr(network, "hardware_bits", None) or {}
+        self.precision: Callable[[str | None, str], int | None] | None = getattr(network, "hardware_bits", None)
 
     def read(self, node: Node) -> list[Layer]:
         """Layers of one node, and its output noted."""
@@ -215,7 +208,7 @@ class _Reader:
             return [self._relu(node, _name(node))], _Value("real", bits=given.bits)
         if node.kind in _MAX_POOLS:
             return [self._pool(node)], given
-        if node.kind in _MEAN_POOLS:
+        if isinstance(module, _MEAN_POOL_MODULES) or node.kind in _MEAN_POOLS:
             return [self._pool(node)], self._mean(node, given)
         if node.kind in _SUMS:
             return self._sum(node, given)
@@ -257,6 +250,7 @@ class _Reader:
             "nonzero_in": seen.nonzero / self.graph.batch,
             "bias": module.bias is not None,
             "weight_bits": self._bits(node, "weight_bits", 32),
+            "membrane_bits": self._bits(node, "membrane_bits", 32),
         }
         if isinstance(module, nn.Linear):
             tokens = prod(shape[1:-1])
@@ -337,7 +331,7 @@ class _Reader:
         return self._base(node, _name(node), kind="other")
 
     def _bits(self, node: Node, what: str, default: int) -> int:
-        found = self.precision(node.path, what) if callable(self.precision) else None
+        found = self.precision(node.path, what) if self.precision is not None else None
         return default if found is None else int(found)
 
     def _real_bits(self, node: Node) -> int:
