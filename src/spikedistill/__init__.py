@@ -1,23 +1,83 @@
 """Knowledge distillation for spiking neural networks, from an ANN teacher to an integer network and its price on a chip."""
 
+from typing import TYPE_CHECKING, Any
+
 from . import networks, objectives
 from .distiller import Distiller, Losses
 from .errors import SpikedistillError
 from .neurons import IF, LIF, PLIF, NormNeuron, Repeat
+from .neurons.compilation import eager
 from .simulation import time_steps
 
+if TYPE_CHECKING:
+    from . import data, export, hardware
+    from .bibliography import citations
+    from .conversion import convert
+    from .networks.foreign import foreign
+    from .networks.surgery import spiking
+    from .quantization import IntegerNetwork, quantize, to_integer
+    from .training.run import Run, train
+    from .training.store import load
+
 __version__ = "0.1.0"
+
+# Names whose modules are imported at first use, so that `import spikedistill` is quick.
+_LATER = {
+    "data": "data",
+    "export": "export",
+    "hardware": "hardware",
+    "citations": "bibliography",
+    "convert": "conversion",
+    "foreign": "networks.foreign",
+    "spiking": "networks.surgery",
+    "IntegerNetwork": "quantization",
+    "quantize": "quantization",
+    "to_integer": "quantization",
+    "Run": "training.run",
+    "train": "training.run",
+    "load": "training.store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'spikedistill' has no attribute {name!r}")
+    from importlib import import_module
+
+    module = import_module(f".{_LATER[name]}", __name__)
+    value = module if name in ("data", "export", "hardware") else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
 
 __all__ = [
     "IF",
     "LIF",
     "PLIF",
     "Distiller",
+    "IntegerNetwork",
     "Losses",
     "NormNeuron",
     "Repeat",
+    "Run",
     "SpikedistillError",
+    "citations",
+    "convert",
+    "data",
+    "eager",
+    "export",
+    "foreign",
+    "hardware",
+    "load",
     "networks",
     "objectives",
+    "quantize",
+    "spiking",
     "time_steps",
+    "to_integer",
+    "train",
 ]

@@ -186,7 +186,7 @@ def schema() -> None:
 @app.command()
 def cite(recipe: Annotated[str, typer.Argument(metavar="RECIPE")]) -> None:
     """BibTeX of the papers a recipe uses."""
-    from .citations import citations
+    from .bibliography import citations
     from .recipe import load
 
     print("\n\n".join(citations(load(recipe))))

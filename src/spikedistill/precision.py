@@ -12,8 +12,8 @@ import torch
 
 from .errors import SpikedistillError, nearest
 
-Precision = Literal["float32", "bfloat16"]
-CHOICES = ("auto", "float32", "bfloat16")
+Precision = Literal["float32", "bfloat16", "float64"]
+CHOICES = ("auto", "float32", "bfloat16", "float64")
 UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "Arm BF16"}  # the kernel's flags, the best first
 
 
@@ -63,13 +63,29 @@ def resolve_precision(choice: str, device: str | torch.device) -> Precision:
     """``auto`` to bfloat16 where the device has units for it, else float32; the other choices are kept.
 
     Raises:
-        SpikedistillError: when ``choice`` is none of auto, float32, bfloat16.
+        SpikedistillError: when ``choice`` is none of :data:`CHOICES`.
     """
     if choice not in CHOICES:
         raise SpikedistillError(f"unknown precision {choice!r}: {nearest(choice, CHOICES)}")
-    if choice == "float32" or choice == "bfloat16":
+    if choice != "auto":
         return choice  # type: ignore[return-value]
     kind = torch.device(device).type
     if kind == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bfloat16" if kind == "cpu" and cpu_bf16_units() else "float32"
+
+
+def diagnosis() -> dict[str, str]:
+    """What ``spikedistill doctor`` shows of this machine: devices, bf16 units, what ``auto`` means, a compiler."""
+    import shutil
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {
+        "accelerator": gpu,
+        "threads": str(torch.get_num_threads()),
+        "bf16 units of the CPU": cpu_bf16_units() or "none: bfloat16 would be emulated, many times slower",
+        "precision: auto": f"{resolve_precision('auto', device)} on {device}",
+        "C++ compiler": compiler or "none: neurons run uncompiled, several times slower",
+    }

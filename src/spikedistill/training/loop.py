@@ -202,8 +202,9 @@ class Training:
                 broken = [name for name, part in parts.items() if not math.isfinite(float(part))] or ["total"]
                 where = f"; the last checkpoint is in {self.s.folder}" if self.s.folder else ""
                 raise SpikedistillError(
-                    f"stage {self.s.name!r}: the loss is {value} at step {self.at.step} ({', '.join(broken)}){where}. Lower the "
-                    "learning rate, add a warm-up or clip the gradient (optimizer: {lr: ..., warm_up: ..., clip: 1.0}), then resume"
+                    f"stage {self.s.name!r}: the loss is {value} at step {self.at.step} ({', '.join(broken)}){where}. "
+                    "Lower the learning rate, add a warm-up or clip the gradient "
+                    "(optimizer: {lr: ..., warm_up: ..., clip: 1.0}), then resume"
                 )
             sums["loss"] = sums.get("loss", 0.0) + value
             for name, part in parts.items():
@@ -235,7 +236,8 @@ class Training:
             "peak_memory_mb": peak_memory_mb(self.s.device),
             "step_time": {k: v / self.per_epoch for k, v in self.at.times.items()},
         }
-        text = f"epoch {self.at.epoch}/{self.s.epochs}, loss {line['train']['loss']:.4f}, train {100 * line['train']['accuracy']:.1f} %"
+        train = line["train"]
+        text = f"epoch {self.at.epoch}/{self.s.epochs}, loss {train['loss']:.4f}, train {100 * train['accuracy']:.1f} %"
         if validation is not None:
             line["validation"] = {"loss": validation.loss, "accuracy": validation.accuracy}
             text += f", validation {100 * validation.accuracy:.1f} %"
@@ -279,7 +281,8 @@ class Training:
         for layer in found.layers():
             if layer.warning and layer.path not in self.warned:
                 self.warned.add(layer.path)
-                text = f"layer {layer.path} is {layer.warning}: it fires at {100 * layer.firing_rate:.2f} % (epoch {self.at.epoch})"
+                rate = f"{100 * layer.firing_rate:.2f} % (epoch {self.at.epoch})"
+                text = f"layer {layer.path} is {layer.warning}: it fires at {rate}"
                 self.warnings.append(text)
                 self.progress.note(f"{self.s.name}: warning: {text}")
                 if self.s.folder is not None and self.rank == 0:

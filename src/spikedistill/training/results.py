@@ -84,7 +84,7 @@ def bits(options: dict[str, Any]) -> Bits:
 def price(network: nn.Module, x: torch.Tensor, hardware: dict[str, Any]) -> dict[str, Any]:
     """Operations per image, their energy, and the chip's price."""
     from ..hardware import layers, operations
-    from ..hardware.price import price as chip
+    from ..hardware import price as chip
 
     found = layers(network, x)
     counted = operations.count(found)

@@ -303,7 +303,7 @@ class OneSeed:
         """The run's summary with the stages finished so far."""
         from dataclasses import asdict
 
-        from ..citations import citations
+        from ..bibliography import citations
 
         return RunSummary(
             title=self.recipe.title or self.name,
@@ -325,7 +325,8 @@ def card(name: str, stage: Stage, row: StageSummary, data: Data) -> str:
         else ""
     )
     return (
-        f"---\nlibrary_name: spikedistill\ntags: [spiking-neural-network, knowledge-distillation]\n---\n# {name}: {stage.name}\n\n"
+        "---\nlibrary_name: spikedistill\ntags: [spiking-neural-network, knowledge-distillation]\n---\n"
+        f"# {name}: {stage.name}\n\n"
         f"{kind}{bits}, {row.parameters:,} parameters, trained on {data.info.name} for {row.epochs} epochs; "
         f"{100 * row.accuracy:.2f} % on its test set.\n\n"
         "```python\nimport spikedistill as sd\n\nnetwork = sd.load('this folder')   # images in [0, 1], (N, C, H, W)\n"

@@ -1,0 +1,70 @@
+"""What ``spikedistill hardware`` does: price a run or a layer file, set runs against each other."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import SpikedistillError
+
+Tree = dict[str, Any]
+
+
+def hardware_command(
+    run: str | None,
+    layers: Path | None,
+    config: Path | None,
+    against: Sequence[str],
+    iso_accuracy: bool,
+    layers_out: Path | None,
+    as_json: bool,
+) -> int:
+    """Print the price; status 2 where a figure has no value (the published code's limits in released mode)."""
+    from .. import hardware
+    from ..hardware.show import ratios_table, show
+
+    if (run is None) == (layers is None):
+        raise SpikedistillError("give a RUN or --layers FILE (one of them)")
+    if layers is not None:
+        if against or layers_out or iso_accuracy:
+            raise SpikedistillError("--against, --iso-accuracy and --layers-out need a RUN, not a layer file")
+        tree, accuracy = hardware.price_file(layers, config), None
+    else:
+        assert run is not None
+        tree, accuracy = _price_run(run, config, layers_out)
+    ratios: Tree = {}
+    others = [(name, *_price_run(name, config, None)) for name in against]
+    if iso_accuracy:
+        assert accuracy is not None
+        reaching = hardware.iso_accuracy(accuracy, [(name, a or 0.0, other) for name, other, a in others])
+        others = [item for item in others if item[0] == reaching[0]]
+    for name, other, _ in others:
+        ratios[name] = hardware.against(tree, other)
+    if as_json:
+        print(json.dumps({**tree, "accuracy": accuracy, **({"against": ratios} if ratios else {})}))
+    else:
+        from rich.console import Console
+
+        show(tree)
+        if ratios:
+            Console().print(ratios_table(ratios))
+            print("ratio = this run / the other: below 1 this one needs less (TOPS figures: gives less)")
+    return 2 if tree.get("reasons") else 0
+
+
+def _price_run(run: str, config: Path | None, layers_out: Path | None) -> tuple[Tree, float]:
+    from .. import hardware
+    from ..hardware.pricing import headline, settings
+    from ..training.reevaluate import open_run
+    from ..training.results import PRICED_IMAGES
+    from ..training.summary import StageSummary
+
+    place, _, recipe, data, network = open_run(run)
+    x, _ = next(iter(data.batches("test", PRICED_IMAGES)))
+    found = hardware.layers(network, x)
+    over = {"spikesim": hardware.read_config(config)} if config else None
+    chip, memory = settings(("recipe", recipe.hardware), (str(config), over))
+    if layers_out is not None:
+        hardware.write_layers(found, layers_out, chip)
+    row = StageSummary.model_validate_json((place / "summary.json").read_text())
+    return headline(hardware.price(found, chip, memory), chip.activity), row.accuracy
