@@ -178,6 +178,18 @@ def test_the_memory_layout_is_kept(layout):
     assert torch.equal(LIF()(strided), plain)
 
 
+@pytest.mark.parametrize("layout", ["first", "last"])
+def test_spikes_may_be_changed_in_place(layout):
+    x, layer = tensor(4 * N, C, layout=layout), NormNeuron(C, LIF()).double()
+    results = []
+    for way in ("uncompiled", "eager"):
+        with compilation.use(way):
+            out = layer(x)
+            out += x
+            results.append([out, *gradients([out * out], [x])])
+    close(*results)
+
+
 def test_a_module_used_twice():
     layer = NormNeuron(C, PLIF()).double()
     x, y = tensor(4 * N, C), tensor(4 * N, C, scale=2.0)

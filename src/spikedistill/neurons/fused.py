@@ -72,11 +72,11 @@ class _View:
         ).data  # .data: a view's base would bring its shape into what compiled code checks
 
     def outward(self, y: Tensor, shape: torch.Size) -> Tensor:
-        """To ``shape`` = (..., C, places)."""
-        if not self.last or len(shape) <= 2 or not self.places:
-            return y.view(shape)
+        """To ``shape`` = (..., C, places); .data: no view for autograd, so that it may be changed in place."""
+        if not self.last or not self.places:
+            return y.view(shape).data
         lead = shape[: len(shape) - 1 - len(self.places)]
-        return y.view(*lead, *self.places, self.C).movedim(-1, len(lead))
+        return y.view(*lead, *self.places, self.C).movedim(-1, len(lead)).data
 
 
 class _Fused(torch.autograd.Function):

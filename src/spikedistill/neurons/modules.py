@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .. import simulation
 from ..errors import SpikedistillError, nearest
-from . import dynamics, fused
+from . import dynamics, fused, packing
 from .dynamics import Constants, Grid, Number, Reset
 from .surrogate import Surrogate
 from .sync import several, shared
@@ -139,6 +139,8 @@ class Neuron(nn.Module):
                 folded = current if self.encode else current.unflatten(0, (T, -1))
                 spikes, charged, last = self.simulate(folded, state, T, membrane)
                 spikes = spikes.flatten(0, 1)
+        if not self.smooth and type(self).simulate is Neuron.simulate:
+            packing.emitted(spikes)
         if sim is not None:
             self._captures(sim, owner, k, current, spikes, charged, T)
             if last is not None:
