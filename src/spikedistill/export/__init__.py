@@ -1,0 +1,6 @@
+"""Networks as files for other tools: NIR and ONNX."""
+
+from .nir import to_nir
+from .nir_reader import from_nir
+
+__all__ = ["from_nir", "to_nir"]

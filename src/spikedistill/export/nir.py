@@ -1,0 +1,241 @@
+"""Networks as NIR files, in the dialect that snnTorch's and SpikingJelly's readers run spike for spike.
+
+NIR: Pedersen et al., "Neuromorphic intermediate representation: a unified instruction set for interoperable brain-inspired
+computing", Nature Communications 2024. Both readers discretise with ``dt = 1e-4``, ``V <- (1 - dt/tau) V + (r dt/tau) I``;
+``r = tau/dt`` makes the factor on the current 1, so the neuron's gain is in the weights and biases before it.
+"""
+
+import json
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import SpikedistillError
+from ..networks.base import Network, frames
+from ..simulation import Simulation
+from .files import destination, written_whole
+from .lowering import Layer, Lowered, Refusal, diagonal, lower
+from .rounding import round_weights
+
+if TYPE_CHECKING:
+    import nir as nir_package
+
+DT = 1e-4
+# Both readers compare differently at H = threshold (snnTorch fires above, SpikingJelly at and above): as far below as
+# float32 tells apart from rounding errors, and far less than any grid's step.
+BELOW = 1 - 2.0**-20
+# A time constant in steps at which float32 knows no leak any more; readers take no infinite one.
+NO_LEAK, ALL_LEAK = 2.0**40, 1 + 2.0**-30
+VERSION = 1
+
+
+def nir_module() -> Any:
+    """The nir package, or an error that tells how to get it."""
+    try:
+        import nir
+    except ImportError:
+        raise SpikedistillError("NIR files need the package nir: pip install 'spikedistill[export]'") from None
+    return nir
+
+
+def to_nir(
+    network: Network,
+    path: str | os.PathLike[str],
+    example: Tensor,
+    allow_lossy: bool = False,
+    weight_bits: int | None = None,
+) -> list[str]:
+    """Write one time step of a convolutional SNN as a NIR graph; returns what the file cannot say (an empty list: nothing).
+
+    ``example``: a batch as the network takes it, (N, C, H, W) or (N, F, C, H, W); it fixes the map sizes and measures what
+    is lost. A network with image input is to be fed the same image at each step. Norms fold into the convolution before
+    them; a normalisation of the input other than 0 and 1 becomes a 1x1 convolution (folded into the first layer, zero
+    padding would no longer be exact). ``weight_bits``: integer weights of that many bits, ``W_q = round(W s)``, one
+    ``s = (2^(bits-1) - 1) / max|W|`` for all layers that charge a neuron, thresholds ``V_th s``, and sum pools in place of
+    means (after Arfa et al., "SpiNNaker2 deployment via NIR", NICE 2025; the maximum is our reading of the percentile).
+
+    Raises :class:`SpikedistillError` before anything is written: for what has no form in the format, with its path; and,
+    unless ``allow_lossy``, for soft reset or none, an initial membrane, max pooling. With ``allow_lossy`` these go into the
+    file's metadata, which :func:`from_nir` obeys and other readers do not, and a warning gives the share of neuron-steps
+    whose spike changes in those readers.
+    """
+    nir = nir_module()
+    target = destination(path)
+    lowered = lower(network, example)
+    for layer in lowered.layers.values():
+        lowered.refusals += _neuron_refusals(layer)
+    if lowered.refusals and not allow_lossy:
+        raise SpikedistillError(
+            "NIR's readers cannot run this network as it is:\n  "
+            + "\n  ".join(map(str, lowered.refusals))
+            + "\nallow_lossy=True (--allow-lossy) writes the nearest network and keeps the rest as metadata"
+        )
+    lossy = [str(refusal) for refusal in lowered.refusals]
+    extras = _lossy_extras(lowered)
+    _normalise(network, lowered)
+    scales: dict[str, float] = {}
+    if weight_bits is not None:
+        scales = round_weights(lowered, weight_bits)
+        lossy.append(f"weights rounded to {weight_bits} bits")
+    metadata = {
+        "format": "spikedistill", "version": VERSION, "time_steps": network.time_steps,
+        "input": _input(network), "lossy": lossy, "nodes": extras, "logits_scale": scales.get("output", 1.0),
+        "weight_bits": weight_bits,
+    }  # fmt: skip
+    graph = nir.NIRGraph(
+        {layer.name: _node(nir, layer, lowered) for layer in lowered.layers.values()},
+        [(source, layer.name) for layer in lowered.layers.values() for source in layer.sources],
+        metadata={"spikedistill": json.dumps(metadata)},
+    )
+    with written_whole(target) as temporary:
+        nir.write(temporary, graph)
+        share = _changed(network, temporary, example, lowered) if lossy else 0.0
+    if lossy:
+        warnings.warn(
+            f"{target}: {share:.2%} of spikes differ for readers that do not know this file's metadata "
+            f"({'; '.join(lossy)}), measured on {len(example)} examples over {network.time_steps} steps",
+            stacklevel=2,
+        )
+    return lossy
+
+
+def _input(network: Network) -> str:
+    if network.input == "frames":
+        return "one frame a step"
+    return (
+        "the same image at each step"
+        if network.encoding == "direct"
+        else f"one {network.encoding}-encoded frame a step"
+    )
+
+
+def _neuron_refusals(layer: Layer) -> list[Refusal]:
+    if layer.kind != "neuron":
+        return []
+    out = []
+    if layer.reset != "hard":
+        form = "soft reset (by subtraction)" if layer.reset == "soft" else "no reset"
+        out.append(Refusal(layer.path, f"{form}; NIR's LIF resets to a value", lossy=True))
+    if layer.initial:
+        out.append(Refusal(layer.path, f"initial membrane {layer.initial}; NIR starts at 0", lossy=True))
+    return out
+
+
+def _lossy_extras(lowered: Lowered) -> dict[str, dict[str, Any]]:
+    """What :func:`from_nir` restores, by node: the reset, the initial membrane, max pooling of real values.
+
+    Max pooling of single spikes needs no extra: it is average pooling and a neuron without memory that fires at any spike.
+    """
+    extras: dict[str, dict[str, Any]] = {}
+    layers: dict[str, Layer] = {}
+    for layer in lowered.layers.values():
+        extra: dict[str, Any] = {"path": layer.path, "call": layer.call}
+        if layer.kind == "neuron":
+            extra |= {"reset": layer.reset, "initial": layer.initial}
+        layers[layer.name] = layer
+        if layer.kind == "maxpool":
+            layer.kind = "avgpool"
+            if _binary(lowered, layer):
+                any_spike = 0.5 / (layer.window["kernel"][0] * layer.window["kernel"][1])
+                name = f"{layer.name}_any"
+                layers[name] = Layer(name, "neuron", layer.shape, {layer.name: 1.0}, decay=0.0, threshold=any_spike)
+                for user in lowered.users(layer.name):
+                    user.sources = {name if s == layer.name else s: f for s, f in user.sources.items()}
+            else:
+                extra["max"] = True
+        extras[layer.name] = extra
+    lowered.layers = layers
+    return extras
+
+
+def _binary(lowered: Lowered, layer: Layer) -> bool:
+    sources = [lowered.layers[name] for name in layer.sources]
+    return len(sources) == 1 and (
+        sources[0].kind == "neuron" or (sources[0].kind == "flatten" and _binary(lowered, sources[0]))
+    )
+
+
+def _normalise(network: Network, lowered: Lowered) -> None:
+    mean, std = network.mean.double().cpu().numpy(), network.std.double().cpu().numpy()
+    if not mean.any() and (std == 1).all():
+        return
+    shape = lowered.layers["input"].shape
+    first = diagonal("normalise", {"input": 1.0}, 1 / std, -mean / std, shape)
+    layers = {}
+    for layer in lowered.layers.values():
+        layer.sources = {first.name if s == "input" else s: f for s, f in layer.sources.items()}
+        layers[layer.name] = layer
+        if layer.name == "input":
+            layers[first.name] = first
+    lowered.layers = layers
+
+
+def _node(nir: "nir_package", layer: Layer, lowered: Lowered) -> Any:
+    shape = np.array(layer.shape)
+    if layer.kind == "input":
+        return nir.Input({"input": shape})
+    if layer.kind == "output":
+        return nir.Output({"output": shape})
+    before = lowered.layers[next(iter(layer.sources))].shape
+    if layer.kind == "flatten":
+        return nir.Flatten({"input": np.array(before)}, start_dim=-3, end_dim=-1)
+    if layer.kind == "neuron":
+        full = np.ones(layer.shape)
+        tau = NO_LEAK if layer.decay == 1 else ALL_LEAK if layer.decay == 0 else 1 / (1 - layer.decay)
+        return nir.LIF(
+            tau=full * (tau * DT), r=full * tau, v_leak=0 * full, v_reset=0 * full,
+            v_threshold=full * (layer.threshold * BELOW),
+        )  # fmt: skip
+    window = {name: np.array(value) for name, value in layer.window.items()}
+    if layer.kind in ("avgpool", "sumpool"):
+        pool = nir.AvgPool2d if layer.kind == "avgpool" else nir.SumPool2d
+        return pool(kernel_size=window["kernel"], stride=window["stride"], padding=window["padding"])
+    assert layer.weight is not None
+    assert layer.bias is not None
+    weight, bias = layer.weight.astype(np.float32), layer.bias.astype(np.float32)
+    if layer.kind == "linear":
+        return nir.Affine(weight, bias)
+    return nir.Conv2d(
+        input_shape=tuple(before[1:]), weight=weight, stride=window["stride"], padding=window["padding"],
+        dilation=window["dilation"], groups=1, bias=bias,
+    )  # fmt: skip
+
+
+def _changed(network: Network, path: os.PathLike[str], example: Tensor, lowered: Lowered) -> float:
+    """Share of neuron-steps whose spike is another one in a reader that knows nothing of our metadata."""
+    from .nir_reader import from_nir
+
+    plain = from_nir(path, metadata=False, time_steps=network.time_steps)
+    neurons = [layer for layer in lowered.layers.values() if layer.kind == "neuron" and layer.path]
+    ours = spikes_of(network, example, [(layer.path, layer.call) for layer in neurons])
+    x = encoded(network, example)
+    theirs = spikes_of(plain, x, [(f"nodes.{layer.name}", 0) for layer in neurons])
+    different = sum(int((a != b).sum()) for a, b in zip(ours, theirs, strict=True))
+    return different / sum(a.numel() for a in ours)
+
+
+def encoded(network: Network, example: Tensor) -> Tensor:
+    """The frames (N, T, C, H, W) that the file's network sees: the image itself, or what its encoding or sums make of it."""
+    T = network.time_steps
+    assert T is not None
+    if network.once:
+        return example.detach().unsqueeze(1).expand(-1, T, *example.shape[1:])
+    if network.input == "frames":
+        return frames(example, T, T).transpose(0, 1)
+    with torch.no_grad(), Simulation(network, T) as sim:
+        return network.fold(example, sim).unflatten(0, (T, -1)).transpose(0, 1)
+
+
+def spikes_of(network: Network, example: Tensor, calls: list[tuple[str, int]]) -> list[Tensor]:
+    """Spikes (T, N, ...) of some neurons, by path and call, in eval mode."""
+    training = network.training
+    network.eval()
+    wanted = [(path, call, "spikes") for path, call in calls]
+    with torch.no_grad(), Simulation(network, network.time_steps, insides=wanted) as sim:
+        network(example)
+    network.train(training)
+    return [sim.captured[key] for key in wanted]
