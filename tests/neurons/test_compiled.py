@@ -68,7 +68,7 @@ CONFIGURATIONS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_twenty_configurations_compile_once_each(dtype):
     assert len(CONFIGURATIONS) == 20
     first_failures = compilation.failure()

@@ -18,7 +18,7 @@ them. Shape: x (T, N, L, C) with channels last, (T, N, C, L) with channels first
 constant current; (T, M) or (M,) for a neuron alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -186,68 +186,91 @@ class Kernels:
     ``forward(x, a, b, residual, k)`` -> spikes, charged membranes or None.
     ``sums(x, a, b, residual, k, g_spikes, g_charged, center)`` -> per channel s, q, and the gradients of decay and gain.
     ``final(x, a, b, residual, k, g_spikes, g_charged, center, k1, k2)`` -> gradient of x, of the residual or None.
-    Two kernels backward, because in one the compiler would keep all gI in float32 instead of computing them again.
+    Two kernels backward, because in one the compiler would keep all gI in float32 instead of computing them again. Plans
+    that differ only in what a kernel does not use share it.
     """
 
-    def __init__(self, plan: Plan, number: int) -> None:
-        p, ops = plan, _Arithmetic(plan)
-        Optional = Tensor | None
+    def __init__(self, plan: Plan) -> None:
+        seen = plan.surrogate if plan.smooth else Surrogate()
+        self.forward = _forward(replace(plan, learned=False, detach_reset=True, surrogate=seen))
+        self.sums = _sums(plan)
+        self.final = _final(replace(plan, learned=False))
 
-        def forward(x: Tensor, a: Optional, b: Optional, residual: Optional, k: Tensor) -> tuple[Tensor, Tensor | None]:
-            spikes, charged = [], []
-            v = k[INITIAL]
-            for t in range(p.T):
-                h = ops.charge(v, ops.current(x, a, b, residual, t), k)
-                s = ops.spike(h - k[THRESHOLD], k)
-                v = ops.store(ops.after(h, s, k), k)
-                spikes.append(s.to(x.dtype))
-                charged.append(h)
-            return torch.stack(spikes), torch.stack(charged) if p.membrane else None
 
-        def total(values: Tensor) -> Tensor:
-            if not p.norm:
-                return values.sum()
-            return values.sum(1).sum(0) if p.channels_last else values.sum(2).sum(0)
+_Optional = Tensor | None
 
-        def sums(
-            x: Tensor, a: Optional, b: Optional, residual: Optional, k: Tensor, g_spikes: Tensor, g_charged: Optional,
-            center: Optional,
-        ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-            # Over time first, element by element: then one reduction serves all steps.
-            g_currents, g_charges, before, currents = ops.gradients(x, a, b, residual, k, g_spikes, g_charged)
-            s = q = decay = gain = None
-            if center is not None:
-                c = ops.channel(center)
-                s = total(add(g_currents))
-                if p.encode:
-                    q = total(add(g_currents) * (ops.input(x, 0) - c))
-                else:
-                    q = total(add([g * (ops.input(x, t) - c) for t, g in enumerate(g_currents)]))
-            if p.learned:
-                decay = total(add([g * v for g, v in zip(g_charges, before, strict=True)]))
-                gain = total(add([g * i for g, i in zip(g_charges, currents, strict=True)]))
-            return s, q, decay, gain
 
-        def final(
-            x: Tensor, a: Optional, b: Optional, residual: Optional, k: Tensor, g_spikes: Tensor, g_charged: Optional,
-            center: Optional, k1: Optional, k2: Optional,
-        ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-            g_currents = ops.gradients(x, a, b, residual, k, g_spikes, g_charged)[0]
+@cache
+def _forward(p: Plan) -> Kernel:
+    ops = _Arithmetic(p)
 
-            def of_x(g: Tensor, t: int) -> Tensor:
-                if a is not None and center is not None and k1 is not None and k2 is not None:
-                    g = ops.channel(a) * g - ops.channel(k1) - ops.channel(k2) * (ops.input(x, t) - ops.channel(center))
-                return g.to(x.dtype)
+    def forward(x: Tensor, a: _Optional, b: _Optional, residual: _Optional, k: Tensor) -> tuple[Tensor, _Optional]:
+        spikes, charged = [], []
+        v = k[INITIAL]
+        for t in range(p.T):
+            h = ops.charge(v, ops.current(x, a, b, residual, t), k)
+            s = ops.spike(h - k[THRESHOLD], k)
+            v = ops.store(ops.after(h, s, k), k)
+            spikes.append(s.to(x.dtype))
+            charged.append(h)
+        return torch.stack(spikes), torch.stack(charged) if p.membrane else None
 
+    return Kernel(forward, f"spikes_{_forward.cache_info().currsize}")
+
+
+@cache
+def _sums(p: Plan) -> Kernel:
+    ops = _Arithmetic(p)
+
+    def total(values: Tensor) -> Tensor:
+        if not p.norm:
+            return values.sum()
+        return values.sum(1).sum(0) if p.channels_last else values.sum(2).sum(0)
+
+    def sums(
+        x: Tensor, a: _Optional, b: _Optional, residual: _Optional, k: Tensor, g_spikes: Tensor, g_charged: _Optional,
+        center: _Optional,
+    ) -> tuple[_Optional, _Optional, _Optional, _Optional]:  # fmt: skip
+        # Over time first, element by element: then one reduction serves all steps.
+        g_currents, g_charges, before, currents = ops.gradients(x, a, b, residual, k, g_spikes, g_charged)
+        s = q = decay = gain = None
+        if center is not None:
+            c = ops.channel(center)
+            s = total(add(g_currents))
             if p.encode:
-                gx = of_x(add(g_currents), 0)
+                q = total(add(g_currents) * (ops.input(x, 0) - c))
             else:
-                gx = torch.stack([of_x(g, t) for t, g in enumerate(g_currents)])  # cast each, then stack: twice as fast
-            return gx, torch.stack([g.to(residual.dtype) for g in g_currents]) if residual is not None else None
+                q = total(add([g * (ops.input(x, t) - c) for t, g in enumerate(g_currents)]))
+        if p.learned:
+            decay = total(add([g * v for g, v in zip(g_charges, before, strict=True)]))
+            gain = total(add([g * i for g, i in zip(g_charges, currents, strict=True)]))
+        return s, q, decay, gain
 
-        self.forward = Kernel(forward, f"spikes_{number}")
-        self.sums = Kernel(sums, f"gradient_sums_{number}")
-        self.final = Kernel(final, f"gradient_{number}")
+    return Kernel(sums, f"gradient_sums_{_sums.cache_info().currsize}")
+
+
+@cache
+def _final(p: Plan) -> Kernel:
+    ops = _Arithmetic(p)
+
+    def final(
+        x: Tensor, a: _Optional, b: _Optional, residual: _Optional, k: Tensor, g_spikes: Tensor, g_charged: _Optional,
+        center: _Optional, k1: _Optional, k2: _Optional,
+    ) -> tuple[Tensor, _Optional]:  # fmt: skip
+        g_currents = ops.gradients(x, a, b, residual, k, g_spikes, g_charged)[0]
+
+        def of_x(g: Tensor, t: int) -> Tensor:
+            if a is not None and center is not None and k1 is not None and k2 is not None:
+                g = ops.channel(a) * g - ops.channel(k1) - ops.channel(k2) * (ops.input(x, t) - ops.channel(center))
+            return g.to(x.dtype)
+
+        if p.encode:
+            gx = of_x(add(g_currents), 0)
+        else:
+            gx = torch.stack([of_x(g, t) for t, g in enumerate(g_currents)])  # cast each, then stack: twice as fast
+        return gx, torch.stack([g.to(residual.dtype) for g in g_currents]) if residual is not None else None
+
+    return Kernel(final, f"gradient_{_final.cache_info().currsize}")
 
 
 def add(values: list[Tensor]) -> Tensor:
@@ -261,7 +284,7 @@ def add(values: list[Tensor]) -> Tensor:
 @cache
 def kernels(plan: Plan) -> Kernels:
     """The kernels of a plan: made once, compiled when first called."""
-    return Kernels(plan, kernels.cache_info().currsize)
+    return Kernels(plan)
 
 
 statistics = {True: Kernel(moments, "moments_last"), False: Kernel(moments_first, "moments_first")}
