@@ -32,7 +32,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     if not path.exists():
         raise SpikedistillError(f"no file {path}")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise SpikedistillError(
@@ -43,7 +43,8 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
 def images(x: Any, where: str) -> Tensor:
     """Images (N, H, W), (N, H, W, C) or (N, C, H, W), or frames (N, F, C, H, W), as uint8 or float32 (N, [F,] C, H, W).
 
-    Of four axes the last is taken for channels if it has 1 to 4 entries, else the second. Integers are 0..255, floats
+    Of four axes the last is taken for channels if it has 1 to 4 entries (and the second does not stand before a
+    square), else the second. Integers are 0..255, floats
     0..1; frames are counts, not below zero.
     """
     array = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
@@ -51,7 +52,7 @@ def images(x: Any, where: str) -> Tensor:
         raise SpikedistillError(f"{where}: found numbers of type {array.dtype}; give uint8 or float32")
     if array.ndim == 3:
         array = array[:, None]
-    elif array.ndim == 4 and array.shape[-1] <= 4:
+    elif array.ndim == 4 and array.shape[-1] <= 4 and not (array.shape[1] <= 4 and array.shape[2] == array.shape[3]):
         array = array.transpose(0, 3, 1, 2)
     elif array.ndim not in (4, 5):
         raise SpikedistillError(
