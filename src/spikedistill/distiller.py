@@ -50,7 +50,9 @@ class Distiller(nn.Module):
         if needing and teacher is None:
             raise SpikedistillError(f"objective {needing[0]!r} needs a teacher, and none was given")
         if teacher is student:
-            raise SpikedistillError("student and teacher are the same module; give the teacher as copy.deepcopy(student)")
+            raise SpikedistillError(
+                "student and teacher are the same module; give the teacher as copy.deepcopy(student)"
+            )
         self.objectives = nn.ModuleDict({o.name: o for o in built})
         self._teacher = [teacher] if teacher is not None else []  # in a list: not a submodule, not in the state dict
         if teacher is not None:
@@ -115,7 +117,7 @@ class Distiller(nn.Module):
             with torch.random.fork_rng(devices=devices):
                 seed_everything(seed, "adapters", term.name)
                 term.setup(given)
-            term.to(x.device, x.dtype if x.is_floating_point() else None)
+            term.to(x.device, _wide(logits).dtype)
         return self
 
     def _own_steps(self, logits: Tensor) -> int:

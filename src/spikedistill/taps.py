@@ -3,8 +3,9 @@
 Grammar: ``path[#k][@what]``. ``k``: call of a reused module, from 0. ``what``: nothing (the module's output), ``input``,
 ``spikes``, ``membrane`` (charged, before the spike is drawn), ``current`` (what charges: after norm and residual).
 Aliases: ``logits``; ``stage1``, ``stage2`` ...; ``before_head`` (input of the last global pool, else of the last linear
-layer); ``pooled`` (output of the last global pool). ``*@what`` is every neuron layer. Captures are ``(T, N, ...)``; an
-ANN's T is 1 on images and the number of frames on frames.
+layer); ``pooled`` (output of the last global pool). Several places at once: ``stages``; ``*@what``, every neuron layer;
+``*``, the output of every neuron layer (in an ANN: of every ReLU); ``*@input``, what enters every convolution and linear
+layer. Captures are ``(T, N, ...)``; an ANN's T is 1 on images and the number of frames on frames.
 """
 
 import re
@@ -99,8 +100,10 @@ def resolve(network: nn.Module, text: str, example: Tensor | None = None) -> lis
     if what not in (*INSIDES, "output", "input"):
         raise SpikedistillError(f"tap {text!r}: unknown '@{what}'; {nearest(what, [*INSIDES, 'input', 'output'])}")
     if path == "*":
-        return _every_neuron(network, what, text, example)
+        return _every(network, what, text, example)
     modules = dict(network.named_modules())
+    if path == "stages" and path not in modules:
+        return stages(network, example)
     path = str(getattr(network, "aliases", {}).get(path, path))
     if path.endswith(".neuron") and isinstance(modules.get(path[: -len(".neuron")]), NormNeuron):
         path = path[: -len(".neuron")]
@@ -125,14 +128,21 @@ def _check_inside(module: nn.Module, what: str, text: str) -> None:
         )
 
 
-def _every_neuron(network: nn.Module, what: str, text: str, example: Tensor | None) -> list[Tap]:
-    paths = neuron_paths(network)
+def _every(network: nn.Module, what: str, text: str, example: Tensor | None) -> list[Tap]:
+    if what == "input":
+        paths = [p for p, m in network.named_modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear)]
+    else:
+        paths = neuron_paths(network)
+    if not paths and what == "output":
+        inside = {f"{path}.neuron" for path, m in network.named_modules() if isinstance(m, NormNeuron)}
+        paths = [p for p, m in network.named_modules() if isinstance(m, nn.ReLU | NormNeuron) and p not in inside]
     if not paths:
-        raise SpikedistillError(f"tap {text!r}: the network has no spiking neuron layers (an ANN cannot be used here)")
+        wanted = "convolutions or linear layers" if what == "input" else "spiking neuron layers"
+        raise SpikedistillError(f"tap {text!r}: the network has no {wanted} (an ANN has no insides of neurons)")
     if example is None and network not in _GRAPHS:
         return [Tap(path, 0, what) for path in paths]
-    spiking = set(paths)
-    nodes = [n for n in graph_of(network, example) if n.path in spiking]
+    wanted_paths = set(paths)
+    nodes = [n for n in graph_of(network, example) if n.path in wanted_paths]
     return [Tap(n.path or "", n.call, what) for n in nodes]
 
 

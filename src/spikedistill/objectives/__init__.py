@@ -1,17 +1,56 @@
 """Objectives: one term of the training loss each; one paper, one file."""
 
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import Any
 
 from ..errors import SpikedistillError, nearest
 from ..typed import checked
+from .activity import ActivityRegularization, LogitsRegularization
+from .attention import AttentionTransfer
 from .base import Objective, Schedule, Setup, View, type_name
-from .logits import CrossEntropy, LogitDistillation, TemporalEfficientTraining
+from .blurred import BlurredFeature
+from .energy import EnergyRegularization
+from .entropy import EntropyRegularization
+from .features import FeatureDistillation
+from .full_range import FullRangeDistillation
+from .logits import CrossEntropy, LogitDistillation
 from .membrane import MembraneDistillation
+from .sastc import SpatioTemporalCalibration
+from .self_distillation import SpatialSelfDistillation, TemporalSelfDistillation
+from .spike_count import SpikeCount
+from .strong_weak import StrongWeakDistillation
+from .temporal_consistency import TemporalConsistency
+from .temporal_knowledge_sharing import TemporalKnowledgeSharing
+from .tet import TemporalEfficientTraining
+from .weighted_soft_labels import WeightedSoftLabels
 
 TYPES: dict[str, type[Objective]] = {
-    type_name(cls): cls for cls in (CrossEntropy, TemporalEfficientTraining, LogitDistillation, MembraneDistillation)
+    type_name(cls): cls
+    for cls in (
+        CrossEntropy,
+        TemporalEfficientTraining,
+        LogitDistillation,
+        WeightedSoftLabels,
+        FullRangeDistillation,
+        EntropyRegularization,
+        TemporalConsistency,
+        TemporalKnowledgeSharing,
+        AttentionTransfer,
+        BlurredFeature,
+        FeatureDistillation,
+        SpatioTemporalCalibration,
+        MembraneDistillation,
+        TemporalSelfDistillation,
+        SpatialSelfDistillation,
+        StrongWeakDistillation,
+        ActivityRegularization,
+        LogitsRegularization,
+        EnergyRegularization,
+        SpikeCount,
+    )
 }
+TYPES |= {entry.name: entry.load() for entry in entry_points(group="spikedistill.objectives")}
 
 
 def build(options: "Mapping[str, Any] | Objective", where: str = "objective") -> Objective:
@@ -25,4 +64,31 @@ def build(options: "Mapping[str, Any] | Objective", where: str = "objective") ->
     return TYPES[kind](**checked(TYPES[kind], given, where))
 
 
-__all__ = ["TYPES", "Objective", "Schedule", "Setup", "View", "build", *(cls.__name__ for cls in TYPES.values())]
+__all__ = [
+    "TYPES",
+    "ActivityRegularization",
+    "AttentionTransfer",
+    "BlurredFeature",
+    "CrossEntropy",
+    "EnergyRegularization",
+    "EntropyRegularization",
+    "FeatureDistillation",
+    "FullRangeDistillation",
+    "LogitDistillation",
+    "LogitsRegularization",
+    "MembraneDistillation",
+    "Objective",
+    "Schedule",
+    "Setup",
+    "SpatialSelfDistillation",
+    "SpatioTemporalCalibration",
+    "SpikeCount",
+    "StrongWeakDistillation",
+    "TemporalConsistency",
+    "TemporalEfficientTraining",
+    "TemporalKnowledgeSharing",
+    "TemporalSelfDistillation",
+    "View",
+    "WeightedSoftLabels",
+    "build",
+]

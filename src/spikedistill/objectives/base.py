@@ -55,8 +55,9 @@ def schedule(weight: Weight) -> Schedule:
 class Setup:
     """What an objective is given once, before training, to build its adapters.
 
-    ``student`` and ``teacher`` hold captures of one batch at their shapes; the networks themselves are there for
-    objectives that price a network's structure.
+    ``student`` and ``teacher`` hold captures of two samples at their shapes; the networks themselves are there for
+    objectives that price a network's structure. ``batch_size``: of the batch that training uses. ``time_steps``: the
+    student's own T.
     """
 
     x: Tensor
@@ -66,14 +67,17 @@ class Setup:
     teacher: Captures | None
     logits: Tensor
     teacher_logits: Tensor | None
+    batch_size: int
+    time_steps: int
 
 
 @dataclass
 class View:
     """What an objective sees at each step.
 
-    Shapes: ``logits`` (T, N, K) of the student, ``teacher_logits`` (T', N, K), ``target`` (N,) class numbers or (N, K)
-    probabilities; captures ``(T, N, ...)``. ``progress``: 0 at the start of training, 1 at its end.
+    Shape: ``logits`` (T, N, K) of the student, ``teacher_logits`` (T', N, K), ``target`` (N,) class numbers or (N, K)
+    probabilities; captures ``(T, N, ...)``. ``progress``: 0 at the start of training, 1 at its end. ``time_steps``: the
+    student's own T, less than the T of ``logits`` only for an objective that asked for a longer simulation.
     """
 
     student: Captures
@@ -82,6 +86,7 @@ class View:
     logits: Tensor
     teacher_logits: Tensor | None
     progress: float = 0.0
+    time_steps: int | None = None
 
     @property
     def mean_logits(self) -> Tensor:
@@ -99,9 +104,11 @@ class Objective(nn.Module):
     """One term of the loss. Subclasses declare what they read and give a scalar.
 
     ``student_taps``, ``teacher_taps``: taps as text. ``needs_teacher``: whether it cannot do without. ``time_steps``: a
-    longer simulation than the network's own, of which it then sees all steps. Adapters are built in ``setup``.
+    longer simulation than the network's own, of which it then sees all steps. ``cites``: keys of the papers in
+    ``citations.bib``. Adapters are built in ``setup``; they train with the student and are gone at inference.
     """
 
+    cites: tuple[str, ...] = ()
     needs_teacher: bool = False
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Objectives on logits: cross-entropy and the plain forms of logit distillation."""
+"""Cross-entropy, and the plain forms of logit distillation."""
 
 from typing import Literal
 
@@ -6,103 +6,114 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Objective, View, Weight, refuse
+from .base import Objective, Setup, View, Weight, refuse
+from .divergence import divergence
 
 
-def soft_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """``tau^2 KL(softmax(teacher/tau) || softmax(student/tau))``, mean over all but the last dimension (K)."""
-    log_p = F.log_softmax(teacher / temperature, -1)
-    log_q = F.log_softmax(student / temperature, -1)
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+def logits_of(view: View, tap: str) -> Tensor:
+    """Student logits (T, N, K): the network's own, or those of one head of several."""
+    return view.logits if tap == "logits" else view.student[tap]
+
+
+def checked_temperature(objective: Objective, temperature: float) -> float:
+    """The temperature; raises unless it is more than 0."""
+    if not temperature > 0:
+        raise refuse(objective, f"temperature must be more than 0, found {temperature}")
+    return temperature
+
+
+def check_logits(objective: Objective, setup: Setup) -> None:
+    """Refuse a teacher with another number of classes."""
+    assert setup.teacher_logits is not None
+    mine, theirs = setup.logits.shape[-1], setup.teacher_logits.shape[-1]
+    if mine != theirs:
+        raise refuse(objective, f"the student has {mine} classes and the teacher {theirs}; logits cannot be compared")
 
 
 class CrossEntropy(Objective):
     """Cross-entropy of the time-averaged logits: ``CE(mean_t z_t, y)``.
 
-    Shape: logits (T, N, K), target (N,) or (N, K). ``label_smoothing`` as torch's.
+    ``tap``: one head of a network with several (``class_head`` of the HDKD student); default: the network's logits.
+    ``label_smoothing`` as torch's; it is for class numbers, mixed-up targets are smooth already.
+
+    Shape: logits (T, N, K), target (N,) or (N, K).
 
     YAML: ``{type: cross_entropy, label_smoothing: 0.1}``
     """
 
-    def __init__(self, label_smoothing: float = 0.0, weight: Weight = 1.0, name: str | None = None) -> None:
+    def __init__(
+        self, label_smoothing: float = 0.0, tap: str = "logits", weight: Weight = 1.0, name: str | None = None
+    ) -> None:
         super().__init__(weight, name)
         if not 0 <= label_smoothing < 1:
             raise refuse(self, f"label_smoothing must be in [0, 1), found {label_smoothing}")
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.tap = label_smoothing, tap
+        self.student_taps = () if tap == "logits" else (tap,)
 
     def forward(self, view: View) -> Tensor:
-        return F.cross_entropy(view.mean_logits, view.target, label_smoothing=self.label_smoothing)
-
-
-class TemporalEfficientTraining(Objective):
-    """``(1 - lamb) mean_t CE(z_t, y) + lamb MSE(z, phi)``: the cross-entropy at each time step.
-
-    Deng et al., "Temporal efficient training of spiking neural network via gradient re-weighting", ICLR 2022; lamb is the
-    paper's lambda, phi the constant of its regulariser (the official code's ``means``, 1.0). The default lamb = 0 leaves the
-    regulariser out; the paper's lambda differs by data set.
-    Shape: logits (T, N, K), target (N,) or (N, K).
-
-    YAML: ``{type: temporal_efficient_training, lamb: 0.05}``
-    """
-
-    def __init__(
-        self,
-        lamb: float = 0.0,
-        phi: float = 1.0,
-        label_smoothing: float = 0.0,
-        weight: Weight = 1.0,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(weight, name)
-        if not 0 <= lamb <= 1:
-            raise refuse(self, f"lamb must be in [0, 1], found {lamb}")
-        self.lamb, self.phi, self.label_smoothing = lamb, phi, label_smoothing
-
-    def forward(self, view: View) -> Tensor:
-        loss = torch.stack(
-            [F.cross_entropy(z, view.target, label_smoothing=self.label_smoothing) for z in view.logits]
-        ).mean()
-        if not self.lamb:
-            return loss
-        return (1 - self.lamb) * loss + self.lamb * ((view.logits - self.phi) ** 2).mean()
+        z = logits_of(view, self.tap).mean(0)
+        return F.cross_entropy(z, view.target, label_smoothing=self.label_smoothing)
 
 
 class LogitDistillation(Objective):
-    """``tau^2 KL(softmax(z_teacher/tau) || softmax(z/tau))``: the teacher's soft labels.
+    """The teacher's soft labels: ``tau^2 KL(softmax(z_teacher/tau) || softmax(z/tau))``; ``hard``: its decisions.
 
-    Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", 2015. The (1 - alpha) CE + alpha KD of the
-    literature is written with the weights of the two objectives. ``over``: "mean" (time-averaged student logits), "step"
-    (each step's logits against the teacher's mean, averaged over T), "both" (their average). The teacher's logits are always
-    averaged over its own T. Default temperature 4 (common in the SNN literature; Hinton names no single value).
+    G. Hinton, O. Vinyals, J. Dean, "Distilling the knowledge in a neural network", 2015. The (1 - alpha) CE + alpha KD of
+    the literature is written with the weights of the two objectives. ``over``: "mean" (time-averaged student logits), "step"
+    (each step against the teacher's mean, averaged over T), "both" (the average of the two). The teacher's logits are always
+    averaged over its own T. Temperature 4 is our default: common in the SNN literature, Hinton names no single value.
+
+    ``hard``: ``CE(z, argmax z_teacher)``, and ``reduction: elements``: the divergence summed and divided by N*K instead of
+    N, on a head of its own (``tap``), are the forms of H. Touvron et al., "Training data-efficient image transformers &
+    distillation through attention", ICML 2021, used by HDKD.
+
     Shape: logits (T, N, K), teacher (T', N, K).
+
+    Raises: SpikedistillError when the numbers of classes differ.
 
     YAML: ``{type: logit_distillation, temperature: 4.0, over: mean, weight: 1.0}``
     """
 
+    cites: tuple[str, ...] = ("hinton2015distilling",)
     needs_teacher = True
 
     def __init__(
         self,
         temperature: float = 4.0,
         over: Literal["mean", "step", "both"] = "mean",
+        hard: bool = False,
+        reduction: Literal["batch", "elements"] = "batch",
+        tap: str = "logits",
         weight: Weight = 1.0,
         name: str | None = None,
     ) -> None:
         super().__init__(weight, name)
-        if not temperature > 0:
-            raise refuse(self, f"temperature must be more than 0, found {temperature}")
+        self.temperature = checked_temperature(self, temperature)
         if over not in ("mean", "step", "both"):
             raise refuse(self, f"over must be 'mean', 'step' or 'both', found {over!r}")
-        self.temperature, self.over = temperature, over
+        if reduction not in ("batch", "elements"):
+            raise refuse(self, f"reduction must be 'batch' or 'elements', found {reduction!r}")
+        self.over, self.hard, self.reduction, self.tap = over, hard, reduction, tap
+        self.student_taps = () if tap == "logits" else (tap,)
+        if hard or reduction == "elements" or tap != "logits":
+            self.cites = ("hinton2015distilling", "touvron2021deit")
+
+    def setup(self, setup: Setup) -> None:
+        """Check that both have the same classes."""
+        check_logits(self, setup)
 
     def forward(self, view: View) -> Tensor:
-        teacher = view.teacher_mean_logits
-        mean = soft_divergence(view.mean_logits, teacher, self.temperature) if self.over != "step" else None
-        step = (
-            soft_divergence(view.logits, teacher.expand_as(view.logits), self.temperature)
-            if self.over != "mean"
-            else None
-        )
-        if mean is not None and step is not None:
-            return (mean + step) / 2
-        return mean if mean is not None else step  # type: ignore[return-value]
+        z, teacher = logits_of(view, self.tap), view.teacher_mean_logits
+        parts = []
+        if self.over != "step":
+            parts.append(self.loss(z.mean(0), teacher))
+        if self.over != "mean":
+            parts.append(self.loss(z, teacher.expand_as(z)))
+        return torch.stack(parts).mean()
+
+    def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Distance of logits (..., K) from a teacher's of the same shape."""
+        if self.hard:
+            return F.cross_entropy(student.flatten(0, -2), teacher.flatten(0, -2).argmax(-1))
+        loss = self.temperature**2 * divergence(student, teacher, self.temperature)
+        return loss / student.shape[-1] if self.reduction == "elements" else loss

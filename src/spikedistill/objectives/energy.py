@@ -1,0 +1,137 @@
+"""The energy of synaptic operations as a loss."""
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..neurons import Neuron, NormNeuron
+from .base import Objective, Setup, View, Weight, refuse
+
+if TYPE_CHECKING:
+    from ..hardware.layer import Layer
+
+UNITS = {"pJ": 1.0, "nJ": 1e-3, "uJ": 1e-6}
+
+
+def reach(layer: "Layer") -> Tensor:
+    """Outputs of one group's channel that each input position of a convolution reaches, edges exact: (H, W)."""
+    axes = []
+    for n, m, kernel, stride, pad, dilation in zip(
+        layer.in_size, layer.positions, layer.kernel_size, layer.stride, layer.pads, layer.dilation
+    ):
+        count = torch.zeros(n, dtype=torch.float64)
+        for o in range(m):
+            for k in range(kernel):
+                i = o * stride - pad + k * dilation
+                if 0 <= i < n:
+                    count[i] += 1
+        axes.append(count)
+    return axes[0][:, None] * axes[1][None, :]
+
+
+def fan_out(layer: "Layer") -> Tensor:
+    """Outputs that an input value reaches, by position: (H, W), or a scalar for a linear layer."""
+    if layer.kind == "linear":
+        return torch.tensor(float(layer.out_channels), dtype=torch.float64)
+    return reach(layer) * (layer.out_channels / layer.groups)
+
+
+def connections(network: nn.Module, x: Tensor) -> dict[str, int]:
+    """By neuron layer (``path`` or ``path#k``): connections of the convolutions and linear layers that its spikes enter.
+
+    Poolings and additions on the way are passed through.
+    """
+    from ..hardware.workload import layers
+
+    found = {layer.name: layer for layer in layers(network, x)}
+    totals: dict[str, int] = {}
+    for layer in found.values():
+        if layer.kind not in ("conv", "linear"):
+            continue
+        before, seen = list(layer.inputs), set()
+        while before:
+            name = before.pop()
+            source = found.get(name)
+            if source is None or name in seen:
+                continue
+            seen.add(name)
+            if source.kind == "neuron":
+                key = name.removesuffix(".neuron") if _norm_neuron(network, name) else name
+                totals[key] = totals.get(key, 0) + layer.connections
+            elif source.kind in ("pool", "add"):
+                before += source.inputs
+    return totals
+
+
+def _norm_neuron(network: nn.Module, name: str) -> bool:
+    modules = dict(network.named_modules())
+    outer = modules.get(name.removesuffix(".neuron").partition("#")[0])
+    return isinstance(outer, NormNeuron) and isinstance(outer.neuron, Neuron)
+
+
+class EnergyRegularization(Objective):
+    """``E_MAC MACs + sum_l e_l sum_i s_l,i f_l,i``: the energy of the network's synaptic operations for one input.
+
+    s_l,i are the values that enter layer l (spikes; small integers cost as many accumulates as their value), f_l,i the outputs
+    that position i reaches, e_l the energy of one accumulate at the layer's bits; layers with real inputs cost their MACs, a
+    constant without gradient. The definition, kinds of inputs and costs are those of ``hardware.operations``, so that the
+    value is the ``energy_pj`` that the hardware report prints. Ours, not a paper's.
+
+    ``unit``: "relative" (default): divided by the energy if every input of every step were 1; or "pJ", "nJ", "uJ" for one
+    input and all of its T steps.
+
+    Shape: inputs of all convolutions and linear layers (T, N, ...).
+
+    Raises: SpikedistillError for a network in which no layer has spikes for its input.
+
+    YAML: ``{type: energy_regularization, weight: 0.1}``
+    """
+
+    student_taps = ("*@input",)
+
+    def __init__(
+        self,
+        unit: Literal["relative", "pJ", "nJ", "uJ"] = "relative",
+        weight: Weight = 1.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(weight, name)
+        if unit not in ("relative", *UNITS):
+            raise refuse(self, f"unit must be one of relative, {', '.join(UNITS)}, found {unit!r}")
+        self.unit = unit
+        self.constant = 0.0
+        self.scale = 1.0
+        self.costs: dict[str, Tensor] = {}
+
+    def setup(self, setup: Setup) -> None:
+        """Read the layers, their kinds of input and their costs."""
+        from ..hardware.operations import accumulate_energy, mac_energy
+        from ..hardware.workload import layers
+
+        captured = setup.student.all("*@input")
+        self.costs, self.constant, dense = {}, 0.0, 0.0
+        for layer in layers(setup.student_network, setup.x):
+            tap = f"{layer.name}@input"
+            if layer.kind not in ("conv", "linear") or tap not in captured:
+                continue
+            if layer.input_kind == "real":
+                self.constant += layer.macs * layer.runs * mac_energy(layer)
+                continue
+            x = captured[tap]
+            cost = fan_out(layer) * accumulate_energy(layer)
+            self.costs[tap] = (cost if layer.kind == "linear" or x.dim() == 5 else cost[:, 0]).to(x)
+            dense += layer.connections * layer.runs * accumulate_energy(layer)
+        if not self.costs:
+            raise refuse(self, "no convolution or linear layer of the student has spikes for its input (an ANN?)")
+        self.scale = 1 / (dense + self.constant) if self.unit == "relative" else UNITS[self.unit]
+
+    def forward(self, view: View) -> Tensor:
+        captured = view.student.all("*@input")
+        total = view.logits.new_tensor(self.constant)
+        for tap, cost in self.costs.items():
+            x = captured[tap]
+            if cost.device != x.device or cost.dtype != x.dtype:
+                cost = self.costs[tap] = cost.to(x)
+            total = total + (x * cost).sum() / x.shape[1]
+        return total * self.scale

@@ -1,0 +1,71 @@
+"""Full-range distillation: one student that is good at every number of time steps up to its own."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from .base import Objective, Setup, View, Weight, refuse
+from .divergence import soft_divergence
+from .logits import check_logits, checked_temperature
+
+
+def ensemble(logits: Tensor, target: Tensor, of: str = "all") -> Tensor:
+    """The mean of all steps' logits, or ("correct") of the steps that classify a sample correctly; (N, K).
+
+    A sample that no step classifies correctly has the logits 0, that is the uniform distribution, as in the official code.
+    """
+    if of == "all":
+        return logits.mean(0)
+    hard = target if target.dim() == 1 else target.argmax(-1)
+    right = (logits.argmax(-1) == hard).to(logits.dtype).unsqueeze(-1)
+    return (right * logits).sum(0) / (right.sum(0) + 1e-8)
+
+
+class FullRangeDistillation(Objective):
+    """``alpha mean_t KD(z_t, z_teacher) + beta mean_t KD(z_t, ensemble)``, KD the softened divergence times tau^2.
+
+    C. Yu et al., "Efficient logit-based knowledge distillation of deep spiking neural networks for full-range timestep
+    deployment", ICML 2025: each step is taught separately, by the teacher and by the ensemble of the student's own steps
+    (without gradient). Its cross-entropy term is ``temporal_efficient_training``. alpha = 0.2, beta = 0.5, tau = 3 are the
+    official code's. The two readings of "ensemble": "all" is the paper's, the mean over all steps; "correct" is the code's,
+    the mean over the steps that classify the sample correctly. With ``alpha: 0`` no teacher is needed.
+
+    Shape: logits (T, N, K), teacher (T', N, K), target (N,) or (N, K).
+
+    Raises: SpikedistillError when the numbers of classes differ.
+
+    YAML: ``{type: full_range_distillation, alpha: 0.2, beta: 0.5, temperature: 3.0, ensemble: all}``
+    """
+
+    cites = ("yu2025efficient",)
+
+    def __init__(
+        self,
+        alpha: float = 0.2,
+        beta: float = 0.5,
+        temperature: float = 3.0,
+        ensemble: Literal["all", "correct"] = "all",
+        weight: Weight = 1.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(weight, name)
+        if alpha < 0 or beta < 0:
+            raise refuse(self, f"alpha and beta must be at least 0, found {alpha} and {beta}")
+        if ensemble not in ("all", "correct"):
+            raise refuse(self, f"ensemble must be 'all' or 'correct', found {ensemble!r}")
+        self.alpha, self.beta, self.ensemble = alpha, beta, ensemble
+        self.temperature = checked_temperature(self, temperature)
+        self.needs_teacher = alpha > 0
+
+    def setup(self, setup: Setup) -> None:
+        """Check that both have the same classes."""
+        if self.needs_teacher:
+            check_logits(self, setup)
+
+    def forward(self, view: View) -> Tensor:
+        z = view.logits
+        own = ensemble(z.detach(), view.target, self.ensemble)
+        loss = self.beta * soft_divergence(z, own.expand_as(z), self.temperature)
+        if self.alpha > 0:
+            loss = loss + self.alpha * soft_divergence(z, view.teacher_mean_logits.expand_as(z), self.temperature)
+        return loss
