@@ -185,14 +185,14 @@ def _checked_steps(value: int | None) -> int | None:
 def _per_channel(value: float | Sequence[float] | None, default: float, channels: int, name: str) -> Tensor:
     if value is None:
         value = default
-    out = torch.as_tensor(value, dtype=torch.float32).flatten()
+    out = torch.as_tensor(value, dtype=torch.float32, device="cpu").flatten()  # values are looked at: not on "meta"
     if out.numel() == 1:
         out = out.expand(channels).clone()
     if out.numel() != channels:
         raise SpikedistillError(f"{name} has {out.numel()} values for {channels} input channels; give one per channel")
     if name == "std" and not bool((out > 0).all()):
         raise SpikedistillError(f"std must be more than 0, found {out.tolist()}")
-    return out
+    return out.to(torch.get_default_device())
 
 
 class Builder:

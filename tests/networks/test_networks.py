@@ -1,0 +1,258 @@
+"""All named networks: sizes, shapes, twins, equality with known references."""
+
+import pytest
+import torch
+from small_networks import NAMES, example, make
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spikedistill import networks
+from spikedistill.errors import SpikedistillError
+from spikedistill.networks import Network
+from spikedistill.neurons import IF, PLIF, Neuron, NormNeuron
+
+PARAMETERS = {  # millions; where the number comes from
+    ("resnet19", 10): 12.7,  # Zheng et al., AAAI 2021 and its followers
+    ("resnet20", 10): 0.27,  # He et al., CVPR 2016
+    ("resnet56", 10): 0.85,
+    ("resnet18", 1000): 11.69,  # torchvision
+    ("resnet34", 1000): 21.80,
+    ("resnet50", 1000): 25.56,
+    ("spikingformer_4_256", 10): 4.15,  # Zhou et al. 2023; heads of CIFAR-10
+    ("spikingformer_2_384", 10): 5.76,
+    ("spikingformer_4_384", 10): 9.32,
+    ("spikingformer_8_384", 1000): 16.81,
+    ("spikingformer_8_512", 1000): 29.68,
+    ("spikingformer_8_768", 1000): 66.34,
+    ("spikformer_4_384", 10): 9.32,
+    ("spikformer_2_256", 10): 2.57,
+}
+
+
+def count(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize(("name", "classes"), PARAMETERS)
+def test_parameters_are_the_papers(name: str, classes: int) -> None:
+    with torch.device("meta"):
+        network = networks.create(name, num_classes=classes, time_steps=None)
+    printed = PARAMETERS[name, classes]
+    digits = 1 if printed == 12.7 else 2
+    # Papers round or cut the last digit.
+    assert abs(count(network) / 1e6 - printed) < 10.0**-digits
+
+
+def test_parameters_of_hdkd_and_gesture() -> None:
+    teacher = count(networks.create("hdkd_teacher"))
+    student = count(networks.create("hdkd_student", num_classes=7, time_steps=None))
+    assert (round(teacher / 1e6, 2), round(student / 1e6, 2)) == (3.95, 3.73)
+    assert count(networks.create("dvs_gesture_cnn")) == 25_504
+
+
+def test_parameters_of_the_wide_event_network() -> None:
+    def block(c: int) -> int:
+        return 2 * (9 * c * c + 2 * c)
+
+    expected = (2 * 64 + 128) + 4 * block(64) + (64 * 128 + 256) + 3 * block(128) + 128 * 10 + 10
+    neurons = 2 + 7 * 2  # PLIF: one w a layer
+    assert count(networks.create("sew_7b_wide")) == expected + neurons
+
+
+def test_parameters_of_the_audio_network() -> None:
+    c = 64
+    expected = 10 * c * 7 + 2 * c + 3 * 2 * (3 * c * c + 2 * c) + 35 * c + 35
+    assert count(networks.create("sresnet8", features=10)) == expected
+    assert count(networks.create("sresnet8", in_channels=10)) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_of_network_and_twin(name: str) -> None:
+    x = example(name)
+    snn, ann = make(name, time_steps=4), make(name, time_steps=None)
+    assert snn(x).shape == (4, 2, 5)
+    assert snn.predict(x).shape == (2, 5)
+    assert ann(x).shape == (2, 5)
+    assert ann.predict(x).shape == (2, 5)
+    modules = dict(snn.named_modules())
+    assert snn.stage_paths()
+    assert set(snn.stage_paths()) | {snn.head_path} <= set(modules)
+    assert snn.stage_paths() == ann.stage_paths()
+    assert not any(isinstance(m, Neuron) for m in ann.modules())
+    assert not any(isinstance(m, nn.ReLU | nn.GELU) for m in snn.modules())
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith("hdkd")])
+def test_twin_has_the_same_parameters(name: str) -> None:
+    snn = {k: v.shape for k, v in make(name).state_dict().items() if not k.endswith("neuron.w")}
+    ann = {k: v.shape for k, v in make(name, time_steps=None).state_dict().items()}
+    assert snn == ann
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("time_steps", [2, None])
+def test_two_steps_of_training(name: str, time_steps: int | None) -> None:
+    torch.manual_seed(1)
+    network = make(name, time_steps=time_steps, neuron={"type": "if", "threshold": 0.3} if time_steps else None)
+    x, y = example(name, 4), torch.tensor([0, 1, 2, 3])
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    losses = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network.predict(x), y)
+        loss.backward()
+        losses.append(float(loss.detach()))
+        optimizer.step()
+    gradients = [p.grad for p in network.parameters()]
+    assert all(g is not None and bool(torch.isfinite(g).all()) for g in gradients)
+    assert sum(bool((g != 0).any()) for g in gradients if g is not None) > 0.95 * len(gradients)
+    assert losses[0] != losses[1]
+
+
+class PlainVGG(nn.Module):
+    """The ANN that vgg5 should be, written with torch's own modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for c_in, c, pool in ((3, 8, True), (8, 16, False), (16, 16, True)):
+            layers += [nn.Conv2d(c_in, c, 3, padding=1, bias=False), nn.BatchNorm2d(c), nn.ReLU()]
+            layers += [nn.MaxPool2d(2)] if pool else []
+        self.layers, self.fc = nn.Sequential(*layers), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layers(x).mean((2, 3)))
+
+
+def test_twin_is_a_batch_norm_network_in_training_and_eval() -> None:
+    twin, plain = make("vgg5", time_steps=None), PlainVGG()
+    plain.load_state_dict(dict(zip(plain.state_dict(), list(twin.state_dict().values())[2:], strict=True)))
+    for _ in range(2):
+        x = torch.rand(4, 3, 8, 8)
+        torch.testing.assert_close(twin(x), plain(x), rtol=1e-5, atol=1e-6)
+    twin.eval(), plain.eval()
+    torch.testing.assert_close(twin(x), plain(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_twin_equals_torchvision(name: str) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    theirs = getattr(torchvision.models, name)(num_classes=7).eval()
+    ours = networks.create(name, num_classes=7, time_steps=None).eval()
+    missing = ours.load_state_dict(theirs.state_dict(), strict=False)
+    assert missing.missing_keys == ["mean", "std"]
+    assert not missing.unexpected_keys
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+def test_logic_on_spikes_has_no_twin() -> None:
+    for connect in ("and", "IAND"):
+        assert networks.create("sew_resnet20", connect=connect, width=0.25)(torch.rand(1, 3, 8, 8)).shape == (4, 1, 10)
+        with pytest.raises(SpikedistillError, match="no ANN twin"):
+            networks.create("sew_resnet20", connect=connect, time_steps=None)
+    for name in ("sew_resnet20", "sew_7b_wide"):
+        with pytest.raises(SpikedistillError, match="add, and, iand"):
+            networks.create(name, connect="xor")
+
+
+@pytest.mark.parametrize("name", ["vgg5", "resnet20", "ms_resnet20", "spikingformer_4_256", "sresnet8"])
+def test_spiking_head_gives_spikes(name: str) -> None:
+    out = make(name, head="spiking", neuron={"type": "if", "threshold": 0.1})(example(name))
+    assert set(out.unique().tolist()) <= {0.0, 1.0}
+    assert out.sum() > 0
+
+
+@pytest.mark.parametrize("name", ["conv6", "resnet20", "spikformer_4_256", "hdkd_student"])
+@pytest.mark.parametrize("channels", [1, 6])
+def test_any_number_of_input_channels(name: str, channels: int) -> None:
+    network = make(name, in_channels=channels, mean=[0.5] * channels, std=0.25)
+    assert network(torch.rand(1, channels, 16, 16)).shape == (4, 1, 5)
+
+
+def test_width_scales_the_channels() -> None:
+    wide, narrow = networks.create("vgg9"), networks.create("vgg9", width=0.25)
+    pairs = [
+        (a.out_channels, b.out_channels)
+        for a, b in zip(wide.modules(), narrow.modules())
+        if isinstance(a, nn.Conv2d) and isinstance(b, nn.Conv2d)
+    ]
+    assert len(pairs) == 7
+    assert all(a == 4 * b for a, b in pairs)
+
+
+def test_svgg11_is_the_official_configuration() -> None:
+    network = networks.create("svgg11")
+    convs = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert [m.out_channels for m in convs] == [64, 128, 256, 256, 512, 512, 512, 512]
+    assert [m.stride[0] for m in convs] == [2, 2, 1, 2, 1, 2, 1, 2]
+    assert [m.out_features for m in network.modules() if isinstance(m, nn.Linear)] == [512, 512, 10]
+    neurons = [m for m in network.modules() if isinstance(m, Neuron)]
+    assert len(neurons) == 10
+    assert {(n.decay, n.threshold, n.reset) for n in neurons} == {(0.5, 1.0, "soft")}
+
+
+def test_neurons_are_copied_per_site() -> None:
+    network = networks.create("vgg5", neuron=PLIF(init_tau=3.0), time_steps=2)
+    neurons = [m for m in network.modules() if isinstance(m, PLIF)]
+    assert len(neurons) == 3
+    assert len({id(n.w) for n in neurons}) == 3
+    assert all(n.init_tau == 3.0 and n.time_steps == 2 for n in neurons)
+
+
+def test_ms_neuron_is_the_papers() -> None:
+    neurons = [m for m in networks.create("ms_resnet20").modules() if isinstance(m, Neuron)]
+    assert {(n.decay, n.gain, n.threshold, n.surrogate.name) for n in neurons} == {(0.25, 1.0, 0.5, "rectangle")}
+
+
+def test_norms_start_at_the_threshold() -> None:
+    network = networks.create("resnet20", neuron=IF(threshold=0.5))
+    norms = [m for m in network.modules() if isinstance(m, NormNeuron)]
+    assert len(norms) == 19
+    assert all(bool((m.weight == 0.5).all()) for m in norms)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"name": "resnet91"}, "resnet19"),
+        ({"name": "vgg9", "poling": "max"}, "pooling"),
+        ({"name": "vgg9", "pooling": "sum"}, "'avg'"),
+        ({"name": "resnet18", "stem": "tiny"}, "imagenet"),
+        ({"name": "resnet50", "shortcut": "pad"}, "bottlenecks"),
+        ({"name": "resnet18", "head": "conv"}, "spiking"),
+        ({"name": "vgg9", "encoding": "rate"}, "poisson|latency|direct"),
+        ({"name": "vgg9", "encoding": "poisson", "mean": 0.5}, "leave mean 0"),
+        ({"name": "vgg9", "encoding": "poisson", "input": "frames"}, "already"),
+        ({"name": "vgg9", "input": "video"}, "frames"),
+        ({"name": "vgg9", "time_steps": 0}, "from 1"),
+        ({"name": "vgg9", "std": 0.0}, "more than 0"),
+        ({"name": "vgg9", "mean": [0.1, 0.2]}, "3 input channels"),
+        ({"name": "spikformer_4_384", "downsampling": "avg"}, "original"),
+        ({"name": "spikformer_4_384", "pools": 5}, "0 to 4"),
+        ({"name": "sresnet8", "dims": 3}, "1 or 2"),
+        ({"name": "sresnet8", "dims": 2, "features": 10}, "dims=1"),
+        ({"name": "dvs_gesture_cnn", "image_size": 4}, "at least 9"),
+    ],
+)
+def test_wrong_options_are_refused_in_words(given: dict, words: str) -> None:
+    name = given.pop("name")
+    with pytest.raises(SpikedistillError, match=words):
+        networks.create(name, **given)
+
+
+def test_frames_too_small_are_refused_in_words() -> None:
+    with pytest.raises(SpikedistillError, match="pools to at most 5"):
+        networks.create("sew_7b_wide")(torch.zeros(1, 4, 2, 48, 48))
+    with pytest.raises(SpikedistillError, match="image_size"):
+        networks.create("dvs_gesture_cnn")(torch.zeros(1, 4, 2, 48, 48))
+
+
+def test_config_remakes_the_network() -> None:
+    first = networks.create("vgg5", width=0.125, neuron=IF(threshold=0.5), time_steps=3, mean=(0.1, 0.2, 0.3))
+    again = networks.create(first.config["name"], **first.config["options"])
+    assert isinstance(again, Network)
+    again.load_state_dict(first.state_dict())
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(first.eval()(x), again.eval()(x))
