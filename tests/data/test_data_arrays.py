@@ -164,6 +164,23 @@ def test_a_batch_file_cannot_run_code(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_torchvisions_mnist_folder(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    x = {role: generator.integers(0, 256, (n, 28, 28)).astype(np.uint8) for role, n in (("train", 20), ("t10k", 10))}
+    for role, images in x.items():
+        head = np.asarray([2051, len(images), 28, 28], ">u4").tobytes()
+        (raw / f"{role}-images-idx3-ubyte").write_bytes(head + images.tobytes())
+        labels = (np.arange(len(images)) % 10).astype(np.uint8)
+        head = np.asarray([2049, len(images)], ">u4").tobytes()
+        (raw / f"{role}-labels-idx1-ubyte").write_bytes(head + labels.tobytes())
+    d = data.open(DataConfig(name="mnist", root=tmp_path, validation=0.0))
+    seen = next(d.batches("test", 10))[0]
+    assert torch.equal((seen[:, 0] * 255).round().to(torch.uint8), torch.from_numpy(x["t10k"]))
+    assert d.labels("train").tolist() == list(range(10)) * 2
+
+
 def test_absent_sets_say_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(SpikedistillError, match=r"no mnist in .*download"):
         data.open(DataConfig(name="mnist", root=tmp_path))

@@ -149,6 +149,14 @@ def test_size_resizes_and_frames_are_counts() -> None:
     assert torch.equal(next(d.batches("train", 18, train=True))[0].round(), next(d.batches("train", 18, train=True))[0])
 
 
+def test_frames_have_to_fit_the_time_steps() -> None:
+    x, y = np.zeros((4, 4, 2, 5, 6), np.uint8), np.arange(4) % 2
+    found = {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
+    assert data.from_arrays(found, DataConfig(validation=0.0), (2, 4)).info.frames == 4
+    with pytest.raises(SpikedistillError, match="has 4 frames; the time steps need a multiple of 6"):
+        data.from_arrays(found, DataConfig(validation=0.0), (2, 3))
+
+
 def test_recordings_are_never_cut() -> None:
     rec = np.repeat(np.arange(10), 5)
     x = {**arrays(), "y_train": rec % 2, "y_test": np.arange(10) % 2, "group_train": rec}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spikedistill.data import arrays, frames
+from spikedistill.data import arrays, cache
 from spikedistill.data.config import DataConfig, FramesConfig
 from spikedistill.data.event_files import Events, read_aedat2, read_aedat3, read_bin, read_gesture_labels
 from spikedistill.data.frames import EventSet, framed
@@ -73,14 +73,14 @@ def files_digest(paths: Sequence[Path], config: FramesConfig) -> str:
     unique = list(dict.fromkeys(paths))
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in unique]
     listing = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
-    note = frames.cache_folder(config) / "digests" / listing
+    note = cache.folder(config.cache) / "digests" / listing
     if note.exists():
         return note.read_text()
     state = hashlib.sha256()
     for path in unique:
         state.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(state.hexdigest())
+    with cache.written(note) as part:
+        part.write_text(state.hexdigest())
     return state.hexdigest()
 
 

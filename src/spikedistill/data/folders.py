@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikedistill.data import splits
-from spikedistill.data.config import DataConfig, FramesConfig, augmentation
-from spikedistill.data.frames import cache_folder
+from spikedistill.data import cache, splits
+from spikedistill.data.config import DataConfig, augmentation
 from spikedistill.data.images import from_arrays_file, npz_in
 from spikedistill.data.stores import Labels, Memory, Part, Source
 from spikedistill.errors import SpikedistillError
@@ -88,15 +86,12 @@ def loaded(files: Files) -> Memory:
     """All images decoded into one array, kept in the cache under the files' names, sizes and times of change."""
     listing = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.paths]
     key = hashlib.sha256(json.dumps([listing, files.size, files.centre]).encode()).hexdigest()
-    path = cache_folder(FramesConfig()) / "images" / f"{key}.npy"
+    path = cache.folder() / "images" / f"{key}.npy"
     if not path.exists():
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             decoded = np.stack([image.numpy() for image in pool.map(files.image, files.paths)])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        with os.fdopen(handle, "wb") as file:
+        with cache.written(path) as part, part.open("wb") as file:
             np.save(file, decoded)
-        os.replace(name, path)
     return Memory(torch.from_numpy(np.load(path)))
 
 

@@ -5,8 +5,6 @@ The cache holds whole official parts; validation is cut when a set is opened, so
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from spikedistill.data import cache
 from spikedistill.data.config import FramesConfig
 from spikedistill.data.event_files import Events
 from spikedistill.data.stores import Mapped, Memory, Store
@@ -35,11 +34,6 @@ class EventSet(Protocol):
 
     def fingerprint(self) -> str:
         """sha256 of the content of all samples."""
-
-
-def cache_folder(config: FramesConfig) -> Path:
-    """Where frames are kept: ``data.frames.cache``, else SPIKEDISTILL_CACHE, else ~/.cache/spikedistill."""
-    return config.cache or Path(os.environ.get("SPIKEDISTILL_CACHE", Path.home() / ".cache" / "spikedistill"))
 
 
 def frame_shape(number: int, sensor: tuple[int, int], config: FramesConfig) -> tuple[int, int, int, int]:
@@ -98,7 +92,7 @@ def framed(recordings: EventSet, number: int, config: FramesConfig) -> Store:
     settings = config.model_dump(mode="json", exclude={"cache", "number"})
     words = json.dumps([VERSION, content, number, list(recordings.sensor_size), settings], sort_keys=True)
     key = hashlib.sha256(words.encode()).hexdigest()
-    path = cache_folder(config) / "frames" / f"{key}.npy"
+    path = cache.folder(config.cache) / "frames" / f"{key}.npy"
     if not path.exists():
         _write(recordings, number, config, path)
     array = np.load(path, mmap_mode="r")
@@ -108,24 +102,14 @@ def framed(recordings: EventSet, number: int, config: FramesConfig) -> Store:
 
 
 def _write(recordings: EventSet, number: int, config: FramesConfig, path: Path) -> None:
-    """Bin into a temporary file with the smallest integers that hold every count, then rename."""
+    """Bin with the smallest integers that hold every count."""
     shape = (len(recordings), *frame_shape(number, recordings.sensor_size, config))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    except OSError as error:
-        raise SpikedistillError(f"cannot write frames to {path.parent} ({error}); set data.frames.cache") from error
-    os.close(handle)
-    try:
+    with cache.written(path) as part:
         for kind in (np.uint8, np.uint16, np.uint32):
-            out = np.lib.format.open_memmap(name, mode="w+", dtype=kind, shape=shape)
+            out = np.lib.format.open_memmap(part, mode="w+", dtype=kind, shape=shape)
             if _fill(out, recordings, number, config):
                 break
         out.flush()
-        del out
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _fill(out: NDArray[np.unsignedinteger], recordings: EventSet, number: int, config: FramesConfig) -> bool:

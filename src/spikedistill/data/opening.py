@@ -50,12 +50,14 @@ def open(config: DataConfig | None = None, time_steps: Sequence[int] = (4,)) -> 
     return assemble(read(config, frames), config, frames)
 
 
-def from_arrays(data: Mapping[str, Any] | object, config: DataConfig | None = None) -> Data:
+def from_arrays(
+    data: Mapping[str, Any] | object, config: DataConfig | None = None, time_steps: Sequence[int] = (1,)
+) -> Data:
     """A data set from arrays: a mapping, or an object with these attributes.
 
     ``x_train, y_train, x_test, y_test``, and, where wanted, ``x_validation, y_validation, class_names, name,
     group_train`` (recordings, of which validation takes whole ones). ``config`` says the rest (validation,
-    augmentation, ...); its ``name`` brings no default augmentation here unless given.
+    augmentation, ...). Frames have to be as many as a multiple of all ``time_steps``.
 
     Shape: images (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or float in [0, 1]; frames (N, F, C, H, W); labels (N,).
     """
@@ -67,7 +69,7 @@ def from_arrays(data: Mapping[str, Any] | object, config: DataConfig | None = No
         config = DataConfig(name="arrays")
     if source.train.groups is not None and config.group is None:
         config = config.model_copy(update={"group": "group_train"})
-    return assemble(source, config, None)
+    return assemble(source, config, math.lcm(*time_steps))
 
 
 def from_events(
@@ -87,14 +89,16 @@ def from_events(
     return assemble(events.from_objects(train, test, sensor_size, number, config, class_names), config, number)
 
 
-def assemble(source: Source, config: DataConfig, frames: int | None) -> Data:
+def assemble(source: Source, config: DataConfig, frames: int) -> Data:
     """Cut the splits (never by the run's seed), measure mean and std, hash."""
     if config.size and source.kind == "image":
         source = _resized(source, config.size)
     pieces = _cut(source, config)
     shape = source.train.store.shape
-    if source.kind == "frames" and frames and shape[0] % frames:
-        raise SpikedistillError(f"data set {source.name!r} has {shape[0]} frames; the time steps need {frames}")
+    if source.kind == "frames" and shape[0] % frames:
+        raise SpikedistillError(
+            f"data set {source.name!r} has {shape[0]} frames; the time steps need a multiple of {frames}"
+        )
     channels = shape[-3]
     mean, std = _statistics(source, pieces["train"], channels)
     for given, name in ((config.mean, "mean"), (config.std, "std")):
