@@ -1,8 +1,74 @@
-"""Papers behind a recipe."""
+"""The papers behind a recipe, as BibTeX."""
 
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
+from . import objectives
+from .errors import SpikedistillError, nearest
 
-def citations(recipe: Any) -> list[str]:
-    """BibTeX entries of the papers that a recipe uses."""
-    return []
+# Beginnings of network names, longest first where one begins another.
+NETWORKS: dict[str, tuple[str, ...]] = {
+    "sew_": ("fang2021deep",),
+    "ms_": ("hu2024advancing",),
+    "resnet19": ("zheng2021going",),
+    "resnet": ("he2016deep",),
+    "svgg11": ("louis2024reducing",),
+    "sresnet8": ("lemaire2022analytical",),
+    "vgg": ("simonyan2015very",),
+    "spikformer": ("zhou2023spikformer",),
+    "spikingformer": ("zhou2023spikingformer",),
+    "hdkd": ("elassiouti2024hdkd",),
+}
+
+
+@cache
+def entries() -> dict[str, str]:
+    """All known papers: key to BibTeX entry."""
+    text = files("spikedistill").joinpath("citations.bib").read_text(encoding="utf-8")
+    found = re.findall(r"^@\w+\{([^,]+),.*?^\}$", text, re.M | re.S)
+    bodies = re.findall(r"^@\w+\{[^,]+,.*?^\}$", text, re.M | re.S)
+    return dict(zip(found, bodies))
+
+
+def keys_of(recipe: Any) -> list[str]:
+    """Keys of the papers that a checked recipe rests on: its own, its objectives', networks' and quantizers'."""
+    keys: list[str] = list(recipe.paper)
+    for stage in recipe.stages:
+        for options in stage.objectives:
+            keys += objectives.build(options).cites
+        keys += _network_keys(str((stage.network or {}).get("name", "")))
+        if stage.init is not None and stage.init.method == "threshold_balancing":
+            keys.append("diehl2015fast")
+        if (stage.quantize or {}).get("scheme") == "mint":
+            keys.append("yin2024mint")
+    if "spikesim" in recipe.hardware:
+        keys.append("moitra2023spikesim")
+    return list(dict.fromkeys(keys))
+
+
+def _network_keys(name: str) -> tuple[str, ...]:
+    return next((keys for start, keys in NETWORKS.items() if name.startswith(start)), ())
+
+
+def citations(of: "str | Path | Mapping[str, Any] | Iterable[str] | Any") -> list[str]:
+    """BibTeX entries of a recipe (shipped name, file, mapping or checked recipe), or of names of objectives or papers.
+
+    ``citations("bkdsnn-cifar10")``, ``citations(["blurred_feature", "fang2021deep"])``. Raises for a name that is neither.
+    """
+    known = entries()
+    if isinstance(of, str) and (of in objectives.TYPES or of in known):
+        of = [of]
+    if isinstance(of, str | Path | Mapping) or hasattr(of, "stages"):
+        from .recipe import load
+
+        keys = keys_of(of if hasattr(of, "stages") else load(of))
+    else:
+        keys = [key for name in of for key in (objectives.TYPES[name].cites if name in objectives.TYPES else (name,))]
+    for key in keys:
+        if key not in known:
+            raise SpikedistillError(f"no paper or objective {key!r}; {nearest(key, [*known, *objectives.TYPES])}")
+    return [known[key] for key in dict.fromkeys(keys)]
