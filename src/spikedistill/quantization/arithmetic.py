@@ -1,0 +1,64 @@
+"""Arithmetic on integers held in floats: which float holds them, and settings under which torch leaves them exact."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import simulation
+from ..errors import SpikedistillError
+from ..neurons import Neuron
+
+FLOAT32, FLOAT64 = 1 << 24, 1 << 53
+
+
+def holding(bound: float, where: str = "") -> torch.dtype:
+    """float32 for integers under 2^24, else float64; from 2^53 on an error that names the place."""
+    if bound < FLOAT32:
+        return torch.float32
+    if bound < FLOAT64:
+        return torch.float64
+    raise SpikedistillError(
+        f"{where or 'a sum'}: codes may reach {bound:.3g} and exact arithmetic ends at 2^53; use fewer bits "
+        "(weight_bits, residual_bits, norm_bits) or fewer time steps"
+    )
+
+
+@contextmanager
+def exact(x: Tensor) -> Iterator[None]:
+    """No autocast and no reduced precision in products: integers in floats stay integers."""
+    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        if precision != "highest":
+            torch.set_float32_matmul_precision("highest")
+        if x.is_cuda and tf32:
+            torch.backends.cudnn.allow_tf32 = False
+        with torch.autocast(x.device.type, enabled=False):
+            yield
+    finally:
+        if precision != "highest":
+            torch.set_float32_matmul_precision(precision)
+        if x.is_cuda and tf32:
+            torch.backends.cudnn.allow_tf32 = True
+
+
+def number(module: nn.Module, name: str) -> float:
+    """A module's 0-dimensional buffer or parameter as a Python number, read from the device only after it has changed."""
+    tensor: Any = getattr(module, name)
+    known = module.__dict__.setdefault("_numbers_read", {})
+    if name in known and known[name][0] is tensor and known[name][1] == tensor._version:
+        return float(known[name][2])
+    value = tensor.item()
+    known[name] = (tensor, tensor._version, value)
+    return float(value)
+
+
+def steps(neuron: nn.Module) -> int:
+    """T of the running simulation, or the neuron's own."""
+    sim = simulation.current()
+    if sim is not None and sim.time_steps is not None:
+        return sim.time_steps
+    assert isinstance(neuron, Neuron)
+    return neuron.time_steps

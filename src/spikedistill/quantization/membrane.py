@@ -1,0 +1,124 @@
+"""A neuron's grid: the unit of its codes, threshold and leak as integers, the stored membrane's bits and step."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..neurons import Neuron
+from ..neurons.dynamics import Grid, round_ste, saturate_ste
+from .arithmetic import holding, number, steps
+
+Number = float | Tensor
+
+
+class Membrane:
+    """Puts a neuron on its grid before each pass.
+
+    ``unit`` is the value of one code of current, H and V: the neuron's buffer ``membrane_unit``, first ``reach / 2^F`` (F:
+    ``fraction_bits``; ``reach``: the threshold, or as measured); for a neuron fed by a stream ``gain * stream_step``, so
+    that the stream's codes are its current. The threshold is ``round(threshold / unit)``, the leak ``round(decay * 2^L) /
+    2^L``, Q's step ``2^shift`` units, the smallest whose ``bits`` cover the reach.
+    """
+
+    def __init__(
+        self, neuron: Neuron, bits: int | None, leak_bits: int | None, fraction_bits: int, stream: float | None,
+        reach: float,
+    ) -> None:  # fmt: skip
+        self.neuron, self.bits, self.leak_bits, self.fraction_bits = neuron, bits, leak_bits, fraction_bits
+        self.streamed = stream is not None
+        if stream is not None:
+            neuron.register_buffer("input_step", torch.tensor(stream))
+        else:
+            neuron.register_buffer("membrane_unit", torch.tensor(reach / 2**fraction_bits))
+        neuron.register_buffer("membrane_range", torch.tensor(reach))
+
+    @property
+    def gain(self) -> Number:
+        """The neuron's factor on its current."""
+        return self.neuron.gain
+
+    @property
+    def unit(self) -> float:
+        """Value of one code."""
+        if self.streamed:
+            return float(self.neuron.gain) * number(self.neuron, "input_step")
+        return number(self.neuron, "membrane_unit")
+
+    def per_unit(self) -> Number:
+        """Codes of charge that a real current of 1 makes: ``gain / unit``."""
+        return 1 / number(self.neuron, "input_step") if self.streamed else self.gain / self.unit
+
+    @property
+    def threshold(self) -> int:
+        """Code at which the neuron fires."""
+        return max(1, math.floor(self.neuron.threshold / self.unit + 0.5))
+
+    @property
+    def shift(self) -> int:
+        """log2 of Q's step in units."""
+        if self.bits is None:
+            return 0
+        reach = number(self.neuron, "membrane_range") / self.unit
+        return max(0, math.ceil(math.log2(reach) - 1e-6) - (self.bits - 1))
+
+    def leak(self) -> tuple[Any, int]:
+        """``(l, L)``; a learned decay keeps its gradient through the rounding."""
+        decay = self.neuron.decay
+        if self.leak_bits is None:
+            return decay, 0
+        top = 1 << self.leak_bits
+        if isinstance(decay, Tensor) and decay.requires_grad and torch.is_grad_enabled():
+            return saturate_ste(round_ste(decay * top), 0, top), self.leak_bits
+        code = min(top, math.floor(float(decay) * top + 0.5))
+        spare = min(self.leak_bits, (code & -code).bit_length() - 1) if code else self.leak_bits
+        return code >> spare, self.leak_bits - spare
+
+    def grid(self) -> Grid:
+        """The grid as it is now."""
+        return Grid(self.unit, self.threshold, self.leak(), self.bits, self.shift)
+
+    def prepare(self) -> Grid:
+        """Set the neuron's grid."""
+        self.neuron.grid = self.grid()
+        return self.neuron.grid
+
+    def bound(self, current: float, T: int) -> float:
+        """Largest integer that the scan meets when ``|current|`` codes are at most this: V * l, H, and V without Q."""
+        grid = self.neuron.grid or self.grid()
+        if self.bits is None:
+            stored = T * (current + grid.threshold) + abs(math.floor(self.neuron.initial / grid.unit + 0.5))
+        else:
+            stored = float(1 << (self.bits - 1 + grid.shift))
+        factor = float(grid.leak[0].detach() if isinstance(grid.leak[0], Tensor) else grid.leak[0])
+        return max(stored * max(1.0, factor), stored + current + grid.threshold)
+
+
+class CodedNeuron:
+    """Forward of a neuron that stands alone: its current arrives as codes, in multiples of ``ratio()`` units."""
+
+    def __init__(self, neuron: Neuron, membrane: Membrane, bound: int | None) -> None:
+        self.neuron, self.membrane, self.bound = neuron, membrane, bound
+
+    def ratio(self) -> Number:
+        """Units of charge in one code of the input: 1, or ``round(step * gain / unit)`` where spikes come directly."""
+        if self.membrane.streamed or not hasattr(self.neuron, "input_step"):
+            return 1.0
+        return ratio(number(self.neuron, "input_step") * self.membrane.per_unit())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.membrane.prepare()
+        r = self.ratio()
+        current = x if isinstance(r, float) and r == 1 else x * r
+        if self.bound is not None:
+            most = self.bound * max(1.0, float(r))
+            current = current.to(holding(self.membrane.bound(most, steps(self.neuron)), type(self.neuron).__name__))
+        return self.neuron.run(current, self.neuron)
+
+
+def ratio(value: Number) -> Number:
+    """A factor between two grids, half-up to an integer of at least 1; straight-through where it is learned."""
+    if isinstance(value, Tensor):
+        return round_ste(value).clamp(min=1) if value.requires_grad else float(max(1, math.floor(value.item() + 0.5)))
+    return float(max(1, math.floor(value + 0.5)))

@@ -1,0 +1,242 @@
+"""From accumulators to codes on the next grid: a multiplier and an offset per channel, one binary shift per layer.
+
+    code = floor(acc * M / 2^k + 1/2) + B        M = round(m 2^k), B = round(o / 2^j) 2^j
+
+``m`` is norm weight, weight scale, input step and the neuron's gain over the target's unit, all in one number; ``o`` the
+offset in units. ``k`` is the largest shift at which no multiplier saturates, ``j >= 0`` the smallest at which no offset
+does; both move only in :meth:`Rescale.update`, between epochs.
+"""
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .. import simulation
+from ..neurons import NormNeuron
+from ..neurons.dynamics import round_ste, saturate_ste
+from .arithmetic import FLOAT32, holding, number, steps
+from .membrane import Membrane, Number, ratio
+from .weights import limit
+
+
+class Target(Protocol):
+    """A grid that codes are written on."""
+
+    def per_unit(self) -> Number:
+        """Codes that a real 1 makes."""
+        ...
+
+
+class Stream:
+    """The grid of a residual stream: ``output_step`` of the norm that writes to it, a power of two."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        self.norm = norm
+
+    def per_unit(self) -> Number:
+        """1 / step."""
+        return 1 / number(self.norm, "output_step")
+
+
+class Source:
+    """Where codes come from: a layer's accumulators, or codes of one step; ``share`` is 1 / area after sum pooling."""
+
+    def __init__(self, layer: nn.Module | None, owner: nn.Module, share: float, bound: int, path: str) -> None:
+        self.layer, self.owner, self.share, self.bound, self.path = layer, owner, share, bound, path
+
+    def step(self) -> Tensor:
+        """Value of one code, per channel or one for all; float64."""
+        if self.layer is None:
+            owner: Any = self.owner
+            return owner.input_step.double()
+        coded: Any = self.layer.forward
+        return coded.step() * self.share
+
+    def bias(self) -> Tensor | None:
+        """The layer's bias, added to what its accumulators mean."""
+        return None if self.layer is None else self.layer.bias  # type: ignore[return-value]
+
+
+def shift_for(m: Tensor, bits: int) -> int:
+    """``k = floor(log2(limit / max|m|))``, between -24 and 30; 0 where all multipliers are 0."""
+    top = float(m.abs().max())
+    return 0 if top == 0 else max(-24, min(30, math.floor(math.log2(limit(bits) / top))))
+
+
+def offset_shift_for(o: Tensor, bits: int) -> int:
+    """``j = max(0, ceil(log2(max|o| / limit)))``."""
+    top = float(o.abs().max())
+    return 0 if top <= limit(bits) else math.ceil(math.log2(top / limit(bits)))
+
+
+class Rescale:
+    """Accumulators to codes; ``owner`` keeps the buffers ``norm_shift`` (k) and ``offset_shift`` (j)."""
+
+    def __init__(self, owner: nn.Module, bits: int | None, source: Source, target: Target) -> None:
+        self.owner, self.bits, self.source, self.target = owner, bits, source, target
+        owner.register_buffer("norm_shift", torch.tensor(0, dtype=torch.int32))
+        owner.register_buffer("offset_shift", torch.tensor(0, dtype=torch.int32))
+
+    @property
+    def k(self) -> int:
+        """The binary shift."""
+        return int(number(self.owner, "norm_shift"))
+
+    @property
+    def j(self) -> int:
+        """log2 of the offset's step in units."""
+        return int(number(self.owner, "offset_shift"))
+
+    def real(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """``(m, o)``: ``a * x + b`` of real x, as a map from accumulators to codes; float64, (C,)."""
+        per_unit, bias = self.target.per_unit(), self.source.bias()
+        a, b = a.double(), b.double()
+        if bias is not None:
+            b = b + a * bias
+        return a * self.source.step().flatten() * per_unit, b * per_unit
+
+    def update(self, a: Tensor, b: Tensor) -> None:
+        """Choose k and j for these coefficients."""
+        if self.bits is None:
+            return
+        with torch.no_grad():
+            m, o = self.real(a, b)
+            self.owner.norm_shift.fill_(shift_for(m, self.bits))  # type: ignore[operator]
+            self.owner.offset_shift.fill_(offset_shift_for(o, self.bits))  # type: ignore[operator]
+
+    def codes(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """``(M, B)`` as integers in float64, straight-through in the coefficients; B in units."""
+        m, o = self.real(a, b)
+        if self.bits is None:
+            return m, o
+        most, step = limit(self.bits), float(2**self.j)
+        return (
+            saturate_ste(round_ste(m * 2.0**self.k), -most, most),
+            saturate_ste(round_ste(o / step), -most, most) * step,
+        )
+
+    def bounds(self) -> tuple[float, float]:
+        """Largest ``|acc * M| + 2^(k-1)`` and largest ``|code|``."""
+        acc = float(self.source.bound)
+        if self.bits is None:
+            return FLOAT32, FLOAT32  # real coefficients: float64, nothing to prove
+        k, most = self.k, limit(self.bits)
+        product = acc * most * 2.0 ** max(0, -k) + 2.0 ** max(0, k - 1)
+        return product, acc * most * 2.0**-k + 1 + most * 2.0**self.j
+
+    def __call__(self, acc: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Codes on the target's grid. Shape: (M, C, ...)."""
+        m, o = self.codes(a, b)
+        k = 0 if self.bits is None else self.k
+        dtype = holding(self.bounds()[0], self.source.path)
+        shape = (1, -1, *[1] * (acc.dim() - 2))
+        # M / 2^k is exact in floats, so one product and one rounding are the integers' add and shift.
+        code = round_ste(acc.to(dtype) * (m * 2.0**-k).to(dtype).view(shape))
+        offset = o if self.bits is not None else round_ste(o)
+        return code + offset.to(dtype).view(shape)
+
+
+class CodedStatistics:
+    """A norm's statistics, read from codes and kept in real values: instance attribute ``statistics`` of a norm."""
+
+    def __init__(self, norm: nn.Module, source: Source) -> None:
+        self.norm, self.source = norm, source
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        norm: Any = self.norm
+        if not norm.training:
+            return norm.running_mean, norm.running_var
+        dims = [d for d in range(x.dim()) if d != 1]
+        var, mean = torch.var_mean(x, dims, unbiased=False)
+        step, bias = self.source.step().flatten(), self.source.bias()
+        real_mean, real_var = mean.double() * step, var.double() * step * step
+        if bias is not None:
+            real_mean = real_mean + bias
+        norm.track(real_mean.detach(), real_var.detach(), x.numel() // x.shape[1])
+        return real_mean, real_var
+
+
+class NormGrid:
+    """``NormNeuron.grid``: from accumulators and a residual's codes to the neuron's current in codes."""
+
+    def __init__(
+        self, norm: NormNeuron, rescale: Rescale, membrane: Membrane, residual_bound: int | None, residual_step: bool
+    ) -> None:
+        self.norm, self.rescale, self.membrane = norm, rescale, membrane
+        self.residual_bound, self.residual_step = residual_bound, residual_step
+
+    def ratio(self) -> Number:
+        """Units of charge in one code of the residual: 1 on the neuron's own grid, else ``round(step * gain / unit)``."""
+        if not self.residual_step:
+            return 1.0
+        return ratio(self.membrane.per_unit() * number(self.norm, "residual_step"))
+
+    def bound(self, T: int) -> float:
+        """Largest integer of the neuron's scan."""
+        residual = 0.0 if self.residual_bound is None else self.residual_bound * float(self.ratio())
+        return self.membrane.bound(self.rescale.bounds()[1] + residual, T)
+
+    def __call__(self, x: Tensor, a: Tensor, b: Tensor, residual: Tensor | None) -> Tensor:
+        self.membrane.prepare()
+        current = self.rescale(x, a, b)
+        if residual is not None:
+            r = self.ratio()
+            current = current + (residual if isinstance(r, float) and r == 1 else residual * r)
+        return current.to(holding(self.bound(steps(self.norm.neuron)), self.rescale.source.path))
+
+    def update(self) -> None:
+        """Choose the shifts from the running statistics."""
+        self.rescale.update(*self.norm.affine(self.norm.running_mean, self.norm.running_var))
+
+
+class CodedNorm(nn.modules.batchnorm._BatchNorm):
+    """A batch norm that stands alone and computes on codes; saturates at ``residual_bits``.
+
+    Shape: accumulators (M, C, ...) to codes (M, C, ...).
+    """
+
+    graph_leaf = True
+    rescale: Rescale
+    low: int
+    high: int
+
+    @classmethod
+    def of(cls, norm: nn.modules.batchnorm._BatchNorm, residual_bits: int) -> "CodedNorm":
+        """With the parameters and statistics of ``norm``."""
+        out = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        out.load_state_dict(norm.state_dict())
+        out.train(norm.training)
+        out.low, out.high = -(1 << (residual_bits - 1)), (1 << (residual_bits - 1)) - 1
+        return out.to(norm.running_mean.device)  # type: ignore[union-attr]
+
+    def _check_input_dim(self, input: Tensor) -> None: ...
+
+    def affine_map(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """``(a, b)`` with ``norm(x) = a * x + b``."""
+        a = torch.rsqrt(var + self.eps)
+        if self.weight is not None:
+            a = self.weight * a
+        return a, (0 if self.bias is None else self.bias) - mean * a
+
+    def track(self, mean: Tensor, var: Tensor, n: int) -> None:
+        """Move the running statistics towards a batch's; ``n`` values per channel were read."""
+        sim = simulation.current()
+        if sim is not None and sim.recomputing:
+            return
+        mine: Any = self
+        with torch.no_grad():
+            mine.num_batches_tracked += 1
+            share = self.momentum if self.momentum is not None else 1 / float(mine.num_batches_tracked)
+            mine.running_mean.lerp_(mean.to(mine.running_mean.dtype), share)
+            mine.running_var.lerp_((var * (n / max(n - 1, 1))).to(mine.running_var.dtype), share)
+
+    def forward(self, x: Tensor) -> Tensor:
+        statistics: Any = self.statistics
+        code = saturate_ste(self.rescale(x, *self.affine_map(*statistics(x))), self.low, self.high)
+        return code.float()
+
+    def update(self) -> None:
+        """Choose the shifts from the running statistics."""
+        self.rescale.update(*self.affine_map(self.running_mean, self.running_var))  # type: ignore[arg-type]
