@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_networks import NAMES, example, make
+from small_networks import KINDS, example, make
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,7 +21,7 @@ def ancestors(graph: Graph, name: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("time_steps", [4, None])
 def test_every_node_lies_between_input_and_output(name: str, time_steps: int | None) -> None:
     network, x = make(name, time_steps=time_steps), example(name)

@@ -1,15 +1,19 @@
 """All named networks: sizes, shapes, twins, equality with known references."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from small_networks import NAMES, example, make
+from small_networks import KINDS, NAMES, example, make
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikedistill import networks
 from spikedistill.errors import SpikedistillError
 from spikedistill.networks import Network
-from spikedistill.neurons import IF, PLIF, Neuron, NormNeuron
+from spikedistill.neurons import IF, PLIF, Neuron, NormNeuron, compilation
+from spikedistill.taps import resolve
 
 PARAMETERS = {  # millions; where the number comes from
     ("resnet19", 10): 12.7,  # Zheng et al., AAAI 2021 and its followers
@@ -89,8 +93,7 @@ def test_twin_has_the_same_parameters(name: str) -> None:
     assert snn == ann
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("time_steps", [2, None])
+@pytest.mark.parametrize(("name", "time_steps"), [*((n, 2) for n in NAMES), *((n, None) for n in KINDS)])
 def test_two_steps_of_training(name: str, time_steps: int | None) -> None:
     torch.manual_seed(1)
     network = make(name, time_steps=time_steps, neuron={"type": "if", "threshold": 0.3} if time_steps else None)
@@ -247,6 +250,65 @@ def test_frames_too_small_are_refused_in_words() -> None:
         networks.create("sew_7b_wide")(torch.zeros(1, 4, 2, 48, 48))
     with pytest.raises(SpikedistillError, match="image_size"):
         networks.create("dvs_gesture_cnn")(torch.zeros(1, 4, 2, 48, 48))
+
+
+@pytest.mark.parametrize(
+    ("name", "before_head", "pooled", "last_stage"),
+    [
+        ("vgg9", "stage3.7", "pool", "stage3"),
+        ("resnet19", "layer3.1.bn2", "avgpool", "layer3"),
+        ("ms_resnet20", "neuron", "avgpool", "layer3"),
+        ("spikingformer_4_256", "blocks.0", "pool", "blocks.0"),
+        ("hdkd_student", "transformer", "transformer", "stage3"),
+        ("hdkd_teacher", "norm", "pool", "stage3"),
+        ("sresnet8", "layer1", "pool", "layer1"),
+        ("sew_7b_wide", "stage7.block.join", "pool", "stage7"),
+    ],
+)
+def test_taps_by_alias(name: str, before_head: str, pooled: str, last_stage: str) -> None:
+    network, x = make(name), example(name)
+    assert [t.path for t in resolve(network, "before_head", x)] == [before_head]
+    assert [t.path for t in resolve(network, "pooled", x)] == [pooled]
+    assert [t.path for t in resolve(network, f"stage{len(network.stage_paths())}", x)] == [last_stage]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_fused_arithmetic_trains_alike(name: str) -> None:
+    """Losses of two steps: plain equations under autograd, and the fused arithmetic with its own backward."""
+    assert losses_of_two_steps(name, "uncompiled") == pytest.approx(losses_of_two_steps(name, "eager"), rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_trains_alike(name: str) -> None:
+    assert losses_of_two_steps(name, "compiled") == pytest.approx(losses_of_two_steps(name, "eager"), rel=1e-6)
+    assert compilation.failure() is None
+
+
+def losses_of_two_steps(name: str, mode: compilation.Mode) -> list[float]:
+    torch.manual_seed(1)
+    network = make(name, time_steps=2, neuron={"type": "lif", "threshold": 0.3}).double()
+    x, y = example(name, 4).double(), torch.tensor([0, 1, 2, 3])
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    losses = []
+    with compilation.use(mode):
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(network.predict(x), y)
+            loss.backward()
+            losses.append(float(loss.detach()))
+            optimizer.step()
+    return losses
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("depth", [20, 56])
+def test_published_cifar_weights_fit(depth: int, shared_data: Path) -> None:
+    given = np.load(shared_data / f"teacher_cifar10_resnet{depth}.npz")
+    network = networks.create(f"resnet{depth}", time_steps=None)
+    loaded = network.load_state_dict({k: torch.from_numpy(given[k]) for k in given.files}, strict=False)
+    assert not loaded.unexpected_keys
+    assert {k.rpartition(".")[2] for k in loaded.missing_keys} == {"mean", "std", "num_batches_tracked"}
 
 
 def test_config_remakes_the_network() -> None:

@@ -22,7 +22,8 @@ class SEW7B(Network):
     """Seven SEW blocks with a max-pool behind each; a 1x1 convolution (``stageK.up``) wherever the channels change.
 
     Fang et al., "Deep residual learning in spiking neural networks", NeurIPS 2021 (7B-Net); the wide form, 64 channels in
-    four blocks and 128 in three, with PLIF neurons, is that of BKDSNN's CIFAR10-DVS row (Xu et al., ECCV 2024).
+    four blocks and 128 in three, with PLIF neurons, is that of BKDSNN's CIFAR10-DVS row (Xu et al., ECCV 2024), whose code
+    distils the map of ``stage5.up``. At other sizes than 128x128 what is left of the map is averaged (ours).
     """
 
     def __init__(

@@ -276,8 +276,8 @@ class HDKDStudent(Network):
         self.head, self.distill_head = make.head(channels, head), make.head(channels, head)
         initialise(self)
 
-    # Attention modules pool globally inside the stages; what the heads read is the transformer's output.
-    aliases = {"before_head": "transformer"}
+    # Attention modules pool globally inside the stages; what the heads read are the transformer's tokens.
+    aliases = {"before_head": "transformer", "pooled": "transformer"}
 
     def body(self, x: Tensor) -> Tensor:
         tokens = self.transformer(self.stage3(self.stage2(self.stage1(x))))

@@ -76,6 +76,8 @@ class SResNet(Network):
         self.head = make.head(c, head)
         initialise(self)
 
+    aliases = {"before_head": "layer1", "pooled": "pool"}
+
     def body(self, x: Tensor) -> Tensor:
         x = self.bn1(self.conv1(self.rows(x)))
         return self.head(self.flatten(self.pool(self.layer1(x))))
