@@ -9,7 +9,7 @@ from torch import nn
 import spikedistill.networks as networks
 from spikedistill.errors import SpikedistillError
 from spikedistill.hardware import Config
-from spikedistill.hardware.crossbar import accumulate, convert, crossbar, planes
+from spikedistill.hardware.crossbar import accumulate, convert, planes, simulate
 from spikedistill.quantization import quantize
 
 
@@ -84,9 +84,9 @@ def test_lossless_adcs_change_no_logit(name: str) -> None:
     low = quantize(net.eval(), input_size=(3, 16, 16)).eval()
     with torch.no_grad():
         plain = low(x)
-    with crossbar(low, Config(crossbar_size=16)):
+    with simulate(low, Config(crossbar_size=16)):
         assert torch.equal(low(x), plain)
-    with crossbar(low, Config(crossbar_size=16, adc_bits=2)):
+    with simulate(low, Config(crossbar_size=16, adc_bits=2)):
         assert not torch.equal(low(x), plain)
     with torch.no_grad():
         assert torch.equal(low(x), plain)
@@ -94,10 +94,10 @@ def test_lossless_adcs_change_no_logit(name: str) -> None:
 
 def test_only_quantized_networks() -> None:
     net = networks.create("vgg5", width=0.125)
-    with pytest.raises(SpikedistillError, match="not quantized"), crossbar(net):
+    with pytest.raises(SpikedistillError, match="not quantized"), simulate(net):
         pass
     with (
         pytest.raises(SpikedistillError, match="real ones"),
-        crossbar(quantize(net.eval(), weight_bits=None, first_last_bits=None)),
+        simulate(quantize(net.eval(), weight_bits=None, first_last_bits=None)),
     ):
         pass

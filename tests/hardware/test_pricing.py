@@ -194,6 +194,7 @@ def test_layer_file_object_has_the_promised_keys(tmp_path: Path) -> None:
     assert {"name", "pes", "energy_pj", "latency_ns"} <= set(found["layers"][0])
     assert "ann_twin" not in found
     assert found["memory"]["total_pj"] > 0
+    assert found["operations"]["acs"] > 0
 
 
 def test_other_bit_widths() -> None:
@@ -214,3 +215,13 @@ def test_integer_operations_have_the_width_of_their_sums() -> None:
     assert operations.mac_energy(replace(conv, input_bits=8)) == pytest.approx(multiply_energy(4, 8) + add_energy(22))
     assert operations.accumulate_energy(SPIKING) == 0.9
     assert operations.energy_per_spike(conv) == conv.fan_out * operations.accumulate_energy(conv)
+
+
+def test_released_figures_are_printed_to_the_last_digit() -> None:
+    path = Path(__file__).parents[2] / "examples" / "spikesim_vgg9.yaml"
+    out = io.StringIO()
+    from rich.console import Console
+
+    show(price_file(path), Console(file=out))
+    for word in ("48", "6", "8425528.755834", "15906934.02624", "62832640"):
+        assert f" {word} " in out.getvalue()

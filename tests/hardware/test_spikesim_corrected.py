@@ -53,7 +53,7 @@ def test_adc_law(law: str, factor: float) -> None:
 def test_positions_are_those_of_the_convolution() -> None:
     base, report = released(), spikesim.evaluate([CONV], only("conv_positions"))
     assert report.energy_pj == close(4 * base.energy_pj)
-    assert report.operations == 4 * base.operations == 2 * 2 * 9 * 100 * 70 * 64
+    assert report.dense_operations == 4 * base.dense_operations == 2 * 2 * 9 * 100 * 70 * 64
 
 
 def test_a_real_input_is_fed_bit_by_bit_and_an_integer_pulse_by_pulse() -> None:
@@ -65,7 +65,7 @@ def test_a_real_input_is_fed_bit_by_bit_and_an_integer_pulse_by_pulse() -> None:
         report = spikesim.evaluate([replace(CONV, **change)], only("bit_serial_inputs", "latency_cycles"))
         assert report.components["crossbar"] == close(planes * base.components["crossbar"])
         assert report.latency_ns == close(planes * 16 * 2 * 104)
-        assert report.operations == base.operations
+        assert report.dense_operations == base.dense_operations
 
 
 def test_a_layer_that_runs_once() -> None:
@@ -102,7 +102,7 @@ def test_linear_and_grouped_layers() -> None:
     head = Layer(name="h", kind="linear", in_channels=512, out_channels=10, time_steps=4, executions=4, weight_bits=4)
     report = spikesim.evaluate([head], Config())
     assert report.pes == 8
-    assert report.operations == 2 * 4 * 5120
+    assert report.dense_operations == 2 * 4 * 5120
     depthwise = Layer(name="d", in_channels=96, out_channels=96, groups=96, kernel_size=3, in_size=8, weight_bits=4)
     assert place(depthwise, Config()).pes == 6  # 16 groups by 4 slices fill the columns of a PE
     assert place(depthwise, Config()).tile_rows == 16

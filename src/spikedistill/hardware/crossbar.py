@@ -117,7 +117,7 @@ def _of_layer(coded: CodedLayer, config: Config, x: Tensor, codes: Tensor) -> Te
 
 
 @contextmanager
-def crossbar(network: nn.Module, config: Config | None = None) -> Iterator[nn.Module]:
+def simulate(network: nn.Module, config: Config | None = None) -> Iterator[nn.Module]:
     """Inside, every convolution and linear layer of a quantized network computes on arrays with ``config.adc_bits``.
 
     For evaluation: rounding has no gradient here. Raises: SpikedistillError when the network is not quantized, or a layer's

@@ -225,8 +225,8 @@ def estimate(layers: Sequence[Layer], config: MemoryConfig | None = None) -> Mem
             if layer.spikes_out is None:
                 notes.append(f"{layer.name}: output spikes not measured, none counted")
             priced.append(_price(layer, _neuron(layer, config), config, real=False))
-        if layer.kind in ("add", "other"):
-            notes.append(f"{layer.name}: {layer.operator or layer.kind} is not part of this model")
+    if beyond := [layer.name for layer in layers if layer.kind in ("add", "other")]:
+        notes.append(f"not part of this model: {', '.join(beyond)}")
     counts: dict[str, float] = {}
     for item in priced:
         for key, value in item.counts.items():

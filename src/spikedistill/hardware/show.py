@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def _number(value: Any) -> str:
+def _number(value: Any, exact: bool = False) -> str:
     if value is None:
         return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}" if abs(value) < 1e6 else f"{value:,.10g}"
+    if exact:
+        return f"{value:.16g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
 
 
 def figures_table(columns: Mapping[str, Mapping[str, Any]]) -> "Table":
@@ -26,7 +28,9 @@ def figures_table(columns: Mapping[str, Mapping[str, Any]]) -> "Table":
         table.add_column(name, justify="right")
     table.add_column("unit", style="dim")
     for key in FIGURES:
-        table.add_row(key, *(_number(report.get(key)) for report in columns.values()), DEFINITIONS.get(key, ""))
+        # The published code's figures are there to be compared digit by digit.
+        values = (_number(report.get(key), exact=report["mode"] == "released") for report in columns.values())
+        table.add_row(key, *values, DEFINITIONS.get(key, ""))
     return table
 
 
@@ -114,5 +118,8 @@ def show(tree: Mapping[str, Any], console: "Console | None" = None) -> None:
     lines = [f"no {figure}: {reason}" for figure, reason in seen[0]["reasons"].items()]
     lines += [f"not priced: {item['name']}: {item['reason']}" for item in seen[0]["unpriced"]]
     lines += list(dict.fromkeys(note for report in seen for note in report["notes"]))
+    if dense := [item["name"] for item in tree["operations"]["layers"] if not item["measured"]]:
+        lines.append(f"operations: spikes not measured, every input counts as active: {', '.join(dense)}")
+    lines += [f"memory: {note}" for note in tree["memory"]["notes"]]
     for line in lines:
         out.print(line, markup=False, highlight=False)

@@ -35,7 +35,7 @@ class LayerPrice:
 class HardwareReport:
     """Figures of one network on one chip, per inference of one image.
 
-    ``energy_pj``, ``latency_ns``, ``area_um2``; ``edap`` in uJ ms mm2; ``operations`` are dense (2 a MAC, zero inputs
+    ``energy_pj``, ``latency_ns``, ``area_um2``; ``edap`` in uJ ms mm2; ``dense_operations`` are dense (2 a MAC, zero inputs
     included), so are ``tops``, ``tops_per_w``, ``tops_per_mm2``. ``components``: energy by component, pJ;
     ``area``: area by component, um2. A figure that the published code cannot give is None and ``reasons`` says why;
     ``unpriced`` lists layers without a price; ``notes`` what a reader should know.
@@ -52,7 +52,7 @@ class HardwareReport:
     tops: float | None
     tops_per_w: float | None
     tops_per_mm2: float | None
-    operations: int
+    dense_operations: int
     layers: list[LayerPrice]
     components: dict[str, float]
     area: dict[str, float] | None
@@ -69,7 +69,7 @@ class HardwareReport:
         tiles: int | None,
         latency_ns: float | None,
         area: dict[str, float] | None,
-        operations: int,
+        dense_operations: int,
         layers: list[LayerPrice],
         components: dict[str, float],
         unpriced: Sequence[Unpriced],
@@ -79,7 +79,7 @@ class HardwareReport:
         """Derive EDAP and the TOPS figures; each is None where a part of it is."""
         energy = sum(layer.energy_pj for layer in layers)
         area_um2 = sum(area.values()) if area is not None else None
-        tops = operations / latency_ns / 1e3 if latency_ns is not None else None
+        tops = dense_operations / latency_ns / 1e3 if latency_ns is not None else None
         edap = energy * latency_ns * area_um2 * 1e-18 if latency_ns is not None and area_um2 is not None else None
         for figure, value, parts in (
             ("edap", edap, ("latency_ns", "area_um2")),
@@ -98,9 +98,9 @@ class HardwareReport:
             area_um2=area_um2,
             edap=edap,
             tops=tops,
-            tops_per_w=operations / energy if energy else None,
+            tops_per_w=dense_operations / energy if energy else None,
             tops_per_mm2=tops / area_um2 * 1e6 if tops is not None and area_um2 else None,
-            operations=operations,
+            dense_operations=dense_operations,
             layers=layers,
             components=components,
             area=area,
