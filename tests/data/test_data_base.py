@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spikedistill import data
-from spikedistill.data import AugmentConfig, Data, DataConfig
+from spikedistill.data import AudioConfig, AugmentConfig, Data, DataConfig, FramesConfig
 from spikedistill.errors import SpikedistillError
 
 
@@ -176,6 +176,13 @@ def test_unknown_names_are_answered() -> None:
         data.open(DataConfig(name="cifar10", root="/nowhere"))
     with pytest.raises(SpikedistillError, match="not known of data set"):
         data.from_arrays(arrays(), DataConfig(group="rec"))
+    with pytest.raises(SpikedistillError, match=r"data.frames is for events; 'digits' has none"):
+        data.open(DataConfig(frames=FramesConfig()))
+    with pytest.raises(SpikedistillError, match=r"data.audio is for sound"):
+        data.open(DataConfig(audio=AudioConfig()))
+    frames = {"x_train": np.zeros((4, 1, 2, 5, 6)), "y_train": np.arange(4) % 2}
+    with pytest.raises(SpikedistillError, match=r"stay \(5, 6\)"):
+        data.from_arrays({**frames, "x_test": frames["x_train"], "y_test": frames["y_train"]}, DataConfig(size=8))
     with pytest.raises(ValueError, match="Extra inputs"):
         DataConfig(nmae="digits")  # type: ignore[call-arg]
 

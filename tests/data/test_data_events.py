@@ -184,6 +184,7 @@ def test_packed_events_are_binned_once_and_cut_afterwards(tmp_path: Path, cache:
     assert len(list((cache / "frames").iterdir())) == 2 * len(files)
     with pytest.raises(SpikedistillError, match="no 'user' with one entry a sample"):
         data.open(config.model_copy(update={"group": "user"}))
+    assert data.open(config.model_copy(update={"size": (3, 4)})).info.size == (3, 4)
     with pytest.raises(SpikedistillError, match=r"10 is no multiple of 6"):
         data.open(config.model_copy(update={"frames": FramesConfig(number=10)}), (2, 3))
 

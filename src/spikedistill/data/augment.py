@@ -47,8 +47,8 @@ def resized_crop(x: Tensor, area: tuple[float, float]) -> Tensor:
 
 def flip(x: Tensor) -> Tensor:
     """Each image (N, ..., W) mirrored left to right with probability 1/2."""
-    coin = (torch.rand(len(x)) < 0.5).to(x.device)
-    return torch.where(coin.view(-1, *[1] * (x.dim() - 1)), x.flip(-1), x)
+    chosen = torch.nonzero(torch.rand(len(x)) < 0.5).flatten().to(x.device)
+    return x.index_copy(0, chosen, x[chosen].flip(-1))
 
 
 def boxes(x: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
@@ -152,27 +152,36 @@ def policy(config: AugmentConfig) -> Callable[[Tensor], Tensor] | None:
 
 
 class _timm:
-    """timm's RandAugment on a uint8 tensor (C, H, W)."""
+    """timm's RandAugment on a uint8 tensor (C, H, W); shifts go up to 45 % of the side, as timm's own loader has it."""
 
     def __init__(self, words: str) -> None:
+        self.words = words if words.startswith("rand") else f"rand-{words}"
+        self.operations: dict[int, Any] = {}
+        self._of(32)
+
+    def _of(self, side: int) -> Any:
         from timm.data.auto_augment import rand_augment_transform
 
-        words = words if words.startswith("rand") else f"rand-{words}"
-        try:
-            self.operations = rand_augment_transform(words, {"translate_const": 10, "img_mean": (124, 116, 104)})
-        except (AssertionError, ValueError, KeyError) as error:
-            raise SpikedistillError(
-                f"data.augment.randaugment: cannot read {words!r}; write it as in 'rand-m9-mstd0.5-inc1'"
-            ) from error
-        for operation in self.operations.ops:
-            if operation.name.startswith("Posterize"):
-                operation.aug_fn = _posterize
+        if side not in self.operations:
+            settings = {"translate_const": int(side * 0.45), "img_mean": (124, 116, 104)}
+            try:
+                made = rand_augment_transform(self.words, settings)
+            except (AssertionError, ValueError, KeyError) as error:
+                raise SpikedistillError(
+                    f"data.augment.randaugment: cannot read {self.words!r}; write it as in 'rand-m9-mstd0.5-inc1'"
+                ) from error
+            for operation in made.ops:
+                if operation.name.startswith("Posterize"):
+                    operation.aug_fn = _posterize
+            self.operations[side] = made
+        return self.operations[side]
 
     def __call__(self, image: Tensor) -> Tensor:
         from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
         grey = len(image) == 1  # timm fills with three colours
-        out = pil_to_tensor(self.operations(to_pil_image(image.expand(3, -1, -1) if grey else image)))
+        picture = to_pil_image(image.expand(3, -1, -1) if grey else image)
+        out = pil_to_tensor(self._of(min(image.shape[1:]))(picture))
         return out[:1] if grey else out
 
 

@@ -102,7 +102,7 @@ class Data:
     def _read(
         self, source: Split, plan: list[Tensor], device: torch.device, train: bool, seed: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        single = augment.policy(self.augment) is not None and train and self.info.input == "image"
+        single = train and self.info.input == "image" and _has_policy(self.augment)
         if not (single or source.streams):
             for positions in plan:
                 yield positions, source.take(positions, device, train)
@@ -123,7 +123,7 @@ class Data:
         if self.info.input == "frames":
             x = augment_events(x.float(), config.events)
         else:
-            if augment.policy(config) is None:
+            if not _has_policy(config):
                 x = _move(x, config, streams)
             x = x.float().div_(255) if x.dtype == torch.uint8 else x
             if config.cutout:
@@ -134,6 +134,10 @@ class Data:
         if on and (config.mixup or config.cutmix):
             return augment.mix(x, y, self.info.num_classes, config.mixup, config.cutmix, config.mix_probability)
         return x, y
+
+
+def _has_policy(config: AugmentConfig) -> bool:
+    return bool(config.autoaugment or config.randaugment)
 
 
 def _move(x: Tensor, config: AugmentConfig, streams: bool) -> Tensor:

@@ -135,8 +135,14 @@ class ObjectEvents:
         return state.hexdigest()
 
 
+def frames_config(config: DataConfig) -> FramesConfig:
+    """The recipe's ``frames``; ``data.size`` holds where it gives no size."""
+    found = config.frames or FramesConfig()
+    return found if found.size or not config.size else found.model_copy(update={"size": config.size})
+
+
 def _part(recordings: EventSet, labels: Labels, number: int, config: DataConfig, groups: Any = None) -> Part:
-    return Part(framed(recordings, number, config.frames or FramesConfig()), labels, groups)
+    return Part(framed(recordings, number, frames_config(config)), labels, groups)
 
 
 def packed(path: Path, group: str | None = None) -> tuple[PackedEvents, Labels, Any, tuple[int, int], Any]:
@@ -218,14 +224,13 @@ def nmnist(config: DataConfig, number: int) -> Source:
     """N-MNIST: Train/0..9/*.bin and Test/0..9/*.bin, 34x34 pixels (or the two .npz of :func:`npz_events`)."""
     if config.train is not None or (config.root is not None and (config.root / "nmnist_train.npz").exists()):
         return npz_events(config, number)
-    frames_config = config.frames or FramesConfig()
     parts: list[Part] = []
     words: tuple[str, ...] = ()
     for role in ("Train", "Test"):
         classes = _classes(_folder(config, role), ".bin")
         paths, labels = _listed(classes)
         words = tuple(classes) if role == "Train" else words
-        parts.append(_part(EventFiles(paths, (34, 34), read_bin, frames_config), labels, number, config))
+        parts.append(_part(EventFiles(paths, (34, 34), read_bin, frames_config(config)), labels, number, config))
     return Source(config.name, parts[0], parts[1], words, "frames")
 
 
@@ -250,7 +255,7 @@ def _split_folder(
     parts = []
     for role in ninety_ten(classes):
         paths, labels = _listed(role)
-        recordings = EventFiles(paths, sensor, reader, config.frames or FramesConfig())
+        recordings = EventFiles(paths, sensor, reader, frames_config(config))
         parts.append(_part(recordings, labels, number, config))
     return Source(config.name, parts[0], parts[1], tuple(classes), "frames")
 
@@ -295,7 +300,7 @@ def dvsgesture(config: DataConfig, number: int) -> Source:
                 trials.append((path, start, end))
                 labels.append(label)
                 groups.append(i)
-        recordings = GestureTrials(trials, config.frames or FramesConfig())
+        recordings = GestureTrials(trials, frames_config(config))
         parts.append(_part(recordings, np.asarray(labels, np.int64), number, config, np.asarray(groups, np.int64)))
     return Source(config.name, parts[0], parts[1], GESTURES, "frames")
 

@@ -29,6 +29,14 @@ def read(config: DataConfig, frames: int = 1) -> Source:
         path = getattr(config, field)
         if path is not None and not path.exists() and not (field == "root" and config.download):
             raise SpikedistillError(f"data.{field}: {path} does not exist")
+    if config.frames and config.name not in events.READERS:
+        raise SpikedistillError(
+            f"data.frames is for events; {config.name!r} has none ({', '.join(sorted(events.READERS))})"
+        )
+    if config.audio and config.name not in audio_sets.READERS:
+        raise SpikedistillError(
+            f"data.audio is for sound; {config.name!r} has none ({', '.join(sorted(audio_sets.READERS))})"
+        )
     return READERS[config.name](config, frames)
 
 
@@ -99,6 +107,8 @@ def assemble(source: Source, config: DataConfig, frames: int) -> Data:
         raise SpikedistillError(
             f"data set {source.name!r} has {shape[0]} frames; the time steps need a multiple of {frames}"
         )
+    if config.size and shape[-2:] != config.size:
+        raise SpikedistillError(f"data.size: samples of {source.name!r} stay {shape[-2:]}; {config.size} cannot be had")
     channels = shape[-3]
     mean, std = _statistics(source, pieces["train"], channels)
     for given, name in ((config.mean, "mean"), (config.std, "std")):
