@@ -104,7 +104,10 @@ def resolve(network: nn.Module, text: str, example: Tensor | None = None) -> lis
     modules = dict(network.named_modules())
     if path == "stages" and path not in modules:
         return stages(network, example)
-    path = str(getattr(network, "aliases", {}).get(path, path))
+    aliases: dict[str, str] = getattr(network, "aliases", {})
+    if f"{path}#{call}" in aliases:  # one call of a reused module that became a module of its own
+        path, call = aliases[f"{path}#{call}"], 0
+    path = aliases.get(path, path)
     if path.endswith(".neuron") and isinstance(modules.get(path[: -len(".neuron")]), NormNeuron):
         path = path[: -len(".neuron")]
     if path in modules and path:

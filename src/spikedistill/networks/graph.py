@@ -79,6 +79,9 @@ class Graph:
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
     def __getitem__(self, name: str) -> Node:
         return self._by_name[name]
 
@@ -192,7 +195,7 @@ class _Recorder:
         shape = tuple(first.shape) if first is not None else ()
         inputs = [self.ref(t).name for t in tensors]
         self.graph.add(
-            Node(name, kind, inputs, *plain, shape, [tuple(t.shape) for t in tensors], _source(), scope, **extra)
+            Node(name, kind, inputs, *plain, shape, [tuple(t.shape) for t in tensors], source_line(), scope, **extra)
         )
         if isinstance(out, Tensor):
             self.know(out, Ref(name))
@@ -280,11 +283,12 @@ def _replace(value: Any, recorder: _Recorder, tensors: list[Tensor]) -> Any:
     return value
 
 
-def _source() -> str:
+def source_line() -> str:
+    """``file:line`` of the innermost caller outside of torch and of tracing."""
     frame: Any = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if "/torch/" not in file and not file.endswith("networks/graph.py"):
+        if "/torch/" not in file and not file.endswith(("networks/graph.py", "networks/surgery.py")):
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

@@ -1,0 +1,173 @@
+"""Where a ReLU network can be turned into a spiking one: ReLU call sites, norms before them, the entrance of time."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import SpikedistillError
+from .graph import Graph, Node
+
+RELU_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
+    {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+)
+GATES = frozenset({"Sigmoid", "Hardsigmoid", "sigmoid", "sigmoid_", "hardsigmoid"})
+# Module classes and functions that have no spiking counterpart here.
+REFUSED = GATES | frozenset(
+    "ReLU6 GELU SiLU Hardswish Mish LeakyReLU PReLU RReLU ELU SELU CELU GLU Softplus Softsign Tanh Hardtanh Softmax Softmax2d "
+    "LogSoftmax LogSigmoid MultiheadAttention QuickGELU relu6 gelu silu silu_ hardswish hardswish_ mish leaky_relu "
+    "leaky_relu_ prelu rrelu elu elu_ selu selu_ celu glu softplus tanh tanh_ hardtanh hardtanh_ softmax log_softmax "
+    "logsigmoid softsign scaled_dot_product_attention multi_head_attention_forward threshold threshold_".split()  # noqa: SIM905
+)
+CLAMPS = frozenset({"clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_"})
+
+
+@dataclass
+class Site:
+    """One ReLU call; ``norm``: path of the norm that only this call reads and that becomes a NormNeuron with it."""
+
+    node: Node
+    norm: str | None
+
+
+class Flow:
+    """Who reads what: users, ancestors and descendants of a graph's nodes, and what depends on the input."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.readers: dict[str, list[Node]] = {}
+        for node in graph:
+            for name in dict.fromkeys(node.inputs):
+                self.readers.setdefault(name, []).append(node)
+        self.live = self.after("input") | {"input"}
+
+    def after(self, name: str) -> set[str]:
+        """Names of all nodes that depend on ``name``."""
+        found: set[str] = set()
+        for node in self.graph:  # in the order of execution, so one pass suffices
+            if any(i == name or i in found for i in node.inputs):
+                found.add(node.name)
+        return found
+
+    def effective(self, name: str) -> int:
+        """How often it is read, looking through ``nn.Identity``; the network's output counts as one."""
+        count = int(name == self.graph.output)
+        for node in self.readers.get(name, []):
+            count += self.effective(node.name) if node.kind == "Identity" else node.inputs.count(name)
+        return count
+
+    def dominates(self, name: str, sites: list[Site]) -> bool:
+        """Whether all that follows, every site but ``name`` included, gets the input only through ``name``."""
+        below = self.after(name)
+        if self.graph.output not in below and self.graph.output != name:
+            return False
+        if any(s.node.name not in below and s.node.name != name for s in sites):
+            return False
+        for node in self.graph:
+            if node.name in below and any(i in self.live and i not in below and i != name for i in node.inputs):
+                return False
+        return True
+
+
+def is_relu(node: Node) -> bool:
+    """Whether a node is a ReLU: the module itself (no subclass) or one of its functions."""
+    return type(node.module) is nn.ReLU or node.function in RELU_FUNCTIONS
+
+
+def find(graph: Graph, model: nn.Module, gates: str = "refuse") -> list[Site]:
+    """All ReLU calls in the order of execution; raises for what has no spiking counterpart, by path and source line."""
+    flow = Flow(graph)
+    refuse(graph, flow, gates)
+    sites = [Site(n, _norm_before(n, graph, flow, model)) for n in graph if n.name in flow.live and is_relu(n)]
+    if not sites:
+        raise SpikedistillError(
+            f"{type(model).__name__} calls no ReLU on its input; there is nothing to turn into neurons"
+        )
+    return sites
+
+
+def refuse(graph: Graph, flow: Flow, gates: str) -> None:
+    """Raise for nodes that cannot be turned."""
+    wrong = []
+    for node in graph:
+        if node.name not in flow.live:
+            continue
+        kind = node.kind if node.module is None else type(node.module).__name__
+        if gates == "keep" and kind in GATES:
+            continue
+        if kind in REFUSED or (isinstance(node.module, nn.Module) and _variant(node.module)) or _clamped(node):
+            wrong.append(f"{node.path or node.scope or '(top)'}: {kind} at {node.source}")
+    if wrong:
+        more = f"\n  ... and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise SpikedistillError(
+            f"{len(wrong)} operations have no spiking counterpart; only ReLU becomes a neuron. Found:\n  "
+            + "\n  ".join(wrong[:8])
+            + more
+            + "\nUse a ReLU variant of the network, or for squeeze-and-excite gates (sigmoid) gates='keep', which leaves "
+            "them real-valued"
+        )
+
+
+def _variant(module: nn.Module) -> bool:
+    return isinstance(module, nn.ReLU) and type(module) is not nn.ReLU
+
+
+def _clamped(node: Node) -> bool:
+    if node.kind not in CLAMPS:
+        return False
+    low = node.kwargs.get("min", node.args[1] if len(node.args) > 1 else None)
+    return isinstance(low, int | float) and low == 0
+
+
+def _norm_before(relu: Node, graph: Graph, flow: Flow, model: nn.Module) -> str | None:
+    """Path of a batch norm whose only reader is this ReLU."""
+    node = relu
+    for before in _backwards(relu, graph):
+        if len(flow.readers.get(before.name, [])) != 1 or before.name == graph.output:
+            return None
+        node = before
+        if node.kind != "Identity":
+            break
+    if type(node.module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        path = node.path
+    elif node.kind == "batch_norm" and _norm_act(model.get_submodule(node.scope)) and relu.path == f"{node.scope}.act":
+        path = node.scope
+    else:
+        return None
+    assert path is not None
+    norm: Any = model.get_submodule(path)
+    once = sum(c.path == path for c in graph.calls) <= 1 and relu.call == 0
+    whole = norm.affine and norm.track_running_stats and norm.momentum is not None and norm.running_mean is not None
+    return path if once and whole else None
+
+
+def _backwards(node: Node, graph: Graph) -> Iterator[Node]:
+    while node.inputs and node.inputs[0] in graph:
+        node = graph[node.inputs[0]]
+        yield node
+
+
+def _norm_act(module: nn.Module) -> bool:
+    """timm's norm with its activation inside."""
+    return isinstance(module, nn.BatchNorm2d) and type(module).__name__ == "BatchNormAct2d"
+
+
+def entrance(graph: Graph, sites: list[Site]) -> list[tuple[str, str]]:
+    """Ways for time to enter, best first: ("encode", site), ("repeat", path of a module whose output is repeated or "")."""
+    flow = Flow(graph)
+    ways = []
+    if flow.dominates(sites[0].node.name, sites):
+        ways.append(("encode", sites[0].node.name))
+    before = []
+    for node in graph:
+        if node.name == sites[0].node.name:
+            break
+        before.append(node)
+    for node in reversed(before):
+        if node.path and len(graph.of_path(node.path)) == 1 and flow.dominates(node.name, sites):
+            ways.append(("repeat", node.path))
+            break
+    return [*ways, ("repeat", "")]
