@@ -27,25 +27,24 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="folder[/seed-N]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for what the user has to mend, 130 when stopped."""
-    import click
-
     try:
         result = app(list(argv) if argv is not None else None, standalone_mode=False)
         return int(result or 0)
     except SpikedistillError as error:
         return _fail(str(error))
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        return 2
-    except click.ClickException as error:
-        return _fail(error.format_message())
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("stopped; what was finished is kept: `spikedistill resume RUN` goes on", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.filename is None and error.strerror is None:
+        if error.strerror is None:
             raise
         return _fail(f"{error.strerror}: {error.filename or ''}; what was written before is kept, resume continues it")
+    except Exception as error:
+        # Wrong usage. Typer brings click's errors from a place that differs between its versions.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        return _fail(message())
 
 
 def _fail(words: str) -> int:

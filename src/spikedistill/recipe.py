@@ -254,7 +254,7 @@ def check(recipe: Recipe, custom: Iterable[str] = ()) -> None:
         for key, other in (
             ("from", stage.from_),
             ("teacher", stage.teacher),
-            ("init.from", stage.init and stage.init.from_),
+            ("init.from", stage.init.from_ if stage.init else None),
         ):
             if other is not None and other not in before:
                 raise SpikedistillError(f"{where}.{key}: no earlier stage {other!r}; {nearest(other, before)}")
@@ -305,7 +305,8 @@ def check_network(options: Mapping[str, Any], where: str, custom: Iterable[str] 
         return
     if name not in networks.names():
         raise SpikedistillError(
-            f"{where}.name: unknown network {name!r}; {nearest(name, [*networks.names(), *custom])} (or timm:NAME, torchvision:NAME, a folder)"
+            f"{where}.name: unknown network {name!r}; {nearest(name, [*networks.names(), *custom])} "
+            "(or timm:NAME, torchvision:NAME, a folder)"
         )
     known = set(networks.options(name)) | set(NETWORK_KEYS)
     for key in options:
@@ -383,7 +384,7 @@ def schema() -> dict[str, Any]:
     defs = tree.setdefault("$defs", {})
     kinds = []
     for kind, cls in objectives.TYPES.items():
-        one = model_of(cls).model_json_schema()
+        one = model_of(cls).model_json_schema()  # type: ignore[arg-type]
         defs.update(one.pop("$defs", {}))
         one["properties"]["type"] = {"const": kind}
         one["required"] = ["type", *one.get("required", [])]

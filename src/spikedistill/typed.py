@@ -2,7 +2,7 @@
 
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -12,7 +12,7 @@ from .errors import SpikedistillError, nearest
 
 
 @cache
-def model_of(target: Callable[..., Any], leave_out: tuple[str, ...] = ()) -> type[BaseModel]:
+def model_of(target: Any, leave_out: tuple[str, ...] = ()) -> type[BaseModel]:
     """A pydantic model whose fields are the parameters of ``target`` (a class: of its constructor), without ``leave_out``."""
     function = target.__init__ if inspect.isclass(target) else target
     hints = typing.get_type_hints(function)
@@ -26,7 +26,7 @@ def model_of(target: Callable[..., Any], leave_out: tuple[str, ...] = ()) -> typ
 
 
 def checked(
-    target: Callable[..., Any], given: Mapping[str, Any], where: str, leave_out: Iterable[str] = ()
+    target: Any, given: Mapping[str, Any], where: str, leave_out: Iterable[str] = ()
 ) -> dict[str, Any]:
     """``given`` as arguments for ``target``, converted and checked; ``where`` begins every error."""
     model = model_of(target, tuple(leave_out))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..distiller import Distiller
-from ..neurons import compilation
+from ..neurons import Neuron, compilation
 
 # A cold compiler cache costs up to this long on two CPU cores; the fused form saves about this part of an eager step.
 COMPILE_SECONDS = 45.0
@@ -18,16 +18,16 @@ SAVED = 0.5
 @contextmanager
 def compiling(on: bool) -> Iterator[None]:
     """Run with or without compiling, whatever the process's default."""
-    with compilation.use("compiled") if on and compilation.allowed() else compilation.uncompiled():
+    with compilation.use("compiled" if on and compilation.allowed() else "eager"):
         yield
 
 
 def worth_compiling(distiller: Distiller, x: Tensor, y: Tensor, steps: int) -> bool:
     """Whether ``steps`` training steps like this one outlast the compiling; times two, and leaves no trace of them."""
-    if not compilation.allowed() or steps < 20:
+    if not compilation.allowed() or steps < 20 or not any(isinstance(m, Neuron) for m in distiller.student.modules()):
         return False
     state = {k: v.clone() for k, v in distiller.state_dict().items()}
-    with torch.random.fork_rng(), compilation.uncompiled():
+    with torch.random.fork_rng(), compilation.eager():
         distiller.train()
         seconds = []
         for _ in range(2):

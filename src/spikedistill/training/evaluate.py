@@ -137,7 +137,7 @@ def recalibrate(network: Network, batches: Iterable[Tensor], time_steps: int | N
                 m.momentum = 1 / (i + 1)
             network(x)
     for m, momentum in zip(norms, momenta):
-        m.momentum = momentum  # type: ignore[assignment]
+        m.momentum = momentum
 
 
 def membrane_histograms(

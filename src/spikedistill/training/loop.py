@@ -95,6 +95,7 @@ class Training:
         self.average = MovingAverage(distiller.student, settings.optimizer.ema) if settings.optimizer.ema else None
         self.best: dict[str, Tensor] | None = None
         self.at = Position()
+        self.channels_last = False
         self.warned: set[str] = set()
         self.warnings: list[str] = []
         self.saved = time.perf_counter()
@@ -107,6 +108,8 @@ class Training:
     def run(self) -> None:
         """Train from where the last checkpoint stands to the end; leaves the product in ``student``."""
         self.restore()
+        if self.channels_last:
+            self.distiller.to(memory_format=torch.channels_last)
         self.progress.begin(self.s.name, self.steps, self.at.step)
         model: nn.Module = self.distiller
         if self.accelerator is not None and self.world > 1:
@@ -191,6 +194,8 @@ class Training:
         for x, y in each:
             if self.s.precision == "float64":
                 x = x.double()
+            if self.channels_last and x.dim() == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
             yield (x[self.rank :: self.world], y[self.rank :: self.world]) if self.world > 1 else (x, y)
 
     def gather(self, pending: list[tuple[Tensor, dict[str, Tensor], Tensor]]) -> None:

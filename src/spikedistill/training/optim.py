@@ -15,7 +15,8 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, NormNeuro
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Trainable parameters in two groups; norms, biases, other vectors and neuron parameters are not decayed."""
     spared = {id(p) for m in module.modules() if isinstance(m, (*_NORMS, Neuron)) for p in m.parameters(recurse=False)}
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for _, p in module.named_parameters():
         if p.requires_grad:
             (plain if id(p) in spared or p.dim() < 2 else decayed).append(p)

@@ -37,7 +37,7 @@ def split_run(text: str) -> tuple[Path, str | None]:
     return Path(text), None
 
 
-def open_run(text: str, data: Data | None = None) -> tuple[Path, str, Recipe, Data, nn.Module]:
+def open_run(text: str, data: Data | None = None) -> tuple[Path, str, Recipe, Data, Any]:
     """Stage folder, stage name, recipe, data and network of a run as the command line names it."""
     folder, stage = split_run(text)
     if not folder.exists():
@@ -81,7 +81,7 @@ def reevaluate(
         calibration = _calibration(opened, recipe, device)
         column: dict[int | None, float] = {}
         for T in time_steps or [own]:
-            copy = recalibrated(network, calibration, T)  # type: ignore[arg-type]
+            copy = recalibrated(network, calibration, T)
             at = evaluate(copy, batches(), opened.info.num_classes, time_steps=[T], rates=False)
             column[T] = at.accuracy_at[T]
         reading.columns["recalibrated"] = column
@@ -102,10 +102,10 @@ def _calibration(data: Data, recipe: Recipe, device: str) -> list[Tensor]:
 def _integer(
     network: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], stage: str, quantized: Any, reading: Reading
 ) -> float:
-    from ..quantization import to_integer
-
     if not quantized:
         raise SpikedistillError(f"stage {stage!r} is not quantized; --integer needs a stage with `quantize:`")
+    from ..quantization import to_integer
+
     whole = to_integer(network)
     right = images = different = 0
     with torch.no_grad():

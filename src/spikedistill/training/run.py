@@ -263,7 +263,9 @@ class OneSeed:
             x, y = next(iter(self.data.batches("train", self.recipe.data.batch_size, device=self.device)))
             distiller.setup(x.double() if settings.precision == "float64" else x)
             training = Training(distiller, self.data, settings, self.progress, self.accelerator)
-            with compiling(self.compiles(stage, distiller, x, y, training)):
+            compiled = self.compiles(stage, distiller, x, y, training)
+            training.channels_last = compiled or settings.precision == "bfloat16"
+            with compiling(compiled):
                 training.run()
             longer = distiller.time_steps
             if (

@@ -80,7 +80,7 @@ def rebuild(config: Mapping[str, Any], time_steps: int | None, where: str, facto
     if quantized is not None:
         from ..quantization import quantize
 
-        network = quantize(network, **quantized)
+        network = quantize(network, **quantized)  # type: ignore[arg-type]
     return network
 
 

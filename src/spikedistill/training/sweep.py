@@ -47,8 +47,8 @@ def sweep(
         return float(value)
 
     study.optimize(objective, n_trials=trials)
-    done = sorted((t for t in study.trials if t.value is not None), key=lambda t: -t.value)
-    return [{"trial": t.number, "validation": f"{100 * t.value:.2f} %", **t.params} for t in done]
+    done = sorted(((t.value, t) for t in study.trials if t.value is not None), key=lambda pair: -pair[0])
+    return [{"trial": t.number, "validation": f"{100 * value:.2f} %", **t.params} for value, t in done]
 
 
 def _first(path: str, values: Any) -> Any:

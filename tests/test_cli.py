@@ -1,0 +1,147 @@
+import json
+
+import numpy as np
+import pytest
+
+from spikedistill import cli
+
+RECIPE = """
+title: tiny
+data: {name: arrays, root: ROOT, batch_size: 16}
+time_steps: 2
+precision: float32
+compile: false
+stages:
+  - {name: teacher, network: {name: conv6, ann: true, width: 0.125}, epochs: 1}
+  - name: student
+    network: {name: conv6, width: 0.125, neuron: {type: lif, decay: 0.5, threshold: 0.5}}
+    init: {from: teacher}
+    teacher: teacher
+    epochs: 1
+    objectives: [{type: cross_entropy}, {type: logit_distillation, temperature: 2.0}]
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run, made by the command line in this process."""
+    folder = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (80, 8, 8, 3)).astype(np.uint8)
+    y = np.arange(80) % 4
+    np.savez(folder / "arrays.npz", x_train=x, y_train=y, x_test=x[:40], y_test=y[:40])
+    (folder / "tiny.yaml").write_text(RECIPE.replace("ROOT", str(folder)))
+    assert cli.main(["train", str(folder / "tiny.yaml"), "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def test_train_prints_the_table_and_the_page(run, capsys):
+    assert cli.main(["train", str(run.parent / "tiny.yaml"), "--out", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "teacher" in out
+    assert "student" in out
+    assert str(run / "report.html") in out
+    assert (run / "report.html").stat().st_size > 10_000
+
+
+def test_overrides_reach_the_run(run, tmp_path, capsys):
+    args = ["train", str(run.parent / "tiny.yaml"), "student.epochs=2", "--out", str(tmp_path / "r"), "--seeds", "2"]
+    assert cli.main(args) == 0
+    lines = [json.loads(line) for line in (tmp_path / "r" / "seed-1" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["event"] == "epoch" and line["stage"] == "student"] == [1, 2]
+    assert "±" in capsys.readouterr().out
+
+
+def test_evaluate_at_other_time_steps(run, capsys):
+    assert cli.main(["evaluate", str(run), "--time-steps", "1,2,4", "--recalibrate"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "40 test images" in lines[0]
+    assert lines[1].split() == ["T", "accuracy", "recalibrated"]
+    assert [line.split()[0] for line in lines[2:]] == ["1", "2", "4"]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["train", "digit"], "did you mean 'digits'"),
+        (["train", "digits", "student.epoch=1"], "unknown key 'epoch'"),
+        (["evaluate", "RUN:studnet"], "no finished stage 'studnet'"),
+        (["evaluate", "RUN:teacher", "--time-steps", "2"], "is an ANN"),
+        (["evaluate", "RUN", "--time-steps", "0"], "whole numbers from 1"),
+        (["evaluate", "RUN", "--integer"], "is not quantized"),
+        (["evaluate", "nowhere"], "no run at nowhere"),
+        (["resume", "nowhere"], "no run folder"),
+        (["export", "RUN", "--to", "tflite", "--out", "x"], "nir, onnx or integer"),
+        (["hardware"], "give a RUN or --layers FILE"),
+        (["train"], "Missing argument"),
+        (["trian", "digits"], "No such command"),
+    ],
+)
+def test_what_the_user_has_to_mend_is_one_line_and_status_2(run, capsys, args, words):
+    assert cli.main([a.replace("RUN", str(run)) for a in args]) == 2
+    err = capsys.readouterr().err
+    assert words in err, err
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+
+
+def test_resume_of_a_finished_run_shows_it_again(run, capsys):
+    assert cli.main(["resume", str(run)]) == 0
+    assert "student" in capsys.readouterr().out
+
+
+def test_hardware_as_json(run, capsys, tmp_path):
+    assert cli.main(["hardware", str(run), "--json", "--layers-out", str(tmp_path / "layers.yaml")]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    keys = {
+        "pes",
+        "tiles",
+        "area_um2",
+        "energy_pj",
+        "latency_ns",
+        "edap",
+        "tops",
+        "tops_per_w",
+        "tops_per_mm2",
+        "layers",
+    }
+    assert keys <= tree.keys()
+    assert all({"name", "pes", "energy_pj", "latency_ns"} <= layer.keys() for layer in tree["layers"])
+    assert cli.main(["hardware", "--layers", str(tmp_path / "layers.yaml"), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["energy_pj"] == pytest.approx(tree["energy_pj"], rel=1e-9)
+    assert again["pes"] == tree["pes"]
+
+
+def test_hardware_of_spikesims_own_example(tmp_path, capsys):
+    rows = zip(
+        [3, 64, 64, 128, 128, 256, 256],
+        [64, 64, 128, 128, 256, 256, 256],
+        [32, 32, 16, 16, 8, 8, 8],
+        [32, 16, 16, 8, 8, 8, 4],
+    )
+    layers = "\n".join(
+        f"  - {{name: c{i}, kind: conv, in_channels: {a}, out_channels: {b}, kernel_size: 3, in_size: {c}, out_size: {d}}}"
+        for i, (a, b, c, d) in enumerate(rows)
+    )
+    chip = (
+        "time_steps: 5\nspikesim: {mode: released, crossbar_size: 64, pe_per_tile: 8, clock_mhz: 250, device: rram}\n"
+    )
+    (tmp_path / "vgg9.yaml").write_text(f"layers:\n{layers}\n{chip}")
+    assert cli.main(["hardware", "--layers", str(tmp_path / "vgg9.yaml"), "--json"]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert tree["pes"] == 48
+    assert tree["tiles"] == 6
+    assert tree["area_um2"] == pytest.approx(8425528.755833998, rel=1e-9)
+    assert tree["energy_pj"] == pytest.approx(15906934.02624, rel=1e-9)
+    assert tree["latency_ns"] == pytest.approx(62832640, rel=1e-9)
+    assert tree["edap"] == pytest.approx(8421.1, abs=0.05)
+
+
+def test_doctor_schema_recipes(capsys):
+    assert cli.main(["doctor"]) == 0
+    assert "torch" in capsys.readouterr().out
+    assert cli.main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "Recipe"
+    assert cli.main(["recipes"]) == 0
+    assert "digits" in capsys.readouterr().out

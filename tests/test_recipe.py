@@ -1,0 +1,150 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from spikedistill import SpikedistillError, recipe
+
+
+@pytest.fixture
+def tree() -> dict:
+    return {
+        "data": {"name": "digits"},
+        "stages": [
+            {"name": "teacher", "network": {"name": "vgg5", "ann": True}, "epochs": 1},
+            {
+                "name": "student",
+                "network": {"name": "vgg5", "neuron": {"type": "lif", "tau": 2.0}},
+                "teacher": "teacher",
+                "objectives": [{"type": "cross_entropy"}, {"type": "logit_distillation", "temperature": 2.0}],
+            },
+        ],
+    }
+
+
+def refused(tree: dict, *parts: str) -> None:
+    with pytest.raises(SpikedistillError) as caught:
+        recipe.load(tree)
+    for part in parts:
+        assert part in str(caught.value), str(caught.value)
+
+
+def test_unknown_keys_are_answered_with_path_and_nearest_name(tree):
+    tree["dat"] = tree.pop("data")
+    refused(tree, "recipe: unknown key 'dat'", "did you mean 'data'?")
+
+
+def test_an_unknown_key_of_a_stage_names_the_stage(tree):
+    tree["stages"][1]["epoch"] = 3
+    refused(tree, "stages.student: unknown key 'epoch'", "'epochs'")
+
+
+def test_a_value_of_the_wrong_type_is_shown(tree):
+    tree["stages"][0]["epochs"] = "many"
+    refused(tree, "stages.teacher.epochs: found 'many'")
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda t: t["stages"][1]["network"].update(widht=0.5), ("stages.student.network", "'widht'", "'width'")),
+        (lambda t: t["stages"][1]["network"].update(name="vgg6"), ("unknown network 'vgg6'", "'vgg5'")),
+        (lambda t: t["stages"][1]["network"]["neuron"].update(tua=1), ("network.neuron", "'tua'", "'tau'")),
+        (lambda t: t["stages"][1].update(teacher="teecher"), ("stages.student.teacher", "'teacher'")),
+        (
+            lambda t: t["stages"][1]["objectives"][1].update(temprature=1),
+            ("objectives[1]", "'temprature'", "'temperature'"),
+        ),
+        (lambda t: t["stages"][1]["objectives"][1].update(type="logits"), ("unknown objective type 'logits'",)),
+        (lambda t: t["stages"][1]["objectives"].append({"type": "cross_entropy"}), ("two are named 'cross_entropy'",)),
+        (lambda t: t["stages"][1].pop("teacher"), ("needs a teacher",)),
+        (lambda t: t["stages"][0].update(name="data"), ("'data' is reserved",)),
+        (lambda t: t["stages"][1].update(name="teacher"), ("'teacher' is taken",)),
+        (lambda t: t["stages"][1].update({"from": "teacher"}), ("exactly one of `network` and `from`",)),
+        (lambda t: t["stages"][1].update(optimizer={"lrr": 1}), ("optimizer", "'lrr'", "'lr'")),
+        (lambda t: t["stages"][1].update(optimizer={"lr": -1}), ("optimizer.lr", "-1")),
+        (lambda t: t["stages"][1]["network"].update(time_steps=3), ("time steps belong to the stage",)),
+        (lambda t: t["data"].update(batchsize=3), ("data: unknown key 'batchsize'", "'batch_size'")),
+    ],
+)
+def test_what_types_do_not_say_is_checked_too(tree, change, parts):
+    change(tree)
+    refused(tree, *parts)
+
+
+def test_a_file_is_named_in_its_error(tree, tmp_path):
+    file = tmp_path / "mine.yaml"
+    tree["stages"][1]["network"]["name"] = "vgg6"
+    file.write_text(yaml.safe_dump(tree))
+    with pytest.raises(SpikedistillError, match=r"mine\.yaml: stages\.student\.network\.name"):
+        recipe.load(file)
+
+
+def test_broken_yaml_names_line_and_column(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("stages:\n  - {name: a\n")
+    with pytest.raises(SpikedistillError, match=r"mine\.yaml: not readable as YAML: .* \(line 3, column 1\)"):
+        recipe.load(file)
+
+
+def test_yaml_cannot_name_code(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("stages: !!python/object/apply:os.system [echo]\n")
+    with pytest.raises(SpikedistillError, match="not readable as YAML"):
+        recipe.load(file)
+
+
+def test_overrides_address_stages_and_objectives_by_name(tree):
+    found = recipe.load(
+        tree,
+        [
+            "student.epochs=7",
+            "data.batch_size=16",
+            "student.objectives.logit_distillation.temperature=9",
+            "time_steps=6",
+        ],
+    )
+    assert found.stage("student").epochs == 7
+    assert found.data.batch_size == 16
+    assert found.stage("student").objectives[1]["temperature"] == 9
+    assert found.time_steps == 6
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("student.epochs", "not of the form path=value"),
+        ("studnet.epochs=1", "did you mean 'student'"),
+        ("student=1", "names a stage but none of its keys"),
+        ("student.objectives.kd.weight=1", "no objective 'kd'"),
+        ("time_steps.x=1", "has no keys"),
+    ],
+)
+def test_bad_overrides_are_refused(tree, override, words):
+    tree["time_steps"] = 4
+    with pytest.raises(SpikedistillError, match=words):
+        recipe.load(tree, [override])
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(SpikedistillError, match="did you mean 'digits'"):
+        recipe.load("digit")
+    with pytest.raises(SpikedistillError, match="no recipe file"):
+        recipe.load("there/is/none.yaml")
+
+
+def test_plain_and_back_is_the_same(tree):
+    found = recipe.load(tree)
+    assert recipe.load(found.plain()) == found
+
+
+@pytest.mark.parametrize("name", sorted(recipe.shipped()))
+def test_every_shipped_recipe_is_valid(name):
+    assert recipe.load(name).title
+
+
+def test_schema_accepts_the_shipped_recipes_keys():
+    tree = recipe.schema()
+    assert set(yaml.safe_load(Path(recipe.shipped()["digits"]).read_text())) <= set(tree["properties"])
+    assert "objective_cross_entropy" in tree["$defs"]
+    assert tree["additionalProperties"] is False
