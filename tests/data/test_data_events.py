@@ -180,7 +180,7 @@ def test_packed_events_are_binned_once_and_cut_afterwards(tmp_path: Path, cache:
     assert again.info.hash == d.info.hash
     expected = np.stack([bin_events(e, 6, (9, 7), FramesConfig()) for e in samples])
     assert torch.equal(next(again.batches("train", 12))[0], torch.from_numpy(expected).float())
-    data.open(config, (4,))
+    assert data.open(config, (4,)).info.hash == d.info.hash  # of the events, however they are binned
     assert len(list((cache / "frames").iterdir())) == 2 * len(files)
     with pytest.raises(SpikedistillError, match="no 'user' with one entry a sample"):
         data.open(config.model_copy(update={"group": "user"}))

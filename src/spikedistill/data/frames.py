@@ -97,8 +97,8 @@ def framed(recordings: EventSet, number: int, config: FramesConfig) -> Store:
         _write(recordings, number, config, path)
     array = np.load(path, mmap_mode="r")
     if array.dtype == np.uint8 and array.nbytes <= IN_MEMORY:
-        return Memory(torch.from_numpy(np.array(array)))
-    return Mapped(array, key)
+        return Memory(torch.from_numpy(np.array(array)), content)
+    return Mapped(array, content)
 
 
 def _write(recordings: EventSet, number: int, config: FramesConfig, path: Path) -> None:

@@ -36,6 +36,7 @@ class Memory:
     """A tensor in memory, copied once to the device that asks for it where it takes less than a quarter of it."""
 
     data: Tensor
+    content: str = ""
     streams: bool = False
     _copies: dict[torch.device, Tensor | None] = field(default_factory=dict, repr=False)
 
@@ -57,10 +58,10 @@ class Memory:
         return copy[index.to(device, non_blocking=True)]
 
     def digest(self) -> str:
-        return sha256(self.data.contiguous().numpy())
+        return self.content or sha256(self.data.contiguous().numpy())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"data": self.data, "streams": self.streams, "_copies": {}}
+        return {"data": self.data, "content": self.content, "streams": self.streams, "_copies": {}}
 
 
 @dataclass
