@@ -98,6 +98,7 @@ class Distiller(nn.Module):
         self._teacher_taps = _resolve(self.terms, teacher, "teacher", x) if teacher is not None else {}
         flags = {m: m.training for m in student.modules()}
         student.eval()
+        student.training = True  # norms stand still, and a quantized student may run longer than its T, as in training
         devices = [x.device] if x.is_cuda else []
         try:
             with torch.random.fork_rng(devices=devices), torch.no_grad():

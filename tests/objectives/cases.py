@@ -1,0 +1,69 @@
+"""Every objective with options and networks that suit it: tiny, on scikit-learn's digits."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+import spikedistill as sd
+from spikedistill.networks.base import Network
+
+# type (or a name of its own) -> (options, teacher): "ann", "snn" (T = 4) or None.
+CASES: dict[str, tuple[dict, str | None]] = {
+    "cross_entropy": ({}, None),
+    "temporal_efficient_training": ({"lamb": 0.05}, None),
+    "logit_distillation": ({"over": "both"}, "ann"),
+    "hard_logit_distillation": ({"type": "logit_distillation", "hard": True}, "ann"),
+    "weighted_soft_labels": ({}, "ann"),
+    "full_range_distillation": ({"ensemble": "correct"}, "ann"),
+    "entropy_regularization": ({}, None),
+    "temporal_consistency": ({}, None),
+    "temporal_knowledge_sharing": ({}, None),
+    "attention_transfer": ({"weight": 1000.0}, "ann"),
+    "blurred_feature": ({"weight": 0.002}, "ann"),
+    "blurred_feature_pooled": ({"type": "blurred_feature", "tap": "pooled", "over": "step"}, "ann"),
+    "feature_distillation": ({"weight": 10.0}, "ann"),
+    "feature_distillation_aligned": ({"type": "feature_distillation", "aligner": "conv3x3_bn"}, "ann"),
+    "spatio_temporal_calibration": ({"weight": 10.0}, "ann"),
+    "membrane_distillation": ({"pairing": "spread"}, "snn"),
+    "membrane_distillation_kl": ({"type": "membrane_distillation", "metric": "kl"}, "snn"),
+    "temporal_self_distillation": ({"time_steps": 4}, None),
+    "spatial_self_distillation": ({}, None),
+    "strong_weak_distillation": ({"form": "cascade"}, None),
+    "activity_regularization": ({"per": "fan_out"}, None),
+    "logits_regularization": ({}, None),
+    "energy_regularization": ({}, None),
+    "spike_count": ({}, None),
+}
+WITHOUT_CROSS_ENTROPY = ("cross_entropy", "temporal_efficient_training", "spike_count")
+
+
+def options(case: str) -> dict:
+    given, _ = CASES[case]
+    return {"type": given.get("type", case), "name": case, **given}
+
+
+def network(T: int | None, seed: int, head: str = "linear") -> Network:
+    torch.manual_seed(seed)
+    return sd.networks.create("vgg5", in_channels=1, width=0.125, pools=1, time_steps=T, mean=0.3, std=0.38, head=head)
+
+
+def networks(case: str) -> tuple[Network, Network | None]:
+    """Student (T = 2) and teacher."""
+    kind = CASES[case][1]
+    teacher = {"ann": lambda: network(None, 1), "snn": lambda: network(4, 1), None: lambda: None}[kind]()
+    return network(2, 0, head="spiking" if case == "spike_count" else "linear"), teacher
+
+
+@cache
+def digits() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return torch.from_numpy(data.images / 16).float().unsqueeze(1), torch.from_numpy(data.target).long()
+
+
+def distiller(case: str) -> sd.Distiller:
+    """The objective alone, on its networks."""
+    student, teacher = networks(case)
+    return sd.Distiller(student, teacher, [options(case)])

@@ -1,0 +1,144 @@
+"""Activity, energy and spike counts: against loops and against the hardware counts."""
+
+import pytest
+import torch
+from objective_views import captures, random, ready, setup_of, view_of
+
+import spikedistill as sd
+from spikedistill import taps
+from spikedistill.errors import SpikedistillError
+from spikedistill.hardware import operations
+from spikedistill.hardware.workload import layers
+from spikedistill.objectives import ActivityRegularization, SpikeCount
+
+T, N = 3, 2
+LOGITS = random(T, N, 4)
+
+
+def spikes(*shape, seed):
+    return (random(*shape, seed=seed) > 0.4).double()
+
+
+def test_rates_per_layer_against_loops():
+    tensors = {"a@spikes": spikes(T, N, 3, 2, 2, seed=1), "b@spikes": spikes(T, N, 5, seed=2)}
+    student = captures(tensors)
+    student.names["*@spikes"] = list(tensors)
+    view = view_of(LOGITS, student=student)
+    rates = [[sum(x[:, i].tolist()) / T for i in range(x.shape[1])] for x in (v.flatten(1) for v in tensors.values())]
+    for norm, power in (("l1", 1), ("l2", 2)):
+        want = sum(sum(r**power for r in layer) / len(layer) for layer in rates) / 2
+        assert float(ready(ActivityRegularization(norm), view)(view)) == pytest.approx(want, abs=1e-12)
+    one = ready(ActivityRegularization(layers=["b"]), view)(view)
+    assert float(one) == pytest.approx(sum(rates[1]) / len(rates[1]), abs=1e-12)
+
+
+def test_zero_without_spikes_and_refusals():
+    student = captures({"a@spikes": torch.zeros(T, N, 3)})
+    view = view_of(LOGITS, student=student)
+    assert float(ready(ActivityRegularization(layers=["a"]), view)(view)) == 0
+    with pytest.raises(SpikedistillError, match="'l1' or 'l2', found 'l0'"):
+        ActivityRegularization("l0")
+    with pytest.raises(SpikedistillError, match="'layer' or 'fan_out'"):
+        ActivityRegularization(per="neuron")
+
+
+def network(name="vgg5", **given):
+    torch.manual_seed(3)
+    options = {"in_channels": 1, "width": 0.125, "time_steps": T} | given
+    out = sd.networks.create(name, **options)
+    for module in out.modules():
+        if isinstance(module, torch.nn.BatchNorm2d | sd.NormNeuron):
+            torch.nn.init.uniform_(module.bias, 0.2, 1.0)
+    return out.eval()
+
+
+def run(student, x, objectives):
+    """Parts of a distiller in eval mode."""
+    distiller = sd.Distiller(student, None, objectives).setup(x)
+    student.eval()
+    return distiller(x, torch.zeros(len(x), dtype=torch.long)).parts
+
+
+def test_fan_out_weighs_layers_by_the_connections_they_feed():
+    student = network(pools=1)
+    x = torch.rand(4, 1, 8, 8)
+    part = run(student, x, [{"type": "activity_regularization", "per": "fan_out"}])["activity_regularization"]
+    # vgg5 at width 1/8 with one pooling: 8 -> pool -> 16 -> 16 -> global mean -> 10, on 8x8 and then 4x4.
+    inner = (2 + 3 + 3 + 2) ** 2  # kernel positions inside a 4x4 map, by row and by column
+    connections = {"stage1.1": inner * 8 * 16, "stage2.1": inner * 16 * 16, "stage2.3": 16 * 10}
+    _, found = taps.captures(student, x, ["*@spikes"])
+    rates = {name: float(s.detach().mean()) for name, s in found.all("*@spikes").items()}
+    names = list(rates)
+    assert len(names) == 3
+    want = sum(c * rates[n] for n, c in zip(names, connections.values())) / sum(connections.values())
+    assert float(part) == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["vgg5", "resnet20", "sew_resnet20", "ms_resnet20"])
+def test_energy_is_the_hardware_count(name):
+    student = network(name, **({} if name == "vgg5" else {"width": 0.25}))
+    x = torch.rand(3, 1, 8, 8)
+    counted = operations.count(layers(student, x))
+    parts = run(
+        student,
+        x,
+        [
+            {"type": "energy_regularization", "unit": "pJ"},
+            {"type": "energy_regularization", "unit": "nJ", "name": "nano"},
+            {"type": "energy_regularization", "name": "relative"},
+        ],
+    )
+    assert float(parts["energy_regularization"]) == pytest.approx(counted.energy_pj, rel=1e-5)
+    assert float(parts["nano"]) == pytest.approx(counted.energy_pj * 1e-3, rel=1e-5)
+    assert 0 < float(parts["relative"]) < 1
+
+
+def test_energy_falls_when_it_is_trained_down():
+    student = network()
+    x = torch.rand(8, 1, 8, 8)
+    distiller = sd.Distiller(student, None, [{"type": "energy_regularization"}]).setup(x)
+    optimizer = torch.optim.SGD(distiller.parameters(), 0.5)
+    values = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        losses = distiller(x, torch.zeros(8, dtype=torch.long))
+        losses.total.backward()
+        optimizer.step()
+        values.append(float(losses.parts["energy_regularization"]))
+    assert values[-1] < values[0]
+
+
+def test_an_ann_has_no_spikes_to_price():
+    ann = network(time_steps=None)
+    with pytest.raises(SpikedistillError, match=r"energy_regularization.*has spikes for its input"):
+        sd.Distiller(ann, None, [{"type": "energy_regularization"}]).setup(torch.rand(2, 1, 8, 8))
+
+
+def test_spike_count_against_loops():
+    s, y = spikes(T, N, 4, seed=3), torch.tensor([1, 3])
+    right, wrong = 0.9, 0.2
+    want = 0.0
+    for b in range(N):
+        for k in range(4):
+            count = sum(s[:, b, k].tolist())
+            want += (count - T * (right if k == int(y[b]) else wrong)) ** 2 / (N * 4) / T
+    view = view_of(s, y)
+    assert float(ready(SpikeCount(right, wrong), view)(view)) == pytest.approx(want, abs=1e-12)
+    onehot = torch.nn.functional.one_hot(y, 4).double()
+    assert float(SpikeCount(right, wrong)(view_of(s, onehot))) == pytest.approx(want, abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_spike_count_equals_snntorch():
+    functional = pytest.importorskip("snntorch.functional")
+    s, y = spikes(10, 6, 4, seed=4).float(), torch.tensor([0, 1, 2, 3, 0, 1])
+    want = functional.mse_count_loss(correct_rate=0.8, incorrect_rate=0.2)(s, y)
+    assert float(SpikeCount(0.8, 0.2)(view_of(s, y))) == pytest.approx(float(want), rel=1e-6)
+
+
+def test_spike_count_needs_a_spiking_head():
+    with pytest.raises(SpikedistillError, match="outputs are not spikes; create it with head='spiking'"):
+        SpikeCount().setup(setup_of(LOGITS))
+    SpikeCount().setup(setup_of(spikes(T, N, 4, seed=1)))
+    with pytest.raises(SpikedistillError, match="0 <= wrong < right <= 1"):
+        SpikeCount(0.2, 0.8)
