@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -302,9 +302,12 @@ class _Builder:
     def _layer(self, op: Op, steps: dict[int, float]) -> None:
         layer, edge = self._module(op.path), self.plan.edges[op.inputs[0]]
         layer.register_buffer("input_step", torch.tensor(self._step(edge, steps)))
-        coded = CodedLayer(layer, self.plan.formats[op.path], edge.bound, op.path)
-        layer.forward = coded
         kind, reader, share = self.plan.ends[op.path]
+        f = self.plan.formats[op.path]
+        if kind == "logits":
+            f = replace(f, scale="tensor")  # logits of all classes are integers of one scale
+        coded = CodedLayer(layer, f, edge.bound, op.path)
+        layer.forward = coded
         if kind == "logits":
             assert self.network.time_steps is not None
             coded.logits = self.network.time_steps

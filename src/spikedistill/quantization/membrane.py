@@ -43,7 +43,7 @@ class Membrane:
     def unit(self) -> float:
         """Value of one code."""
         if self.streamed:
-            return float(self.neuron.gain) * number(self.neuron, "input_step")
+            return plain(self.neuron.gain) * number(self.neuron, "input_step")
         return number(self.neuron, "membrane_unit")
 
     def per_unit(self) -> Number:
@@ -66,12 +66,14 @@ class Membrane:
     def leak(self) -> tuple[Any, int]:
         """``(l, L)``; a learned decay keeps its gradient through the rounding."""
         decay = self.neuron.decay
+        learns = isinstance(decay, Tensor) and decay.requires_grad and torch.is_grad_enabled()
         if self.leak_bits is None:
-            return decay, 0
+            return decay if learns else plain(decay), 0
         top = 1 << self.leak_bits
-        if isinstance(decay, Tensor) and decay.requires_grad and torch.is_grad_enabled():
+        if learns:
+            assert isinstance(decay, Tensor)
             return saturate_ste(round_ste(decay * top), 0, top), self.leak_bits
-        code = min(top, math.floor(float(decay) * top + 0.5))
+        code = min(top, math.floor(plain(decay) * top + 0.5))
         spare = min(self.leak_bits, (code & -code).bit_length() - 1) if code else self.leak_bits
         return code >> spare, self.leak_bits - spare
 
@@ -91,7 +93,7 @@ class Membrane:
             stored = T * (current + grid.threshold) + abs(math.floor(self.neuron.initial / grid.unit + 0.5))
         else:
             stored = float(1 << (self.bits - 1 + grid.shift))
-        factor = float(grid.leak[0].detach() if isinstance(grid.leak[0], Tensor) else grid.leak[0])
+        factor = plain(grid.leak[0])
         return max(stored * max(1.0, factor), stored + current + grid.threshold)
 
 
@@ -112,7 +114,7 @@ class CodedNeuron:
         r = self.ratio()
         current = x if isinstance(r, float) and r == 1 else x * r
         if self.bound is not None:
-            most = self.bound * max(1.0, float(r))
+            most = self.bound * max(1.0, plain(r))
             current = current.to(holding(self.membrane.bound(most, steps(self.neuron)), type(self.neuron).__name__))
         return self.neuron.run(current, self.neuron)
 
@@ -122,3 +124,8 @@ def ratio(value: Number) -> Number:
     if isinstance(value, Tensor):
         return round_ste(value).clamp(min=1) if value.requires_grad else float(max(1, math.floor(value.item() + 0.5)))
     return float(max(1, math.floor(value + 0.5)))
+
+
+def plain(value: Number) -> float:
+    """As a Python number."""
+    return float(value.detach()) if isinstance(value, Tensor) else float(value)

@@ -17,7 +17,7 @@ from .. import simulation
 from ..neurons import NormNeuron
 from ..neurons.dynamics import round_ste, saturate_ste
 from .arithmetic import FLOAT32, holding, number, steps
-from .membrane import Membrane, Number, ratio
+from .membrane import Membrane, Number, plain, ratio
 from .weights import limit
 
 
@@ -175,7 +175,7 @@ class NormGrid:
 
     def bound(self, T: int) -> float:
         """Largest integer of the neuron's scan."""
-        residual = 0.0 if self.residual_bound is None else self.residual_bound * float(self.ratio())
+        residual = 0.0 if self.residual_bound is None else self.residual_bound * plain(self.ratio())
         return self.membrane.bound(self.rescale.bounds()[1] + residual, T)
 
     def __call__(self, x: Tensor, a: Tensor, b: Tensor, residual: Tensor | None) -> Tensor:

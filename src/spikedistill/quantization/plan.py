@@ -250,7 +250,10 @@ class Reader:
         if kind in _RESHAPES:
             return self.reshape(node)
         if kind == "getitem" and len(node.inputs) == 1:
-            return self.put(node, "slice", self.edge(node), index=[_slice(node, s) for s in _index(node)])
+            index = [_slice(node, s) for s in _index(node)]
+            if index[0] != [None, None, None]:
+                raise refuse(node, "slices the first dimension, which holds T*N")
+            return self.put(node, "slice", self.edge(node), index=index)
         if kind == "pad" and node.kwargs.get("mode", "constant") == "constant" and not node.kwargs.get("value"):
             return self.put(node, "pad", self.edge(node), pad=list(node.args[1]))
         if kind == "cat":

@@ -1,0 +1,138 @@
+"""Runs an integer network: integer tensors, adds, multiplications and shifts, nothing else.
+
+Written from ``docs/quantization.md`` alone; it shares no code with the fake quantizers whose results it has to equal.
+A right shift of a negative number rounds down (arithmetic shift), as in hardware.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+INT = {False: torch.int32, True: torch.int64}
+
+
+def shifted(x: Tensor, k: int) -> Tensor:
+    """``x / 2^k``, halves up: an add and a right shift; ``k <= 0``: a left shift."""
+    return (x + (1 << (k - 1))) >> k if k > 0 else x << -k
+
+
+def rescale(acc: Tensor, M: Tensor, B: Tensor, k: int, wide: bool) -> Tensor:
+    """``((acc * M + 2^(k-1)) >> k) + B`` per channel. Shape: (n, C, ...)."""
+    shape = (1, -1, *[1] * (acc.dim() - 2))
+    acc = acc.to(INT[wide])
+    return shifted(acc * M.to(acc.dtype).view(shape), k) + B.to(acc.dtype).view(shape)
+
+
+def scan(current: Tensor, T: int, n: dict[str, Any]) -> Tensor:
+    """A neuron over T steps: spikes (T, N, ...) from currents (T, N, ...), or (N, ...) when it encodes.
+
+    ``H = ((V * l) >> L) + I``; ``S = H >= threshold``; reset; ``V = saturate((V + 2^(q-1)) >> q) << q``. With
+    ``leak_first`` the leak comes after the reset, before Q, instead.
+    """
+    l, L = n["leak"]
+    threshold, reset, bits, q = n["threshold"], n["reset"], n["bits"], n["shift"]
+    v = torch.full_like(current if n["encode"] else current[0], n["initial"])
+    spikes = []
+    for t in range(T):
+        i = current if n["encode"] else current[t]
+        h = (v if n["leak_first"] else (v * l) >> L) + i
+        s = (h >= threshold).to(h.dtype)
+        spikes.append(s)
+        v = h * (1 - s) if reset == "hard" else h - threshold * s if reset == "soft" else h
+        if n["leak_first"]:
+            v = shifted_leak(v, l, L, q, bits)
+        elif bits is not None:
+            v = shifted(v, q).clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) << q
+    return torch.stack(spikes)
+
+
+def shifted_leak(v: Tensor, l: int, L: int, q: int, bits: int | None) -> Tensor:
+    """Leak and Q in one rounding: ``saturate((V * l + 2^(L+q-1)) >> (L+q)) << q``."""
+    if bits is None:
+        return (v * l) >> L
+    return shifted(v * l, L + q).clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) << q
+
+
+def sum_pool(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    """Sums over windows (N, C, H, W)."""
+    if any(padding):
+        x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    if list(x.shape[-2:]) == kernel:
+        return x.sum((-2, -1), keepdim=True).to(x.dtype)
+    windows = x.unfold(-2, kernel[0], stride[0]).unfold(-2, kernel[1], stride[1])
+    return windows.sum((-2, -1)).to(x.dtype)
+
+
+def layer(x: Tensor, weight: Tensor, op: dict[str, Any]) -> Tensor:
+    """Accumulators of a convolution or linear layer."""
+    dtype = INT[op["wide"]]
+    x, w = x.to(dtype), weight.to(dtype)
+    if w.dim() == 2:
+        return F.linear(x, w)
+    convolve = F.conv2d if w.dim() == 4 else F.conv1d
+    return convolve(x, w, None, op["stride"], op["padding"], op["dilation"], op["groups"])
+
+
+def run(ops: list[dict[str, Any]], tensors: dict[str, Tensor], weights: list[Tensor | None], x: Tensor, T: int) -> Any:
+    """All operations in order on input codes; returns the output (T*N, K) and the spikes of every neuron by path."""
+    values: list[Any] = []
+    last = {j: i for i, op in enumerate(ops) for j in op["in"]}
+    spikes: dict[str, Tensor] = {}
+    for i, op in enumerate(ops):
+        given = [values[j] for j in op["in"]]
+        out = x if op["op"] == "input" else _one(i, op, tensors, weights[i], given, T)
+        if op["op"] in ("norm_neuron", "neuron"):
+            spikes[op["path"]] = out
+            out = out.flatten(0, 1)
+        values.append(out)
+        for j in op["in"]:
+            if last[j] == i:
+                values[j] = None
+    return values[-1], spikes
+
+
+def _one(
+    i: int, op: dict[str, Any], tensors: dict[str, Tensor], weight: Tensor | None, given: list[Tensor], T: int
+) -> Tensor:
+    kind, x = op["op"], given[0]
+    if kind == "layer":
+        assert weight is not None
+        out = layer(x, weight, op)
+        if "k" in op:
+            return rescale(out, tensors[f"{i}.M"], tensors[f"{i}.B"], op["k"], op["wide_scale"])
+        return out + tensors[f"{i}.bias"].to(out.dtype) if f"{i}.bias" in tensors else out
+    if kind == "norm":
+        out = rescale(x, tensors[f"{i}.M"], tensors[f"{i}.B"], op["k"], op["wide_scale"])
+        return out.clamp(op["low"], op["high"])
+    if kind in ("norm_neuron", "neuron"):
+        current = x
+        if kind == "norm_neuron":
+            current = rescale(x, tensors[f"{i}.M"], tensors[f"{i}.B"], op["k"], op["wide_scale"])
+            current = current.to(INT[op["wide"]])
+            if len(given) > 1:
+                current = current + given[1].to(current.dtype) * op["ratio"]
+        else:
+            current = current.to(INT[op["wide"]]) * op["ratio"]
+        return scan(current if op["encode"] else current.unflatten(0, (T, -1)), T, op)
+    if kind == "max_pool":
+        return F.max_pool2d(x, op["kernel"], op["stride"], op["padding"], op["dilation"], op["ceil"])
+    if kind == "sum_pool":
+        return sum_pool(x.to(INT[op["wide"]]), op["kernel"], op["stride"], op["padding"])
+    if kind in ("add", "mul"):
+        dtype = INT[op["wide"]]
+        a, b = given[0].to(dtype), given[-1].to(dtype)
+        return a + b if kind == "add" else a * b
+    if kind == "affine":
+        return x * op["factor"] + op["offset"]
+    if kind == "repeat":
+        return x.unsqueeze(0).expand(T, *x.shape).flatten(0, 1)
+    if kind == "reshape":
+        return x.reshape(x.shape[0], *op["shape"])
+    if kind == "slice":
+        return x[tuple(slice(*s) for s in op["index"])]
+    if kind == "pad":
+        return F.pad(x, op["pad"])
+    assert kind == "cat"
+    return torch.cat([v.to(torch.int64) for v in given], op["dim"])

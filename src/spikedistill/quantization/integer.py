@@ -1,0 +1,239 @@
+"""``to_integer``: a quantized network as integers alone, in one file."""
+
+import hashlib
+import json
+from math import floor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SpikedistillError
+from ..networks.base import Network
+from ..neurons import NormNeuron
+from . import executor
+from .packing import pack, unpack
+from .plan import Plan
+
+FORMAT, VERSION = "spikedistill-integer", 1
+
+
+class IntegerNetwork:
+    """A network of integer tensors: packed weight codes, norm multipliers and offsets, thresholds, shifts.
+
+    ``header`` is JSON (operations in order, input, T, the logits' scale), ``tensors`` are uint8, int8, int16 and int32.
+    It runs on the CPU. Equal, spike for spike and logit for logit, to the quantized network in eval mode.
+    """
+
+    def __init__(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.header, self.tensors = header, tensors
+        self._weights: list[Tensor | None] | None = None
+
+    @property
+    def time_steps(self) -> int:
+        """T."""
+        return int(self.header["time_steps"])
+
+    @property
+    def scale(self) -> float:
+        """Value of one unit of the logits."""
+        return float(self.header["scale"])
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the file in bytes."""
+        return len(self._serialized())
+
+    def codes(self, x: Tensor, T: int) -> Tensor:
+        """Input codes: images (N, C, ...) in [0, 1] or uint8, frames (N, F, C, ...) of counts, spikes (N, T, C, ...)."""
+        x, form = x.detach().cpu(), self.header["input"]
+        dims = len(form["size"])
+        if x.dim() != dims + (1 if form["kind"] == "image" else 2) or x.shape[-dims] != form["size"][0]:
+            shape = "(N, C, ...)" if form["kind"] == "image" else "(N, F, C, ...)"
+            what = "the encoding's spikes" if form["kind"] == "spikes" else form["kind"]
+            raise SpikedistillError(
+                f"this integer network takes {what} {shape} of {form['size']}, found {tuple(x.shape)}"
+            )
+        if form["kind"] == "image":
+            levels = x if x.dtype == torch.uint8 else (x * 255 + 0.5).floor().clamp(0, 255)
+            table = self.tensors["input.table"].to(torch.int32)
+            return torch.stack([table[c][levels[:, c].long()] for c in range(table.shape[0])], 1)
+        own, groups = self.time_steps, x.shape[1]
+        if groups % own:
+            raise SpikedistillError(f"{groups} frames cannot be summed in equal groups to T = {own} steps")
+        summed = x.unflatten(1, (own, groups // own)).sum(2).transpose(0, 1)[:T].flatten(0, 1)
+        counts = (summed + 0.5).floor() if summed.is_floating_point() else summed
+        return counts.clamp(-form["limit"], form["limit"]).to(torch.int32)
+
+    def steps(self, x: Tensor, time_steps: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Integer logits of each step (T, N, K) and every neuron layer's spikes (T, N, ...) by path."""
+        T = self.time_steps if time_steps is None else time_steps
+        if not 1 <= T <= self.time_steps:
+            raise SpikedistillError(f"this integer network runs 1 to {self.time_steps} time steps, found {T}")
+        if self._weights is None:
+            self._weights = [
+                unpack(self.tensors[f"{i}.weight"], op["bits"], tuple(op["shape"])) if op["op"] == "layer" else None
+                for i, op in enumerate(self.header["ops"])
+            ]
+        out, spikes = executor.run(self.header["ops"], self.tensors, self._weights, self.codes(x, T), T)
+        return out.unflatten(0, (T, -1)).to(torch.int64), spikes
+
+    def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
+        """Integer logits (N, K), int64: summed over T."""
+        return self.steps(x, time_steps)[0].sum(0)
+
+    __call__ = forward
+
+    def predict(self, x: Tensor, time_steps: int | None = None) -> Tensor:
+        """Logits (N, K), float32: ``scale * forward(x) / T``, what the quantized network's ``predict`` gives."""
+        return (self.forward(x, time_steps).double() * self.scale).float() / (time_steps or self.time_steps)
+
+    def _serialized(self) -> bytes:
+        from safetensors.torch import save
+
+        tensors = {k: v.contiguous() for k, v in sorted(self.tensors.items())}
+        header = json.dumps(self.header, separators=(",", ":"), sort_keys=True)
+        return save(tensors, {"network": header, "sha256": _digest(header, tensors)})
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file; the header is JSON in its metadata, with a checksum of both."""
+        Path(path).write_bytes(self._serialized())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "IntegerNetwork":
+        """Read what :meth:`save` wrote; anything else, or a damaged file, is refused."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except FileNotFoundError:
+            raise SpikedistillError(f"{path}: no such file; give one written by IntegerNetwork.save") from None
+        except (SafetensorError, OSError) as error:
+            raise SpikedistillError(
+                f"{path} is no integer network, or was damaged ({error}); give a file written by IntegerNetwork.save"
+            ) from None
+        if "network" not in metadata or "sha256" not in metadata:
+            raise SpikedistillError(f"{path} holds weights, but no integer network; write one with IntegerNetwork.save")
+        if _digest(metadata["network"], tensors) != metadata["sha256"]:
+            raise SpikedistillError(f"{path} was damaged: its checksum differs; write it anew")
+        header = json.loads(metadata["network"])
+        if header.get("format") != FORMAT or header.get("version") != VERSION:
+            raise SpikedistillError(
+                f"{path}: found format {header.get('format')!r} version {header.get('version')!r}; this release reads "
+                f"{FORMAT!r} version {VERSION}"
+            )
+        return cls(header, tensors)
+
+
+def _digest(header: str, tensors: dict[str, Tensor]) -> str:
+    out = hashlib.sha256(header.encode())
+    for name, tensor in sorted(tensors.items()):
+        out.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        out.update(tensor.contiguous().numpy().tobytes())
+    return out.hexdigest()
+
+
+def to_integer(network: nn.Module) -> IntegerNetwork:
+    """The integer network of a quantized one, as it stands now.
+
+    Raises :class:`SpikedistillError` where something is not quantized (weights, norms or leaks of None bits).
+    """
+    plan = network.__dict__.get("quantization")
+    if not isinstance(network, Network) or not isinstance(plan, Plan):
+        raise SpikedistillError("to_integer takes a quantized network; make one with sd.quantize(network, ...)")
+    options = network.config["quantize"]
+    for name in ("weight_bits", "norm_bits", "leak_bits"):
+        if options[name] is None:
+            raise SpikedistillError(
+                f"to_integer: {name} is None, so real numbers would remain; quantize with 2 to 8 bits"
+            )
+    with torch.no_grad():
+        return _Converter(network, plan, options).convert()
+
+
+class _Converter:
+    """Reads the codes out of a quantized network."""
+
+    def __init__(self, network: Network, plan: Plan, options: dict[str, Any]) -> None:
+        self.network, self.plan, self.options = network, plan, options
+        self.tensors: dict[str, Tensor] = {}
+        self.scale = 1.0
+        assert network.time_steps is not None
+        self.T = network.time_steps
+
+    def convert(self) -> IntegerNetwork:
+        plan, entrance = self.plan, self.network.input_codes
+        if entrance.kind == "image":
+            self.tensors["input.table"] = self.network.get_buffer("input_table").cpu()
+        index = {op.name: i for i, op in enumerate(plan.ops)}
+        ops = []
+        for i, op in enumerate(plan.ops):
+            one = {"op": op.kind, "in": [index[name] for name in op.inputs], **op.options}
+            if op.path and op.kind in ("layer", "norm", "norm_neuron", "neuron"):
+                one |= {"path": op.path, **getattr(self, op.kind)(i, op)}
+            elif op.kind in ("add", "mul", "sum_pool", "affine"):
+                one["wide"] = plan.edges[op.name].bound >= 1 << 31
+            ops.append(one)
+        out = index[plan.output]
+        header = {
+            "format": FORMAT, "version": VERSION, "ops": ops[: out + 1], "time_steps": self.T, "scale": self.scale,
+            "input": {"kind": entrance.kind, "limit": entrance.limit, "size": self.options["input_size"]},
+        }  # fmt: skip
+        return IntegerNetwork(header, self.tensors)
+
+    def module(self, path: str) -> Any:
+        return self.network.get_submodule(path)
+
+    def layer(self, i: int, op: Any) -> dict[str, Any]:
+        coded = self.module(op.path).forward
+        codes = coded.codes()
+        self.tensors[f"{i}.weight"] = pack(codes.cpu().to(torch.int8), coded.format.bits)
+        out = {"bits": coded.format.bits, "shape": list(codes.shape), "wide": 2 * coded.bound >= 1 << 31}
+        if coded.rescale is not None:
+            out |= self.rescale(i, coded.rescale, *coded.plain())
+        if coded.logits:
+            self.scale = float(coded.step().flatten()[0].float())  # few mantissa bits: exact
+            bias = coded.bias_codes()
+            if bias is not None:
+                self.tensors[f"{i}.bias"] = bias.cpu().to(torch.int64 if out["wide"] else torch.int32)
+        return out
+
+    def rescale(self, i: int, part: Any, a: Tensor, b: Tensor) -> dict[str, Any]:
+        M, B = part.codes(a, b)
+        self.tensors[f"{i}.M"] = M.cpu().to(torch.int16)
+        self.tensors[f"{i}.B"] = B.cpu().to(torch.int32)
+        return {"k": part.k, "wide_scale": max(part.bounds()) >= 1 << 31}
+
+    def norm(self, i: int, op: Any) -> dict[str, Any]:
+        m = self.module(op.path)
+        return self.rescale(i, m.rescale, *m.affine_map(m.running_mean, m.running_var)) | {"low": m.low, "high": m.high}
+
+    def neuron_numbers(self, neuron: Any, membrane: Any, bound: float) -> dict[str, Any]:
+        grid = membrane.grid()
+        return {
+            "threshold": grid.threshold, "leak": list(grid.leak), "bits": grid.bits, "shift": grid.shift,
+            "leak_first": grid.leak_first, "reset": neuron.reset, "encode": neuron.encode,
+            "initial": floor(neuron.initial / grid.unit + 0.5), "wide": bound >= 1 << 31,
+        }  # fmt: skip
+
+    def norm_neuron(self, i: int, op: Any) -> dict[str, Any]:
+        m: NormNeuron = self.module(op.path)
+        out = self.rescale(i, m.grid.rescale, *m.affine(m.running_mean, m.running_var))
+        m.grid.membrane.prepare()
+        return (
+            out | self.neuron_numbers(m.neuron, m.grid.membrane, m.grid.bound(self.T)) | {"ratio": int(m.grid.ratio())}
+        )
+
+    def neuron(self, i: int, op: Any) -> dict[str, Any]:
+        neuron = self.module(op.path)
+        coded, edge = neuron.forward, self.plan.edges[op.inputs[0]]
+        coded.membrane.prepare()
+        r = 1 if edge.base == "layer" else int(coded.ratio())
+        bound = self.module(edge.layer).forward.rescale.bounds()[1] if edge.base == "layer" else edge.bound * r
+        return self.neuron_numbers(neuron, coded.membrane, coded.membrane.bound(bound, self.T)) | {"ratio": r}
+
+
+__all__ = ["IntegerNetwork", "to_integer"]
