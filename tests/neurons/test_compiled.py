@@ -41,9 +41,9 @@ def layer_steps(layer):
 
 def agree(results, tolerance=1e-5):
     mine, theirs = results
-    if mine[0].dtype == torch.float32 or tolerance > 1e-4:
-        assert (mine[0] != theirs[0]).sum() <= 1  # the compiler orders the sums of the statistics in its own way
-    if torch.equal(mine[0], theirs[0]):
+    differ = (mine[0] - theirs[0]).abs() > 0.1  # a smooth neuron's output is no whole number
+    assert differ.sum() <= 1  # the compiler orders the sums of the statistics in its own way
+    if not differ.any():
         for a, b in zip(mine[1:], theirs[1:], strict=True):
             assert (a - b).float().norm() <= tolerance * b.float().norm() + 1e-7
 

@@ -134,19 +134,20 @@ def _backward(
     if plan.norm:
         center = batch.mean if batch is not None else torch.zeros_like(a)
         k1 = k2 = torch.zeros_like(a)
+    sums, final = kernel.backward(arguments, center)
     if need_p or need_q or (batch is not None and need_x) or plan.learned:
-        gq, gp, decay, gain = kernel.sums(*arguments, center)
-        if plan.learned:
+        gq, gp, decay, gain = sums()
+        if decay is not None and gain is not None:
             gk = torch.zeros_like(k)
             gk[0], gk[1] = decay.sum(), gain.sum()
-        if batch is not None:
+        if batch is not None and gq is not None and gp is not None:
             s, q = gq, gp
             gp = gp * batch.rstd
             if batch.shared:
                 s, q = _summed(torch.stack([s, q]))
             k1, k2 = a * s / batch.n, a * q * batch.rstd.square() / batch.n
     if need_x or need_residual:
-        gx, g_residual = kernel.final(*arguments, center, k1, k2)
+        gx, g_residual = final(k1, k2)
         gx = view.outward(gx, x.shape)
         g_residual = None if g_residual is None else view.outward(g_residual, shape)
     return gx, gp, gq, g_residual, gk

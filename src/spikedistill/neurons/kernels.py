@@ -18,14 +18,15 @@ them. Shape: x (T, N, L, C) with channels last, (T, N, C, L) with channels first
 constant current; (T, M) or (M,) for a neuron alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .compilation import Kernel
+from .compilation import Kernel, mode
 from .dynamics import Constants, Reset
 from .surrogate import Surrogate
 
@@ -62,6 +63,10 @@ class Plan:
             T, encode, c.reset, c.surrogate, c.detach_reset, c.smooth, kind, leak_first,
             norm, channels_last, residual, membrane, learned,
         )  # fmt: skip
+
+
+Gradients = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # for each step: gI, gH, V before, I
+Sums = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # s, q, of decay, of gain
 
 
 def wide(x: Tensor) -> Tensor:
@@ -146,7 +151,7 @@ class _Arithmetic:
     def gradients(
         self, x: Tensor, a: Tensor | None, b: Tensor | None, residual: Tensor | None, k: Tensor,
         g_spikes: Tensor, g_charged: Tensor | None,
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:  # fmt: skip
+    ) -> Gradients:  # fmt: skip
         """Of the currents: gI_t, and gH_t, V_{t-1}, I_t, from which those of decay and gain follow."""
         steps, p = range(self.p.T), self.p
         before, currents, charged = [], [], []
@@ -157,7 +162,8 @@ class _Arithmetic:
             before.append(v)
             currents.append(i)
             charged.append(h)
-            v = self.store(self.after(h, self.spike(h - k[THRESHOLD], k), k), k)
+            if t + 1 < p.T:
+                v = self.store(self.after(h, self.spike(h - k[THRESHOLD], k), k), k)
         g_currents, g_charges = [], []
         gv: Tensor | None = None
         for t in reversed(steps):
@@ -165,12 +171,11 @@ class _Arithmetic:
             u = h - k[THRESHOLD]
             gs, gh = wide(g_spikes[t]), None if g_charged is None else wide(g_charged[t])
             if gv is not None:
-                s = self.spike(u, k)
-                gr = self.through_store(gv, self.after(h, s, k), k)
+                gr = self.through_store(gv, self.after(h, self.spike(u, k), k), k) if p.grid else gv
                 if p.reset is not None and not p.detach_reset:
                     gs = gs - gr * (h if p.reset == "hard" else k[THRESHOLD])
                 if p.reset == "hard":
-                    gr = gr * (1 - s) if p.smooth else torch.where(u >= 0, 0.0, gr)
+                    gr = gr * (1 - self.spike(u, k)) if p.smooth else torch.where(u >= 0, 0.0, gr)
                 gh = gr if gh is None else gh + gr
             fired = gs * self.surrogate(u, k)
             gh = fired if gh is None else gh + fired
@@ -179,22 +184,71 @@ class _Arithmetic:
             gv = gh if p.grid and p.leak_first else gh * k[DECAY]
         return g_currents[::-1], g_charges[::-1], before, currents
 
+    def total(self, values: Tensor) -> Tensor:
+        if not self.p.norm:
+            return values.sum()
+        return values.sum(1).sum(0) if self.p.channels_last else values.sum(2).sum(0)
+
+    def sums(self, x: Tensor, center: Tensor | None, g: Gradients) -> Sums:
+        # Over time first, element by element: then one reduction serves all steps.
+        g_currents, g_charges, before, currents = g
+        s = q = decay = gain = None
+        if center is not None:
+            c = self.channel(center)
+            s = self.total(add(g_currents))
+            if self.p.encode:
+                q = self.total(add(g_currents) * (self.input(x, 0) - c))
+            else:
+                q = self.total(add([g * (self.input(x, t) - c) for t, g in enumerate(g_currents)]))
+        if self.p.learned:
+            decay = self.total(add([g * v for g, v in zip(g_charges, before, strict=True)]))
+            gain = self.total(add([g * i for g, i in zip(g_charges, currents, strict=True)]))
+        return s, q, decay, gain
+
+    def final(
+        self, x: Tensor, a: Tensor | None, residual: Tensor | None, center: Tensor | None, k1: Tensor | None,
+        k2: Tensor | None, g_currents: list[Tensor],
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        def of_x(g: Tensor, t: int) -> Tensor:
+            if a is not None and center is not None and k1 is not None and k2 is not None:
+                deviation = self.input(x, t) - self.channel(center)
+                g = self.channel(a) * g - self.channel(k1) - self.channel(k2) * deviation
+            return g.to(x.dtype)
+
+        if self.p.encode:
+            gx = of_x(add(g_currents), 0)
+        else:
+            gx = torch.stack([of_x(g, t) for t, g in enumerate(g_currents)])  # cast each, then stack: twice as fast
+        return gx, torch.stack([g.to(residual.dtype) for g in g_currents]) if residual is not None else None
+
 
 class Kernels:
-    """The three kernels of one plan: ``forward``, ``sums`` and ``final``.
+    """The kernels of one plan: ``forward``, and backward ``sums`` then ``final``.
 
     ``forward(x, a, b, residual, k)`` -> spikes, charged membranes or None.
     ``sums(x, a, b, residual, k, g_spikes, g_charged, center)`` -> per channel s, q, and the gradients of decay and gain.
     ``final(x, a, b, residual, k, g_spikes, g_charged, center, k1, k2)`` -> gradient of x, of the residual or None.
-    Two kernels backward, because in one the compiler would keep all gI in float32 instead of computing them again. Plans
-    that differ only in what a kernel does not use share it.
+    Compiled, backward is two kernels that both compute gI, because in one the compiler would keep all gI in float32; run
+    operation by operation they are computed once. Plans that differ only in what a kernel does not use share it.
     """
 
     def __init__(self, plan: Plan) -> None:
         seen = plan.surrogate if plan.smooth else Surrogate()
         self.forward = _forward(replace(plan, learned=False, detach_reset=True, surrogate=seen))
-        self.sums = _sums(plan)
-        self.final = _final(replace(plan, learned=False))
+        self._sums, self._final = _sums(plan), _final(replace(plan, learned=False))
+        self._ops = _Arithmetic(plan)
+
+    def backward(
+        self, arguments: tuple[Any, ...], center: Tensor | None
+    ) -> tuple[Callable[[], Sums], Callable[..., Any]]:
+        """``sums()`` and ``final(k1, k2)`` for the arguments up to ``g_charged``."""
+        if mode() == "compiled":
+            return (lambda: self._sums(*arguments, center)), lambda k1, k2: self._final(*arguments, center, k1, k2)
+        x, a, _, residual, *_ = arguments
+        g = self._ops.gradients(*arguments)
+        return (lambda: self._ops.sums(x, center, g)), lambda k1, k2: self._ops.final(
+            x, a, residual, center, k1, k2, g[0]
+        )
 
 
 _Optional = Tensor | None
@@ -222,29 +276,11 @@ def _forward(p: Plan) -> Kernel:
 def _sums(p: Plan) -> Kernel:
     ops = _Arithmetic(p)
 
-    def total(values: Tensor) -> Tensor:
-        if not p.norm:
-            return values.sum()
-        return values.sum(1).sum(0) if p.channels_last else values.sum(2).sum(0)
-
     def sums(
         x: Tensor, a: _Optional, b: _Optional, residual: _Optional, k: Tensor, g_spikes: Tensor, g_charged: _Optional,
         center: _Optional,
-    ) -> tuple[_Optional, _Optional, _Optional, _Optional]:  # fmt: skip
-        # Over time first, element by element: then one reduction serves all steps.
-        g_currents, g_charges, before, currents = ops.gradients(x, a, b, residual, k, g_spikes, g_charged)
-        s = q = decay = gain = None
-        if center is not None:
-            c = ops.channel(center)
-            s = total(add(g_currents))
-            if p.encode:
-                q = total(add(g_currents) * (ops.input(x, 0) - c))
-            else:
-                q = total(add([g * (ops.input(x, t) - c) for t, g in enumerate(g_currents)]))
-        if p.learned:
-            decay = total(add([g * v for g, v in zip(g_charges, before, strict=True)]))
-            gain = total(add([g * i for g, i in zip(g_charges, currents, strict=True)]))
-        return s, q, decay, gain
+    ) -> Sums:  # fmt: skip
+        return ops.sums(x, center, ops.gradients(x, a, b, residual, k, g_spikes, g_charged))
 
     return Kernel(sums, f"gradient_sums_{_sums.cache_info().currsize}")
 
@@ -258,17 +294,7 @@ def _final(p: Plan) -> Kernel:
         center: _Optional, k1: _Optional, k2: _Optional,
     ) -> tuple[Tensor, _Optional]:  # fmt: skip
         g_currents = ops.gradients(x, a, b, residual, k, g_spikes, g_charged)[0]
-
-        def of_x(g: Tensor, t: int) -> Tensor:
-            if a is not None and center is not None and k1 is not None and k2 is not None:
-                g = ops.channel(a) * g - ops.channel(k1) - ops.channel(k2) * (ops.input(x, t) - ops.channel(center))
-            return g.to(x.dtype)
-
-        if p.encode:
-            gx = of_x(add(g_currents), 0)
-        else:
-            gx = torch.stack([of_x(g, t) for t, g in enumerate(g_currents)])  # cast each, then stack: twice as fast
-        return gx, torch.stack([g.to(residual.dtype) for g in g_currents]) if residual is not None else None
+        return ops.final(x, a, residual, center, k1, k2, g_currents)
 
     return Kernel(final, f"gradient_{_final.cache_info().currsize}")
 

@@ -1,0 +1,127 @@
+"""Other libraries' neurons in our networks: the same layers and weights, their time loop."""
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from spikedistill.neurons import LIF, Neuron, NormNeuron
+
+Simulate = Callable[[Tensor], Tensor]  # current (T, N, ...) to spikes (T, N, ...)
+
+
+class _Atan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u):
+        ctx.save_for_backward(u)
+        return (u >= 0).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx, g):
+        (u,) = ctx.saved_tensors
+        return g / (1 + (math.pi * u).square())
+
+
+def plain(neuron: Neuron) -> Simulate:
+    """A loop as one writes it by hand."""
+
+    def run(x: Tensor) -> Tensor:
+        v, spikes = torch.zeros_like(x[0]), []
+        for current in x:
+            h = neuron.decay * v + neuron.gain * current
+            s = _Atan.apply(h - neuron.threshold)
+            v = h * (1 - s.detach())
+            spikes.append(s)
+        return torch.stack(spikes)
+
+    return run
+
+
+def spikingjelly(neuron: Neuron) -> Simulate:
+    from spikingjelly.activation_based import functional, surrogate
+    from spikingjelly.activation_based.neuron import LIFNode
+
+    node = LIFNode(1 / neuron.gain, surrogate_function=surrogate.ATan(2.0), detach_reset=True, step_mode="m")
+
+    def run(x: Tensor) -> Tensor:
+        functional.reset_net(node)
+        return node(x)
+
+    return run
+
+
+def snntorch(neuron: Neuron) -> Simulate:
+    import snntorch
+    from snntorch import surrogate
+
+    leaky = snntorch.Leaky(neuron.decay, spike_grad=surrogate.atan(2.0), reset_mechanism="zero", reset_delay=False)
+
+    def run(x: Tensor) -> Tensor:
+        mem, spikes = torch.zeros_like(x[0]), []
+        for current in x:
+            s, mem = leaky(neuron.gain * current, mem)
+            spikes.append(s.to(x.dtype))
+        return torch.stack(spikes)
+
+    return run
+
+
+def norse(neuron: Neuron) -> Simulate:
+    from norse.torch.functional.lif_box import LIFBoxFeedForwardState, LIFBoxParameters, lif_box_feed_forward_step
+
+    p = LIFBoxParameters(tau_mem_inv=torch.tensor(1000 * neuron.gain), v_th=torch.tensor(neuron.threshold))
+
+    def run(x: Tensor) -> Tensor:
+        state, spikes = LIFBoxFeedForwardState(torch.zeros_like(x[0])), []
+        for current in x:
+            s, state = lif_box_feed_forward_step(current, state, p, dt=0.001)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+    return run
+
+
+PEERS = {"plain loop": plain, "SpikingJelly": spikingjelly, "snnTorch": snntorch, "Norse": norse}
+
+
+class _PeerNeuron(nn.Module):
+    """Folds time as the library does; a constant current enters all steps."""
+
+    def __init__(self, neuron: Neuron, make: Callable[[Neuron], Simulate], T: int) -> None:
+        super().__init__()
+        self.run, self.T, self.encode = make(neuron), T, neuron.encode
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unsqueeze(0).expand(self.T, *x.shape) if self.encode else x.unflatten(0, (self.T, -1))
+        return self.run(x).flatten(0, 1)
+
+
+class _PeerNormNeuron(nn.Module):
+    def __init__(self, norm: NormNeuron, neuron: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.neuron = nn.BatchNorm2d(norm.channels, norm.eps, norm.momentum), neuron
+        self.norm.load_state_dict({k: v for k, v in norm.state_dict().items() if not k.startswith("neuron.")})
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        x = self.norm(x)
+        return self.neuron(x if residual is None else x + residual)
+
+
+def swapped(network: nn.Module, peer: str, T: int) -> nn.Module:
+    """A copy of one of our networks with torch's norms and a peer's neurons."""
+    make = PEERS[peer]
+
+    def turn(module: nn.Module) -> nn.Module:
+        if isinstance(module, NormNeuron):
+            return _PeerNormNeuron(module, turn(module.neuron))
+        if isinstance(module, Neuron):
+            assert isinstance(module, LIF)
+            assert module.reset == "hard"
+            return _PeerNeuron(module, make, T)
+        for name, child in list(module.named_children()):
+            setattr(module, name, turn(child))
+        return module
+
+    return turn(copy.deepcopy(network))
