@@ -1,0 +1,116 @@
+"""Quantized networks with everything that does not depend on the input as constants, ready to be traced."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..networks.base import Network
+from ..quantization.arithmetic import FLOAT32
+from ..quantization.layers import CodedLayer
+from ..quantization.membrane import CodedNeuron
+from ..quantization.norm import CodedNorm, NormGrid, Rescale
+
+
+class Known:
+    """A number in the place of a buffer of one value: what reads it gets a Python number, which a trace keeps."""
+
+    _version = 0
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+    def item(self) -> float | int:
+        """The number."""
+        return self.value.item()
+
+    def double(self) -> Tensor:
+        """As a tensor."""
+        return self.value.double()
+
+
+def freeze(network: Network) -> Network:
+    """Fix weight codes, multipliers, offsets and grids of a quantized network, in place; others stay as they are."""
+    if network.input_codes is None:
+        return network
+    with torch.no_grad():
+        for module in network.modules():
+            forward, grid = module.__dict__.get("forward"), module.__dict__.get("grid")
+            if isinstance(forward, CodedLayer):
+                _layer(module, forward)
+            elif isinstance(forward, CodedNeuron):
+                _constant(forward, "ratio", forward.ratio())
+                _constant(forward.membrane, "prepare", forward.membrane.prepare())
+            elif isinstance(grid, NormGrid):
+                _constant(grid, "ratio", grid.ratio())
+                _constant(grid.membrane, "prepare", grid.membrane.prepare())
+                _rescale(module, grid.rescale, module.affine(module.running_mean, module.running_var))  # type: ignore[operator]
+            elif isinstance(module, CodedNorm):
+                _rescale(module, module.rescale, module.affine_map(module.running_mean, module.running_var))  # type: ignore[arg-type]
+    for module in network.modules():
+        for name, buffer in [*module.named_buffers(recurse=False)]:
+            if buffer.dim() == 0 and name != "num_batches_tracked":
+                del module._buffers[name]
+                object.__setattr__(module, name, Known(buffer))
+    return network
+
+
+def _layer(module: nn.Module, coded: CodedLayer) -> None:
+    codes, step, bias = coded.codes(), coded.step(), coded.bias_codes()
+    if coded.rescale is not None:
+        assert coded.membrane is not None
+        _constant(coded.membrane, "prepare", coded.membrane.prepare())
+        _rescale(module, coded.rescale, coded.plain())
+    _buffer(module, coded, "codes", codes.float() if float(codes.abs().max()) < FLOAT32 else codes)
+    _buffer(module, coded, "step", step)
+    if bias is not None:
+        _buffer(module, coded, "bias_codes", bias)
+    if isinstance(module, nn.Conv2d) and 2 * coded.bound >= FLOAT32:
+        coded.accumulate = _Pieces(coded)  # type: ignore[method-assign]
+
+
+def _rescale(owner: nn.Module, rescale: Rescale, affine: tuple[Tensor, Tensor]) -> None:
+    m, o = rescale.codes(*affine)
+    owner.register_buffer("frozen_multiplier", m)
+    owner.register_buffer("frozen_offset", o)
+    rescale.codes = lambda a, b: (owner.frozen_multiplier, owner.frozen_offset)  # type: ignore[method-assign,assignment,return-value]
+
+
+def _constant(part: Any, name: str, value: Any) -> None:
+    setattr(part, name, lambda: value)
+
+
+def _buffer(owner: nn.Module, part: Any, name: str, value: Tensor) -> None:
+    owner.register_buffer(f"frozen_{name}", value)
+    setattr(part, name, lambda: getattr(owner, f"frozen_{name}"))
+
+
+class _Pieces:
+    """A convolution whose sums need float64, from float32 ones that are exact: runtimes have no other.
+
+    ``x = sum_i piece_i base^i`` with ``0 <= piece_i < base`` (the last one signed), so small that each sum of products
+    stays below 2^24.
+    """
+
+    def __init__(self, coded: CodedLayer) -> None:
+        self.layer = coded.layer
+        self.base = 2
+        most = coded.fan_in * coded.format.limit
+        while 2 * self.base * most < FLOAT32:
+            self.base *= 2
+        self.count, reach = 1, coded.bound_in
+        while reach >= self.base:
+            self.count, reach = self.count + 1, (reach + 1) // self.base + 1
+
+    def __call__(self, x: Tensor, w: Tensor) -> Tensor:
+        """Sums in float64."""
+        rest, total, weight = x, None, w.float()
+        m = self.layer
+        for i in range(self.count):
+            above = (rest / self.base).floor() if i + 1 < self.count else torch.zeros_like(rest)
+            piece = (rest - above * self.base).float()
+            part = F.conv2d(piece, weight, None, m.stride, m.padding, m.dilation, m.groups).double() * self.base**i
+            total, rest = part if total is None else total + part, above
+        assert total is not None
+        return total
