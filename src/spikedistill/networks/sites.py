@@ -1,3 +1,4 @@
+# ruff: noqa: SIM905  (lists of words)
 """Where a ReLU network can be turned into a spiking one: ReLU call sites, norms before them, the entrance of time."""
 
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ REFUSED = GATES | frozenset(
     "ReLU6 GELU SiLU Hardswish Mish LeakyReLU PReLU RReLU ELU SELU CELU GLU Softplus Softsign Tanh Hardtanh Softmax Softmax2d "
     "LogSoftmax LogSigmoid MultiheadAttention QuickGELU relu6 gelu silu silu_ hardswish hardswish_ mish leaky_relu "
     "leaky_relu_ prelu rrelu elu elu_ selu selu_ celu glu softplus tanh tanh_ hardtanh hardtanh_ softmax log_softmax "
-    "logsigmoid softsign scaled_dot_product_attention multi_head_attention_forward threshold threshold_".split()  # noqa: SIM905
+    "logsigmoid softsign scaled_dot_product_attention multi_head_attention_forward threshold threshold_".split()
 )
 CLAMPS = frozenset({"clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_"})
 

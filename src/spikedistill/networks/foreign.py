@@ -1,0 +1,163 @@
+"""``foreign``: somebody else's SNN or ANN joins as teacher or student."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import simulation
+from ..errors import SpikedistillError, nearest
+from .base import Input, Network, State
+from .wrapped import Wrapped, input_channels, statistics
+
+LAYOUTS = ("TNCHW", "NTCHW", "folded", "step", "NCHW")
+Reset = Callable[..., Any] | str | None
+
+
+class _Function(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        """Whatever the function gives."""
+        return self.function(x)
+
+
+class Foreign(Wrapped):
+    """Somebody else's network behind our interface; made by :func:`foreign`."""
+
+    layout: str = "TNCHW"
+    output: int | str | None = None
+    reset_model: Callable[[], Any] | None = None
+
+    def body(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) or, from frames, (T*N, C, H, W) to folded logits (T*N, K)."""
+        x = self.resize(x)
+        sim = simulation.current()
+        T = (sim.time_steps if sim else self.time_steps) or 1
+        if self.reset_model is not None:
+            self.reset_model()
+        if self.layout == "NCHW":
+            return self._folded(self._pick(self.model(x)), T, x.shape[0])
+        frames = x.unflatten(0, (T, -1)) if self.input == "frames" else x.unsqueeze(0).expand(T, *x.shape)
+        N = frames.shape[1]
+        if self.layout == "step":
+            return self._stack([self._pick(self.model(frame)) for frame in frames])
+        if self.layout == "folded":
+            return self._folded(self._pick(self.model(frames.flatten(0, 1))), T, N)
+        if self.layout == "NTCHW":
+            out = self._pick(self.model(frames.transpose(0, 1)))
+            return self._folded(out.transpose(0, 1) if out.dim() == 3 else out, T, N)
+        return self._folded(self._pick(self.model(frames)), T, N)
+
+    def _pick(self, out: Any) -> Tensor:
+        if self.output is not None:
+            return out[self.output]
+        while not isinstance(out, Tensor):
+            out = next(iter(out.values())) if isinstance(out, dict) else out[0]
+        return out
+
+    def _stack(self, steps: list[Tensor]) -> Tensor:
+        import torch
+
+        return torch.cat(steps)
+
+    def _folded(self, out: Tensor, T: int, N: int) -> Tensor:
+        if not self.spiking:
+            T = 1
+        if out.dim() == 3 and out.shape[:2] == (T, N):
+            return out.flatten(0, 1)
+        if out.dim() == 2 and out.shape[0] == T * N:
+            return out
+        if out.dim() == 2 and out.shape[0] == N:  # averaged by the model itself: the same at each step
+            return out.repeat(T, 1)
+        raise SpikedistillError(
+            f"the foreign network gave {tuple(out.shape)} for T = {T}, N = {N} with layout {self.layout!r}; logits must be "
+            f"({T}, {N}, K) in the layout's order of time and batch, ({T * N}, K), or ({N}, K); set layout, time_steps or output"
+        )
+
+    def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Foreign state is not ours to stream."""
+        raise SpikedistillError(
+            "a foreign network keeps its state itself and cannot be streamed; call it on whole simulations"
+        )
+
+
+def foreign(
+    model: nn.Module | Callable[[Tensor], Any],
+    layout: str = "TNCHW",
+    reset: Reset = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    time_steps: int | None = 4,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    input: Input = "image",
+    input_size: int | Sequence[int] | None = None,
+    interpolation: str = "bilinear",
+    output: int | str | None = None,
+) -> Network:
+    """Somebody else's network, SNN or ANN, as one of ours: it owns its normalisation, takes [0, 1], gives (T, N, K).
+
+    ``layout`` is what the model takes: "TNCHW" (SpikingJelly's multi-step mode), "NTCHW", "folded" (T*N, C, H, W), "step"
+    (called once per time step on (N, C, H, W)), "NCHW" (called once; an ANN, or an SNN that loops over time by itself, as
+    in snnTorch's examples, and gives (T, N, K)). Still images are repeated over time where the layout has time.
+    ``reset`` is called before every forward pass: a function of the model (``spikingjelly...functional.reset_net``) or of
+    nothing, or the name of a method of the model. ``time_steps=None``: an ANN. ``output``: index or key of the logits where
+    the model gives several things (None: the first tensor). ``num_classes``, ``in_channels``: None reads them off the last
+    linear layer and the first convolution. mean, std: None takes timm's if the model has them, else 0 and 1.
+
+    Shape: (N, C, H, W), or frames (N, F, C, H, W), to (T, N, K); an ANN to (N, K). Raises for logits of another shape.
+    """
+    if layout not in LAYOUTS:
+        raise SpikedistillError(f"unknown layout {layout!r}: {nearest(layout, LAYOUTS)}")
+    if time_steps is None and layout not in ("NCHW",):
+        raise SpikedistillError(f"an ANN (time_steps=None) has layout 'NCHW', found {layout!r}")
+    if layout == "NCHW" and time_steps is not None and input == "frames":
+        raise SpikedistillError(
+            "layout 'NCHW' takes still images; an SNN on frames needs 'TNCHW', 'NTCHW', 'folded' or 'step'"
+        )
+    module = model if isinstance(model, nn.Module) else _Function(model)
+    if num_classes is None:
+        linear = [m for m in module.modules() if isinstance(m, nn.Linear)]
+        if not linear:
+            raise SpikedistillError(
+                "the foreign network shows no nn.Linear to read the number of classes off; give num_classes="
+            )
+        num_classes = linear[-1].out_features
+    channels = in_channels or input_channels(module)
+    mean, std = statistics(module, channels, mean, std)
+    network = Foreign(module, num_classes, channels, input, time_steps, mean, std, input_size, interpolation)
+    network.layout, network.output = layout, output
+    network.reset_model = _resetter(reset, model)
+    return network
+
+
+def _resetter(reset: Reset, model: Any) -> Callable[[], Any] | None:
+    if reset is None:
+        return None
+    if isinstance(reset, str):
+        if not callable(getattr(model, reset, None)):
+            raise SpikedistillError(f"reset={reset!r}: {type(model).__name__} has no method of that name")
+        return _Bound(model, reset)
+    try:
+        parameters = inspect.signature(reset).parameters.values()
+    except (TypeError, ValueError):  # builtins
+        return reset
+    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return _Bound(model, reset) if needed else reset
+
+
+class _Bound:
+    """``reset`` on a model; a deep copy of the network resets its own copy of the model."""
+
+    def __init__(self, model: Any, reset: Callable[[Any], Any] | str) -> None:
+        self.model, self.reset = model, reset
+
+    def __call__(self) -> None:
+        if isinstance(self.reset, str):
+            getattr(self.model, self.reset)()
+        else:
+            self.reset(self.model)
