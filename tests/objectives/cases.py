@@ -45,7 +45,13 @@ def options(case: str) -> dict:
 
 def network(T: int | None, seed: int, head: str = "linear") -> Network:
     torch.manual_seed(seed)
-    return sd.networks.create("vgg5", in_channels=1, width=0.125, pools=1, time_steps=T, mean=0.3, std=0.38, head=head)
+    out = sd.networks.create("vgg5", in_channels=1, width=0.125, pools=1, time_steps=T, mean=0.3, std=0.38, head=head)
+    for module in out.modules():
+        if isinstance(module, sd.NormNeuron):
+            torch.nn.init.constant_(module.bias, 0.5)  # enough spikes for the few steps that tests take
+    if head == "spiking":
+        torch.nn.init.normal_(out.head.linear.weight, std=2.0)
+    return out
 
 
 def networks(case: str) -> tuple[Network, Network | None]:
