@@ -112,12 +112,14 @@ def evaluate(
     time_steps: Annotated[str, typer.Option(help="Such as 1,2,4.")] = "",
     integer: Annotated[bool, typer.Option("--integer", help="Also as an integer network.")] = False,
     recalibrate: Annotated[bool, typer.Option("--recalibrate", help="Also with norm statistics of that T.")] = False,
+    rebin: Annotated[bool, typer.Option("--rebin", help="Also with recordings cut anew into T frames.")] = False,
+    crossbar: Annotated[bool, typer.Option("--crossbar", help="Also through the ADCs of the recipe's chip.")] = False,
     device: Annotated[str, typer.Option()] = "cpu",
 ) -> None:
-    """Test accuracy of a stage, at other time steps, recalibrated, or in integers."""
+    """Test accuracy of a stage: at other time steps, recalibrated, in integers, on a crossbar."""
     from .training.reevaluate import reevaluate
 
-    found = reevaluate(run, _numbers(time_steps), integer, recalibrate, device)
+    found = reevaluate(run, _numbers(time_steps), integer, recalibrate, rebin, crossbar, device)
     print(f"{found.run}, stage {found.stage}, {found.images} test images")
     rows = sorted({T for column in found.columns.values() for T in column}, key=lambda T: T or 0)
     _table(["T", *found.columns], [[T or "-", *[_percent(c.get(T)) for c in found.columns.values()]] for T in rows])
@@ -225,7 +227,7 @@ def export(
 
         whole = to_integer(network)
         whole.save(out)
-        print(f"{out}: {whole.size_in_bytes:,} bytes")
+        print(f"{out}: {whole.nbytes:,} bytes")
         return
     from . import export as formats
 

@@ -97,7 +97,6 @@ class Training:
         self.at = Position()
         self.channels_last = False
         self.warned: set[str] = set()
-        self.warnings: list[str] = []
         self.saved = time.perf_counter()
 
     @property
@@ -288,7 +287,6 @@ class Training:
                 self.warned.add(layer.path)
                 rate = f"{100 * layer.firing_rate:.2f} % (epoch {self.at.epoch})"
                 text = f"layer {layer.path} is {layer.warning}: it fires at {rate}"
-                self.warnings.append(text)
                 self.progress.note(f"{self.s.name}: warning: {text}")
                 if self.s.folder is not None and self.rank == 0:
                     metrics.append(self.s.folder, "warning", stage=self.s.name, text=text)
@@ -316,7 +314,7 @@ class Training:
         checkpoint.save(
             self.checkpoint_folder,
             tensors,
-            {"position": self.at.__dict__, "warnings": self.warnings, "steps": self.steps},
+            {"position": self.at.__dict__, "warned": sorted(self.warned), "steps": self.steps},
         )
 
     def restore(self) -> None:
@@ -346,8 +344,7 @@ class Training:
                 self.average.values[k].copy_(tensors[f"average.{k}"])
         self.best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")} or None
         self.at = Position(**state["position"])
-        self.warnings = list(state["warnings"])
-        self.warned = {w.split(" ")[1] for w in self.warnings}
+        self.warned = set(state["warned"])
         metrics.append(self.s.folder, "resume", stage=self.s.name, epoch=self.at.epoch, step=self.at.step)
 
 

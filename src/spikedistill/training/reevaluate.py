@@ -1,5 +1,6 @@
 """Evaluate a finished stage again: other T, recalibrated, as an integer network, on a crossbar."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..recipe import Recipe
 from .evaluate import evaluate, recalibrated
+from .evaluate import recalibrate as recalibrate_norms
 from .run import CALIBRATION_BATCHES, read_claim
 from .store import find_stage, load_network
 
@@ -53,10 +55,16 @@ def reevaluate(
     time_steps: Sequence[int] = (),
     integer: bool = False,
     recalibrate: bool = False,
+    rebin: bool = False,
+    crossbar: bool = False,
     device: str = "cpu",
     data: Data | None = None,
 ) -> Reading:
-    """Test accuracy of a stage; T up to the network's own are the first steps of one simulation."""
+    """Test accuracy of a stage; T up to the network's own are the first steps of one simulation.
+
+    Further columns: ``recalibrate``, norm statistics of that T; ``rebin``, each recording cut anew into T frames, statistics
+    recalibrated; ``integer``, the integer network; ``crossbar``, partial sums through the ADCs of the recipe's chip.
+    """
     _, stage, recipe, opened, network = open_run(text, data)
     network.to(device)
     own = network.time_steps if isinstance(network, Network) else None
@@ -81,10 +89,16 @@ def reevaluate(
         calibration = _calibration(opened, recipe, device)
         column: dict[int | None, float] = {}
         for T in time_steps or [own]:
-            copy = recalibrated(network, calibration, T)
-            at = evaluate(copy, batches(), opened.info.num_classes, time_steps=[T], rates=False)
+            fresh = recalibrated(network, calibration, T)
+            at = evaluate(fresh, batches(), opened.info.num_classes, time_steps=[T], rates=False)
             column[T] = at.accuracy_at[T]
         reading.columns["recalibrated"] = column
+    if rebin:
+        reading.columns["rebinned"] = {
+            T: _rebinned(network, recipe, T, device, stage) for T in time_steps or ([own] if own else [])
+        }
+    if crossbar:
+        reading.columns["crossbar"] = {own: _crossbar(network, batches(), opened.info.num_classes, recipe, reading)}
     if integer:
         reading.columns["integer"] = {own: _integer(network, batches(), stage, quantized, reading)}
     return reading
@@ -97,6 +111,34 @@ def _calibration(data: Data, recipe: Recipe, device: str) -> list[Tensor]:
         if len(out) == CALIBRATION_BATCHES * 4:
             break
     return out
+
+
+def _rebinned(network: nn.Module, recipe: Recipe, T: int, device: str, stage: str) -> float:
+    if not isinstance(network, Network) or network.input != "frames" or "quantize" in network.config:
+        raise SpikedistillError(
+            f"--rebin is for full-precision spiking networks on event frames; stage {stage!r} is none"
+        )
+    data = datasets.open(recipe.data, [T])
+    copied = copy.deepcopy(network)
+    copied.time_steps = T
+    recalibrate_norms(copied, _calibration(data, recipe, device))
+    batches = data.batches("test", max(recipe.data.batch_size, 128), device=device)
+    return evaluate(copied, batches, data.info.num_classes, rates=False).accuracy
+
+
+def _crossbar(
+    network: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], K: int, recipe: Recipe, reading: Reading
+) -> float:
+    from ..hardware.crossbar import simulate
+    from ..hardware.pricing import settings
+
+    chip, _ = settings(("recipe", recipe.hardware))
+    bits = chip.adc_bits or chip.lossless_adc_bits
+    reading.notes.append(
+        f"crossbar: {chip.crossbar_size} rows, {chip.cell_bits} bits a cell, ADCs of {bits} bits (lossless: {chip.lossless_adc_bits})"
+    )
+    with simulate(network, chip):
+        return evaluate(network, batches, K, rates=False).accuracy
 
 
 def _integer(
@@ -116,6 +158,6 @@ def _integer(
             images += len(y)
     reading.notes.append(
         f"integer network: {images - different} of {images} predictions equal to the fake-quantized network's, "
-        f"{whole.size_in_bytes:,} bytes"
+        f"{whole.nbytes:,} bytes"
     )
     return right / images

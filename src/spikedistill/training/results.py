@@ -42,6 +42,7 @@ def stage_summary(
         validation = evaluate(
             network, batches("validation"), info.num_classes, rates=False, position=("validation", run.seed)
         )
+    rows = test.layers()
     x, _ = next(iter(batches("test")))
     x = x[:PRICED_IMAGES]
     costs = price(network, x, run.recipe.hardware)
@@ -63,7 +64,7 @@ def stage_summary(
         best=Best(**training.at.best) if training and training.at.best else None,
         accuracy_at=test.accuracy_at,
         firing_rate=test.firing_rate,
-        layers=test.layers(),
+        layers=rows,
         bits=bits(quantized) if quantized else None,
         confusion=test.confusion.tolist(),
         membranes=membrane_histograms(network, teacher, x[:64]) if spiking else None,
@@ -71,7 +72,7 @@ def stage_summary(
         peak_memory_mb=peak_memory_mb(run.device),
         images_per_second=training.last["images_per_second"] if training else None,
         step_time=StepTime(**training.last["step_time"]) if training else None,
-        warnings=training.warnings if training else [],
+        warnings=[f"layer {r.path} is {r.warning}: it fires at {100 * r.firing_rate:.2f} %" for r in rows if r.warning],
         **costs,
     )
 
@@ -108,4 +109,4 @@ def integer(network: nn.Module, batches: Any) -> IntegerSummary:
             ours, theirs = network.predict(x).argmax(-1), whole.predict(x).argmax(-1)  # type: ignore[operator]
             equal &= bool((ours == theirs).all())
             images += len(x)
-    return IntegerSummary(equal_predictions=equal, images=images, bytes=whole.size_in_bytes)
+    return IntegerSummary(equal_predictions=equal, images=images, bytes=whole.nbytes)
