@@ -75,9 +75,15 @@ def graph_of(network: nn.Module, example: Tensor | None) -> Graph:
             raise SpikedistillError(
                 "aliases such as 'stage1' or 'before_head' need an example input to trace the network"
             )
+        if _image_ann(network) and example.dim() == 5:
+            example = example[:, 0]
         graph = trace(network, example[:2])
         _GRAPHS[network] = graph
     return graph
+
+
+def _image_ann(network: nn.Module) -> bool:
+    return isinstance(network, Network) and network.input == "image" and network.time_steps is None
 
 
 def neuron_paths(network: nn.Module) -> list[str]:
@@ -259,7 +265,7 @@ def run(
     taps = list(taps)
     N = x.shape[0]
     own = network.time_steps if isinstance(network, Network) else None
-    if isinstance(network, Network) and network.input == "image" and own is None and x.dim() == 5:
+    if _image_ann(network) and x.dim() == 5:
         x = x.transpose(0, 1).flatten(0, 1)
     steps = time_steps if own is not None and time_steps else simulation.steps_for(network, own)
     insides = [(t.path, t.call, t.what) for t in taps if t.what in INSIDES]

@@ -1,0 +1,170 @@
+"""Taps: paths, calls, insides, aliases and wildcards, on SNNs, ANNs and other people's networks."""
+
+import pytest
+import torch
+from torch import nn
+
+import spikedistill as sd
+from spikedistill import taps
+from spikedistill.errors import SpikedistillError
+
+X = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def network(name="vgg5", T=2, **given):
+    torch.manual_seed(0)
+    return sd.networks.create(name, **({"in_channels": 1, "width": 0.125, "time_steps": T} | given)).eval()
+
+
+def captured(net, *texts, x=X, **given):
+    with torch.no_grad():
+        logits, found = taps.captures(net, x, texts, **given)
+    return logits, found
+
+
+def test_outputs_inputs_and_insides_fit_together():
+    net = network(pools=1)
+    logits, found = captured(
+        net, "stage1.1", "stage1.1@spikes", "stage1.1@membrane", "stage1.1@current", "stage2.0@input", "stage1"
+    )
+    spikes, membrane = found["stage1.1@spikes"], found["stage1.1@membrane"]
+    assert spikes.shape == (2, 3, 8, 8, 8)
+    assert torch.equal(found["stage1.1"], spikes)
+    assert torch.equal(spikes, (membrane >= 1).float())
+    first = found["stage1.1@current"][0] / 2  # LIF, tau = 2: H_0 = I_0 / tau
+    torch.testing.assert_close(membrane[0], first)
+    pooled = nn.functional.max_pool2d(spikes.flatten(0, 1), 2).unflatten(0, (2, 3))
+    assert torch.equal(found["stage2.0@input"], found["stage1"]) or torch.equal(found["stage2.0@input"], pooled)
+    assert torch.equal(logits, net(X).detach())
+
+
+def test_captures_do_not_change_the_result():
+    net = network("ms_resnet20", width=0.25)
+    plain = net(X).detach()
+    logits, _ = captured(net, "*@membrane", "*@spikes", "stages", "before_head", "pooled")
+    assert torch.equal(logits, plain)
+
+
+@pytest.mark.parametrize("name", ["vgg5", "resnet20", "sew_resnet20", "ms_resnet20"])
+def test_aliases(name):
+    net = network(name, **({} if name == "vgg5" else {"width": 0.25}))
+    logits, found = captured(net, "logits", "stages", "before_head", "pooled", "stage1")
+    assert torch.equal(found["logits"], logits)
+    sizes = [tuple(x.shape[-2:]) for x in found.all("stages").values()]
+    assert sizes == sorted(sizes, reverse=True)
+    assert torch.equal(found["stage1"], next(iter(found.all("stages").values())))
+    head = found["before_head"]
+    assert head.dim() == 5
+    torch.testing.assert_close(head.mean((3, 4), keepdim=True), found["pooled"])
+
+
+def test_what_runs_once_for_all_steps_is_the_same_at_each():
+    net = network()
+    _, found = captured(net, "stage1.0")
+    conv = found["stage1.0"]
+    assert conv.shape[:2] == (2, 3)
+    assert torch.equal(conv[0], conv[1])
+    _, longer = captured(net, "stage1.1@spikes", time_steps=5)
+    assert longer["stage1.1@spikes"].shape[0] == 5
+
+
+def test_wildcards_name_every_layer():
+    net = network()
+    _, found = captured(net, "*@membrane", "*", "*@input")
+    assert [n.removesuffix("@membrane") for n in found.all("*@membrane")] == list(found.all("*"))
+    inputs = found.all("*@input")
+    weights = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert list(inputs) == [f"{n}@input" for n in weights]
+    assert torch.equal(inputs["stage1.0@input"][0], X)
+    assert found.thresholds[next(iter(found.all("*@membrane")))] == 1.0
+
+
+def test_wildcards_of_the_ann_twin_have_equal_names():
+    _, snn = captured(network(), "*")
+    _, ann = captured(network(T=None), "*")
+    assert list(snn.all("*")) == list(ann.all("*"))
+    assert all(x.shape[0] == 1 for x in ann.all("*").values())
+    with pytest.raises(SpikedistillError, match="no spiking neuron layers"):
+        captured(network(T=None), "*@membrane")
+
+
+class Twice(nn.Module):
+    """One neuron and one ReLU, each called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)
+        self.neuron, self.relu = sd.LIF(time_steps=2, threshold=0.1), nn.ReLU()
+
+    def forward(self, x):
+        x = self.neuron(self.a(x).repeat(2, 1, 1, 1))
+        x = self.neuron(self.relu(self.b(x)))
+        return self.relu(x.mean((2, 3))).unflatten(0, (2, -1))
+
+
+def test_calls_of_a_reused_module():
+    torch.manual_seed(1)
+    net = Twice()
+    logits, found = captured(net, "neuron", "neuron#1", "neuron#1@membrane", "*@spikes", "relu#1")
+    assert not torch.equal(found["neuron"], found["neuron#1"])
+    assert torch.equal(found["neuron#1"], (found["neuron#1@membrane"] >= 0.1).float())
+    assert list(found.all("*@spikes")) == ["neuron@spikes", "neuron#1@spikes"]
+    assert torch.equal(found["relu#1"], logits)
+    with pytest.raises(SpikedistillError, match=r"'neuron#2@membrane' was not reached"):
+        captured(net, "neuron#2@membrane")
+
+
+class Plain(nn.Module):
+    """Somebody's ANN."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, padding=1)
+        )
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def test_somebody_elses_ann():
+    logits, found = captured(Plain(), "stages", "before_head", "body.1", "*")
+    assert logits.shape == (1, 3, 5)
+    assert [tuple(x.shape[2:]) for x in found.all("stages").values()] == [(4, 8, 8), (6, 4, 4)]
+    assert found["before_head"].shape == (1, 3, 6, 4, 4)
+    assert list(found.all("*")) == ["body.1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stage1.1@potential", "unknown '@potential'"),
+        ("stge1", "did you mean 'stage1'"),
+        ("stage9", "stages 1 to 2"),
+        ("stage1.0@spikes", "Conv2d is not a spiking neuron layer"),
+        ("a@b@c", "not of the form"),
+        ("head#3", "was not reached"),
+    ],
+)
+def test_wrong_taps_are_refused_in_words(text, words):
+    with pytest.raises(SpikedistillError, match=words):
+        captured(network(), text)
+
+
+def test_an_ann_on_frames_sees_each_frame():
+    frames = torch.rand(3, 4, 1, 8, 8)
+    ann = network(T=None)
+    logits, found = captured(ann, "stage1", x=frames)
+    assert logits.shape == (4, 3, 10)
+    torch.testing.assert_close(logits[2], ann(frames[:, 2]).detach())
+    assert found["stage1"].shape[:2] == (4, 3)
+    snn = network(T=2, input="frames")
+    _, found = captured(snn, "stage1.0@input", x=frames)
+    torch.testing.assert_close(found["stage1.0@input"][1], frames[:, 2] + frames[:, 3])
+
+
+def test_hooks_are_gone_afterwards():
+    net = network()
+    captured(net, "stage1.1", "*@input")
+    assert not any(m._forward_hooks for m in net.modules())
