@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .compilation import compiled, eager, enable, mode, uncompiled, use
+from .compilation import Mode, compiled, eager, enable, mode, uncompiled, use
 from .dynamics import Constants, Number
 from .kernels import Kernels, Plan, kernels, statistics, wide
 
@@ -57,19 +57,24 @@ def _like(g: Tensor, channels_last: bool) -> Tensor:
 class _View:
     """Between (T*N, C, ...) and the kernels' shapes; no copy."""
 
-    def __init__(self, shape: torch.Size, T: int, norm: bool, channels_last: bool) -> None:
-        self.T, self.norm, self.last, self.places = T, norm, channels_last, shape[2:]
-        self.C = shape[1] if len(shape) > 1 else 1
+    def __init__(self, x: Tensor, plan: Plan, last: bool) -> None:
+        self.T, self.last, self.places = plan.T, last, x.shape[2:]
+        self.C = x.shape[1] if x.dim() > 1 else 1
+        n, L = x.shape[0] // (1 if plan.encode else plan.T), self.places.numel()
+        if last and n == 1 and len(self.places) == 2:
+            n, L = self.places  # which places are samples makes no difference
+        self.shape = (n * L * self.C,) if not plan.norm else (n, L, self.C) if last else (n, self.C, L)
+
+    @property
+    def mode(self) -> Mode:
+        """Sizes of 1 would be compiled anew; what has them is small, and runs uncompiled."""
+        return "uncompiled" if 1 in self.shape else mode()
 
     def inward(self, x: Tensor, timed: bool = True) -> Tensor:
         if self.last and x.dim() > 2:
             x = x.movedim(1, -1)
-        lead = (self.T,) if timed else ()
-        n, L = x.shape[0] // self.T if timed else x.shape[0], self.places.numel()
-        shape = (-1,) if not self.norm else (n, L, self.C) if self.last else (n, self.C, L)
-        return x.reshape(
-            *lead, *shape
-        ).data  # .data: a view's base would bring its shape into what compiled code checks
+        # .data: a view's base would bring its shape into what compiled code checks.
+        return x.reshape(self.T, *self.shape).data if timed else x.reshape(self.shape).data
 
     def outward(self, y: Tensor, shape: torch.Size) -> Tensor:
         """To ``shape`` = (..., C, places); .data: no view for autograd, so that it may be changed in place."""
@@ -85,7 +90,7 @@ class _Fused(torch.autograd.Function):
         ctx: Any, x: Tensor, p: Tensor | None, q: Tensor | None, residual: Tensor | None, k: Tensor, plan: Plan,
         batch: Batch | None, last: bool,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        view = _View(x.shape, plan.T, plan.norm, last)
+        view = _View(x, plan, last)
         a, b = None, None
         if p is not None and q is not None:
             a, b = wide(p.data), wide(q.data)
@@ -93,11 +98,12 @@ class _Fused(torch.autograd.Function):
                 a = a * batch.rstd
                 b = b - batch.mean * a
         n = x.shape[0] if plan.encode else x.shape[0] // plan.T
-        with torch.autocast(x.device.type, enabled=False):
+        ctx.mode = view.mode
+        with torch.autocast(x.device.type, enabled=False), use(ctx.mode):
             res = None if residual is None else view.inward(residual)
             spikes, charged = kernels(plan).forward(view.inward(x, not plan.encode), a, b, res, k.data)
         ctx.save_for_backward(x, residual, k, a, b)
-        ctx.plan, ctx.batch, ctx.last, ctx.mode = plan, batch, last, mode()
+        ctx.plan, ctx.batch, ctx.last = plan, batch, last
         ctx.set_materialize_grads(False)
         out = view.outward(spikes, torch.Size((plan.T * n, *x.shape[1:])))
         return out, None if charged is None else view.outward(charged, torch.Size((plan.T, n, *x.shape[1:])))
@@ -107,7 +113,7 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, g_spikes: Tensor | None, g_charged: Tensor | None) -> Any:
         x, residual, k, a, b = ctx.saved_tensors
         plan, batch, last = ctx.plan, ctx.batch, ctx.last
-        view = _View(x.shape, plan.T, plan.norm, last)
+        view = _View(x, plan, last)
         n = x.shape[0] if plan.encode else x.shape[0] // plan.T
         shape = torch.Size((plan.T * n, *x.shape[1:]))
         if g_spikes is None:
@@ -187,8 +193,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel of (M, C, ...), in one read; not differentiable."""
     x, last = dense(x.detach())
     with torch.autocast(x.device.type, enabled=False), torch.no_grad():
-        if x.dim() <= 2 or x.shape[2:].numel() == 1:
-            var, mean = torch.var_mean(wide(x.flatten(1)), 0, unbiased=False)
+        if x.shape[0] == 1 or x.shape[1] == 1 or x.shape[2:].numel() == 1:
+            var, mean = torch.var_mean(wide(x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)), (0, 2), unbiased=False)
             return mean, var
         if last:
             return statistics[True](x.movedim(1, -1).reshape(x.shape[0], -1, x.shape[1]).data)

@@ -408,7 +408,7 @@ class NormNeuron(nn.Module):
         return f"{self.channels}, eps={self.eps}, momentum={self.momentum}"
 
 
-TYPES: dict[str, type[Neuron]] = {"if": IF, "lif": LIF, "plif": PLIF}
+TYPES: dict[str, type[nn.Module]] = {"if": IF, "lif": LIF, "plif": PLIF}
 
 
 def build(neuron: "nn.Module | Mapping[str, Any] | None", default: Neuron | None = None) -> nn.Module:

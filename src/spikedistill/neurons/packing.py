@@ -47,12 +47,14 @@ def pack(x: Tensor) -> Tensor:
     """Bits of a flat tensor of zeros and ones: (M,) to ceil(M/8) bytes."""
     if x.numel() % 8:
         x = F.pad(x, (0, 8 - x.numel() % 8))
-    return _pack_kernel(x.view(8, -1))
+    with torch.autocast(x.device.type, enabled=False):
+        return _pack_kernel(x.view(8, -1))
 
 
 def unpack(packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
     """Back to zeros and ones: (ceil(M/8),) bytes to (M,)."""
-    return _unpack_kernel(packed, packed.new_empty(0, dtype=dtype)).view(-1)[:numel]
+    with torch.autocast(packed.device.type, enabled=False):
+        return _unpack_kernel(packed, packed.new_empty(0, dtype=dtype)).view(-1)[:numel]
 
 
 class Packer:
@@ -86,7 +88,8 @@ class Packer:
             with torch.no_grad():
                 bits = self._packed[storage._cdata] = pack(whole)
             self.bytes += bits.numel()
-        return bits, storage.nbytes() // x.element_size(), x.dtype, x.size(), x.stride(), x.storage_offset()
+        numel = storage.nbytes() // x.element_size()
+        return bits, numel, x.dtype, x.size(), x.stride(), x.storage_offset(), compilation.mode()
 
     @staticmethod
     def unpack(kept: Any) -> Tensor:
@@ -96,8 +99,8 @@ class Packer:
             if x._version != version:
                 raise RuntimeError("a tensor needed for backward was changed in place after the forward pass")
             return x
-        bits, numel, dtype, size, stride, offset = kept
-        with torch.no_grad():
+        bits, numel, dtype, size, stride, offset, mode = kept
+        with torch.no_grad(), compilation.use(mode):
             return unpack(bits, numel, dtype).as_strided(size, stride, offset)
 
 
