@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..networks.base import Network
 from ..quantization.arithmetic import FLOAT32
-from ..quantization.layers import CodedLayer
+from ..quantization.layers import AdaptiveSumPool2d, CodedLayer, SumPool2d
 from ..quantization.membrane import CodedNeuron
 from ..quantization.norm import CodedNorm, NormGrid, Rescale
 
@@ -31,7 +31,13 @@ class Known:
 
 
 def freeze(network: Network) -> Network:
-    """Fix weight codes, multipliers, offsets and grids of a quantized network, in place; others stay as they are."""
+    """Fix weight codes, multipliers, offsets and grids of a quantized network, in place; sum pools of any network."""
+    for module in network.modules():
+        if isinstance(module, AdaptiveSumPool2d):
+            module.forward = _Sums(module.window, module.window, 0, 1)  # type: ignore[method-assign]
+        elif isinstance(module, nn.AvgPool2d) and (module.divisor_override or isinstance(module, SumPool2d)):
+            stride = module.stride or module.kernel_size
+            module.forward = _Sums(module.kernel_size, stride, module.padding, module.divisor_override or 1)  # type: ignore[method-assign]
     if network.input_codes is None:
         return network
     with torch.no_grad():
@@ -84,6 +90,32 @@ def _constant(part: Any, name: str, value: Any) -> None:
 def _buffer(owner: nn.Module, part: Any, name: str, value: Tensor) -> None:
     owner.register_buffer(f"frozen_{name}", value)
     setattr(part, name, lambda: getattr(owner, f"frozen_{name}"))
+
+
+class _Sums:
+    """Sums over windows, over a divisor: the exporter drops the divisor of an average pool."""
+
+    def __init__(self, kernel: Any, stride: Any, padding: Any, divisor: int) -> None:
+        self.kernel, self.stride, self.padding = (
+            v if isinstance(v, tuple) else (v, v) for v in (kernel, stride, padding)
+        )
+        self.divisor = divisor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        (kh, kw), (sh, sw), (ph, pw) = self.kernel, self.stride, self.padding
+        if self.kernel == self.stride and not ph and not pw:
+            h, w = x.shape[-2] // kh, x.shape[-1] // kw
+            total = x[..., : h * kh, : w * kw].unflatten(-1, (w, kw)).unflatten(-3, (h, kh)).sum((-1, -3))
+        else:
+            x = F.pad(x, (pw, pw, ph, ph))
+            h, w = (x.shape[-2] - kh) // sh + 1, (x.shape[-1] - kw) // sw + 1
+            parts = [
+                x[..., i : i + sh * h : sh, j : j + sw * w : sw][..., :h, :w] for i in range(kh) for j in range(kw)
+            ]
+            total = parts[0]
+            for part in parts[1:]:
+                total = total + part
+        return total if self.divisor == 1 else total / self.divisor
 
 
 class _Pieces:
