@@ -250,3 +250,11 @@ def test_killed_and_resumed_from_the_command_line(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert len(json.loads((tmp_path / "run" / "summary.json").read_text())["stages"]) == 4
+
+
+@pytest.mark.parametrize("memory", ["packed", "lean"])
+def test_saving_memory_changes_no_bit(tmp_path, recipe, arrays, memory):
+    recipe["stages"][0]["epochs"], recipe["stages"][1]["epochs"] = 1, 1
+    whole = train(recipe, data=arrays, out=tmp_path / "default", quiet=True)
+    saved = train({**recipe, "memory": memory}, data=arrays, out=tmp_path / memory, quiet=True)
+    assert_equal(weights(whole.folder, "student"), weights(saved.folder, "student"))

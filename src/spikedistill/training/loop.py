@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from ..data import Data
 from ..distiller import Distiller
 from ..errors import SpikedistillError
 from ..networks.base import Network
+from ..neurons import Neuron
+from ..neurons.packing import lean, packed_spikes
 from ..randomness import seed_everything
 from ..recipe import Optimizer
 from . import checkpoint, metrics
@@ -68,6 +70,16 @@ class Clock:
         now = time.perf_counter()
         self.times[name] = self.times.get(name, 0.0) + now - self.last
         self.last = now
+
+
+def saving(memory: str, network: nn.Module) -> AbstractContextManager[Any]:
+    """How the forward pass keeps what backward needs: as it is, spikes as bits, or blocks recomputed with spikes as bits."""
+    stack = ExitStack()
+    if memory != "default":
+        stack.enter_context(packed_spikes())
+    if memory == "lean" and any(isinstance(m, Neuron) for m in network.modules()):
+        stack.enter_context(lean(network))
+    return stack
 
 
 def autocast(settings: Settings) -> AbstractContextManager[Any]:
@@ -173,7 +185,7 @@ class Training:
         """Total loss, its parts and the number of right answers, on the device."""
         progress = self.at.step / max(1, self.steps)
         self.distiller.clock = clock.lap
-        with autocast(self.s):
+        with autocast(self.s), saving(self.s.memory, self.student):
             losses = model(x, y, progress)
         clock.lap("forward")
         hard = y if y.dim() == 1 else y.argmax(-1)
