@@ -1,7 +1,6 @@
 """The distiller: one forward for all objectives, frozen teachers, adapters, schedules, errors."""
 
 import copy
-import math
 
 import pytest
 import torch
@@ -59,14 +58,11 @@ def test_schedules(weight, values):
     d = distiller({"type": "cross_entropy", "weight": weight})
     for progress, value in zip((0.0, 0.5, 1.0), values):
         losses = d(X, Y, progress)
-        assert float(losses.total.detach()) == pytest.approx(value * float(losses.parts["cross_entropy"]), abs=1e-6)
-    assert math.isclose(
-        d.terms[0].weight(0.25), Schedule(**weight)(0.25) if isinstance(weight, dict) else d.terms[0].weight(0.25)
-    )
+        assert float(losses.total.detach()) == pytest.approx(value * float(losses.parts["cross_entropy"]), rel=1e-6)
 
 
 def test_a_wrong_schedule_is_refused_in_words():
-    with pytest.raises(SpikedistillError, match="weight.shap: unknown key 'shap'; did you mean 'shape'"):
+    with pytest.raises(SpikedistillError, match=r"weight.shap: unknown key 'shap'; did you mean 'shape'"):
         distiller({"type": "cross_entropy", "weight": {"start": 1, "shap": "linear"}})
 
 
