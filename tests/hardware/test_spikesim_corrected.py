@@ -50,6 +50,11 @@ def test_adc_law(law: str, factor: float) -> None:
     assert report.components["mux"] == base.components["mux"]
 
 
+def test_lossy_adcs_are_said() -> None:
+    assert not any("lose" in note for note in spikesim.evaluate([CONV], Config(adc_bits=7)).notes)
+    assert any("lossless: 7" in note for note in spikesim.evaluate([CONV], Config(adc_bits=6)).notes)
+
+
 def test_positions_are_those_of_the_convolution() -> None:
     base, report = released(), spikesim.evaluate([CONV], only("conv_positions"))
     assert report.energy_pj == close(4 * base.energy_pj)

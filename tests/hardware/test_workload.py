@@ -263,3 +263,37 @@ def test_quantized_network_tells_its_bits() -> None:
     down, conv = named["layer2.0.downsample.0"], named["layer2.0.conv1"]
     assert (down.input_kind, down.input_bits, conv.input_kind) == ("real", 14, "spikes")
     assert [layer.name for layer in found] == [layer.name for layer in layers(net, torch.rand(1, 3, 16, 16))]
+
+
+def test_turned_network() -> None:
+    """Other people's blocks: in-place residual additions, grouped convolutions, pools that do not divide."""
+    surgery = pytest.importorskip("spikedistill.networks.surgery")
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm, self.relu = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()
+            self.grouped, self.norm2, self.relu2 = nn.Conv2d(8, 8, 3, padding=1, groups=4), nn.BatchNorm2d(8), nn.ReLU()
+            self.pool, self.head = nn.AdaptiveAvgPool2d(3), nn.Linear(8 * 9, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.relu(self.norm(self.stem(x)))
+            y = self.norm2(self.grouped(x))
+            y += x
+            return self.head(self.pool(self.relu2(y)).flatten(1))
+
+    net = surgery.spiking(
+        Block(), time_steps=2, neuron=IF(threshold=0.3), example=torch.rand(1, 3, 8, 8), mean=0.0, std=1.0
+    )
+    found = layers(net.eval(), torch.rand(2, 3, 8, 8))
+    kinds = [layer.kind for layer in found]
+    assert kinds.count("add") == 1
+    assert "other" not in kinds
+    grouped = next(layer for layer in found if layer.groups == 4)
+    assert grouped.input_kind == "spikes"
+    assert grouped.events is not None
+    assert grouped.events.block == 2
+    head = found[-1]
+    assert (head.input_kind, head.input_bits) == ("real", 5)  # means of up to 4 x 4 spikes
+    dense, event = (spikesim.evaluate(found, Config(activity=mode)).energy_pj for mode in ("dense", "event"))
+    assert event < dense

@@ -1,5 +1,6 @@
 """Which rows and patches of a crossbar a layer's input touches: measured, or expected for independent spikes."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
@@ -58,11 +59,12 @@ def expected(layer: Layer, rate: float) -> Events:
     block = _block(layer)
     taps = _touching(layer) if layer.kind == "conv" else torch.ones(layer.in_size, dtype=torch.float64)
     channels = [min(block, layer.in_channels - start) for start in range(0, layer.in_channels, block)]
-    rows = tuple(float(rate * taps.sum() * c) * layer.runs for c in channels)
+    total = float(taps.sum()) * rate * layer.runs
+    rows = tuple(total * c for c in channels)
     patches: dict[int, float] = {}
     width = block
     while len(channels) > 1:
-        patches[width] = sum(_hit(taps, c, rate) for c in channels) * layer.runs
+        patches[width] = sum(n * _hit(taps, c, rate) for c, n in Counter(channels).items()) * layer.runs
         channels = [sum(channels[i : i + 2]) for i in range(0, len(channels), 2)]
         width *= 2
     return Events(block=block, rows=rows, patches=patches, sites=_hit(taps, channels[0], rate) * layer.runs)

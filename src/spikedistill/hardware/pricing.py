@@ -32,8 +32,13 @@ def _chips(layers: Sequence[Layer], config: Config) -> Tree:
     found: Tree = {"dense": spikesim.evaluate(layers, config.model_copy(update={"activity": "dense"})).as_dict()}
     if any(layer.events is not None for layer in layers):
         event = spikesim.evaluate(layers, config.model_copy(update={"activity": "event"})).as_dict()
-        charged = 2 * operations.count(layers).acs + 2 * operations.count(layers).macs
-        found["event"] = {**event, "effective_operations": charged}
+        counted = operations.count(layers)
+        effective = 2 * (counted.acs + counted.macs)  # zero spikes left out
+        found["event"] = {
+            **event,
+            "effective_operations": effective,
+            "effective_tops_per_w": effective / event["energy_pj"],
+        }
     return found
 
 

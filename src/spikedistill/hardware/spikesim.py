@@ -191,6 +191,11 @@ def evaluate(layers: Sequence[Layer], config: Config | None = None) -> HardwareR
     if config.device == "sram":
         stand_in = "the RRAM array's energy stands in" if config.switches.sram_energy else "it is the array's area"
         notes.append(f"no source gives the SRAM array's energy: {stand_in}")
+    if config.switches.adc_bits and config.adc_bits and config.adc_bits < config.lossless_adc_bits:
+        notes.append(
+            f"{config.adc_bits}-bit ADCs lose information (lossless: {config.lossless_adc_bits} bits): read this price beside "
+            "the accuracy that `spikedistill evaluate RUN --crossbar` gives"
+        )
     ends = [time.end for time in times.values() if time.end is not None] if times else []
     return HardwareReport.build(
         config=config,

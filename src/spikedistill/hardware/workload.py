@@ -40,7 +40,7 @@ _MEAN_POOLS = ("avg_pool2d", "adaptive_avg_pool2d", "mean")
 _SUMS = ("add", "iadd", "radd", "sub", "rsub", "isub")
 _PRODUCTS = ("mul", "imul", "rmul")
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
-_NEURON_KINDS = ("ReLU", "relu", "relu_")
+_NEURON_KINDS = ("ReLU", "relu")
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class _Reader:
     def _layers(self, node: Node) -> tuple[list[Layer], _Value]:
         if node.kind == "input":
             return [], self.input
-        module, given = node.module, self._given(node)
+        module, given, kind = node.module, self._given(node), node.kind.rstrip("_")  # add_ is add
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
             return self._weights(node, module, given)
         if isinstance(module, NormNeuron):
@@ -204,17 +204,17 @@ class _Reader:
             return [self._neuron(node, module, _name(node))], _Value("spikes")
         if isinstance(module, _NORMS):
             return [self._norm(node, _name(node))], _Value("real", bits=self._real_bits(node))
-        if node.kind in _NEURON_KINDS:
+        if kind in _NEURON_KINDS:
             return [self._relu(node, _name(node))], _Value("real", bits=given.bits)
-        if node.kind in _MAX_POOLS:
+        if kind in _MAX_POOLS:
             return [self._pool(node)], given
-        if isinstance(module, _MEAN_POOL_MODULES) or node.kind in _MEAN_POOLS:
+        if isinstance(module, _MEAN_POOL_MODULES) or kind in _MEAN_POOLS:
             return [self._pool(node)], self._mean(node, given)
-        if node.kind in _SUMS:
+        if kind in _SUMS:
             return self._sum(node, given)
-        if node.kind in (*_FREE_MODULES, *_FREE_FUNCTIONS):
+        if kind in (*_FREE_MODULES, *_FREE_FUNCTIONS):
             return [], given
-        if node.kind in _PRODUCTS and given.kind in ("spikes", "integers"):
+        if kind in _PRODUCTS and given.kind in ("spikes", "integers"):
             return [], given  # SEW's AND and IAND of spikes: gates without arithmetic
         if not any(name in self.holds for name in node.inputs):
             return [], _Value("unknown")
@@ -305,11 +305,15 @@ class _Reader:
         return self._base(node, _name(node), kind="pool", in_size=_hw(node.in_shapes[0]))
 
     def _mean(self, node: Node, given: _Value) -> _Value:
-        values = prod(node.in_shapes[0]) / max(1, prod(node.shape))
-        if values == 1:
+        if node.in_shapes[0] == node.shape:
             return given
         if given.kind in ("spikes", "integers"):
-            return _Value("real", bits=int(given.max * values).bit_length())
+            before, after = node.in_shapes[0], node.shape
+            values = -(-prod(before) // prod(after))
+            if len(before) == len(after) == 4:
+                # An adaptive pool's windows differ by one value along an axis that does not divide.
+                values = prod(-(-a // b) + (a % b > 0) for a, b in zip(before[2:], after[2:]))
+            return _Value("real", bits=(given.max * values).bit_length())
         return _Value("real", bits=given.bits)
 
     def _sum(self, node: Node, given: _Value) -> tuple[list[Layer], _Value]:
@@ -364,7 +368,7 @@ def _shortcuts(graph: Graph) -> set[str]:
     found: set[str] = set()
     for node in graph:
         branches = [name for name in node.inputs if name in ancestors]
-        if len(branches) != 2 or node.kind not in (*_SUMS, "NormNeuron"):
+        if len(branches) != 2 or node.kind.rstrip("_") not in (*_SUMS, "NormNeuron"):
             continue
         own = [ancestors[name] | {name} for name in branches]
         weights = [
