@@ -7,10 +7,13 @@ from spikedistill.training.early_exit import predict_early
 
 @pytest.fixture
 def network():
-    net = sd.networks.create("conv6", width=0.125, time_steps=4, neuron={"type": "lif", "decay": 0.5, "threshold": 0.3})
-    for _ in range(5):
-        net(torch.rand(16, 3, 8, 8))
-    net.head.weight.data.mul_(30)
+    net = sd.networks.create("vgg5", width=0.125, time_steps=4, neuron={"type": "if", "threshold": 0.5})
+    for module in net.modules():
+        if isinstance(module, sd.NormNeuron):
+            module.weight.data.fill_(1.0)  # lively enough that logits differ between samples and steps
+    for _ in range(30):
+        net(torch.rand(16, 3, 8, 8) * torch.rand(16, 1, 1, 1))
+    net.head.weight.data.mul_(10)
     return net.eval()
 
 

@@ -135,7 +135,8 @@ def _crossbar(
     chip, _ = settings(("recipe", recipe.hardware))
     bits = chip.adc_bits or chip.lossless_adc_bits
     reading.notes.append(
-        f"crossbar: {chip.crossbar_size} rows, {chip.cell_bits} bits a cell, ADCs of {bits} bits (lossless: {chip.lossless_adc_bits})"
+        f"crossbar: {chip.crossbar_size} rows, {chip.cell_bits} bits a cell, ADCs of {bits} bits "
+        f"(lossless: {chip.lossless_adc_bits})"
     )
     with simulate(network, chip):
         return evaluate(network, batches, K, rates=False).accuracy
