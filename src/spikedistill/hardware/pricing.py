@@ -37,7 +37,7 @@ def _chips(layers: Sequence[Layer], config: Config) -> Tree:
         found["event"] = {
             **event,
             "effective_operations": effective,
-            "effective_tops_per_w": effective / event["energy_pj"],
+            "effective_tops_per_w": effective / event["energy_pj"] if event["energy_pj"] else None,
         }
     return found
 

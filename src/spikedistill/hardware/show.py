@@ -41,7 +41,7 @@ def layers_table(report: Mapping[str, Any]) -> "Table":
     table = Table("layer", "PEs", "energy (pJ)", "share", "latency (ns)", title=f"By layer ({report['activity']})")
     for column in table.columns[1:]:
         column.justify = "right"
-    total = report["energy_pj"]
+    total = report["energy_pj"] or 1.0
     other: dict[str, float] = {}
     for layer in report["layers"]:
         if layer["pes"]:
