@@ -102,14 +102,19 @@ def _one(
         out = layer(x, weight, op)
         if "k" in op:
             return rescale(out, tensors[f"{i}.M"], tensors[f"{i}.B"], op["k"], op["wide_scale"])
-        return out + tensors[f"{i}.bias"].to(out.dtype) if f"{i}.bias" in tensors else out
+        if f"{i}.bias" not in tensors:
+            return out
+        return out + tensors[f"{i}.bias"].to(out.dtype).view(1, -1, *[1] * (out.dim() - 2))
     if kind == "norm":
+        if "k" not in op:
+            return x  # folded into the layer before it
         out = rescale(x, tensors[f"{i}.M"], tensors[f"{i}.B"], op["k"], op["wide_scale"])
         return out.clamp(op["low"], op["high"])
     if kind in ("norm_neuron", "neuron"):
         current = x
         if kind == "norm_neuron":
-            current = rescale(x, tensors[f"{i}.M"], tensors[f"{i}.B"], op["k"], op["wide_scale"])
+            if "k" in op:
+                current = rescale(x, tensors[f"{i}.M"], tensors[f"{i}.B"], op["k"], op["wide_scale"])
             current = current.to(INT[op["wide"]])
             if len(given) > 1:
                 current = current + given[1].to(current.dtype) * op["ratio"]

@@ -196,9 +196,9 @@ class _Converter:
             out |= self.rescale(i, coded.rescale, *coded.plain())
         if coded.logits:
             self.scale = float(coded.step().flatten()[0].float())  # few mantissa bits: exact
-            bias = coded.bias_codes()
-            if bias is not None:
-                self.tensors[f"{i}.bias"] = bias.cpu().to(torch.int64 if out["wide"] else torch.int32)
+        bias = coded.offset()
+        if bias is not None:
+            self.tensors[f"{i}.bias"] = bias.cpu().to(torch.int64 if out["wide"] else torch.int32)
         return out
 
     def rescale(self, i: int, part: Any, a: Tensor, b: Tensor) -> dict[str, Any]:
@@ -209,6 +209,8 @@ class _Converter:
 
     def norm(self, i: int, op: Any) -> dict[str, Any]:
         m = self.module(op.path)
+        if m.rescale is None:
+            return {}
         return self.rescale(i, m.rescale, *m.affine_map(m.running_mean, m.running_var)) | {"low": m.low, "high": m.high}
 
     def neuron_numbers(self, neuron: Any, membrane: Any, bound: float) -> dict[str, Any]:
@@ -221,7 +223,8 @@ class _Converter:
 
     def norm_neuron(self, i: int, op: Any) -> dict[str, Any]:
         m: NormNeuron = self.module(op.path)
-        out = self.rescale(i, m.grid.rescale, *m.affine(m.running_mean, m.running_var))
+        rescale = m.grid.rescale
+        out = self.rescale(i, rescale, *m.affine(m.running_mean, m.running_var)) if rescale is not None else {}
         m.grid.membrane.prepare()
         return (
             out | self.neuron_numbers(m.neuron, m.grid.membrane, m.grid.bound(self.T)) | {"ratio": int(m.grid.ratio())}
@@ -232,7 +235,10 @@ class _Converter:
         coded, edge = neuron.forward, self.plan.edges[op.inputs[0]]
         coded.membrane.prepare()
         r = 1 if edge.base == "layer" else int(coded.ratio())
-        bound = self.module(edge.layer).forward.rescale.bounds()[1] if edge.base == "layer" else edge.bound * r
+        bound = edge.bound * r
+        if edge.base == "layer":
+            layer = self.module(edge.layer).forward
+            bound = layer.rescale.bounds()[1] if layer.rescale is not None else 2 * layer.bound
         return self.neuron_numbers(neuron, coded.membrane, coded.membrane.bound(bound, self.T)) | {"ratio": r}
 
 

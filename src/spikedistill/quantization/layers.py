@@ -78,6 +78,10 @@ class CodedLayer:
             return None
         return saturate_ste(round_ste(self.layer.bias.double() / self.step().flatten()), -self.bound, self.bound)
 
+    def offset(self) -> Tensor | None:
+        """Integers added to the accumulators, or None."""
+        return self.bias_codes() if self.logits else None
+
     def update(self) -> None:
         """Between epochs: the scale of least squared error, the shift of a layer before a neuron."""
         if self.format.range == "mse" and self.format.bits is not None:
@@ -105,7 +109,9 @@ class CodedLayer:
         """The layer's own product."""
         if isinstance(self.layer, nn.Linear):
             return F.linear(x, w)
-        return self.layer._conv_forward(x, w, None)
+        acc = self.layer._conv_forward(x, w, None)
+        # cuDNN may choose an algorithm with fractions in between (Winograd); its error is far below one half.
+        return round_ste(acc) if x.is_cuda and self.format.bits is not None else acc
 
     def current(self, acc: Tensor) -> Tensor:
         """The neuron's current in codes."""
@@ -117,7 +123,7 @@ class CodedLayer:
 
     def to_logits(self, acc: Tensor) -> Tensor:
         """Real logits, float32; exact multiples of :meth:`step`."""
-        bias = self.bias_codes()
+        bias = self.offset()
         if bias is not None:
             acc = acc + bias.to(acc.dtype)
         return (acc.double() * self.step().flatten()).float()

@@ -1,16 +1,37 @@
 """A neuron's grid: the unit of its codes, threshold and leak as integers, the stored membrane's bits and step."""
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..neurons import Neuron
 from ..neurons.dynamics import Grid, round_ste, saturate_ste
 from .arithmetic import holding, number, steps
+from .weights import learned_step, limit
 
 Number = float | Tensor
+
+
+@dataclass(frozen=True)
+class LearnedGrid(Grid):
+    """A grid whose unit is learned, as in LSQ: the gradient of ``unit * Q(v / unit)``, over ``sqrt(values * limit)``."""
+
+    parameter: Tensor | None = field(default=None, compare=False)
+
+    def store(self, v: Tensor) -> Tensor:
+        """Q; the factors around it are 1 and carry the gradient."""
+        if self.bits is None or self.parameter is None:
+            return super().store(v)
+        unit = learned_step(self.parameter.abs(), (v.numel() * limit(self.bits)) ** -0.5).to(v.dtype)
+        ratio = unit / unit.detach()
+        return super().store(v / ratio) * ratio
+
+
+def _never(current: Tensor) -> bool:
+    return False  # the fused neuron knows no gradient of its unit
 
 
 class Membrane:
@@ -24,12 +45,15 @@ class Membrane:
 
     def __init__(
         self, neuron: Neuron, bits: int | None, leak_bits: int | None, fraction_bits: int, stream: float | None,
-        reach: float,
+        reach: float, learned: bool = False,
     ) -> None:  # fmt: skip
         self.neuron, self.bits, self.leak_bits, self.fraction_bits = neuron, bits, leak_bits, fraction_bits
-        self.streamed = stream is not None
+        self.streamed, self.learned = stream is not None, learned and stream is None
         if stream is not None:
             neuron.register_buffer("input_step", torch.tensor(stream))
+        elif self.learned:
+            neuron.membrane_unit = nn.Parameter(torch.tensor(reach / 2**fraction_bits))
+            neuron._fusable = _never  # type: ignore[method-assign]
         else:
             neuron.register_buffer("membrane_unit", torch.tensor(reach / 2**fraction_bits))
         neuron.register_buffer("membrane_range", torch.tensor(reach))
@@ -44,7 +68,7 @@ class Membrane:
         """Value of one code."""
         if self.streamed:
             return plain(self.neuron.gain) * number(self.neuron, "input_step")
-        return number(self.neuron, "membrane_unit")
+        return max(1e-12, abs(number(self.neuron, "membrane_unit")))
 
     def per_unit(self) -> Number:
         """Codes of charge that a real current of 1 makes: ``gain / unit``."""
@@ -60,6 +84,8 @@ class Membrane:
         """log2 of Q's step in units."""
         if self.bits is None:
             return 0
+        if self.learned:
+            return max(0, self.fraction_bits - (self.bits - 1))
         reach = number(self.neuron, "membrane_range") / self.unit
         return max(0, math.ceil(math.log2(reach) - 1e-6) - (self.bits - 1))
 
@@ -79,7 +105,11 @@ class Membrane:
 
     def grid(self) -> Grid:
         """The grid as it is now."""
-        return Grid(self.unit, self.threshold, self.leak(), self.bits, self.shift)
+        numbers = (self.unit, self.threshold, self.leak(), self.bits, self.shift)
+        if not self.learned:
+            return Grid(*numbers)
+        parameter: Any = self.neuron.membrane_unit
+        return LearnedGrid(*numbers, parameter=parameter)
 
     def prepare(self) -> Grid:
         """Set the neuron's grid."""

@@ -141,12 +141,12 @@ class Rescale:
 class CodedStatistics:
     """A norm's statistics, read from codes and kept in real values: instance attribute ``statistics`` of a norm."""
 
-    def __init__(self, norm: nn.Module, source: Source) -> None:
-        self.norm, self.source = norm, source
+    def __init__(self, norm: nn.Module, source: Source | None, frozen: bool) -> None:
+        self.norm, self.source, self.frozen = norm, source, frozen
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         norm: Any = self.norm
-        if not norm.training:
+        if self.source is None or self.frozen or not norm.training:
             return norm.running_mean, norm.running_var
         dims = [d for d in range(x.dim()) if d != 1]
         var, mean = torch.var_mean(x, dims, unbiased=False)
@@ -160,6 +160,8 @@ class CodedStatistics:
 
 class NormGrid:
     """``NormNeuron.grid``: from accumulators and a residual's codes to the neuron's current in codes."""
+
+    rescale: Any = None  # None: the norm is folded into the layer before it
 
     def __init__(
         self, norm: NormNeuron, rescale: Rescale, membrane: Membrane, residual_bound: int | None, residual_step: bool
@@ -198,7 +200,7 @@ class CodedNorm(nn.modules.batchnorm._BatchNorm):
     """
 
     graph_leaf = True
-    rescale: Rescale
+    rescale: Rescale | None = None  # None: the norm is folded into the layer before it
     low: int
     high: int
 
@@ -233,10 +235,13 @@ class CodedNorm(nn.modules.batchnorm._BatchNorm):
             mine.running_var.lerp_((var * (n / max(n - 1, 1))).to(mine.running_var.dtype), share)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.rescale is None:
+            return x
         statistics: Any = self.statistics
         code = saturate_ste(self.rescale(x, *self.affine_map(*statistics(x))), self.low, self.high)
         return code.float()
 
     def update(self) -> None:
         """Choose the shifts from the running statistics."""
-        self.rescale.update(*self.affine_map(self.running_mean, self.running_var))  # type: ignore[arg-type]
+        if self.rescale is not None:
+            self.rescale.update(*self.affine_map(self.running_mean, self.running_var))  # type: ignore[arg-type]

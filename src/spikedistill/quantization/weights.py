@@ -89,10 +89,15 @@ class _Learned(torch.autograd.Function):
         return grads[0] * ctx.factor, None  # type: ignore[attr-defined]
 
 
+def learned_step(step: Tensor, factor: float) -> Tensor:
+    """``step``, whose gradient is multiplied by ``factor``."""
+    return _Learned.apply(step, factor)
+
+
 def learned_scale(scale: Tensor, weight: Tensor, f: WeightFormat) -> Tensor:
     """A learned scale with LSQ's gradient factor, kept above 0."""
     factor = (weight.numel() / scale.numel() * f.limit) ** -0.5
-    return _Learned.apply(scale, factor).abs().clamp(min=1e-8)
+    return learned_step(scale, factor).abs().clamp(min=1e-8)
 
 
 def weight_codes(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
