@@ -236,10 +236,10 @@ class _Builder:
         if n.smooth:
             raise _Refused("smooth=True puts the surrogate's primitive into the forward pass; spikes are not 0 or 1")
         charge = self.given(node) if charge is None else charge
-        gain = float(n.gain)
+        gain = _number(n.gain)
         return self.of(
             node, "neuron", {name: factor * gain for name, factor in charge.items()},
-            decay=float(n.decay), threshold=n.threshold, reset=n.reset, initial=n.initial,
+            decay=_number(n.decay), threshold=n.threshold, reset=n.reset, initial=n.initial,
         )  # fmt: skip
 
     def norm_neuron(self, node: Node, m: NormNeuron) -> Terms:
@@ -469,6 +469,10 @@ def _weighted_before(lowered: Lowered, layer: Layer) -> bool:
 
 def _array(x: Tensor) -> np.ndarray:
     return x.detach().to("cpu", torch.float64).numpy()
+
+
+def _number(value: float | Tensor) -> float:
+    return float(value.detach()) if isinstance(value, Tensor) else value
 
 
 def _bias(m: Any) -> np.ndarray:

@@ -55,6 +55,7 @@ class NIRNetwork(Network):
         image = notes.get("input", "").startswith("the same image")
         super().__init__(classes, shape[0], "image" if image else "frames", time_steps)
         self.graph_input, self.graph_output = self_input, self_output
+        self.dims = len(shape) - 1
         self.logits_scale = float(notes.get("logits_scale", 1.0))
         self.sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
         for source, target in graph.edges:

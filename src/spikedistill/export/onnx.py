@@ -18,7 +18,6 @@ from ..neurons import Neuron, NormNeuron
 from ..neurons.compilation import eager
 from ..simulation import Simulation
 from .files import destination, written_whole
-from .frozen import freeze
 
 NEXT, SPIKES = ".next", ".spikes"
 
@@ -37,6 +36,8 @@ def to_onnx(
     that a runtime with exact float32 sums of integers below 2^24 gives the same spikes. Metadata: ``spikedistill`` (JSON).
     Raises :class:`SpikedistillError`, naming the module, for what cannot be traced, before anything is written.
     """
+    from .frozen import freeze
+
     target = destination(path)
     _packages()
     _check(network, per_step)
