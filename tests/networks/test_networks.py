@@ -216,6 +216,26 @@ def test_norms_start_at_the_threshold() -> None:
     assert all(bool((m.weight == 0.5).all()) for m in norms)
 
 
+@pytest.mark.parametrize(("name", "path"), [("resnet19", "fc1_neuron"), ("svgg11", "hidden.3"), ("svgg11", "hidden.1")])
+def test_hidden_linear_layers_fire_at_first(name: str, path: str) -> None:
+    network = networks.create(name, width=0.5, time_steps=8)
+    rates = []
+    network.get_submodule(path).register_forward_hook(lambda m, a, out: rates.append(float(out.mean())))
+    with torch.no_grad():
+        network(torch.rand(8, 3, 32, 32))
+    assert 0.0005 < rates[0] < 0.5
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_bfloat16_stays_finite(name: str) -> None:
+    network = make(name, time_steps=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = network(example(name))
+    out.float().square().sum().backward()
+    assert torch.isfinite(out).all()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in network.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

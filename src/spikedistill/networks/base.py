@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import simulation
 from ..errors import SpikedistillError, nearest
-from ..neurons import IF, LIF, Neuron, NormNeuron, Repeat, build
+from ..neurons import IF, LIF, QCFS, Neuron, NormNeuron, Repeat, build
 from ..simulation import Simulation
 from .encoding import ENCODINGS, encode
 
@@ -218,7 +218,11 @@ class Builder:
     def activation(self, first: bool = False, threshold: float = 1.0) -> nn.Module:
         """A neuron, or ReLU in the ANN twin; ``threshold`` is a factor on the prototype's threshold."""
         if not self.network.spiking:
-            return nn.ReLU()
+            return build(self.prototype) if isinstance(self.prototype, QCFS) else nn.ReLU()
+        if isinstance(self.prototype, QCFS):
+            raise SpikedistillError(
+                "qcfs is an activation of ANNs (time_steps=None, ann: true); an SNN takes if, lif or plif"
+            )
         neuron = build(self.prototype)
         if isinstance(neuron, Neuron):
             neuron.threshold *= threshold
@@ -245,6 +249,18 @@ class Builder:
     def repeat(self) -> nn.Module:
         """Gives each step the stem's result where the stem runs once and no neuron dominates; else nothing."""
         return Repeat(self.network.time_steps or 1) if self.network.once else nn.Identity()
+
+    def linear(self, c_in: int, c_out: int) -> nn.Linear:
+        """A hidden linear layer with a bare neuron behind it.
+
+        What a global pool gives are rates of a few percent, on which torch's initial weights leave that neuron silent; in
+        an SNN they start 16 thresholds as large (ours: on digits svgg11 hardly learns without).
+        """
+        out = nn.Linear(c_in, c_out)
+        if self.network.spiking:
+            with torch.no_grad():
+                out.weight.mul_(16 * self.threshold)
+        return out
 
     def head(self, features: int, kind: str = "linear", bias: bool = True) -> nn.Module:
         """The classifier: linear, or linear and a neuron whose spikes are the logits."""

@@ -131,7 +131,7 @@ class HDKDTeacher(Network):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(c, scaled(128, width))
-        self.fc_neuron = make.activation() if self.spiking else nn.Identity()
+        self.fc_neuron = make.norm_neuron(scaled(128, width)) if self.spiking else nn.Identity()
         self.head = make.head(scaled(128, width), head)
         initialise(self)
 
@@ -214,6 +214,8 @@ class Transformer(_Tokens):
 class SpikingTransformer(_Tokens):
     """The SNN's: norm -> neuron -> 2x2/2 convolution -> norm, blocks of spiking self-attention, norm and neuron.
 
+    What reaches both tokens comes through attention alone, so its neuron has a norm in front.
+
     Shape: (T*N, C, H, W) to spikes (T*N, C', 2 + L).
     """
 
@@ -226,7 +228,7 @@ class SpikingTransformer(_Tokens):
         }
         self.embed = nn.Sequential(OrderedDict(parts))
         self.blocks = nn.Sequential(
-            *[Block(make, channels, heads, EXPANSION, ms=True) for _ in range(TRANSFORMER_BLOCKS)]
+            *[Block(make, channels, heads, EXPANSION, attn_norm=True) for _ in range(TRANSFORMER_BLOCKS)]
         )
         self.norm = make.norm_neuron(channels)
 

@@ -192,7 +192,7 @@ class ResNet(Network):
         self.flatten = nn.Flatten()
         if depth == 19:
             hidden = scaled(256, width)
-            self.fc1, self.fc1_neuron = nn.Linear(c, hidden), make.activation()
+            self.fc1, self.fc1_neuron = make.linear(c, hidden), make.activation()
             c = hidden
         self.head_path = "linear" if depth in (20, 56) else "fc"
         self.add_module(self.head_path, make.head(c, head))

@@ -58,11 +58,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float = SCALE) -> Tensor:
 class SpikingSelfAttention(nn.Module):
     """Spiking self-attention: queries, keys and values are spikes, ``attend`` charges a neuron, a projection follows.
 
-    Zhou et al., ICLR 2023. That neuron's threshold is half the others' (official code). The norm behind the projection is
-    the block's. Shape: (T*N, C, H, W) to (T*N, C, H, W).
+    Zhou et al., ICLR 2023. That neuron's threshold is half the others' (official code); with ``norm`` it has a norm in front
+    and its own threshold instead (ours: the sum grows with the number of tokens, and with few of them no neuron fires). The
+    norm behind the projection is the block's. Shape: (T*N, C, H, W) to (T*N, C, H, W).
     """
 
-    def __init__(self, make: Builder, channels: int, heads: int) -> None:
+    def __init__(self, make: Builder, channels: int, heads: int, norm: bool = False) -> None:
         super().__init__()
         if channels % heads:
             raise SpikedistillError(f"{channels} channels cannot be divided among {heads} heads")
@@ -70,7 +71,7 @@ class SpikingSelfAttention(nn.Module):
         for name in ("q", "k", "v"):
             parts = {"conv": nn.Conv2d(channels, channels, 1, bias=False), "norm": make.norm_neuron(channels)}
             self.add_module(name, nn.Sequential(OrderedDict(parts)))
-        self.neuron = make.activation(threshold=0.5)
+        self.neuron = make.norm_neuron(channels) if norm else make.activation(threshold=0.5)
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,15 +83,23 @@ class SpikingSelfAttention(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each with a residual; ``ms``: neuron first and norm last, else norm and neuron last.
 
-    Shape: (T*N, C, H, W) to (T*N, C, H, W).
+    ``attn_norm``: a norm between attention and its neuron. Shape: (T*N, C, H, W) to (T*N, C, H, W).
     """
 
-    def __init__(self, make: Builder, channels: int, heads: int, mlp_ratio: float = 4.0, ms: bool = True) -> None:
+    def __init__(
+        self,
+        make: Builder,
+        channels: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        ms: bool = True,
+        attn_norm: bool = False,
+    ) -> None:
         super().__init__()
         hidden = int(channels * mlp_ratio)
         last = make.norm if ms else make.norm_neuron
         self.attn_neuron = make.activation() if ms else nn.Identity()
-        self.attn = SpikingSelfAttention(make, channels, heads)
+        self.attn = SpikingSelfAttention(make, channels, heads, attn_norm)
         self.attn_norm = last(channels)
         self.mlp_neuron = make.activation() if ms else nn.Identity()
         self.fc1, self.fc1_norm = nn.Conv2d(channels, hidden, 1), make.norm_neuron(hidden)

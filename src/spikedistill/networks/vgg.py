@@ -90,7 +90,7 @@ class VGG(Network):
         linear: list[nn.Module] = []
         for features in (hidden,) if isinstance(hidden, int) else hidden:
             if features:
-                linear += [nn.Linear(c, scaled(features, width)), make.activation()]
+                linear += [make.linear(c, scaled(features, width)), make.activation()]
                 c = scaled(features, width)
         self.hidden = nn.Sequential(*linear) if linear else nn.Identity()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
