@@ -1,0 +1,71 @@
+"""What each objective costs over the plain student step.
+
+    python benchmarks/distill.py [--batch 32] [--runs 9] [--json FILE]
+
+conv6 at T = 4 on 32x32 images; teacher: its ANN twin (for membranes, the same SNN). The teacher's forward pass alone is a row.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timing
+import torch
+
+import spikedistill as sd
+from spikedistill.neurons import compilation
+
+CE = {"type": "cross_entropy"}
+OBJECTIVES: dict[str, tuple[str | None, list[dict[str, Any]]]] = {
+    "plain": (None, [CE]),
+    "logits": ("ann", [CE, {"type": "logit_distillation"}]),
+    "blurred": ("ann", [CE, {"type": "blurred_feature", "weight": 0.002}]),
+    "blurred + logits": ("ann", [CE, {"type": "blurred_feature", "weight": 0.002}, {"type": "logit_distillation"}]),
+    "attention": ("ann", [CE, {"type": "attention_transfer"}]),
+    "membranes": ("snn", [CE, {"type": "membrane_distillation"}]),
+    "membranes + logits": ("snn", [CE, {"type": "membrane_distillation"}, {"type": "logit_distillation"}]),
+    "activity": (None, [CE, {"type": "activity_regularization"}]),
+}
+
+
+def step(teacher: str | None, objectives: list[dict[str, Any]], x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
+    torch.manual_seed(0)
+    student = sd.networks.create("conv6", time_steps=4)
+    guide = None if teacher is None else sd.networks.create("conv6", time_steps=None if teacher == "ann" else 4)
+    distiller = sd.Distiller(student, guide, objectives).setup(x).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(distiller.parameters(), 1e-3, momentum=0.9)
+
+    def run() -> None:
+        distiller(x, y).total.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--batch", type=int, default=32)
+    p.add_argument("--runs", type=int, default=9)
+    p.add_argument("--json", type=Path)
+    a = p.parse_args()
+    x = torch.rand(a.batch, 3, 32, 32).to(memory_format=torch.channels_last)
+    y = torch.randint(10, (a.batch,))
+    with compilation.compiled():
+        variants = {name: step(teacher, terms, x, y) for name, (teacher, terms) in OBJECTIVES.items()}
+        for kind, T in (("ANN", None), ("SNN", 4)):
+            teacher = sd.networks.create("conv6", time_steps=T).eval()
+
+            def forward(teacher: Any = teacher) -> None:
+                with torch.no_grad():
+                    teacher(x)
+
+            variants[f"teacher forward alone, {kind}"] = forward
+        rows = timing.interleaved(variants, a.runs)
+    timing.show(rows, "plain")
+    timing.write(a.json, batch=a.batch, runs=a.runs, rows=rows)
+
+
+if __name__ == "__main__":
+    main()
