@@ -105,7 +105,8 @@ class MSForm(nn.Module):
         super().__init__()
         self.neuron = make.activation()
         self.depth = _convs(self, c_in, c, stride, bottleneck)
-        # Initial norm weights of the family's public code (see reference in docs): the branch starts small.
+        # The public code starts all norms at the threshold but the branch's last, which it starts at 0. Ours starts that one
+        # at 0.2 thresholds: still close to the identity, and every layer of a fresh network has a gradient.
         for i in range(1, self.depth):
             self.add_module(f"bn{i}", make.norm_neuron(self.get_submodule(f"conv{i}").out_channels, scale=1.0))  # type: ignore[arg-type]
         self.add_module(f"bn{self.depth}", make.norm(self.get_submodule(f"conv{self.depth}").out_channels, scale=0.2))  # type: ignore[arg-type]
