@@ -113,7 +113,7 @@ def initialise(
     if stage.init.method == "threshold_balancing":
         from ..conversion import balance_thresholds
 
-        balance_thresholds(network, source, list(calibration()), percentile=stage.init.percentile)
+        balance_thresholds(network, source, list(calibration()), percentile=stage.init.percentile)  # type: ignore[arg-type]
         return
     copy_weights(network, source, f"stages.{stage.name}.init")
 
