@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import SpikedistillError, nearest
-from ..neurons import Neuron
+from ..neurons import QCFS, Neuron
 from . import events, hybrid_vit, resnet, spikformer, sresnet, vgg
 from .base import Network
 from .surgery import spiking
@@ -52,7 +52,7 @@ def create(name: str, **given: Any) -> Network:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Neuron):
+    if isinstance(value, Neuron | QCFS):
         return value.spec()
     if isinstance(value, nn.Module):
         return type(value).__name__

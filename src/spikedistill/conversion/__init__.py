@@ -1,0 +1,16 @@
+"""ANN to SNN conversion: a student's beginning, and the baseline that distillation has to beat."""
+
+from .accuracy import accuracy_over_time, time_steps_to_match
+from .methods import balance_thresholds, convert, restore
+from .ranges import measure
+from .scales import rescale
+
+__all__ = [
+    "accuracy_over_time",
+    "balance_thresholds",
+    "convert",
+    "measure",
+    "rescale",
+    "restore",
+    "time_steps_to_match",
+]

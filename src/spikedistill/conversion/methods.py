@@ -1,0 +1,165 @@
+"""``convert``: a trained ANN as spiking network; ``balance_thresholds``: a student that begins where its ANN stands."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import networks
+from ..errors import SpikedistillError, nearest
+from ..networks.base import Network
+from ..networks.graph import trace
+from ..networks.wrapped import Wrapped
+from ..neurons import IF, QCFS, Neuron, NormNeuron, SignedIF
+from .ranges import Percentile, check_percentile, layers, measure
+from .scales import rescale
+
+METHODS = ("threshold_balancing", "qcfs", "signed")
+Batches = Tensor | Iterable[Any]
+
+
+def convert(
+    ann: nn.Module,
+    calibration: Batches,
+    time_steps: int = 32,
+    method: str = "threshold_balancing",
+    percentile: Percentile = 99.9,
+    initial: float = 0.5,
+    levels: int = 8,
+) -> Network:
+    """A spiking copy of a trained ANN, without training; it is in eval mode, and its norms keep the ANN's statistics.
+
+    ``threshold_balancing``: each IF neuron (soft reset) fires at the range theta of the ANN's activation there, measured on
+    ``calibration``: its ``percentile`` or "max" (Diehl et al., IJCNN 2015; Rueckauer et al., Frontiers in Neuroscience
+    2017, whose 99.9 is the default). ``qcfs``: theta is learned, the ANN's activations are :class:`QCFS` (Bu et al., ICLR
+    2022). Both start at ``initial * theta`` (1/2: Bu et al.). ``signed``: :class:`SignedIF` with ``levels`` (a QCFS network's
+    own) and theta as above; at T = 1 it is the quantized ANN itself (our reading of PMSM, arXiv 2508.14520).
+
+    Spikes stay 0/1 (whole numbers); their worth theta moves into weights, norms and thresholds, see :mod:`.scales`.
+    ``calibration``: a batch (N, C, H, W) in [0, 1], or batches, or (x, y) pairs. ``ann``: of ``networks.create(...,
+    time_steps=None)``, a wrapped one, or any ReLU network that :func:`spiking` turns.
+    Shape: (N, C, H, W) to (T, N, K). Raises for operations that a scale cannot pass.
+    """
+    if method not in METHODS:
+        raise SpikedistillError(f"unknown conversion method {method!r}: {nearest(method, METHODS)}")
+    if not 0 <= initial < 1:
+        raise SpikedistillError(f"initial is a part of the threshold, from 0 to less than 1; found {initial}")
+    check_percentile(percentile)
+    learned = _learned(ann)
+    if method == "qcfs" and not learned:
+        raise SpikedistillError(
+            "method='qcfs' converts an ANN trained with QCFS activations: networks.create(..., time_steps=None, "
+            "neuron={'type': 'qcfs', 'levels': 8}); use method='threshold_balancing' for a ReLU network"
+        )
+    if method == "threshold_balancing" and learned:
+        raise SpikedistillError("this ANN has QCFS activations with learned thresholds; use method='qcfs' or 'signed'")
+    batches = images(calibration)
+    if not batches:
+        raise SpikedistillError(
+            "conversion needs calibration: give at least one batch of images (N, C, H, W) in [0, 1]"
+        )
+    depths = {q.levels for q in learned.values()}
+    if method == "signed" and len(depths) > 1:
+        raise SpikedistillError(f"QCFS activations of several levels {sorted(depths)} in one network; use one")
+    prototype: Neuron = IF(reset="soft", initial=initial)
+    if method == "signed":
+        prototype = SignedIF(depths.pop() if depths else levels)
+    network = spiking_form(ann, time_steps, prototype, batches[0][:2])
+    copy_weights(network, ann)
+    network.eval()
+    if learned:
+        thetas = {path: float(learned[path].threshold.detach()) for path in layers(network)}
+        if min(thetas.values()) <= 0:
+            raise SpikedistillError("a QCFS threshold of the ANN is not positive; its training diverged there")
+    else:
+        thetas = measure(network, ann, batches, percentile)
+    thetas = rescale(network, trace(network, batches[0][:2]), thetas)
+    network.config = {
+        **network.config,
+        "conversion": {
+            "method": method, "percentile": percentile, "thetas": thetas,
+            "neurons": {p: {"threshold": n.threshold, "initial": n.initial} for p, n in layers(network).items()},
+        },
+    }  # fmt: skip
+    return network
+
+
+def restore(network: nn.Module, config: Mapping[str, Any]) -> nn.Module:
+    """Thresholds and initial membranes of a converted network, as its ``config`` recorded them; the weights are in its file."""
+    for path, values in config.get("conversion", {}).get("neurons", {}).items():
+        neuron = layers(network)[path]
+        neuron.threshold, neuron.initial = float(values["threshold"]), float(values["initial"])
+    return network
+
+
+def balance_thresholds(
+    snn: Network, ann: nn.Module, calibration: Batches, percentile: Percentile = 99.9
+) -> dict[str, float]:
+    """Start a student at its ANN: weights of equal names, scaled so that its neurons see the ANN's ranges; gives these.
+
+    The neurons keep their thresholds, and all lands in parameters: the norm or layer before a neuron is multiplied by
+    threshold / theta, weights behind it by theta. In basic residual networks neurons that are added share the largest theta;
+    a neuron on a real-valued stream (MS form) stays as it is. After LaSNN (Hong et al., arXiv 2304.09101), which initialises
+    its student from a converted ANN; how is not public, so this is our reading.
+    """
+    batches = images(calibration)
+    check_percentile(percentile)
+    copy_weights(snn, ann)
+    training = snn.training
+    snn.eval()
+    thetas = measure(snn, ann, batches, percentile)
+    thetas = rescale(snn, trace(snn, batches[0][:2]), thetas, tied=True)
+    snn.train(training)
+    return thetas
+
+
+def images(calibration: Batches) -> list[Tensor]:
+    """Batches of images from a tensor, tensors, or (x, y) pairs."""
+    if isinstance(calibration, Tensor):
+        return [calibration]
+    return [b if isinstance(b, Tensor) else b[0] for b in calibration]
+
+
+def spiking_form(ann: nn.Module, time_steps: int, neuron: Neuron, example: Tensor) -> Network:
+    """The spiking network of the same layers as ``ann``."""
+    if not isinstance(ann, Network) or isinstance(ann, Wrapped):
+        return networks.spiking(ann, time_steps, neuron, None if isinstance(ann, Wrapped) else example)
+    if ann.spiking:
+        raise SpikedistillError("convert takes an ANN; this network has time steps already")
+    name = ann.config.get("name")
+    if name not in networks.names():
+        raise SpikedistillError(
+            "convert rebuilds spikedistill's own ANNs from their config; make the ANN with networks.create(...), or pass a "
+            "plain nn.Module with ReLUs"
+        )
+    return networks.create(str(name), **{**ann.config["options"], "time_steps": time_steps, "neuron": neuron})
+
+
+def copy_weights(network: nn.Module, ann: nn.Module) -> None:
+    """All weights and statistics of equal names; raises where one is missing or differs in shape."""
+    theirs = ann.state_dict()
+    if not isinstance(ann, Network) and isinstance(network, Wrapped):
+        theirs = {f"model.{k}": v for k, v in theirs.items()}
+    own = {f"{p}.{n}" for p, m in network.named_modules() if isinstance(m, Neuron) for n, _ in m.named_parameters()}
+    optional = own | {"mean", "std"}
+    mine = network.state_dict()
+    for name, value in mine.items():
+        if name in optional:
+            continue
+        if name not in theirs or theirs[name].shape != value.shape:
+            found = f"has shape {tuple(theirs[name].shape)}" if name in theirs else "is missing"
+            raise SpikedistillError(
+                f"{name} {tuple(value.shape)} {found} in the ANN; both networks must be of one architecture "
+                f"({nearest(name, theirs)})"
+            )
+    network.load_state_dict({**mine, **{k: theirs[k] for k in mine if k in theirs and k not in own}})
+
+
+def _learned(ann: nn.Module) -> dict[str, QCFS]:
+    """QCFS activations by the path of the neuron layer that takes their place."""
+    found = {p: m for p, m in ann.named_modules() if isinstance(m, QCFS)}
+    norms = {p for p, m in ann.named_modules() if isinstance(m, NormNeuron)}
+    return {p.removesuffix(".neuron") if p.removesuffix(".neuron") in norms else p: m for p, m in found.items()}
+
+
+__all__ = ["METHODS", "balance_thresholds", "convert", "copy_weights", "images", "restore", "spiking_form"]

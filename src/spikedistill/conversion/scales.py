@@ -1,0 +1,250 @@
+# ruff: noqa: SIM905  (a list of words)
+"""Give every spike its worth without changing the spikes: scales move along the graph into weights, norms, thresholds.
+
+A neuron layer with range theta emits spikes worth ``theta / levels``. Inside the network they stay whole numbers, so every
+value on an edge is in some unit, and
+
+    weights behind a neuron                       are multiplied by what its spikes are worth
+    the norm or layer that feeds a neuron         is divided by theta (threshold stays as it is)
+    a norm that is added to a neuron's spikes     is divided by what these are worth; the sum is in that unit, and the
+                                                  threshold of the neuron behind becomes theta / unit
+    neurons whose spikes are added or joined      share one theta (the largest)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import SpikedistillError
+from ..networks.graph import Graph, Node
+from ..neurons import Neuron, NormNeuron
+from ..neurons.qcfs import SignedIF
+
+LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+SUMS = frozenset({"add", "add_", "iadd", "radd", "cat", "concat", "concatenate", "stack"})
+# f(c x) = c f(x) for c > 0.
+HOMOGENEOUS = frozenset(
+    "MaxPool1d MaxPool2d AvgPool1d AvgPool2d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveMaxPool2d Flatten Identity Dropout "
+    "Dropout2d Repeat getitem pad flatten view reshape mean sum max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d "
+    "dropout permute transpose contiguous chunk split unflatten squeeze unsqueeze to clone expand ZeroPad2d Upsample "
+    "interpolate float".split()
+)
+
+
+@dataclass
+class Edge:
+    """What stands on an edge: ``unit``, the worth of 1; who could rescale it (None: nobody); whose spikes it is."""
+
+    unit: float
+    by: list[nn.Module] | None = None
+    owner: str | None = None
+
+
+class Scaler:
+    """One walk along the graph; ``apply=False`` only finds which neurons must share their theta.
+
+    ``tied``: thresholds never change; a neuron that reads other neurons' spikes directly takes their theta.
+    """
+
+    def __init__(
+        self, network: nn.Module, graph: Graph, thetas: Mapping[str, float], tied: bool, groups: "Groups", apply: bool
+    ) -> None:
+        self.network, self.graph, self.tied, self.groups, self.apply = network, graph, tied, groups, apply
+        self.thetas = groups.shared(thetas)
+        self.edges: dict[str, Edge] = {}
+        self.scaled: dict[int, float] = {}
+        self.readers: dict[str, int] = {}
+        for node in graph:
+            for name in node.inputs:
+                self.readers[name] = self.readers.get(name, 0) + 1
+
+    def run(self) -> None:
+        """Walk."""
+        for node in self.graph:
+            self.edges[node.name] = self.edge(node)
+        out = self.edges[self.graph.output]
+        if out.owner is not None:
+            raise SpikedistillError(
+                f"conversion: the logits are spikes of {out.owner}, whose worth no later weight could carry; convert a "
+                "network that ends in a linear layer or convolution"
+            )
+
+    def inputs(self, node: Node) -> list[Edge]:
+        """Edges into a node, parameters and constants aside."""
+        return [self.edges[i] for i in node.inputs if i in self.edges]
+
+    def edge(self, node: Node) -> Edge:
+        """What a node puts out."""
+        module = node.module
+        given = self.inputs(node)
+        if not given:
+            return Edge(1.0)
+        if isinstance(module, Neuron | NormNeuron):
+            return self.neuron(node, module, given)
+        if isinstance(module, LINEAR):
+            self.multiply(module, given[0].unit, node)
+            return Edge(1.0, self.single(node, [module]))
+        if isinstance(module, NORMS):
+            self.absorb(module, given[0].unit, node)
+            return Edge(1.0, self.single(node, [module]) if module.affine else None)
+        if node.kind in SUMS:
+            return self.total(node, given)
+        if len(given) == 1 and (node.kind in HOMOGENEOUS or self.times_number(node)):
+            return Edge(given[0].unit, self.single(node, given[0].by), given[0].owner)
+        if all(e.unit == 1.0 and e.owner is None for e in given):
+            return Edge(1.0)
+        raise SpikedistillError(
+            f"conversion does not know how spikes of a worth pass {node.kind} at {node.path or node.scope or '(top)'} "
+            f"({node.source}); convert a network of convolutions, linear layers, norms, pools, sums and concatenations"
+        )
+
+    @staticmethod
+    def times_number(node: Node) -> bool:
+        """Whether this is a product with a positive number."""
+        number = next((a for a in node.args if isinstance(a, int | float)), None)
+        return node.kind in ("mul", "mul_", "div", "truediv") and number is not None and number > 0
+
+    def single(self, node: Node, by: list[nn.Module] | None) -> list[nn.Module] | None:
+        """``by``, unless somebody else reads this edge too, or its module is used several times."""
+        if by is None or self.readers.get(node.name, 0) > 1:
+            return None
+        return by if node.path is None or len(self.graph.of_path(node.path)) == 1 else None
+
+    def total(self, node: Node, given: list[Edge]) -> Edge:
+        """A sum or concatenation: all in one unit."""
+        spikes = [e for e in given if e.by is None]
+        for e in spikes[1:]:
+            if e.owner is not None and spikes[0].owner is not None:
+                self.groups.tie(e.owner, spikes[0].owner)
+        unit = spikes[0].unit if spikes else 1.0
+        if number := self.number_added(node):
+            if unit != 1.0:
+                raise SpikedistillError(f"conversion cannot add {number} to spikes, at {node.source}")
+            return Edge(1.0)
+        for e in given:
+            if e.by is not None:
+                self.rescale(e, unit)
+            elif self.apply and abs(e.unit / unit - 1) > 1e-6:
+                raise SpikedistillError(f"conversion cannot add real values to spikes, at {node.source}")
+        if spikes:
+            return Edge(unit, None, spikes[0].owner)
+        return Edge(1.0, self.single(node, [m for e in given for m in e.by or []]))
+
+    @staticmethod
+    def number_added(node: Node) -> float:
+        """The number that a sum adds to a tensor, if any."""
+        numbers = [a for a in node.args[:2] if type(a) in (int, float)] if "add" in node.kind else []
+        return numbers[0] if numbers else 0
+
+    def neuron(self, node: Node, module: Any, given: list[Edge]) -> Edge:
+        """A neuron layer: bring its current into a unit in which it fires at theta."""
+        path = str(node.path)
+        neuron: Any = module.neuron if isinstance(module, NormNeuron) else module
+        theta = self.thetas[path]
+        first = id(module) not in self.scaled
+        fixed = next((e for e in (given[1:] if isinstance(module, NormNeuron) else given) if e.by is None), None)
+        reused = len(self.graph.of_path(path)) > 1
+        if isinstance(module, NormNeuron):
+            self.absorb(module, given[0].unit, node)
+        unit = theta / neuron.threshold if fixed is None else fixed.unit
+        if fixed is not None and self.tied:
+            if fixed.owner is not None:
+                self.groups.tie(path, fixed.owner)
+            else:  # a stream of real values that others read too: it stays, and the neuron fires where it did
+                theta = self.thetas[path] = unit * neuron.threshold
+        if isinstance(module, NormNeuron):
+            if first and self.apply:
+                _divide(module, unit)
+            given = given[1:]
+        elif reused and fixed is None:
+            raise SpikedistillError(f"conversion: the neuron at {path} is called several times; give each call its own")
+        for e in given:
+            if e.by is not None:
+                self.rescale(e, unit)
+        if self.apply and first:
+            if not self.tied:
+                initial = neuron.initial / neuron.threshold
+                neuron.threshold = theta / unit
+                neuron.initial = initial * neuron.threshold
+            self.scaled[id(module)] = theta
+        levels = neuron.levels if isinstance(neuron, SignedIF) else 1
+        return Edge(theta / levels, None, path)
+
+    def rescale(self, edge: Edge, unit: float) -> None:
+        """Have an edge in another unit by dividing what feeds it."""
+        if self.apply:
+            for module in edge.by or []:
+                _divide(module, unit)
+
+    def multiply(self, module: Any, unit: float, node: Node) -> None:
+        """Weights that read spikes worth ``unit``."""
+        if self.once(module, unit, node):
+            module.weight.mul_(unit)
+
+    def absorb(self, module: Any, unit: float, node: Node) -> None:
+        """A norm that reads spikes worth ``unit``."""
+        if self.apply and unit != 1.0:
+            if len(self.graph.of_path(str(node.path))) > 1:
+                raise SpikedistillError(f"conversion: the norm at {node.path} reads spikes of several layers")
+            module.weight.mul_(unit)
+            module.running_mean.div_(unit)
+
+    def once(self, module: nn.Module, unit: float, node: Node) -> bool:
+        """Whether to change a module now; one used several times must read one unit."""
+        if not self.apply:
+            return False
+        before = self.scaled.setdefault(id(module), unit)
+        if len(self.graph.of_path(str(node.path))) == 1 or node.call == 0:
+            return True
+        if abs(before / unit - 1) > 1e-6:
+            raise SpikedistillError(f"conversion: {node.path} is used several times on spikes of different worth")
+        return False
+
+
+def _divide(module: Any, unit: float) -> None:
+    module.weight.div_(unit)
+    if module.bias is not None:
+        module.bias.div_(unit)
+
+
+class Groups:
+    """Neuron layers that must share one theta."""
+
+    def __init__(self) -> None:
+        self.parent: dict[str, str] = {}
+
+    def root(self, path: str) -> str:
+        """The group's name."""
+        while path in self.parent:
+            path = self.parent[path]
+        return path
+
+    def tie(self, a: str, b: str) -> None:
+        """These two share."""
+        if self.root(a) != self.root(b):
+            self.parent[self.root(a)] = self.root(b)
+
+    def shared(self, thetas: Mapping[str, float]) -> dict[str, float]:
+        """Each layer's theta: the largest of its group."""
+        largest: dict[str, float] = {}
+        for path, theta in thetas.items():
+            largest[self.root(path)] = max(theta, largest.get(self.root(path), 0.0))
+        return {path: largest[self.root(path)] for path in thetas}
+
+
+@torch.no_grad()
+def rescale(network: nn.Module, graph: Graph, thetas: Mapping[str, float], tied: bool = False) -> dict[str, float]:
+    """Give the spikes of each neuron layer the worth theta (``/ levels``), in place; returns the thetas after sharing.
+
+    The function of the network with real-valued activations is unchanged. ``tied``: no threshold changes, see
+    :class:`Scaler`. Raises for operations that scales cannot pass.
+    """
+    groups = Groups()
+    Scaler(network, graph, thetas, tied, groups, apply=False).run()
+    final = Scaler(network, graph, thetas, tied, groups, apply=True)
+    final.run()
+    return final.thetas
