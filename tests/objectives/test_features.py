@@ -55,6 +55,16 @@ def test_conv3x3_bn_aligner_normalises_over_the_batch_in_training():
     assert float(objective(view(student, teacher)).detach()) == pytest.approx(float(want.detach()), abs=1e-12)
 
 
+def test_conv1x1_bn_aligner():
+    student, teacher = {"a": random(T, N, 3, 4, 4, seed=5)}, {"a": random(1, N, 6, 4, 4, seed=6)}
+    objective = ready(FeatureDistillation(aligner="conv1x1_bn", layers=["a"]), view(student, teacher)).train()
+    conv, norm = objective.aligners[0]
+    out = torch.einsum("dc,nchw->ndhw", conv.weight[:, :, 0, 0], student["a"].mean(0))
+    mean, var = out.mean((0, 2, 3), keepdim=True), out.var((0, 2, 3), keepdim=True, correction=0)
+    want = (((out - mean) / (var + norm.eps).sqrt() - teacher["a"][0]) ** 2).mean()
+    assert float(objective(view(student, teacher)).detach()) == pytest.approx(float(want.detach()), abs=1e-12)
+
+
 def test_zero_where_student_equals_teacher():
     rates = {k: v.mean(0, keepdim=True) for k, v in STUDENT.items()}
     assert float(ready(FeatureDistillation(), view(STUDENT, rates))(view(STUDENT, rates))) < 1e-28
@@ -68,7 +78,9 @@ def test_features_that_do_not_fit_are_refused_in_words():
     large = {"a": random(1, N, 3, 8, 8), "b": random(1, N, 5, 2, 2)}
     with pytest.raises(SpikedistillError, match="equal height and width"):
         ready(FeatureDistillation(aligner="conv1x1"), view(teacher=large))
-    with pytest.raises(SpikedistillError, match="'none', 'conv1x1' or 'conv3x3_bn', found 'linear'"):
+    with pytest.raises(
+        SpikedistillError, match="aligner must be one of none, conv1x1, conv1x1_bn, conv3x3_bn, found 'linear'"
+    ):
         FeatureDistillation(aligner="linear")
 
 

@@ -16,7 +16,7 @@ def blur_mask(x: Tensor, ratio: float, form: str = "channel") -> Tensor:
     """
     N, C, H, W = x.shape
     shape = (N, C, 1, 1) if form == "channel" else (N, 1, H, W)
-    return (torch.rand(shape, device=x.device) >= ratio).to(x.dtype)
+    return (torch.rand(shape, device=x.device, dtype=torch.float32) >= ratio).to(x.dtype)
 
 
 def restoration(channels: int) -> nn.Sequential:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from .base import Objective, Setup, View, Weight, refuse
 from .pairs import Layers, feature, paired, taps_of
 
-Aligner = Literal["none", "conv1x1", "conv3x3_bn"]
+Aligner = Literal["none", "conv1x1", "conv1x1_bn", "conv3x3_bn"]
+ALIGNERS = ("none", "conv1x1", "conv1x1_bn", "conv3x3_bn")
 
 
 def feature_loss(student: Tensor, teacher: Tensor, reduction: str = "mean") -> Tensor:
@@ -20,8 +21,9 @@ def aligner(kind: str, channels: int, target: int) -> nn.Module:
     """The student's trainable way to the teacher's channels."""
     if kind == "conv1x1":
         return nn.Conv2d(channels, target, 1)
-    if kind == "conv3x3_bn":
-        return nn.Sequential(nn.Conv2d(channels, target, 3, padding=1, bias=False), nn.BatchNorm2d(target))
+    if kind in ("conv1x1_bn", "conv3x3_bn"):
+        size = int(kind[4])
+        return nn.Sequential(nn.Conv2d(channels, target, size, padding=size // 2, bias=False), nn.BatchNorm2d(target))
     return nn.Identity()
 
 
@@ -31,9 +33,10 @@ class FeatureDistillation(Objective):
     - HDKD (O. El-Assiouti et al., EAAI 2024): stages, no aligner, a = 1 (``stage_exponent``), weight 10; the defaults.
     - KDSNN (Q. Xu et al., CVPR 2023): one feature, ``aligner: conv1x1``; the paper's exact projection and weights are not
       public.
-    - SAKD (H. Qiu et al., Neural Networks 2024): stages, ``aligner: conv3x3_bn``, a = 0, weight 100 on CIFAR and 10 on
-      ImageNet, then 0.01: ``weight: {start: 100, end: 0.01, shape: step, at: 0.05}`` (10 of 200 epochs; the official code
-      counts batches where epochs are meant). Bias and momentum of its convolution and norm: torch's, without bias (ours).
+    - SAKD (H. Qiu et al., Neural Networks 2024): stages, a = 0; ``aligner: conv3x3_bn`` for CIFAR's ResNet-18, ``conv1x1_bn``
+      for ResNet-19 and ImageNet, both without bias; weight 100 on CIFAR and 10 on ImageNet, then 0.01, as in
+      ``weight: {start: 100, end: 0.01, shape: step, at: 0.05}`` (10 of 200 epochs; the official code counts batches where
+      epochs are meant).
 
     ``layers`` as in ``attention_transfer``. ``reduction``: "mean" over all elements, or "batch": summed over a sample's
     elements, averaged over the batch.
@@ -58,8 +61,8 @@ class FeatureDistillation(Objective):
         name: str | None = None,
     ) -> None:
         super().__init__(weight, name)
-        if aligner not in ("none", "conv1x1", "conv3x3_bn"):
-            raise refuse(self, f"aligner must be 'none', 'conv1x1' or 'conv3x3_bn', found {aligner!r}")
+        if aligner not in ALIGNERS:
+            raise refuse(self, f"aligner must be one of {', '.join(ALIGNERS)}, found {aligner!r}")
         if reduction not in ("mean", "batch"):
             raise refuse(self, f"reduction must be 'mean' or 'batch', found {reduction!r}")
         self.layers, self.aligner, self.reduction = layers, aligner, reduction
@@ -68,7 +71,7 @@ class FeatureDistillation(Objective):
         self.aligners = nn.ModuleList()
         if aligner == "conv1x1":
             self.cites = ("xu2023constructing",)
-        elif aligner == "conv3x3_bn":
+        elif aligner != "none":
             self.cites = ("qiu2024selfarchitectural",)
 
     def setup(self, setup: Setup) -> None:

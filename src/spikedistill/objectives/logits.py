@@ -33,7 +33,7 @@ def check_logits(objective: Objective, setup: Setup) -> None:
 class CrossEntropy(Objective):
     """Cross-entropy of the time-averaged logits: ``CE(mean_t z_t, y)``.
 
-    ``tap``: one head of a network with several (``class_head`` of the HDKD student); default: the network's logits.
+    ``tap``: one head of a network with several (``head`` of the HDKD student); default: the network's logits.
     ``label_smoothing`` as torch's; it is for class numbers, mixed-up targets are smooth already.
 
     Shape: logits (T, N, K), target (N,) or (N, K).
