@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..networks.base import Network
+from ..neurons.dynamics import Grid
 from ..quantization.arithmetic import FLOAT32
 from ..quantization.layers import AdaptiveSumPool2d, CodedLayer, SumPool2d
-from ..quantization.membrane import CodedNeuron
+from ..quantization.membrane import CodedNeuron, Membrane, plain
 from ..quantization.norm import CodedNorm, NormGrid, Rescale
 
 
@@ -46,13 +47,12 @@ def freeze(network: Network) -> Network:
             if isinstance(forward, CodedLayer):
                 _layer(module, forward)
             elif isinstance(forward, CodedNeuron):
-                _constant(forward, "ratio", forward.ratio())
-                _constant(forward.membrane, "prepare", forward.membrane.prepare())
+                _prepared(forward)
             elif isinstance(grid, NormGrid):
-                _constant(grid, "ratio", grid.ratio())
-                _constant(grid.membrane, "prepare", grid.membrane.prepare())
-                _rescale(module, grid.rescale, module.affine(module.running_mean, module.running_var))  # type: ignore[operator]
-            elif isinstance(module, CodedNorm):
+                _prepared(grid)
+                if grid.rescale is not None:
+                    _rescale(module, grid.rescale, module.affine(module.running_mean, module.running_var))  # type: ignore[operator]
+            elif isinstance(module, CodedNorm) and "rescale" in module.__dict__:
                 _rescale(module, module.rescale, module.affine_map(module.running_mean, module.running_var))  # type: ignore[arg-type]
     for module in network.modules():
         for name, buffer in [*module.named_buffers(recurse=False)]:
@@ -62,16 +62,30 @@ def freeze(network: Network) -> Network:
     return network
 
 
+def _prepared(part: CodedNeuron | NormGrid) -> None:
+    _constant(part, "ratio", plain(part.ratio()))
+    _grid(part.membrane)
+
+
+def _grid(membrane: Membrane) -> None:
+    g = membrane.prepare()
+    membrane.neuron.grid = Grid(g.unit, g.threshold, g.leak, g.bits, g.shift, g.leak_first)
+    _constant(membrane, "prepare", membrane.neuron.grid)
+
+
 def _layer(module: nn.Module, coded: CodedLayer) -> None:
-    codes, step, bias = coded.codes(), coded.step(), coded.bias_codes()
+    if coded.membrane is not None:
+        _grid(coded.membrane)
     if coded.rescale is not None:
-        assert coded.membrane is not None
-        _constant(coded.membrane, "prepare", coded.membrane.prepare())
         _rescale(module, coded.rescale, coded.plain())
-    _buffer(module, coded, "codes", codes.float() if float(codes.abs().max()) < FLOAT32 else codes)
-    _buffer(module, coded, "step", step)
-    if bias is not None:
-        _buffer(module, coded, "bias_codes", bias)
+    for name in ("codes", "step", "offset", "map"):  # what a layer reads in its forward pass, as it is now
+        if hasattr(coded, name):
+            value = getattr(coded, name)()
+            if isinstance(value, Tensor):
+                module.register_buffer(f"frozen_{name}", value.float() if name == "codes" else value)
+                setattr(coded, name, _Buffer(module, f"frozen_{name}"))
+            else:
+                _constant(coded, name, value)
     if isinstance(module, nn.Conv2d) and 2 * coded.bound >= FLOAT32:
         coded.accumulate = _Pieces(coded)  # type: ignore[method-assign]
 
@@ -84,12 +98,18 @@ def _rescale(owner: nn.Module, rescale: Rescale, affine: tuple[Tensor, Tensor]) 
 
 
 def _constant(part: Any, name: str, value: Any) -> None:
-    setattr(part, name, lambda: value)
+    setattr(part, name, lambda *_: value)
 
 
-def _buffer(owner: nn.Module, part: Any, name: str, value: Tensor) -> None:
-    owner.register_buffer(f"frozen_{name}", value)
-    setattr(part, name, lambda: getattr(owner, f"frozen_{name}"))
+class _Buffer:
+    """A method that gives a buffer, by name: a trace exchanges the tensors."""
+
+    def __init__(self, owner: nn.Module, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __call__(self, *_: Any) -> Tensor:
+        """The buffer as it is now."""
+        return getattr(self.owner, self.name)
 
 
 class _Sums:
