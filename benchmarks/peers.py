@@ -40,16 +40,17 @@ def plain(neuron: Neuron) -> Simulate:
 
 
 def spikingjelly(neuron: Neuron) -> Simulate:
-    from spikingjelly.activation_based import functional, surrogate
+    from spikingjelly.activation_based import surrogate
     from spikingjelly.activation_based.neuron import LIFNode
 
-    node = LIFNode(1 / neuron.gain, surrogate_function=surrogate.ATan(2.0), detach_reset=True, step_mode="m")
+    return LIFNode(1 / neuron.gain, surrogate_function=surrogate.ATan(2.0), detach_reset=True, step_mode="m")
 
-    def run(x: Tensor) -> Tensor:
-        functional.reset_net(node)
-        return node(x)
 
-    return run
+def reset(network: nn.Module) -> None:
+    """What SpikingJelly's networks need before each simulation; outside of what is compiled, as its users do it."""
+    for module in network.modules():
+        if type(module).__name__ == "LIFNode":
+            module.reset()
 
 
 def snntorch(neuron: Neuron) -> Simulate:

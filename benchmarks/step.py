@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from peers import PEERS, swapped
+from peers import PEERS, reset, swapped
 from torch import Tensor, nn
 
 import spikedistill as sd
@@ -49,16 +49,18 @@ class Variant:
             return x.repeat(self.ann_steps, 1, 1, 1)
         return x.unsqueeze(1).expand(-1, T, *x.shape[1:]) if self.frames else x
 
-    def loss(self, x: Tensor, y: Tensor, call: Callable | None = None) -> Tensor:
-        out = (call or self.network)(x).float() if x.dtype != torch.float64 else self.network(x)
+    def loss(self, call: Callable, x: Tensor, y: Tensor) -> Tensor:
+        reset(self.network)
+        out = call(x)
         if out.dim() == 3:
             out = out.mean(0)
+        out = out.float() if out.dtype == torch.bfloat16 else out
         return nn.functional.cross_entropy(out, y.repeat(self.ann_steps) if self.ann_steps else y)
 
     def step(self, y: Tensor) -> None:
         with self.context():
             with torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.half):
-                loss = self.loss(self.x, y, self.call)
+                loss = self.loss(self.call, self.x, y)
             loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -112,7 +114,7 @@ def check_equal_work(found: list[Variant], x: Tensor, y: Tensor, T: int) -> floa
         v.network.double().train()
         for way in ("eager", "uncompiled"):
             with torch.no_grad(), compilation.use(way):  # type: ignore[arg-type]
-                losses[v.name, way] = float(v.loss(v.input(x, T).double(), y))
+                losses[v.name, way] = float(v.loss(v.network, v.input(x, T).double(), y))
         v.network.load_state_dict(state)
     values = list(losses.values())
     if values and max(values) - min(values) > 1e-9:
