@@ -287,6 +287,19 @@ def test_a_converted_network_is_restored_from_config_and_weights() -> None:
     assert torch.equal(restore(again, config)(x), network(x))
 
 
+def test_a_converted_network_of_timm_survives_saving(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    from spikedistill.networks.pretrained import from_name
+    from spikedistill.training.store import load_network, save_network
+
+    torch.set_default_dtype(torch.float32)
+    ann, x = from_name("timm:resnet10t", num_classes=3).eval(), torch.rand(2, 3, 32, 32)
+    network = convert(ann, x, 3, method="signed")
+    save_network(tmp_path / "net", network, {}, "card")
+    with torch.no_grad():
+        assert torch.equal(load_network(tmp_path / "net")(x), network(x))
+
+
 class Product(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,6 @@
 import copy
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -320,6 +321,19 @@ def test_time_steps_and_frames() -> None:
     with torch.no_grad():
         same = events(x.unsqueeze(1).expand(-1, 4, -1, -1, -1))
         torch.testing.assert_close(same, network(x))
+
+
+def test_a_turned_network_is_made_anew_from_its_config(tmp_path: Path) -> None:
+    from spikedistill.training.store import load_network, save_network
+
+    network = spiking(Functional(), 3, LIF(tau=1.5), example=(2, 3, 8, 8), mean=0.5, std=0.2).eval()
+    x = torch.rand(2, 3, 8, 8)
+    save_network(tmp_path / "net", network, {}, "card")
+    with torch.no_grad():
+        assert torch.equal(load_network(tmp_path / "net", Functional())(x), network(x))
+        network.config["name"] = "custom:mine"
+        save_network(tmp_path / "mine", network, {}, "card")
+        assert torch.equal(load_network(tmp_path / "mine", factories={"mine": Functional})(x), network(x))
 
 
 def test_own_networks_are_sent_to_create() -> None:

@@ -74,8 +74,14 @@ def convert(
     else:
         thetas = measure(network, ann, batches, percentile)
     thetas = rescale(network, trace(network, batches[0][:2]), thetas)
+    config = network.config
+    if isinstance(ann, Wrapped) and "name" in ann.config:  # timm:NAME, torchvision:NAME: made anew from its name
+        config = {
+            **ann.config,
+            "options": {**ann.config["options"], "time_steps": time_steps, "neuron": prototype.spec()},
+        }
     network.config = {
-        **network.config,
+        **config,
         "conversion": {
             "method": method, "percentile": percentile, "thetas": thetas,
             "neurons": {p: {"threshold": n.threshold, "initial": n.initial} for p, n in layers(network).items()},

@@ -89,7 +89,7 @@ def spiking(
     model: nn.Module,
     time_steps: int = 4,
     neuron: "nn.Module | Mapping[str, Any] | None" = None,
-    example: Tensor | None = None,
+    example: Tensor | Sequence[int] | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     gates: str = "refuse",
@@ -99,13 +99,14 @@ def spiking(
 ) -> Network:
     """A copy of a ReLU network in which every ReLU call is a neuron of its own.
 
-    One traced pass on ``example`` (N, C, H, W) (default: two random images of the size in timm's configuration of the
-    model, else 224x224) finds every ReLU call: modules, modules called several times, functions. A batch norm read by one
-    ReLU only becomes a :class:`NormNeuron` with it. Each site gets a copy of ``neuron`` (default ``IF()``). Where the first
-    neuron dominates all that follows it encodes; else a :class:`Repeat` stands behind the last module that does, or at the
-    input. Norm scales that are all zero become one. The result is run again: no ReLU is left, readers are the same, logits
-    come out for T*N. ``mean``, ``std``: None takes timm's if the model has them, else 0 and 1. ``gates="keep"`` leaves
-    sigmoid gates real-valued. ``network.notes`` says what was changed; ``network.aliases`` maps the model's paths.
+    One traced pass on ``example`` (images (N, C, H, W), or such a shape for random ones; default: the size in timm's
+    configuration of the model, else 224x224) finds every ReLU call: modules, modules called several times, functions. A
+    batch norm read by one ReLU only becomes a :class:`NormNeuron` with it. Each site gets a copy of ``neuron`` (default
+    ``IF()``). Where the first neuron dominates all that follows it encodes; else a :class:`Repeat` stands behind the last
+    module that does, or at the input. Norm scales that are all zero become one. The result is run again: no ReLU is left,
+    readers are the same, logits come out for T*N. ``mean``, ``std``: None takes timm's if the model has them, else 0 and 1.
+    ``gates="keep"`` leaves sigmoid gates real-valued. ``network.notes`` says what was changed; ``network.aliases`` maps the
+    model's own paths.
 
     Shape: (N, C, H, W) in [0, 1] to (T, N, K).
     Raises :class:`SpikedistillError` naming path and source line of what has no spiking counterpart.
@@ -161,7 +162,7 @@ def spiking(
             "spiking": {
                 "time_steps": time_steps, "neuron": prototype.spec(), "gates": gates, "input": input,
                 "mean": network.mean.tolist(), "std": network.std.tolist(), "input_size": network.input_size,
-                "interpolation": interpolation,
+                "interpolation": interpolation, "example": list(example.shape),
             }
         }  # fmt: skip
         return network.train(model.training)
@@ -231,7 +232,9 @@ def _take(new: Any, norm: Any) -> Any:
     return new.train(norm.training)
 
 
-def _example(model: nn.Module, example: Tensor | None, input_size: Any) -> Tensor:
+def _example(model: nn.Module, example: "Tensor | Sequence[int] | None", input_size: Any) -> Tensor:
+    if example is not None and not isinstance(example, Tensor):
+        example = torch.rand(*example, generator=torch.Generator().manual_seed(0))
     if example is None:
         size = published(model).get("input_size")
         channels = input_channels(model)

@@ -67,7 +67,10 @@ def named(options: Mapping[str, Any], T: int, info: DataInfo, factories: Factori
     if name in factories:
         network: nn.Module = factories[name]()
         if given.pop("spiking", False):
-            network = networks.spiking(network, steps or T, neuron=_neuron(given), mean=info.mean, std=info.std)
+            network = networks.spiking(
+                network, steps or T, _neuron(given), (2, info.in_channels, *info.size), info.mean, info.std,
+                given.pop("gates", "refuse"), "frames" if info.input == "frames" else "image",
+            )  # fmt: skip
         if isinstance(network, Network):
             network.config = {**network.config, "name": f"custom:{name}"}
     elif str(name).startswith(("timm:", "torchvision:")):
@@ -75,6 +78,7 @@ def named(options: Mapping[str, Any], T: int, info: DataInfo, factories: Factori
 
         spiking = given.pop("spiking", False)
         given.setdefault("num_classes", info.num_classes)
+        given.setdefault("in_channels", info.in_channels)
         network = from_name(name, time_steps=steps if spiking else None, **given)
     elif Path(name).is_dir():
         network = load_network(find_stage(Path(name), None))

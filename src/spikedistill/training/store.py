@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import __version__, networks
 from ..errors import SpikedistillError
+from ..networks.base import Network
 from .checkpoint import read_json, read_tensors, replace_folder
 
 FORMAT = 1
@@ -50,6 +51,8 @@ def load_network(
     tensors = read_tensors(folder / file, config.get("best_sha256" if best else "sha256"))
     if network is None:
         network = rebuild(config["network"], config.get("time_steps"), str(folder), factories or {})
+    elif "spiking" in config["network"] and not isinstance(network, Network):
+        network = networks.spiking(network, **config["network"]["spiking"])
     missing, unexpected = network.load_state_dict(tensors, strict=False)
     wrong = [*missing, *unexpected]
     if wrong:
@@ -69,12 +72,18 @@ def rebuild(config: Mapping[str, Any], time_steps: int | None, where: str, facto
         if key not in factories:
             raise SpikedistillError(f"{where}: the network {key!r} is your own; pass it as sd.load(..., network=...)")
         network = factories[key]()
+        if "spiking" in config:
+            network = networks.spiking(network, **config["spiking"])
     elif str(name).startswith(("timm:", "torchvision:")):
         from ..networks.pretrained import from_config
 
         network = from_config(config)
     else:
         network = networks.create(str(name), **config.get("options", {}))
+    if "conversion" in config:
+        from ..conversion import restore
+
+        restore(network, config)
     if time_steps is not None and getattr(network, "time_steps", None) not in (None, time_steps):
         network.time_steps = time_steps  # type: ignore[assignment]
     if quantized is not None:
