@@ -64,6 +64,7 @@ def test_a_value_of_the_wrong_type_is_shown(tree):
         (lambda t: t["stages"][1].update(optimizer={"lrr": 1}), ("optimizer", "'lrr'", "'lr'")),
         (lambda t: t["stages"][1].update(optimizer={"lr": -1}), ("optimizer.lr", "-1")),
         (lambda t: t["stages"][1]["network"].update(time_steps=3), ("time steps belong to the stage",)),
+        (lambda t: t.update(hardware={"spikesim": {"mod": "released"}}), ("hardware", "'mod'", "'mode'")),
         (lambda t: t["data"].update(batchsize=3), ("data: unknown key 'batchsize'", "'batch_size'")),
     ],
 )

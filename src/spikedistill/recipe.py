@@ -239,6 +239,10 @@ def _named(items: list[Any], name: str, what: str, text: str) -> dict[str, Any]:
 def check(recipe: Recipe, custom: Iterable[str] = ()) -> None:
     """Everything that the types alone do not say: names that must exist, options of networks, objectives, quantizers."""
     custom = set(custom)
+    if recipe.hardware:
+        from .hardware.pricing import settings
+
+        settings(("hardware", recipe.hardware))
     before: list[str] = []
     for stage in recipe.stages:
         where = f"stages.{stage.name}"
