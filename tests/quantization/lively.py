@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from spikedistill import networks, taps
-from spikedistill.neurons import NormNeuron
 from spikedistill.networks import Network
+from spikedistill.neurons import NormNeuron
 from spikedistill.quantization import IntegerNetwork, quantize, to_integer
 
 
@@ -22,7 +22,7 @@ def awake(network: Network, x: Tensor) -> Network:
         nn.init.normal_(norm.bias, 0.2 * threshold, 0.3 * threshold)
         norm.momentum = 0.6
     for path, layer in network.named_modules():
-        if isinstance(layer, nn.Linear) and path.rsplit(".", 1)[-1] in ("hidden", "fc1", "linear") and path != "linear":
+        if isinstance(layer, nn.Linear) and any(part in path for part in ("hidden", "fc1", "head.linear")):
             nn.init.normal_(layer.weight, 0.2, 1.0)
             nn.init.uniform_(layer.bias, 0.5, 2.5)
     network.train()

@@ -221,7 +221,8 @@ class Reader:
             return
         if isinstance(module, nn.AvgPool2d):
             kernel, stride, padding = _pair(module.kernel_size), _pair(module.stride), _pair(module.padding)
-            if module.ceil_mode or module.divisor_override or (any(padding) and not module.count_include_pad):
+            divisor = module.divisor_override or prod(kernel)
+            if module.ceil_mode or (any(padding) and not (module.count_include_pad or module.divisor_override)):
                 raise refuse(
                     node, "divides by a number that depends on the place; use ceil_mode=False, count_include_pad=True"
                 )
@@ -232,9 +233,9 @@ class Reader:
                     "one number: choose sizes that divide",
                 )  # fmt: skip
             kernel = stride = [a // b for a, b in zip(before[-2:], after[-2:])]
-            padding = [0, 0]
+            padding, divisor = [0, 0], prod(kernel)
         area = prod(kernel)
-        made = replace(edge, low=edge.low * area, high=edge.high * area, share=edge.share / area)
+        made = replace(edge, low=edge.low * area, high=edge.high * area, share=edge.share / divisor)
         self.put(node, "sum_pool", made, kernel=kernel, stride=stride, padding=padding, size=list(before[-2:]))
 
     # -- functions --------------------------------------------------------------------------------------------------
@@ -322,7 +323,7 @@ class Reader:
         return group
 
     def union(self, a: int, b: int) -> None:
-        a, b = self.root(a), self.root(b)
+        a, b = sorted((self.root(a), self.root(b)))
         if a != b:
             self.parent[b] = a
             self.plan.groups[a] += self.plan.groups.pop(b)
