@@ -57,11 +57,11 @@ CASES = [
     ("timm:regnetx_002", 32, 40, "encodes"),
     ("timm:resnetv2_18", 32, 17, "the output of stem.pool is repeated"),
     ("torchvision:resnet18", 32, 17, "encodes"),
-    ("torchvision:vgg11_bn", 32, 10, "encodes"),
     ("torchvision:squeezenet1_1", 32, 26, "encodes"),
     ("torchvision:shufflenet_v2_x0_5", 32, 37, "encodes"),
     ("torchvision:googlenet", 64, 57, "encodes"),
     ("torchvision:densenet121", 32, 121, "encodes"),
+    pytest.param("torchvision:vgg11_bn", 32, 10, "encodes", marks=pytest.mark.slow),
     pytest.param("timm:vgg11_bn", 32, 10, "encodes", marks=pytest.mark.slow),
     pytest.param("timm:densenet121", 32, 121, "encodes", marks=pytest.mark.slow),
     pytest.param("timm:resnet34", 32, 33, "encodes", marks=pytest.mark.slow),
@@ -97,8 +97,8 @@ def three_steps(images: Tensor) -> None:
     alive: dict[str, bool] = dict.fromkeys((n for n, _ in network.named_parameters()), False)
     paths = taps.neuron_paths(network)
     for step in range(3):
-        batch = images[16 * step : 16 * step + 16]
-        loss = F.cross_entropy(network.predict(batch), torch.arange(16) % 10)
+        batch = images.chunk(3)[step]
+        loss = F.cross_entropy(network.predict(batch), torch.arange(len(batch)) % 10)
         optimizer.zero_grad()
         loss.backward()
         for name, p in network.named_parameters():
@@ -114,7 +114,7 @@ def three_steps(images: Tensor) -> None:
 
 
 def test_turned_resnet18_trains() -> None:
-    three_steps(torch.rand(48, 3, 32, 32))
+    three_steps(torch.rand(30, 3, 32, 32))
 
 
 @pytest.mark.data
