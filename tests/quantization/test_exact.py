@@ -152,7 +152,7 @@ def _random(data):
         options |= {
             "pools": 2,
             "pooling": draw(st.sampled_from(["max", "avg"])),
-            "hidden": draw(st.sampled_from([0, 8])),
+            "hidden": draw(st.sampled_from([(), 8])),
         }
     bits = st.integers(2, 8)
     membrane = draw(st.one_of(st.none(), bits))
@@ -162,8 +162,13 @@ def _random(data):
         "input_bits": draw(bits), "first_last_bits": draw(st.one_of(st.none(), bits)),
         "weight_scale": draw(st.sampled_from(["channel", "tensor"])),
         "weight_range": draw(st.sampled_from(["max", "percentile", "mse", "learned"])),
-        "unit": draw(st.sampled_from(["threshold", "max", "percentile"])),
+        "unit": draw(st.sampled_from(["threshold", "max", "percentile", "learned"])),
     }  # fmt: skip
+    if not name.startswith("ms") and draw(st.booleans()):
+        if draw(st.booleans()):
+            quantization |= {"scheme": "mint", "membrane_bits": quantization["weight_bits"]}
+        else:
+            quantization |= {"unit": "weights"}
     x = events(3, options["time_steps"]) if frames else images(3)
     with eager():
         network = awake(networks.create(name, **options), x)
@@ -176,8 +181,8 @@ def test_whole_digits_test_set(name):
     network = lively(name, x[:256], in_channels=1, width=0.25)
     optimizer = torch.optim.Adam(network.parameters(), 0.01)
     network.train()
-    for i in range(20):
-        batch = slice(48 * i, 48 * i + 48)
+    for i in range(20 if name == "vgg5" else 60):
+        batch = slice(48 * (i % 20), 48 * (i % 20) + 48)
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(network.predict(x[batch]), y[batch]).backward()
         optimizer.step()
