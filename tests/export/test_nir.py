@@ -334,3 +334,29 @@ def test_unreadable_files(tmp_path: Path) -> None:
     nir.write(tmp_path / "b.nir", graph)
     with pytest.raises(sd.SpikedistillError, match="'d' is a Delay"):
         from_nir(tmp_path / "b.nir")
+
+
+@pytest.mark.parametrize("bits", [{}, {"unit": "weights", "weight_bits": 8}])
+def test_quantized_networks_are_lossy_and_come_back(bits: dict[str, Any], tmp_path: Path) -> None:
+    from spikedistill.quantization import quantize
+
+    x = (torch.rand(4, 3, 8, 8) * 255).round() / 255
+    network = sd.networks.create(
+        "resnet20", width=0.25, time_steps=3, neuron=sd.LIF(decay=0.75, reset="soft"), mean=0.4, std=0.3
+    )
+    network = quantize(lively(network, x), calibration=x, **bits).eval()
+    with pytest.raises(sd.SpikedistillError, match=r"bn1: a quantized membrane"):
+        to_nir(network, tmp_path / "a.nir", x)
+    with pytest.warns(UserWarning, match="of spikes differ"):
+        to_nir(network, tmp_path / "a.nir", x, allow_lossy=True)
+    if bits:  # thresholds scaled with the weights: integers in the file
+        weight = nir.read(tmp_path / "a.nir").nodes["layer1_0_conv1"].weight
+        np.testing.assert_array_equal(weight, np.round(weight))
+        assert 1 < np.abs(weight).max() <= 127
+    layers = neuron_layers(network, x)
+    ours = spikes_of(network, x, [(layer.path, layer.call) for layer in layers])
+    back = from_nir(tmp_path / "a.nir")
+    theirs = spikes_of(back, x, [(f"nodes.{layer.name}", 0) for layer in layers])
+    assert sum(float(s.mean()) > 0.01 for s in ours) > len(ours) / 2
+    # Sums of float32 weights are not the integers' add and shift: a tie may fall the other way.
+    assert sum(int((a != b).sum()) for a, b in zip(ours, theirs)) <= 1e-2 * sum(a.numel() for a in ours)

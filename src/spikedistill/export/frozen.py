@@ -37,8 +37,9 @@ def freeze(network: Network) -> Network:
         if isinstance(module, AdaptiveSumPool2d):
             module.forward = _Sums(module.window, module.window, 0, 1)  # type: ignore[method-assign]
         elif isinstance(module, nn.AvgPool2d) and (module.divisor_override or isinstance(module, SumPool2d)):
+            pool: Any = module
             stride = module.stride or module.kernel_size
-            module.forward = _Sums(module.kernel_size, stride, module.padding, module.divisor_override or 1)  # type: ignore[method-assign]
+            pool.forward = _Sums(module.kernel_size, stride, module.padding, module.divisor_override or 1)
     if network.input_codes is None:
         return network
     with torch.no_grad():

@@ -5,7 +5,6 @@ edges into one layer, a neuron's gain becomes a factor on its edges and from the
 no such form is collected, with the module's path, and raised all at once.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from ..networks import graph as graphs
 from ..networks.base import Network
 from ..networks.graph import Graph, Node, Ref
 from ..neurons import IF, LIF, PLIF, Neuron, NormNeuron, Repeat
+from ..neurons.dynamics import Grid
 
 Kind = Literal["input", "conv", "linear", "avgpool", "sumpool", "maxpool", "flatten", "neuron", "output"]
 WEIGHTED = ("conv", "linear")
@@ -31,7 +31,7 @@ class Layer:
 
     ``shape``: of its output, without batch. ``origin``: the traced node that it stands for. ``weight``, ``bias``: float64.
     ``window``: kernel, stride, padding, dilation of convolutions and pools. ``decay``, ``threshold``, ``reset``,
-    ``initial``: of neurons, whose gain is on the edges.
+    ``initial``, ``grid`` (of quantized ones): of neurons, whose gain is on the edges.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Layer:
     threshold: float = 1.0
     reset: str | None = "hard"
     initial: float = 0.0
+    grid: Grid | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,12 @@ def lower(network: Network, example: Tensor) -> Lowered:
         )
     if not network.spiking:
         raise SpikedistillError("this network is an ANN: there are no spikes to export; export the SNN")
-    builder = _Builder(network, graphs.trace(network, example))
+    kind = GraphBuilder
+    if network.input_codes is not None:
+        from .coded import CodedBuilder
+
+        kind = CodedBuilder
+    builder = kind(network, graphs.trace(network, example))
     lowered = builder.build()
     fatal = [r for r in lowered.refusals if not r.lossy]
     if fatal:
@@ -101,7 +107,9 @@ class _Refused(Exception):
     """Raised while a node is lowered; caught by the builder, which goes on to find the rest."""
 
 
-class _Builder:
+class GraphBuilder:
+    """Lowers a traced graph node by node; what each kind of module becomes is a method of its own."""
+
     def __init__(self, network: Network, graph: Graph) -> None:
         self.network, self.graph = network, graph
         self.layers: dict[str, Layer] = {}
@@ -130,12 +138,12 @@ class _Builder:
             function = FUNCTIONS.get(node.kind)
             if function is None:
                 raise _Refused(f"{node.kind} ({node.source})")
-            return function(self, node)
+            return getattr(self, function)(node)
         if isinstance(module, TRANSPARENT):
             return self.given(node)
         for kinds, method in MODULES:
             if isinstance(module, kinds):
-                return method(self, node, module)
+                return getattr(self, method)(node, module)
         raise _Refused(f"{type(module).__name__} has no form here")
 
     def given(self, node: Node, index: int = 0) -> Terms:
@@ -182,27 +190,37 @@ class _Builder:
             padding = (total[0] // 2, total[1] // 2)
         else:
             padding = _pair(m.padding)
-        weight, padding = _square(_dense(_array(m.weight), m.groups), padding, dilation)
+        weight, bias = self.weights(m)
+        weight, padding = _square(_dense(weight, m.groups), padding, dilation)
         window = {
             "kernel": _pair(weight.shape[2:]),
             "stride": _pair(m.stride),
             "padding": padding,
             "dilation": dilation,
         }
-        return self.of(node, "conv", self.given(node), weight=weight, bias=_bias(m), window=window)
+        return self.of(node, "conv", self.given(node), weight=weight, bias=bias, window=window)
 
     def linear(self, node: Node, m: nn.Linear) -> Terms:
         if len(node.shape) != 2:
             raise _Refused(f"a linear layer on tokens {node.shape[1:]}; formats know it on vectors only")
-        return self.of(node, "linear", self.given(node), weight=_array(m.weight), bias=_bias(m))
+        weight, bias = self.weights(m)
+        return self.of(node, "linear", self.given(node), weight=weight, bias=bias)
+
+    def weights(self, m: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Weight and bias of a convolution or linear layer."""
+        return as_array(m.weight), np.zeros(m.weight.shape[0]) if m.bias is None else as_array(m.bias)
 
     def norm(self, node: Node, m: Any) -> Terms:
         if m.running_mean is None:
             raise _Refused(f"{type(m).__name__} without running statistics")
-        a = 1 / np.sqrt(_array(m.running_var) + m.eps)
-        a = a * _array(m.weight) if m.weight is not None else a
-        b = -_array(m.running_mean) * a + (_array(m.bias) if m.bias is not None else 0)
-        return self.affine(node, a, b)
+        found = self.coefficients(m)
+        return self.given(node) if found is None else self.affine(node, *found)
+
+    def coefficients(self, m: Any) -> tuple[np.ndarray, np.ndarray] | None:
+        """``(a, b)`` with ``norm(x) = a x + b``; None where a norm does nothing."""
+        a = 1 / np.sqrt(as_array(m.running_var) + m.eps)
+        a = a * as_array(m.weight) if m.weight is not None else a
+        return a, -as_array(m.running_mean) * a + (as_array(m.bias) if m.bias is not None else 0)
 
     def affine(self, node: Node, a: np.ndarray, b: np.ndarray) -> Terms:
         """``a * x + b`` per channel, inside the layer before it where that is weighted and read by nobody else."""
@@ -246,7 +264,7 @@ class _Builder:
         charge = self.norm(node, m)
         residual = node.args[1] if len(node.args) > 1 else node.kwargs.get("residual")
         if isinstance(residual, Ref):
-            charge = _sum(charge, self.terms[residual.name])
+            charge = total(charge, self.terms[residual.name])
         return self.neuron(node, m.neuron, charge)
 
     # -- pools
@@ -305,7 +323,7 @@ class _Builder:
         shapes = node.in_shapes
         if shapes[0] != shapes[1]:
             raise _Refused(f"{node.kind} of different shapes {shapes[0][1:]} and {shapes[1][1:]} ({node.source})")
-        return _sum(self.given(node), _scaled(self.given(node, 1), sign))
+        return total(self.given(node), _scaled(self.given(node, 1), sign))
 
     def subtraction(self, node: Node) -> Terms:
         return self.addition(node, -1.0)
@@ -358,35 +376,36 @@ class _Builder:
         return module
 
 
-MODULES: list[tuple[Any, Callable[..., Terms]]] = [
-    (nn.Conv2d, _Builder.conv),
-    (nn.Linear, _Builder.linear),
-    ((nn.BatchNorm2d, nn.BatchNorm1d), _Builder.norm),
-    (NormNeuron, _Builder.norm_neuron),
-    (Neuron, _Builder.neuron),
-    (nn.LPPool2d, _Builder.sumpool),
-    (nn.AvgPool2d, _Builder.avgpool),
-    (nn.AdaptiveAvgPool2d, _Builder.adaptive),
-    (nn.MaxPool2d, _Builder.maxpool),
-    (nn.Flatten, _Builder.flatten),
+MODULES: list[tuple[Any, str]] = [
+    (nn.Conv2d, "conv"),
+    (nn.Linear, "linear"),
+    (nn.modules.batchnorm._BatchNorm, "norm"),
+    (NormNeuron, "norm_neuron"),
+    (Neuron, "neuron"),
+    (nn.LPPool2d, "sumpool"),
+    (nn.AvgPool2d, "avgpool"),
+    (nn.AdaptiveAvgPool2d, "adaptive"),
+    (nn.MaxPool2d, "maxpool"),
+    (nn.Flatten, "flatten"),
 ]
-FUNCTIONS: dict[str, Callable[..., Terms]] = {
-    **dict.fromkeys(PASSING, _Builder.pass_on),
-    **dict.fromkeys(("add", "iadd", "radd"), _Builder.addition),
-    **dict.fromkeys(("sub", "isub"), _Builder.subtraction),
-    **dict.fromkeys(("mul", "imul", "rmul", "div", "truediv", "true_divide"), _Builder.product),
-    **dict.fromkeys(("flatten", "reshape", "view"), _Builder.flatten),
-    "adaptive_avg_pool2d": _Builder.adaptive,
-    "mean": _Builder.mean,
-    "getitem": _Builder.index,
-    "pad": _Builder.pad,
+FUNCTIONS: dict[str, str] = {
+    **dict.fromkeys(PASSING, "pass_on"),
+    **dict.fromkeys(("add", "iadd", "radd"), "addition"),
+    **dict.fromkeys(("sub", "isub"), "subtraction"),
+    **dict.fromkeys(("mul", "imul", "rmul", "div", "truediv", "true_divide"), "product"),
+    **dict.fromkeys(("flatten", "reshape", "view"), "flatten"),
+    "adaptive_avg_pool2d": "adaptive",
+    "mean": "mean",
+    "getitem": "index",
+    "pad": "pad",
 }
 
 
 # -- edges
 
 
-def _sum(left: Terms, right: Terms) -> Terms:
+def total(left: Terms, right: Terms) -> Terms:
+    """The sum of two tensors, in terms of layers."""
     out = dict(left)
     for name, factor in right.items():
         out[name] = out.get(name, 0.0) + factor
@@ -467,16 +486,13 @@ def _weighted_before(lowered: Lowered, layer: Layer) -> bool:
 # -- arrays
 
 
-def _array(x: Tensor) -> np.ndarray:
+def as_array(x: Tensor) -> np.ndarray:
+    """As float64 in memory."""
     return x.detach().to("cpu", torch.float64).numpy()
 
 
 def _number(value: float | Tensor) -> float:
     return float(value.detach()) if isinstance(value, Tensor) else value
-
-
-def _bias(m: Any) -> np.ndarray:
-    return np.zeros(m.weight.shape[0]) if m.bias is None else _array(m.bias)
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -507,4 +523,4 @@ def _square(
     return padded, (padding[0] + dh * dilation[0], padding[1] + dw * dilation[1])
 
 
-__all__ = ["Layer", "Lowered", "Refusal", "diagonal", "lower"]
+__all__ = ["GraphBuilder", "Layer", "Lowered", "Refusal", "as_array", "diagonal", "lower", "total"]

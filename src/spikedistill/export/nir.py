@@ -5,6 +5,7 @@ computing", Nature Communications 2024. Both readers discretise with ``dt = 1e-4
 ``r = tau/dt`` makes the factor on the current 1, so the neuron's gain is in the weights and biases before it.
 """
 
+import dataclasses
 import json
 import os
 import warnings
@@ -76,9 +77,11 @@ def to_nir(
         )
     lossy = [str(refusal) for refusal in lowered.refusals]
     extras = _lossy_extras(lowered)
-    _normalise(network, lowered)
+    _normalise(network, lowered, extras)
     scales: dict[str, float] = {}
     if weight_bits is not None:
+        if network.input_codes is not None:
+            raise SpikedistillError("this network is quantized already; leave weight_bits out")
         scales = round_weights(lowered, weight_bits)
         lossy.append(f"weights rounded to {weight_bits} bits")
     metadata = {
@@ -136,6 +139,8 @@ def _lossy_extras(lowered: Lowered) -> dict[str, dict[str, Any]]:
         extra: dict[str, Any] = {"path": layer.path, "call": layer.call}
         if layer.kind == "neuron":
             extra |= {"reset": layer.reset, "initial": layer.initial}
+            if layer.grid is not None:
+                extra["grid"] = dataclasses.asdict(layer.grid)
         layers[layer.name] = layer
         if layer.kind == "maxpool":
             layer.kind = "avgpool"
@@ -159,8 +164,14 @@ def _binary(lowered: Lowered, layer: Layer) -> bool:
     )
 
 
-def _normalise(network: Network, lowered: Lowered) -> None:
+def _normalise(network: Network, lowered: Lowered, extras: dict[str, dict[str, Any]]) -> None:
     mean, std = network.mean.double().cpu().numpy(), network.std.double().cpu().numpy()
+    codes = network.input_codes
+    if codes is not None:
+        std = (
+            std * input_step(network, codes) if codes.kind == "image" else np.ones_like(std)
+        )  # counts and spikes are their own codes
+        extras["normalise"] = {"path": "", "round": True}
     if not mean.any() and (std == 1).all():
         return
     shape = lowered.layers["input"].shape
@@ -172,6 +183,14 @@ def _normalise(network: Network, lowered: Lowered) -> None:
         if layer.name == "input":
             layers[first.name] = first
     lowered.layers = layers
+
+
+def input_step(network: Any, codes: Any) -> float:
+    """Value of one code of a quantized network's image."""
+    from ..quantization.layers import input_table
+
+    bits = int(codes.limit).bit_length() + 1
+    return input_table(network, bits)[1]
 
 
 def _node(nir: "nir_package", layer: Layer, lowered: Lowered) -> Any:

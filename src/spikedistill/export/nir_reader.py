@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import fields
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..neurons import LIF, Repeat
+from ..neurons.dynamics import Grid
 
 DT = 1e-4
 
@@ -94,11 +96,20 @@ def _key(name: str) -> str:
 def _module(name: str, node: Any, extra: dict[str, Any], time_steps: int) -> nn.Module:
     kind = type(node).__name__
     if kind in ("LIF", "IF"):
-        return _neuron(name, node, extra, time_steps)
+        neuron = _neuron(name, node, extra, time_steps)
+        if "grid" in extra:
+            numbers = {**extra["grid"], "leak": tuple(extra["grid"]["leak"])}
+            neuron.grid = Grid(**{field.name: numbers[field.name] for field in fields(Grid)})
+            neuron.initial *= neuron.grid.unit  # in the file it is a code
+            neuron.register_forward_pre_hook(lambda _, args: ((args[0] + 0.5).floor(), *args[1:]))
+        return neuron
     maker = MODULES.get(kind)
     if maker is None:
         raise SpikedistillError(f"node {name!r} is a {kind}; from_nir reads {', '.join([*MODULES, 'IF', 'LIF'])}")
-    return maker(node, extra)
+    module: nn.Module = maker(node, extra)
+    if extra.get("round"):
+        module.register_forward_hook(lambda _, __, out: (out + 0.5).floor())
+    return module
 
 
 def _neuron(name: str, node: Any, extra: dict[str, Any], time_steps: int) -> LIF:
