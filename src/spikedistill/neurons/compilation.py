@@ -89,15 +89,21 @@ class Kernel:
         code = function.__code__.replace(co_name=name, co_qualname=name)
         self.plain = types.FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
         self._compiled: Callable[..., Any] | None = None
+        self._seen: set[tuple[Any, ...]] = set()  # kinds of arguments for which there is code
 
     def __call__(self, *args: Any) -> Any:
         if _broken is not None or mode() != "compiled":
             return self.plain(*args)
+        signature = tuple([a.dtype if isinstance(a, torch.Tensor) else None for a in args])
+        if self._compiled is not None and signature in self._seen:
+            return self._compiled(*args)
         try:
             with _settings():
                 if self._compiled is None:
                     self._compiled = torch.compile(self.plain, fullgraph=True, dynamic=True)
-                return self._compiled(*args)
+                out = self._compiled(*args)
+            self._seen.add(signature)
+            return out
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -107,7 +113,7 @@ class Kernel:
 
 @contextmanager
 def _settings() -> Iterator[None]:
-    # Private settings of the compiler, in force only around our own calls; set by hand, since every call pays for it.
+    # Private settings of the compiler, in force only around our own calls that may compile.
     import torch._dynamo.config as dynamo
     import torch.fx.experimental._config as shapes
 

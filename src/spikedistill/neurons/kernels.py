@@ -266,7 +266,8 @@ def _forward(p: Plan) -> Kernel:
             s = ops.spike(h - k[THRESHOLD], k)
             v = ops.store(ops.after(h, s, k), k)
             spikes.append(s.to(x.dtype))
-            charged.append(h)
+            if p.membrane:
+                charged.append(h)
         return torch.stack(spikes), torch.stack(charged) if p.membrane else None
 
     return Kernel(forward, f"spikes_{_forward.cache_info().currsize}")
