@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from lively import assert_equal, awake, check, events, images, lively
 
 from spikedistill import networks
+from spikedistill.networks.pretrained import load_weights
 from spikedistill.neurons.compilation import eager
 from spikedistill.quantization import IntegerNetwork, quantize, to_integer
 
@@ -248,3 +249,28 @@ def test_mint_trains(weight_range):
         optimizer.step()
     q.requantize()
     assert_equal(q, x, 0.5)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
+def test_trained_weights_on_cifar10(cifar10_test, shared_data, bits):
+    x = cifar10_test[0][:12]
+    network = networks.create(
+        "resnet20", neuron={"type": "if", "reset": "soft", "initial": 0.5}, mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2023, 0.1994, 0.201), time_steps=3,
+    )  # fmt: skip
+    load_weights(network, shared_data / "teacher_cifar10_resnet20.npz").eval()
+    assert_equal(quantize(network, calibration=x, weight_bits=bits, membrane_bits=bits), x, 1.0)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg9", "sew_resnet18", "ms_resnet18"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_cifar10_batches(cifar10_test, name, bits):
+    x = cifar10_test[0][:256]
+    options = {"width": 0.125} | ({} if name == "vgg9" else {"stem": "cifar"})
+    network = lively(name, x[:64], **options)
+    q = quantize(network, calibration=x[:64], weight_bits=bits, membrane_bits=bits)
+    for i in range(0, 256, 64):
+        assert_equal(q, x[i : i + 64], 0.7)
