@@ -62,7 +62,7 @@ def compare(network: Network, x: Tensor, path: Path, per_step: bool) -> tuple[in
     return sum(int(d.sum()) for d in differ), sum(d.numel() for d in differ), float(logits[:, agree].max())
 
 
-@pytest.mark.parametrize("per_step", [False, True])
+@pytest.mark.parametrize("per_step", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_float_network(per_step: bool, tmp_path: Path) -> None:
     x = torch.rand(5, 3, 8, 8)
     network = sd.networks.create(
@@ -73,6 +73,7 @@ def test_float_network(per_step: bool, tmp_path: Path) -> None:
     assert logits < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_step", [False, True])
 def test_frames_and_sum_pools(per_step: bool, tmp_path: Path) -> None:
     x = torch.poisson(torch.full((3, 4, 2, 16, 16), 0.4))
@@ -91,8 +92,11 @@ QUANTIZED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", QUANTIZED)
-@pytest.mark.parametrize("per_step", [False, True])
+FAST = [("uniform", True), ("mint", False)]
+SLOW = [("uniform", False), ("soft, 8 bits", False), ("soft, 8 bits", True), ("mint", True)]
+
+
+@pytest.mark.parametrize(("name", "per_step"), [*FAST, *(pytest.param(*p, marks=pytest.mark.slow) for p in SLOW)])
 def test_quantized_network_is_exact(name: str, per_step: bool, tmp_path: Path) -> None:
     x = torch.rand(5, 3, 8, 8)
     kind, options, bits = QUANTIZED[name]
@@ -132,6 +136,7 @@ def test_sums_beyond_float32_in_exact_pieces() -> None:
     assert torch.equal(_Pieces(Wide()).__call__(x, w), exact)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_ann_twin(tmp_path: Path) -> None:
     x = torch.rand(3, 3, 8, 8)
     network = lively(sd.networks.create("vgg5", width=0.1, time_steps=None), x)
