@@ -212,18 +212,19 @@ def test_qcfs_network_trains_and_converts() -> None:
     ann = qcfs_ann("vgg5", 4).train()
     x = torch.rand(4, 3, 8, 8)
     ann(x).square().sum().backward()
-    thresholds = [p for n, p in ann.named_parameters() if n.endswith("neuron.threshold")]
-    assert len(thresholds) == 3
-    assert all(p.grad is not None and p.grad.abs() > 0 for p in thresholds)
+    learned = [p for n, p in ann.named_parameters() if n.endswith("neuron.threshold")]
+    assert len(learned) == 3
+    assert all(p.grad is not None and p.grad.abs() > 0 for p in learned)
+    thresholds = [p.item() for p in learned]
     network = convert(ann.eval(), x, 8, method="qcfs")
-    assert list(network.config["conversion"]["thetas"].values()) == pytest.approx([float(p) for p in thresholds])
+    assert list(network.config["conversion"]["thetas"].values()) == pytest.approx(thresholds)
     first = next(iter(layers(network)))
     network.time_steps = 4
     with torch.no_grad():
         _, captured = taps.captures(network, x, [f"{first}@spikes"])
         _, expected = taps.captures(ann, x, [first])
     # the first layer's current is constant: at T = L its mean is the activation itself
-    torch.testing.assert_close(captured[f"{first}@spikes"].mean(0) * float(thresholds[0]), expected[first][0])
+    torch.testing.assert_close(captured[f"{first}@spikes"].mean(0) * thresholds[0], expected[first][0])
 
 
 def test_accuracy_over_time_is_that_of_the_first_steps() -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 from . import networks, objectives
 from .data.config import DataConfig
 from .errors import SpikedistillError, nearest
+from .networks.pretrained import from_name
 from .typed import checked
 
 RESERVED = (
@@ -305,7 +307,13 @@ def check_network(options: Mapping[str, Any], where: str, custom: Iterable[str] 
         raise SpikedistillError(
             f"{where}.name: found {name!r}; give one of `spikedistill.networks.names()`, timm:NAME, ..."
         )
-    if name in custom or name.startswith(("timm:", "torchvision:")) or "/" in name or Path(name).is_dir():
+    if name.startswith(("timm:", "torchvision:")):
+        allowed = (set(signature(from_name).parameters) | set(NETWORK_KEYS)) - {"time_steps"}
+        for key in options:
+            if key not in allowed:
+                raise SpikedistillError(f"{where}: network {name!r} has no option {key!r}; {nearest(key, allowed)}")
+        return
+    if name in custom or "/" in name or Path(name).is_dir():
         return
     if name not in networks.names():
         raise SpikedistillError(

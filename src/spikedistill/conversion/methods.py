@@ -104,9 +104,9 @@ def balance_thresholds(
     """Start a student at its ANN: weights of equal names, scaled so that its neurons see the ANN's ranges; gives these.
 
     The neurons keep their thresholds, and all lands in parameters: the norm or layer before a neuron is multiplied by
-    threshold / theta, weights behind it by theta. In basic residual networks neurons that are added share the largest theta;
-    a neuron on a real-valued stream (MS form) stays as it is. After LaSNN (Hong et al., arXiv 2304.09101), which initialises
-    its student from a converted ANN; how is not public, so this is our reading.
+    threshold / theta, weights behind it by theta. In basic residual networks neurons that are added share the largest
+    theta; a neuron on a real-valued stream (MS form) fires where it did, its spikes worth its threshold. After LaSNN (Hong
+    et al., arXiv 2304.09101), which initialises its student from a converted ANN; how is not public, so this is our reading.
     """
     batches = images(calibration)
     check_percentile(percentile)

@@ -4,12 +4,13 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import simulation
 from ..errors import SpikedistillError, nearest
 from .base import Input, Network, State
-from .wrapped import Wrapped, input_channels, statistics
+from .wrapped import Wrapped, first_tensor, input_channels, statistics
 
 LAYOUTS = ("TNCHW", "NTCHW", "folded", "step", "NCHW")
 Reset = Callable[..., Any] | str | None
@@ -44,7 +45,7 @@ class Foreign(Wrapped):
         frames = x.unflatten(0, (T, -1)) if self.input == "frames" else x.unsqueeze(0).expand(T, *x.shape)
         N = frames.shape[1]
         if self.layout == "step":
-            return self._stack([self._pick(self.model(frame)) for frame in frames])
+            return torch.cat([self._pick(self.model(frame)) for frame in frames])
         if self.layout == "folded":
             return self._folded(self._pick(self.model(frames.flatten(0, 1))), T, N)
         if self.layout == "NTCHW":
@@ -53,16 +54,7 @@ class Foreign(Wrapped):
         return self._folded(self._pick(self.model(frames)), T, N)
 
     def _pick(self, out: Any) -> Tensor:
-        if self.output is not None:
-            return out[self.output]
-        while not isinstance(out, Tensor):
-            out = next(iter(out.values())) if isinstance(out, dict) else out[0]
-        return out
-
-    def _stack(self, steps: list[Tensor]) -> Tensor:
-        import torch
-
-        return torch.cat(steps)
+        return first_tensor(out) if self.output is None else out[self.output]
 
     def _folded(self, out: Tensor, T: int, N: int) -> Tensor:
         if not self.spiking:
