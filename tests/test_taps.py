@@ -168,3 +168,19 @@ def test_hooks_are_gone_afterwards():
     net = network()
     captured(net, "stage1.1", "*@input")
     assert not any(m._forward_hooks for m in net.modules())
+
+
+@pytest.mark.parametrize("name", ["ms_resnet20", "sew_resnet20"])
+def test_captures_of_a_quantized_network_are_real_values(name):
+    quantization = pytest.importorskip("spikedistill.quantization")
+    net = network(name, width=0.25)
+    for module in net.modules():
+        if isinstance(module, sd.NormNeuron):
+            nn.init.constant_(module.bias, 0.5)
+    quantized = quantization.quantize(net, weight_bits=8, membrane_bits=None, calibration=[X]).eval()
+    _, real = captured(net, "stages", "stage1", "before_head", "pooled")
+    _, codes = captured(quantized, "stages", "stage1", "before_head", "pooled")
+    for tap, value in real.tensors.items():
+        assert (codes[tap] - value).abs().mean() <= 0.25 * value.abs().mean(), tap
+    torch.testing.assert_close(codes["before_head"].mean((3, 4), keepdim=True), codes["pooled"])
+    assert not torch.equal(codes["stage1"], codes["stage1"].round()) or name == "sew_resnet20"

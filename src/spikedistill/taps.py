@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from . import simulation
@@ -197,7 +198,14 @@ def stages(network: nn.Module, example: Tensor | None = None) -> list[Tap]:
 
 
 def _is_global_pool(node: Any) -> bool:
-    if node.kind in ("AdaptiveAvgPool2d", "adaptive_avg_pool2d", "AdaptiveAvgPool1d", "adaptive_avg_pool1d", "mean"):
+    if node.kind in (
+        "AdaptiveSumPool2d",
+        "AdaptiveAvgPool2d",
+        "adaptive_avg_pool2d",
+        "AdaptiveAvgPool1d",
+        "adaptive_avg_pool1d",
+        "mean",
+    ):
         return (
             len(node.shape) in (2, 3, 4)
             and bool(node.in_shapes)
@@ -272,7 +280,10 @@ def run(
     with Recording(network, taps) as recording, Simulation(network, steps, insides=insides) as sim:
         out = network(x)
     logits = out if out.dim() == 3 else out.unflatten(0, (-1, N))
-    captures = {tap: _unfold(value, N, steps) for tap, value in recording.found.items()}
+    found = recording.found
+    if found and getattr(network, "quantization", None) is not None:
+        found = _values(network, taps, found, x)
+    captures = {tap: _unfold(value, N, steps) for tap, value in found.items()}
     captures |= {str(Tap(*key)): value for key, value in sim.captured.items()}
     missing = [str(t) for t in taps if str(t) not in captures and str(t)]
     if missing:
@@ -280,6 +291,41 @@ def run(
     if "" in {str(t) for t in taps}:
         captures[""] = logits
     return logits, captures
+
+
+def _values(network: nn.Module, taps: list[Tap], found: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+    """Real values for the integer codes that flow in a quantized network."""
+    graph = graph_of(network, x)
+    nodes: dict[tuple[str, int, str], str | None] = {}
+    for call in graph.calls:
+        nodes[call.path, call.call, "output"], nodes[call.path, call.call, "input"] = call.output, call.input
+    out = {}
+    for tap in taps:
+        if str(tap) in found:
+            codes, node = found[str(tap)], nodes.get((tap.path, tap.call, tap.what))
+            value = code_value(network, node) if node is not None else None
+            out[str(tap)] = codes if value is None else codes * value.to(codes).view(-1, *[1] * (codes.dim() - 2))
+    return out
+
+
+def code_value(network: nn.Module, node: str) -> Tensor | None:
+    """What one code on a node's output is worth in a quantized network, one for all or per channel; None: it is real, or 1."""
+    plan: Any = network.quantization
+    edge = plan.edges.get(node)
+    if edge is None or edge.spikes:
+        return None
+    if edge.base == "step":
+        return torch.tensor([edge.step * edge.share], dtype=torch.float64)
+    if edge.base == "norm":
+        norm: Any = network.get_submodule(plan.groups[edge.group][0])
+        return torch.as_tensor(edge.share / norm.rescale.target.per_unit()).double().detach().flatten()
+    layer: Any = network.get_submodule(edge.layer)
+    coded = layer.forward
+    if getattr(coded, "logits", None):
+        return None
+    if getattr(coded, "rescale", None) is not None:
+        return torch.as_tensor(edge.share / coded.membrane.per_unit()).double().detach().flatten()
+    return (edge.share * coded.step()).detach().flatten()
 
 
 def _unfold(x: Tensor, N: int, steps: int | None) -> Tensor:

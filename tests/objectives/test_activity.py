@@ -93,6 +93,15 @@ def test_energy_is_the_hardware_count(name):
     assert 0 < float(parts["relative"]) < 1
 
 
+@pytest.mark.parametrize("name", ["vgg5", "ms_resnet20"])
+def test_energy_of_a_quantized_network_is_the_hardware_count(name):
+    quantize = pytest.importorskip("spikedistill.quantization").quantize
+    x = torch.rand(3, 1, 8, 8)
+    student = quantize(network(name, width=0.25), weight_bits=4, membrane_bits=4, calibration=[x])
+    part = run(student, x, [{"type": "energy_regularization", "unit": "pJ"}])["energy_regularization"]
+    assert float(part) == pytest.approx(operations.count(layers(student, x)).energy_pj, rel=1e-5)
+
+
 def test_energy_falls_when_it_is_trained_down():
     student = network()
     x = torch.rand(8, 1, 8, 8)

@@ -261,7 +261,7 @@ class OneSeed:
         if stage.epochs:
             distiller = Distiller(network, teacher, stage.objectives).to(self.device)
             x, y = next(iter(self.data.batches("train", self.recipe.data.batch_size, device=self.device)))
-            distiller.setup(x.double() if settings.precision == "float64" else x)
+            distiller.setup(x.double() if settings.precision == "float64" else x, self.seed)
             training = Training(distiller, self.data, settings, self.progress, self.accelerator)
             compiled = self.compiles(stage, distiller, x, y, training)
             training.channels_last = compiled or settings.precision == "bfloat16"
