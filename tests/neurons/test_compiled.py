@@ -86,7 +86,8 @@ def test_twenty_configurations_compile_once_each(dtype):
 
         run(4, 6, 5)
         compiled = graphs()
-        for n, c, size in ((5, 6, 5), (4, 8, 8), (8, 8, 8), (3, 12, 7), (1, 6, 5), (4, 6, 1)):  # n == c, T*n == c, c == size * size ...
+        # n == c, T * n == c, sizes of one ...
+        for n, c, size in ((5, 6, 5), (4, 8, 8), (8, 8, 8), (3, 12, 7), (1, 6, 5), (4, 6, 1)):
             run(n, c, size)
         neuron.threshold = 0.8  # a neuron's numbers are arguments
         run(4, 12, 2)
