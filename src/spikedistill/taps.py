@@ -182,9 +182,9 @@ def _alias(network: nn.Module, name: str, example: Tensor | None) -> Tap | None:
 
 def stages(network: nn.Module, example: Tensor | None = None) -> list[Tap]:
     """Taps of the stages' outputs: the network's own ``stage_paths()``, else the last output at each resolution."""
-    own = getattr(network, "stage_paths", None)
-    if own is not None:
-        return [Tap(path) for path in own()]
+    own: list[str] = getattr(network, "stage_paths", list)()
+    if own:
+        return [Tap(path) for path in own]
     graph = graph_of(network, example)
     out: list[tuple[tuple[int, ...], Call]] = []
     for call in graph.calls:

@@ -285,6 +285,15 @@ def test_functional_calls_and_reused_blocks() -> None:
         torch.testing.assert_close(with_relu(network)(x)[0], model.eval()(x))
 
 
+def test_stages_of_turned_networks_are_taps() -> None:
+    x = torch.rand(2, 3, 64, 64)
+    resnet = spiking(models.resnet18(num_classes=4), 2, example=x)
+    assert [t.path for t in taps.stages(resnet, x)] == [f"model.layer{i}" for i in (1, 2, 3, 4)]
+    squeezenet = spiking(models.squeezenet1_1(num_classes=4), 2, example=x)
+    sizes = [c.shape[-1] for c in taps.captures(squeezenet, x, ["stages"])[1].all("stages").values()]
+    assert sizes == [31, 15, 7, 3]
+
+
 def test_two_passes_then_backward_and_copies_are_independent() -> None:
     network = spiking(Functional(), 2, LIF(), example=torch.rand(2, 3, 8, 8))
     x = torch.rand(2, 3, 8, 8)

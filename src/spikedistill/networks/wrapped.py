@@ -1,5 +1,6 @@
 """Somebody else's module inside of a :class:`Network`: it gets normalised images, at its own size, and gives logits."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +43,10 @@ class Wrapped(Network):
         self.interpolation = interpolation
         self.aliases: dict[str, str] = {name: f"model.{name}" for name, _ in model.named_modules() if name}
         self.notes: list[str] = []
+
+    def stage_paths(self) -> list[str]:
+        """The model's children named stageN or layerN, if any; else taps find stages by resolution."""
+        return [f"model.{name}" for name, _ in self.model.named_children() if re.fullmatch(r"(stage|layer)\d+", name)]
 
     def resize(self, x: Tensor) -> Tensor:
         """To the model's own input size."""
