@@ -25,6 +25,16 @@ def ids(batch: torch.Tensor) -> list[int]:
     return (batch[:, 0, 0, 0] * 255).round().int().tolist()
 
 
+def test_scattered_batches_mix_what_lies_sorted_by_class_the_same_for_every_seed() -> None:
+    x, y = arrays(500)["x_train"] // 2, np.arange(500) // 100
+    d = data.from_arrays({"x_train": x, "y_train": y, "x_test": x[:10], "y_test": y[:10]}, DataConfig(validation=0.0))
+    batches = list(d.batches("train", 50, scattered=True))
+    assert all(torch.bincount(y, minlength=5).min() >= 2 for _, y in batches)
+    assert torch.equal(torch.cat([y for _, y in batches]).sort().values, d.labels("train"))
+    again = list(d.batches("train", 50, scattered=True, seed=3, epoch=2))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(batches, again))
+
+
 def test_evaluation_reads_everything_once_in_order() -> None:
     d = opened()
     batches = list(d.batches("train", 16))

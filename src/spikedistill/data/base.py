@@ -10,7 +10,7 @@ from torch import Tensor
 from spikedistill.data import augment
 from spikedistill.data.config import AugmentConfig
 from spikedistill.data.events_augment import augment_events
-from spikedistill.data.splits import key, scramble
+from spikedistill.data.splits import key, order, scramble
 from spikedistill.data.stores import Split
 from spikedistill.errors import SpikedistillError, nearest
 
@@ -65,6 +65,7 @@ class Data:
         epoch: int = 0,
         seed: int = 0,
         train: bool = False,
+        scattered: bool = False,
         device: str | torch.device = "cpu",
         start: int = 0,
         shard: tuple[int, int] = (0, 1),
@@ -73,13 +74,17 @@ class Data:
 
         ``train``: shuffled, the order a pure function of (seed, epoch), and augmented; augmentation of whole batches
         draws from torch's global generator when the batch is asked for, what workers do is seeded by
-        (seed, epoch, sample). ``shard`` (rank, world): every world-th sample of each batch.
+        (seed, epoch, sample). ``scattered``: unaugmented, in one fixed mixed order, for calibration on a few batches: files
+        often come sorted by class. ``shard`` (rank, world): every world-th sample of each batch.
 
         Shape: x (N, C, H, W) in [0, 1], or frames (N, F, C, H, W) of counts; y (N,) int64, or (N, K) float where
         mixup or cutmix is on.
         """
         source, where = self._split(split), torch.device(device)
-        sequence = torch.from_numpy(shuffle(len(source), seed, epoch)) if train else torch.arange(len(source))
+        n = len(source)
+        sequence = torch.arange(n)
+        if train or scattered:
+            sequence = torch.from_numpy(shuffle(n, seed, epoch) if train else order(n, salt=6))
         rank, world = shard
         plan = [
             sequence[i * batch_size : (i + 1) * batch_size][rank::world]

@@ -106,7 +106,7 @@ def reevaluate(
 
 def _calibration(data: Data, recipe: Recipe, device: str) -> list[Tensor]:
     out = []
-    for x, _ in data.batches("train", recipe.data.batch_size, device=device):
+    for x, _ in data.batches("train", recipe.data.batch_size, scattered=True, device=device):
         out.append(x)
         if len(out) == CALIBRATION_BATCHES * 4:
             break

@@ -230,7 +230,7 @@ class OneSeed:
     def calibration(self) -> list[Tensor]:
         """A few training batches, unaugmented."""
         out = []
-        for x, _ in self.data.batches("train", self.recipe.data.batch_size, device=self.device):
+        for x, _ in self.data.batches("train", self.recipe.data.batch_size, scattered=True, device=self.device):
             out.append(x)
             if len(out) == CALIBRATION_BATCHES:
                 break
