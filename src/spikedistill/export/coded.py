@@ -8,7 +8,8 @@ from torch import nn
 from ..networks.graph import Node, Ref
 from ..neurons import Neuron, NormNeuron
 from ..quantization.norm import Rescale
-from .lowering import GraphBuilder, Refusal, Terms, as_array, total
+from .layers import Refusal, Terms, total
+from .lowering import GraphBuilder, as_array
 
 
 def _multiplier(rescale: Rescale, a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:

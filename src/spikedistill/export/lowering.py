@@ -5,8 +5,7 @@ edges into one layer, a neuron's gain becomes a factor on its edges and from the
 no such form is collected, with the module's path, and raised all at once.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,62 +16,10 @@ from ..networks import graph as graphs
 from ..networks.base import Network
 from ..networks.graph import Graph, Node, Ref
 from ..neurons import IF, LIF, PLIF, Neuron, NormNeuron, Repeat
-from ..neurons.dynamics import Grid
+from .layers import WEIGHTED, Kind, Layer, Lowered, Refusal, Terms, diagonal, scaled, settle, total
 
-Kind = Literal["input", "conv", "linear", "avgpool", "sumpool", "maxpool", "flatten", "neuron", "output"]
-WEIGHTED = ("conv", "linear")
 TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, Repeat)
 PASSING = ("contiguous", "clone", "detach", "dropout", "float")
-
-
-@dataclass
-class Layer:
-    """One operation of one time step; ``sources``: names of the layers whose outputs it sums, each with a factor.
-
-    ``shape``: of its output, without batch. ``origin``: the traced node that it stands for. ``weight``, ``bias``: float64.
-    ``window``: kernel, stride, padding, dilation of convolutions and pools. ``decay``, ``threshold``, ``reset``,
-    ``initial``, ``grid`` (of quantized ones): of neurons, whose gain is on the edges.
-    """
-
-    name: str
-    kind: Kind
-    shape: tuple[int, ...]
-    sources: dict[str, float]
-    path: str = ""
-    call: int = 0
-    origin: str = ""
-    weight: np.ndarray | None = None
-    bias: np.ndarray | None = None
-    window: dict[str, tuple[int, int]] = field(default_factory=dict)
-    decay: float = 1.0
-    threshold: float = 1.0
-    reset: str | None = "hard"
-    initial: float = 0.0
-    grid: Grid | None = None
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """What cannot be said, where; ``lossy``: whether something near it can."""
-
-    path: str
-    what: str
-    lossy: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.what}"
-
-
-@dataclass
-class Lowered:
-    """Layers in the order of execution, from "input" to "output"."""
-
-    layers: dict[str, Layer]
-    refusals: list[Refusal]
-
-    def users(self, name: str) -> list[Layer]:
-        """Layers that read ``name``."""
-        return [layer for layer in self.layers.values() if name in layer.sources]
 
 
 def lower(network: Network, example: Tensor) -> Lowered:
@@ -96,11 +43,8 @@ def lower(network: Network, example: Tensor) -> Lowered:
             "this network cannot be expressed as convolutions, linear layers, average pools and neurons:\n  "
             + "\n  ".join(map(str, fatal))
         )
-    _settle(lowered)
+    settle(lowered)
     return lowered
-
-
-Terms = dict[str, float]  # a tensor of the network as a weighted sum of layers' outputs
 
 
 class _Refused(Exception):
@@ -282,7 +226,7 @@ class GraphBuilder:
         if kernel == (1, 1) and window["stride"] == (1, 1) and divisor in (None, 1):
             return self.given(node)
         if divisor is not None:
-            return _scaled(self.of(node, "sumpool", self.given(node), window=window), 1 / divisor)
+            return scaled(self.of(node, "sumpool", self.given(node), window=window), 1 / divisor)
         return self.of(node, "avgpool", self.given(node), window=window)
 
     def check_window(self, node: Node, window: dict[str, tuple[int, int]]) -> None:
@@ -323,7 +267,7 @@ class GraphBuilder:
         shapes = node.in_shapes
         if shapes[0] != shapes[1]:
             raise _Refused(f"{node.kind} of different shapes {shapes[0][1:]} and {shapes[1][1:]} ({node.source})")
-        return total(self.given(node), _scaled(self.given(node, 1), sign))
+        return total(self.given(node), scaled(self.given(node, 1), sign))
 
     def subtraction(self, node: Node) -> Terms:
         return self.addition(node, -1.0)
@@ -331,10 +275,10 @@ class GraphBuilder:
     def product(self, node: Node) -> Terms:
         left, right = node.args[:2]
         if isinstance(left, int | float) and isinstance(right, Ref):
-            return _scaled(self.given(node, 1), float(left))
+            return scaled(self.given(node, 1), float(left))
         if not isinstance(right, int | float):
             raise _Refused(f"{node.kind} of two tensors ({node.source})")
-        return _scaled(self.given(node), 1 / right if "div" in node.kind else float(right))
+        return scaled(self.given(node), 1 / right if "div" in node.kind else float(right))
 
     def flatten(self, node: Node, m: nn.Module | None = None) -> Terms:
         before = node.in_shapes[0]
@@ -401,88 +345,6 @@ FUNCTIONS: dict[str, str] = {
 }
 
 
-# -- edges
-
-
-def total(left: Terms, right: Terms) -> Terms:
-    """The sum of two tensors, in terms of layers."""
-    out = dict(left)
-    for name, factor in right.items():
-        out[name] = out.get(name, 0.0) + factor
-    return out
-
-
-def _scaled(terms: Terms, factor: float) -> Terms:
-    return {name: f * factor for name, f in terms.items()}
-
-
-def diagonal(name: str, terms: Terms, a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> Layer:
-    """``a * x + b`` per channel, of maps or vectors: a 1x1 convolution or a linear layer with a diagonal matrix."""
-    channels = shape[0]
-    weight = np.diag(np.broadcast_to(a, (channels,)).astype(np.float64))
-    bias = np.broadcast_to(b, (channels,)).astype(np.float64)
-    if len(shape) == 1:
-        return Layer(name, "linear", shape, dict(terms), weight=weight, bias=bias)
-    window = {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
-    return Layer(name, "conv", shape, dict(terms), weight=weight[:, :, None, None], bias=bias, window=window)
-
-
-def _common(factors: list[float]) -> float | None:
-    """The one factor of all edges, where it is not 1."""
-    return factors[0] if factors and factors[0] != 1 and all(f == factors[0] for f in factors) else None
-
-
-def _settle(lowered: Lowered) -> None:
-    """Move all factors of edges into weights, backwards where they leave a weighted layer, else forwards; the rest get a
-    layer of their own (an identity shortcut into a neuron with gain)."""
-    for layer in reversed(list(lowered.layers.values())):
-        users = lowered.users(layer.name)
-        factor = _common([user.sources[layer.name] for user in users])
-        if factor is None:
-            continue
-        if layer.kind in WEIGHTED:
-            assert layer.weight is not None
-            assert layer.bias is not None
-            layer.weight, layer.bias = layer.weight * factor, layer.bias * factor
-        elif layer.kind in ("avgpool", "sumpool", "flatten") and _weighted_before(lowered, layer):
-            layer.sources = _scaled(layer.sources, factor)
-        else:
-            continue
-        for user in users:
-            user.sources[layer.name] = 1.0
-    for layer in lowered.layers.values():
-        factor = _common(list(layer.sources.values()))
-        if factor is None or layer.kind not in (*WEIGHTED, "avgpool", "sumpool", "flatten"):
-            continue
-        layer.sources = dict.fromkeys(layer.sources, 1.0)
-        if layer.kind in WEIGHTED:
-            assert layer.weight is not None
-            layer.weight = layer.weight * factor
-        else:
-            for user in lowered.users(layer.name):
-                user.sources[layer.name] *= factor
-    ordered: dict[str, Layer] = {}
-    for layer in lowered.layers.values():
-        for source, factor in [*layer.sources.items()]:
-            if factor != 1 or (layer.kind == "output" and len(layer.sources) > 1):
-                name = f"{source}_times_{layer.name}"
-                ordered[name] = diagonal(
-                    name, {source: 1.0}, np.array(factor), np.array(0.0), lowered.layers[source].shape
-                )
-                del layer.sources[source]
-                layer.sources[name] = 1.0
-        ordered[layer.name] = layer
-    lowered.layers = ordered
-
-
-def _weighted_before(lowered: Lowered, layer: Layer) -> bool:
-    before = [lowered.layers[name] for name in layer.sources]
-    return all(
-        b.kind in WEIGHTED or (b.kind in ("avgpool", "sumpool", "flatten") and _weighted_before(lowered, b))
-        for b in before
-    )
-
-
 # -- arrays
 
 
@@ -523,4 +385,4 @@ def _square(
     return padded, (padding[0] + dh * dilation[0], padding[1] + dw * dilation[1])
 
 
-__all__ = ["GraphBuilder", "Layer", "Lowered", "Refusal", "as_array", "diagonal", "lower", "total"]
+__all__ = ["GraphBuilder", "as_array", "lower"]

@@ -19,7 +19,8 @@ from ..errors import SpikedistillError
 from ..networks.base import Network, frames
 from ..simulation import Simulation
 from .files import destination, written_whole
-from .lowering import Layer, Lowered, Refusal, diagonal, lower
+from .layers import Layer, Lowered, Refusal, diagonal
+from .lowering import lower
 from .rounding import round_weights
 
 if TYPE_CHECKING:

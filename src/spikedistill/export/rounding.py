@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..errors import SpikedistillError
-from .lowering import WEIGHTED, Layer, Lowered, diagonal
+from .layers import WEIGHTED, Layer, Lowered, diagonal
 
 
 def round_weights(lowered: Lowered, bits: int) -> dict[str, float]:
