@@ -25,12 +25,12 @@ FAMILIES = [
     ("resnet19", {"width": 0.05}),
     ("sew_resnet20", {"width": 0.5}),
     ("sew_resnet20", {"width": 0.5, "connect": "iand"}),
-    ("sew_resnet20", {"width": 0.5, "connect": "and"}),
-    ("sew_resnet18", {"width": 0.1, "stem": "cifar"}),
+    pytest.param("sew_resnet20", {"width": 0.5, "connect": "and"}, marks=pytest.mark.slow),
+    pytest.param("sew_resnet18", {"width": 0.1, "stem": "cifar"}, marks=pytest.mark.slow),
     ("ms_resnet20", {"width": 0.5}),
     ("ms_resnet20", {"width": 0.5, "shortcut": "pad"}),
     ("ms_resnet18", {"width": 0.1, "stem": "imagenet"}),
-    ("resnet50", {"width": 0.05, "stem": "cifar"}),
+    pytest.param("resnet50", {"width": 0.05, "stem": "cifar"}, marks=pytest.mark.slow),
 ]
 
 
@@ -224,15 +224,15 @@ FOLDED = [{"scheme": "mint"}, {"unit": "weights", "weight_range": "percentile"}]
         ("vgg5", {"width": 0.25, "neuron": {"type": "lif", "tau": 3.0, "reset": "soft"}}),
         ("vgg5", {"width": 0.25, "head": "spiking", "neuron": {"type": "plif"}}),
         ("resnet20", {"width": 0.5}),
-        ("resnet18", {"width": 0.1, "stem": "cifar"}),
-        ("resnet19", {"width": 0.05}),
-        ("sew_resnet20", {"width": 0.5}),
-        ("sew_resnet20", {"width": 0.5, "connect": "iand"}),
+        ("resnet18", {"width": 0.05, "stem": "cifar"}),
+        pytest.param("resnet19", {"width": 0.05}, marks=pytest.mark.slow),
+        ("sew_resnet20", {"width": 0.25}),
+        pytest.param("sew_resnet20", {"width": 0.5, "connect": "iand"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
 def test_folded_families(name, network, options):
-    for bits, first_last in ((2, 8), (4, None)):
+    for bits, first_last in ((3, None),) if "unit" in options else ((2, 8), (4, None)):
         check(
             name, images(4), network, 0.5, weight_bits=bits, membrane_bits=bits, first_last_bits=first_last, **options
         )
