@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from lively import assert_equal, awake, check, events, images, lively
 
 from spikedistill import networks
+from spikedistill.errors import SpikedistillError
+from spikedistill.networks.encoding import encode
 from spikedistill.networks.pretrained import load_weights
 from spikedistill.neurons.compilation import eager
 from spikedistill.quantization import IntegerNetwork, quantize, to_integer
@@ -274,3 +276,16 @@ def test_cifar10_batches(cifar10_test, name, bits):
     q = quantize(network, calibration=x[:64], weight_bits=bits, membrane_bits=bits)
     for i in range(0, 256, 64):
         assert_equal(q, x[i : i + 64], 0.7)
+
+
+def test_encoded_images_enter_as_spikes():
+    x = images(4)
+    q = quantize(lively("vgg5", x, width=0.125, encoding="latency"), calibration=x).eval()
+    integer = to_integer(q)
+    spikes = encode(x, 4, "latency").transpose(0, 1)
+    with torch.no_grad():
+        logits = q(x)
+    assert spikes.any()
+    assert torch.equal(integer.steps(spikes)[0].double() * integer.scale, logits.double())
+    with pytest.raises(SpikedistillError, match="the encoding's spikes"):
+        integer(x)
