@@ -35,7 +35,7 @@ LARGE = (
     "medical",
     "bkdsnn-cifar",
     "tssd-imagenet",
-    "lasnn-cifar",
+    "lasnn-",
     "tssd-c",
     "tssd-d",
     "mdsnn-",
@@ -81,7 +81,7 @@ def generated(recipe, name, batch):
 
 def two_steps(name, folder):
     recipe = load(name)
-    batch = 2 if any(part in name for part in LARGE) else 4
+    batch = 1 if "imagenet-spikingformer" in name else 2 if any(part in name for part in LARGE) else 4
     overrides = [f"data.batch_size={batch}", "seeds=1", "precision=float32", "compile=false"]
     for stage in recipe.stages:
         if stage.epochs:
