@@ -86,8 +86,9 @@ class IntegerNetwork:
     __call__ = forward
 
     def predict(self, x: Tensor, time_steps: int | None = None) -> Tensor:
-        """Logits (N, K), float32: ``scale * forward(x) / T``, what the quantized network's ``predict`` gives."""
-        return (self.forward(x, time_steps).double() * self.scale).float() / (time_steps or self.time_steps)
+        """Logits (N, K), float32: ``scale * forward(x) / T``, what the quantized network's ``predict`` gives, on x's device."""
+        logits = (self.forward(x, time_steps).double() * self.scale).float() / (time_steps or self.time_steps)
+        return logits.to(x.device)
 
     def _serialized(self) -> bytes:
         from safetensors.torch import save
