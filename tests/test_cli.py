@@ -145,3 +145,13 @@ def test_doctor_schema_recipes(capsys):
     assert json.loads(capsys.readouterr().out)["title"] == "Recipe"
     assert cli.main(["recipes"]) == 0
     assert "digits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("to", ["nir", "onnx"])
+def test_export_of_a_trained_student(run, tmp_path, capsys, to):
+    pytest.importorskip("nir" if to == "nir" else "onnxruntime")
+    out = tmp_path / f"student.{to}"
+    assert cli.main(["export", str(run), "--to", to, "--out", str(out)]) == 0
+    assert out.stat().st_size > 1000
+    assert cli.main(["export", f"{run}:teacher", "--to", "integer", "--out", str(tmp_path / "t")]) == 2
+    assert "error" in capsys.readouterr().err

@@ -214,6 +214,8 @@ def export(
     allow_lossy: Annotated[
         bool, typer.Option("--allow-lossy", help="NIR: write what the format cannot say as metadata.")
     ] = False,
+    weight_bits: Annotated[int | None, typer.Option(help="NIR: round weights to so many bits, thresholds too.")] = None,
+    per_step: Annotated[bool, typer.Option("--per-step", help="ONNX: one time step, state in and out.")] = False,
 ) -> None:
     """Write a stage's network for other tools."""
     from .training.reevaluate import open_run
@@ -232,9 +234,9 @@ def export(
     from . import export as formats
 
     if to == "nir":
-        formats.to_nir(network, out, x, allow_lossy=allow_lossy)
+        formats.to_nir(network, out, x, allow_lossy=allow_lossy, weight_bits=weight_bits)
     else:
-        formats.to_onnx(network, out, x)
+        formats.to_onnx(network, out, x, per_step=per_step)
     print(f"{out}: stage {stage}")
 
 

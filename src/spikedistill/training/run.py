@@ -26,7 +26,8 @@ from ..recipe import load as load_recipe
 from . import metrics, summary
 from .compiling import compiling, worth_compiling
 from .evaluate import recalibrate
-from .loop import Settings, Training, autocast, peak_memory_mb
+from .fits import estimate
+from .loop import Settings, Training, autocast, peak_memory_mb, saving
 from .progress import Progress
 from .results import stage_summary
 from .stages import Factories, Product, build
@@ -263,6 +264,7 @@ class OneSeed:
             x, y = next(iter(self.data.batches("train", self.recipe.data.batch_size, device=self.device)))
             distiller.setup(x.double() if settings.precision == "float64" else x, self.seed)
             training = Training(distiller, self.data, settings, self.progress, self.accelerator)
+            self.say_what_fits(stage, distiller, x, y, settings)
             compiled = self.compiles(stage, distiller, x, y, training)
             training.channels_last = compiled or settings.precision == "bfloat16"
             with compiling(compiled):
@@ -287,6 +289,19 @@ class OneSeed:
         metrics.append(self.folder, "stage_end", stage=stage.name, accuracy=row.accuracy, seconds=row.seconds)
         self.products[stage.name] = Product(stage.name, network, place)
         return row
+
+    def say_what_fits(self, stage: Stage, distiller: Distiller, x: Tensor, y: Tensor, settings: Settings) -> None:
+        """Log what a step will keep in memory; warn where that is more than there is."""
+        if settings.precision == "float64":
+            x = x.double()
+        with autocast(settings), saving(settings.memory, distiller.student):
+            fit = estimate(distiller, x, y, settings.batch_size, states=1 if settings.optimizer.name == "sgd" else 2)
+        metrics.append(self.folder, "start", stage=stage.name, step_mb=fit.step_mb, fixed_mb=fit.fixed_mb)
+        if not fit.fits:
+            self.progress.note(
+                f"{stage.name}: warning: a step keeps about {fit.step_mb:,.0f} MB, {fit.available_mb:,.0f} MB are free; "
+                f"lower data.batch_size (about {fit.largest_batch} fits) or set memory: lean"
+            )
 
     def compiles(self, stage: Stage, distiller: Distiller, x: Tensor, y: Tensor, training: Training) -> bool:
         """Whether this stage runs compiled; decided once, so that a continued run repeats it."""
