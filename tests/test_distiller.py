@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import spikedistill as sd
+from spikedistill import taps
 from spikedistill.errors import SpikedistillError
 from spikedistill.objectives import Objective, Schedule
 
@@ -262,3 +263,33 @@ def test_the_student_cannot_teach_itself():
     student = network()
     with pytest.raises(SpikedistillError, match="same module"):
         sd.Distiller(student, student, [{"type": "logit_distillation"}])
+
+
+class Vector(nn.Module):
+    """Somebody's transformer: tokens, no pooling, a linear head on the class token."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm, self.head = nn.Conv2d(1, 12, 2, 2), nn.LayerNorm(12), nn.Linear(12, 10)
+
+    def forward(self, x):
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1)
+        return self.head(self.norm(tokens)[:, 0])
+
+
+@pytest.mark.parametrize("teacher_tap", ["before_head", "norm"])
+def test_a_transformer_teacher_gives_a_vector_or_tokens(teacher_tap):
+    d = distiller({"type": "blurred_feature", "blur_ratio": 0.0, "teacher_tap": teacher_tap}, teacher=Vector()).setup(X)
+    term, teacher = d.objectives["blurred_feature"], d.teacher
+    assert term.restore[0].weight.shape == (12, 12, 3, 3)
+    tokens = torch.cat([(t := teacher.embed(X).flatten(2).transpose(1, 2)).mean(1, keepdim=True), t], 1)
+    tokens = teacher.norm(tokens)
+    losses = d.eval()(X, Y)
+    feature = taps.captures(d.student, X, ["before_head"])[1]["before_head"].mean(0)
+    restored = term.restore(term.align(feature))
+    if teacher_tap == "before_head":
+        want = ((restored.mean((2, 3)) - tokens[:, 0]) ** 2).sum() / len(X)
+    else:
+        want = ((restored - tokens[:, 1:].transpose(1, 2).unflatten(2, (4, 4))) ** 2).sum() / len(X)
+    torch.testing.assert_close(losses.total, want)
