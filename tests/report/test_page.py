@@ -295,7 +295,7 @@ def test_the_price_s_names_are_those_that_the_page_reads() -> None:
     from spikedistill.hardware.memory import MemoryEstimate
     from spikedistill.hardware.operations import Operations
     from spikedistill.hardware.spikesim_report import HardwareReport, LayerPrice
-    from spikedistill.hardware.twin import BreakEven
+    from spikedistill.hardware.ann import BreakEven
 
     def names(kind: type) -> set[str]:
         return {field.name for field in fields(kind)}
