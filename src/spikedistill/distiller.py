@@ -166,6 +166,7 @@ class Distiller(nn.Module):
         total = logits.new_zeros((), dtype=_wide(logits).dtype)
         with torch.autocast(logits.device.type, enabled=False):
             logits, mine = _wide(logits), _widened(mine)
+            y = y.to(logits.dtype) if y.is_floating_point() else y
             teacher_logits = None if teacher_logits is None else _wide(teacher_logits)
             theirs = None if theirs is None else _widened(theirs)
             for term in self.terms:
