@@ -25,9 +25,7 @@ def model_of(target: Any, leave_out: tuple[str, ...] = ()) -> type[BaseModel]:
     return create_model(getattr(target, "__name__", "Options").title(), __config__=config, **fields)
 
 
-def checked(
-    target: Any, given: Mapping[str, Any], where: str, leave_out: Iterable[str] = ()
-) -> dict[str, Any]:
+def checked(target: Any, given: Mapping[str, Any], where: str, leave_out: Iterable[str] = ()) -> dict[str, Any]:
     """``given`` as arguments for ``target``, converted and checked; ``where`` begins every error."""
     model = model_of(target, tuple(leave_out))
     try:

@@ -1,7 +1,7 @@
 """ANN to SNN conversion: a student's beginning, and the baseline that distillation has to beat."""
 
 from .accuracy import accuracy_over_time, time_steps_to_match
-from .methods import balance_thresholds, convert, restore
+from .methods import balance_thresholds, convert, copy_weights, restore
 from .ranges import measure
 from .scales import rescale
 
@@ -9,6 +9,7 @@ __all__ = [
     "accuracy_over_time",
     "balance_thresholds",
     "convert",
+    "copy_weights",
     "measure",
     "rescale",
     "restore",

@@ -248,6 +248,11 @@ def _notes(priced: Mapping[str, Tree]) -> list[str]:
         unpriced = {item["name"]: item["reason"] for report in reports for item in report.get("unpriced") or []}
         notes = [f"not priced: {layer}: {reason}" for layer, reason in unpriced.items()]
         notes += [note for report in [*reports, tree.get("memory") or {}] for note in report.get("notes") or []]
+        if (bars := tree.get("crossbar")) is not None:
+            notes.append(
+                f"with ADCs of {bars['adc_bits']:.0f} bits ({bars['lossless_adc_bits']:.0f} would lose nothing) its test "
+                f"accuracy is {100 * bars['accuracy']:.2f} %: the price above is that network's"
+            )
         for note in dict.fromkeys(notes):
             said.setdefault(note, []).append(name)
     return [f"{', '.join(names)}: {note}" for note, names in said.items()]

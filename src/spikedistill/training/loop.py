@@ -109,6 +109,7 @@ class Training:
         self.at = Position()
         self.channels_last = False
         self.warned: set[str] = set()
+        self.suspects: set[str] = set()
         self.saved = time.perf_counter()
 
     @property
@@ -293,15 +294,17 @@ class Training:
             yield (x.double() if self.s.precision == "float64" else x), y
 
     def watch(self, found: Evaluation) -> None:
-        """Warn once of each layer that is dead or saturated."""
+        """Warn once of each layer that is dead or saturated in two validations running (at first many are)."""
+        suspects = {layer.path for layer in found.layers() if layer.warning}
         for layer in found.layers():
-            if layer.warning and layer.path not in self.warned:
+            if layer.warning and layer.path in self.suspects and layer.path not in self.warned:
                 self.warned.add(layer.path)
                 rate = f"{100 * layer.firing_rate:.2f} % (epoch {self.at.epoch})"
                 text = f"layer {layer.path} is {layer.warning}: it fires at {rate}"
                 self.progress.note(f"{self.s.name}: warning: {text}")
                 if self.s.folder is not None and self.rank == 0:
                     metrics.append(self.s.folder, "warning", stage=self.s.name, text=text)
+        self.suspects = suspects
 
     # Checkpoints: weights, adapters, optimizer, average, best, position.
 

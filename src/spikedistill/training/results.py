@@ -46,6 +46,8 @@ def stage_summary(
     x, _ = next(iter(batches("test")))
     x = x[:PRICED_IMAGES]
     costs = price(network, x, run.recipe.hardware)
+    if quantized:
+        add_crossbar(costs["hardware"], network, batches, info.num_classes, run.recipe.hardware)
     spiking = isinstance(network, Network) and network.spiking
     return StageSummary(
         name=stage.name,
@@ -96,6 +98,20 @@ def price(network: nn.Module, x: torch.Tensor, hardware: dict[str, Any]) -> dict
         "energy_pj": counted.energy_pj,
         "hardware": chip(found, hardware) if snn else None,
     }
+
+
+def add_crossbar(tree: dict[str, Any], network: nn.Module, batches: Any, K: int, hardware: dict[str, Any]) -> None:
+    """Beside a price with ADCs of too few bits: the test accuracy that their rounding leaves."""
+    from ..hardware.crossbar import simulate
+    from ..hardware.pricing import settings
+
+    chip, _ = settings(("recipe", hardware))
+    if chip.adc_bits is None or chip.adc_bits >= chip.lossless_adc_bits:
+        return
+    with simulate(network, chip):
+        found = evaluate(network, batches("test"), K, rates=False)
+    bits = {"adc_bits": chip.adc_bits, "lossless_adc_bits": chip.lossless_adc_bits}
+    tree["crossbar"] = {**bits, "accuracy": found.accuracy, "images": found.images}
 
 
 def integer(network: nn.Module, batches: Any) -> IntegerSummary:

@@ -13,7 +13,6 @@ from .. import networks
 from ..data import DataInfo
 from ..errors import SpikedistillError
 from ..networks.base import Network
-from ..neurons import Neuron
 from ..randomness import seed_everything
 from ..recipe import NETWORK_KEYS, Recipe, Stage
 from .store import find_stage, load_network
@@ -119,28 +118,12 @@ def initialise(
 
         balance_thresholds(network, source, list(calibration()), percentile=stage.init.percentile)  # type: ignore[arg-type]
         return
-    copy_weights(network, source, f"stages.{stage.name}.init")
+    from ..conversion import copy_weights
+
+    try:
+        copy_weights(network, source)
+    except SpikedistillError as error:
+        raise SpikedistillError(f"stages.{stage.name}.init: {error}") from None
 
 
-def copy_weights(network: nn.Module, source: nn.Module, where: str) -> None:
-    """Copy parameters and statistics of equal names; neuron parameters and normalisation stay the network's own."""
-    own = {
-        f"{p}.{n}".lstrip(".")
-        for p, m in network.named_modules()
-        if isinstance(m, Neuron)
-        for n, _ in m.named_parameters()
-    }
-    own |= {"mean", "std"}
-    mine, theirs = network.state_dict(), source.state_dict()
-    for name in mine:
-        if name in own:
-            continue
-        if name not in theirs or mine[name].shape != theirs[name].shape:
-            found = "nothing of that name" if name not in theirs else f"shape {tuple(theirs[name].shape)}"
-            raise SpikedistillError(
-                f"{where}: {name} {tuple(mine[name].shape)} has {found} in the source; copy needs the same architecture"
-            )
-    network.load_state_dict({**mine, **{k: v for k, v in theirs.items() if k in mine and k not in own}})
-
-
-__all__ = ["NETWORK_KEYS", "Product", "build", "copy_weights", "named"]
+__all__ = ["NETWORK_KEYS", "Product", "build", "named"]
