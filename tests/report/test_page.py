@@ -292,10 +292,10 @@ def test_importing_the_page_does_not_import_matplotlib() -> None:
 
 def test_the_price_s_names_are_those_that_the_page_reads() -> None:
     """The page reads JSON by name; these are the classes that the JSON is made of."""
+    from spikedistill.hardware.ann import BreakEven
     from spikedistill.hardware.memory import MemoryEstimate
     from spikedistill.hardware.operations import Operations
     from spikedistill.hardware.spikesim_report import HardwareReport, LayerPrice
-    from spikedistill.hardware.ann import BreakEven
 
     def names(kind: type) -> set[str]:
         return {field.name for field in fields(kind)}
