@@ -17,8 +17,9 @@ SAVED = 0.5
 
 @contextmanager
 def compiling(on: bool) -> Iterator[None]:
-    """Run with or without compiling, whatever the process's default."""
-    with compilation.use("compiled" if on and compilation.allowed() else "eager"):
+    """Run with or without compiling; where compiling is forbidden altogether, by the plain equations."""
+    allowed = compilation.allowed()
+    with compilation.use("compiled" if on and allowed else "uncompiled" if allowed else "eager"):
         yield
 
 
@@ -27,7 +28,7 @@ def worth_compiling(distiller: Distiller, x: Tensor, y: Tensor, steps: int) -> b
     if not compilation.allowed() or steps < 20 or not any(isinstance(m, Neuron) for m in distiller.student.modules()):
         return False
     state = {k: v.clone() for k, v in distiller.state_dict().items()}
-    with torch.random.fork_rng(), compilation.eager():
+    with torch.random.fork_rng(), compilation.uncompiled():
         distiller.train()
         seconds = []
         for _ in range(2):
