@@ -117,9 +117,11 @@ def evaluate(
     device: Annotated[str, typer.Option()] = "cpu",
 ) -> None:
     """Test accuracy of a stage: at other time steps, recalibrated, in integers, on a crossbar."""
+    from .training.compiling import compiling
     from .training.reevaluate import reevaluate
 
-    found = reevaluate(run, _numbers(time_steps), integer, recalibrate, rebin, crossbar, device)
+    with compiling(False):
+        found = reevaluate(run, _numbers(time_steps), integer, recalibrate, rebin, crossbar, device)
     print(f"{found.run}, stage {found.stage}, {found.images} test images")
     rows = sorted({T for column in found.columns.values() for T in column}, key=lambda T: T or 0)
     _table(["T", *found.columns], [[T or "-", *[_percent(c.get(T)) for c in found.columns.values()]] for T in rows])
@@ -254,8 +256,10 @@ def hardware(
 ) -> int:
     """Energy, latency and area of a stage's network on a chip, beside operation and memory counts."""
     from .report.chip_command import hardware_command
+    from .training.compiling import compiling
 
-    return hardware_command(run, layers, config, against or [], iso_accuracy, layers_out, as_json)
+    with compiling(False):
+        return hardware_command(run, layers, config, against or [], iso_accuracy, layers_out, as_json)
 
 
 @app.command()
