@@ -8,7 +8,6 @@ float64. "once": what stands before the first neuron runs once for each image; o
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import time
@@ -16,13 +15,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+import timing
 import torch
 from peers import PEERS, reset, swapped
 from torch import Tensor, nn
 
 import spikedistill as sd
 from spikedistill.neurons import LIF, compilation
-from spikedistill.precision import cpu_bf16_units
 
 
 class Variant:
@@ -122,14 +121,6 @@ def check_equal_work(found: list[Variant], x: Tensor, y: Tensor, T: int) -> floa
     return values[0] if values else float("nan")
 
 
-def cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--network", default="conv6")
@@ -178,10 +169,7 @@ def main() -> None:
         print(
             f"{row['variant']:42} {row['median_ms']:9.1f} ms  least {row['least_ms']:9.1f}  first step {row['first_s']:7.1f} s"
         )
-    machine = {
-        "cpu": cpu(), "threads": torch.get_num_threads(), "bf16_units": cpu_bf16_units(), "device": str(device),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None, "torch": torch.__version__,
-    }  # fmt: skip
+    machine = {**timing.machine(), "device": str(device)}
     if a.json:
         settings = {k: v for k, v in vars(a).items() if k != "json"}
         a.json.write_text(

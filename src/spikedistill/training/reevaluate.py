@@ -16,7 +16,7 @@ from ..networks.base import Network
 from ..recipe import Recipe
 from .evaluate import evaluate, recalibrated
 from .evaluate import recalibrate as recalibrate_norms
-from .run import CALIBRATION_BATCHES, read_claim
+from .run import CALIBRATION_BATCHES, calibration_batches, read_claim
 from .store import find_stage, load_network
 
 
@@ -105,12 +105,7 @@ def reevaluate(
 
 
 def _calibration(data: Data, recipe: Recipe, device: str) -> list[Tensor]:
-    out = []
-    for x, _ in data.batches("train", recipe.data.batch_size, scattered=True, device=device):
-        out.append(x)
-        if len(out) == CALIBRATION_BATCHES * 4:
-            break
-    return out
+    return calibration_batches(data, recipe.data.batch_size, CALIBRATION_BATCHES * 4, device)
 
 
 def _rebinned(network: nn.Module, recipe: Recipe, T: int, device: str, stage: str) -> float:

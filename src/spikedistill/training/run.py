@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,11 @@ def read_claim(folder: Path) -> tuple[str, Recipe]:
     raise SpikedistillError(f"{folder} is no run folder: it has no recipe.yaml")
 
 
+def calibration_batches(data: Data, batch_size: int, count: int, device: "str | torch.device") -> list[Tensor]:
+    """The first ``count`` training batches, unaugmented, classes mixed."""
+    return [x for x, _ in islice(data.batches("train", batch_size, scattered=True, device=device), count)]
+
+
 class OneSeed:
     """All stages of a recipe for one seed."""
 
@@ -230,12 +236,7 @@ class OneSeed:
 
     def calibration(self) -> list[Tensor]:
         """A few training batches, unaugmented."""
-        out = []
-        for x, _ in self.data.batches("train", self.recipe.data.batch_size, scattered=True, device=self.device):
-            out.append(x)
-            if len(out) == CALIBRATION_BATCHES:
-                break
-        return out
+        return calibration_batches(self.data, self.recipe.data.batch_size, CALIBRATION_BATCHES, self.device)
 
     def train_stage(self, stage: Stage, place: Path) -> StageSummary:
         """Train one stage, evaluate it, write its folder and its row."""
