@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..data import Data
 from ..distiller import Distiller
 from ..errors import SpikedistillError
-from ..networks.base import Network
 from ..neurons import Neuron
 from ..neurons.packing import lean, packed_spikes
 from ..randomness import seed_everything
@@ -372,4 +371,4 @@ def peak_memory_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-__all__ = ["Network", "Position", "Settings", "Training", "autocast", "peak_memory_mb"]
+__all__ = ["Position", "Settings", "Training", "autocast", "peak_memory_mb"]

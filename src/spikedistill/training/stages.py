@@ -14,7 +14,7 @@ from ..data import DataInfo
 from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..randomness import seed_everything
-from ..recipe import NETWORK_KEYS, Recipe, Stage
+from ..recipe import Recipe, Stage
 from .store import find_stage, load_network
 
 Factories = Mapping[str, Callable[[], nn.Module]]
@@ -126,4 +126,4 @@ def initialise(
         raise SpikedistillError(f"stages.{stage.name}.init: {error}") from None
 
 
-__all__ = ["NETWORK_KEYS", "Product", "build", "named"]
+__all__ = ["Product", "build", "named"]
