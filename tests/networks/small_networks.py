@@ -28,12 +28,12 @@ def options(name: str) -> dict[str, object]:
     return {"width": 0.25 if name.endswith("56") else 0.125}
 
 
-def example(name: str, n: int = 2) -> Tensor:
+def example(name: str, n: int = 2, size: int = 16) -> Tensor:
     if name in EVENTS:
         return torch.poisson(torch.full((n, FRAMES, 2, 16, 16), 0.5))
     if name == "sresnet8":
         return torch.rand(n, 1, 5, 12)
-    return torch.rand(n, 3, 16, 16)
+    return torch.rand(n, 3, size, size)
 
 
 def make(name: str, **given: object) -> networks.Network:

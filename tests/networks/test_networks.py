@@ -229,8 +229,11 @@ def test_hidden_linear_layers_fire_at_first(name: str, path: str) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_bfloat16_stays_finite(name: str) -> None:
     network = make(name, time_steps=2)
+    # At 16 pixels the last strided convolution of some meets a map smaller than its stride, where oneDNN's
+    # bfloat16 weight gradients are whatever the memory held.
+    x = example(name, size=32)
     with torch.autocast("cpu", torch.bfloat16):
-        out = network(example(name))
+        out = network(x)
     out.float().square().sum().backward()
     assert torch.isfinite(out).all()
     assert all(bool(torch.isfinite(p.grad).all()) for p in network.parameters() if p.grad is not None)
