@@ -26,7 +26,7 @@ NETWORKS = {
 }
 
 
-def recipe(name: str, epochs: int) -> dict[str, Any]:
+def recipe(name: str, epochs: int, time_steps: int) -> dict[str, Any]:
     """ANN -> full-precision SNN -> four quantized students."""
     stages: list[dict[str, Any]] = [
         {"name": "ann", "network": {**NETWORKS[name], "ann": True}, "epochs": epochs},
@@ -54,7 +54,7 @@ def recipe(name: str, epochs: int) -> dict[str, Any]:
     return {
         "title": f"4/4/8-bit students on {name}",
         "data": {"name": "digits" if name == "digits" else "arrays", "batch_size": 64, "validation": 0.1},
-        "time_steps": 4,
+        "time_steps": time_steps,
         "precision": "float32",
         "optimizer": {"lr": 0.05, "warm_up": 1},
         "stages": stages,
@@ -78,12 +78,12 @@ def main() -> None:
     parser.add_argument("--root", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--time-steps", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("runs"))
     args = parser.parse_args()
     data = subset(args.root) if args.data == "cifar10" else None
-    run = sd.train(
-        recipe(args.data, args.epochs), data=data, seeds=args.seeds, out=args.out / f"quantization-{args.data}"
-    )
+    steps = recipe(args.data, args.epochs, args.time_steps)
+    run = sd.train(steps, data=data, seeds=args.seeds, out=args.out / f"quantization-{args.data}")
     assert isinstance(run.summary, MultiSummary)
     accuracy = {s.name: s.figures["accuracy"] for s in run.summary.stages}
     rows = {}
@@ -100,9 +100,8 @@ def main() -> None:
         )
     out = Path(__file__).parents[1] / "results" / f"quantization-{args.data}.json"
     out.parent.mkdir(exist_ok=True)
-    out.write_text(
-        json.dumps({"data": args.data, "seeds": args.seeds, "epochs": args.epochs, "stages": rows}, indent=1) + "\n"
-    )
+    said = {"data": args.data, "seeds": args.seeds, "epochs": args.epochs, "time_steps": args.time_steps}
+    out.write_text(json.dumps({**said, "stages": rows}, indent=1) + "\n")
     print(out)
 
 
