@@ -63,6 +63,12 @@ def test_erasing_replaces_a_rectangle_in_the_asked_part_of_images() -> None:
     part = (out != 2).flatten(1).float().mean(1)
     assert part.max() < 0.4
     assert out[out != 2].max() <= 1
+    torch.manual_seed(2)
+    grey = augment.erase(x, 0.25, torch.tensor([0.4]))
+    torch.manual_seed(2)
+    noise = augment.erase(x, 0.25)
+    assert torch.equal(grey == 0.4, noise != 2)
+    assert set(grey.unique().tolist()) == {float(torch.tensor(0.4)), 2.0}
 
 
 @pytest.mark.parametrize("mixup", [0.8, 0.0])

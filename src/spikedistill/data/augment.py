@@ -72,8 +72,8 @@ def cutout(x: Tensor, side: int) -> Tensor:
     return x.masked_fill(boxes(x, sides, sides), 0)
 
 
-def erase(x: Tensor, probability: float) -> Tensor:
-    """Some images (N, C, H, W) with a rectangle of uniform noise, 2 to 33 % of the area, sides 3:10 to 10:3.
+def erase(x: Tensor, probability: float, fill: Tensor | None = None) -> Tensor:
+    """Some images (N, C, H, W) with a rectangle of ``fill`` (C,) or uniform noise, 2 to 33 % of the area, sides 3:10 to 10:3.
 
     Zhong, Zheng, Kang, Li, Yang, "Random erasing data augmentation", AAAI 2020; area and sides from there.
     """
@@ -84,7 +84,7 @@ def erase(x: Tensor, probability: float) -> Tensor:
     widths = (area / aspect).sqrt().round().clamp(1, w).long()
     hit = (torch.rand(n) < probability).to(x.device)
     mask = boxes(x, heights, widths) & hit.view(-1, 1, 1, 1)
-    return torch.where(mask, torch.rand(x.shape).to(x.device), x)
+    return torch.where(mask, torch.rand(x.shape).to(x.device) if fill is None else fill.view(-1, 1, 1), x)
 
 
 def mix(x: Tensor, y: Tensor, classes: int, mixup: float, cutmix: float, probability: float) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spikedistill.data import augment
 from spikedistill.data.config import AugmentConfig
+from spikedistill.data.distort import distort
 from spikedistill.data.events_augment import augment_events
 from spikedistill.data.splits import key, order, scramble
 from spikedistill.data.stores import Split
@@ -131,10 +132,12 @@ class Data:
             if not _has_policy(config):
                 x = _move(x, config, streams)
             x = x.float().div_(255) if x.dtype == torch.uint8 else x
+            x = distort(x, config)
             if config.cutout:
                 x = augment.cutout(x, config.cutout)
             if config.erasing:
-                x = augment.erase(x, config.erasing)
+                fill = x.new_tensor(self.info.mean) if config.erasing_fill == "mean" else None
+                x = augment.erase(x, config.erasing, fill)
         on = config.mix_until is None or epoch < config.mix_until
         if on and (config.mixup or config.cutmix):
             return augment.mix(x, y, self.info.num_classes, config.mixup, config.cutmix, config.mix_probability)

@@ -3,7 +3,16 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+)
 
 
 class _Strict(BaseModel):
@@ -13,6 +22,13 @@ class _Strict(BaseModel):
 def _pair(value: Any) -> Any:
     """``48`` means ``(48, 48)``."""
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _odd(value: int) -> int:
+    """0, or the side of a square that has a middle."""
+    if value and value % 2 == 0:
+        raise ValueError(f"must be odd (or 0: none), found {value}")
+    return value
 
 
 Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_pair)]
@@ -95,10 +111,14 @@ class AugmentConfig(_Strict):
     what a data set's name brings (:func:`augmentation`).
 
     ``crop``: padding in pixels before a random crop of the old size; ``resized_crop``: smallest and largest part of
-    the area; ``cutout``: side of the empty square; ``erasing``: probability; ``mixup``, ``cutmix``: alpha of the Beta
-    distribution (both: one of them at random), with ``mix_probability`` a batch, until epoch ``mix_until``.
+    the area; ``cutout``: side of the empty square; ``erasing``: probability of a rectangle of noise, or of the training
+    images' mean colour (``erasing_fill: mean``); ``mixup``, ``cutmix``: alpha of the Beta distribution (both: one of
+    them at random), with ``mix_probability`` a batch, until epoch ``mix_until``.
     ``randaugment``: ``rand-m9-mstd0.5-inc1`` (timm's words) or ``{n: 2, m: 9}`` (torchvision's).
     ``centre_crop``: part of the side that remains of a test image after resizing (folders of large images).
+    ``rotate``: largest angle in degrees, either way; ``vertical_flip``: probability 1/2; ``brightness``, ``contrast``: b,
+    for a factor from 1 - b to 1 + b; ``sharpness``: a factor (1: none), with probability 1/2; ``blur``: side in pixels,
+    odd, of a Gaussian whose deviation is 0.1 to 2 pixels.
     """
 
     crop: NonNegativeInt = 0
@@ -107,8 +127,15 @@ class AugmentConfig(_Strict):
     resized_crop: tuple[Probability, Probability] | None = None
     autoaugment: Literal["cifar10", "imagenet", "svhn"] | None = None
     randaugment: str | RandAugmentConfig | None = None
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    vertical_flip: bool = False
+    brightness: Probability = 0.0
+    contrast: Probability = 0.0
+    sharpness: NonNegativeFloat = 1.0
+    blur: Annotated[NonNegativeInt, AfterValidator(_odd)] = 0
     cutout: NonNegativeInt = 0
     erasing: Probability = 0.0
+    erasing_fill: Literal["noise", "mean"] = "noise"
     mixup: NonNegativeFloat = 0.0
     cutmix: NonNegativeFloat = 0.0
     mix_probability: Probability = 1.0
