@@ -60,7 +60,7 @@ def test_a_value_of_the_wrong_type_is_shown(tree):
         (lambda t: t["stages"][1].pop("teacher"), ("needs a teacher",)),
         (lambda t: t["stages"][0].update(name="data"), ("'data' is reserved",)),
         (lambda t: t["stages"][1].update(name="teacher"), ("'teacher' is taken",)),
-        (lambda t: t["stages"][1].update({"from": "teacher"}), ("exactly one of `network` and `from`",)),
+        (lambda t: t["stages"][1].update({"from": "teacher"}), ("exactly one of `network`, `from` and `convert`",)),
         (lambda t: t["stages"][1].update(optimizer={"lrr": 1}), ("optimizer", "'lrr'", "'lr'")),
         (lambda t: t["stages"][1].update(optimizer={"lr": -1}), ("optimizer.lr", "-1")),
         (lambda t: t["stages"][1]["network"].update(time_steps=3), ("time steps belong to the stage",)),

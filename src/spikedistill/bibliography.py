@@ -24,6 +24,12 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "hdkd": ("elassiouti2024hdkd",),
 }
 
+CONVERSIONS = {
+    "threshold_balancing": ("diehl2015fast", "rueckauer2017conversion"),
+    "qcfs": ("bu2022optimal",),
+    "signed": ("bu2022optimal",),
+}
+
 
 @cache
 def entries() -> dict[str, str]:
@@ -43,6 +49,8 @@ def keys_of(recipe: Any) -> list[str]:
         keys += _network_keys(str((stage.network or {}).get("name", "")))
         if stage.init is not None and stage.init.method == "threshold_balancing":
             keys.append("diehl2015fast")
+        if stage.convert is not None:
+            keys += CONVERSIONS[stage.convert.method]
         if (stage.quantize or {}).get("scheme") == "mint":
             keys.append("yin2024mint")
     if "spikesim" in recipe.hardware:

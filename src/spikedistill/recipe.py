@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from . import networks, objectives
 from .data.config import DataConfig
@@ -75,12 +84,27 @@ class Init(Strict):
     percentile: Annotated[float, Field(gt=0, le=100)] = 99.9
 
 
+class Convert(Strict):
+    """A trained ANN stage as spiking network, see :func:`spikedistill.convert`: the baseline of distillation."""
+
+    from_: str = Field(alias="from")
+    method: Literal["threshold_balancing", "qcfs", "signed"] = "threshold_balancing"
+    percentile: Annotated[float, Field(gt=0, le=100)] | Literal["max"] = 99.9
+    initial: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    levels: PositiveInt = 8
+
+
 class Stage(Strict):
-    """One training run; its product is a checkpoint and one row of the results table."""
+    """One training run; its product is a checkpoint and one row of the results table.
+
+    Its network is made anew (``network``), goes on from another stage's (``from``), or is another stage's ANN converted
+    (``convert``, which trains nothing unless ``epochs`` says so).
+    """
 
     name: str
     network: dict[str, Any] | None = None
     from_: str | None = Field(default=None, alias="from")
+    convert: Convert | None = None
     init: Init | None = None
     teacher: str | None = None
     epochs: NonNegativeInt = 1
@@ -90,6 +114,12 @@ class Stage(Strict):
     quantize: dict[str, Any] | None = None
     accuracy_at: list[PositiveInt] = []
     recalibrate: bool = False
+
+    @model_validator(mode="after")
+    def _conversion_trains_nothing(self) -> "Stage":
+        if self.convert is not None and "epochs" not in self.model_fields_set:
+            self.epochs = 0
+        return self
 
 
 class Recipe(Strict):
@@ -261,11 +291,14 @@ def check(recipe: Recipe, custom: Iterable[str] = ()) -> None:
             ("from", stage.from_),
             ("teacher", stage.teacher),
             ("init.from", stage.init.from_ if stage.init else None),
+            ("convert.from", stage.convert.from_ if stage.convert else None),
         ):
             if other is not None and other not in before:
                 raise SpikedistillError(f"{where}.{key}: no earlier stage {other!r}; {nearest(other, before)}")
-        if (stage.network is None) == (stage.from_ is None):
-            raise SpikedistillError(f"{where}: give exactly one of `network` and `from`")
+        if sum(given is not None for given in (stage.network, stage.from_, stage.convert)) != 1:
+            raise SpikedistillError(f"{where}: give exactly one of `network`, `from` and `convert`")
+        if stage.convert is not None and stage.init is not None:
+            raise SpikedistillError(f"{where}.init: a converted network has its weights already; leave `init` out")
         if stage.network is not None:
             check_network(stage.network, f"{where}.network", custom)
         _check_optimizer(recipe, stage, where)

@@ -28,18 +28,25 @@ def accuracy_over_time(network: Network, batches: Iterable[Any], time_steps: Seq
     try:
         for x, y in batches:
             images += len(y)
-            state: dict[str, Any] | None = None
-            total: Tensor | float = 0.0
-            for t in range(1, wanted[-1] + 1):
-                out, state = network.step(x, state)
-                total = total + out
-                if t in correct:
-                    correct[t] += int((total.argmax(1) == y).sum())
+            correct = {t: correct[t] + n for t, n in correct_over_time(network, x, y, wanted).items()}
     finally:
         network.train(training)
     if not images:
         raise SpikedistillError("accuracy_over_time was given no images")
     return {t: n / images for t, n in correct.items()}
+
+
+def correct_over_time(network: Network, x: Tensor, y: Tensor, time_steps: Sequence[int]) -> dict[int, int]:
+    """How many of a batch (N, C, H, W) are classified as ``y`` (N,) by the logits summed over the first T steps, for each T."""
+    correct: dict[int, int] = {}
+    state: dict[str, Any] | None = None
+    total: Tensor | float = 0.0
+    for t in range(1, max(time_steps, default=0) + 1):
+        out, state = network.step(x, state)
+        total = total + out
+        if t in time_steps:
+            correct[t] = int((total.argmax(1) == y).sum())
+    return correct
 
 
 def time_steps_to_match(curve: Mapping[int, float], accuracy: float) -> int | None:

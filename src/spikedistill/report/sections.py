@@ -6,7 +6,7 @@ from typing import Any
 from spikedistill.report import chip, plots
 from spikedistill.report.confusion import confusion as confusion_svg
 from spikedistill.report.parts import Figure, Group, Section, Study, Table
-from spikedistill.report.table import HEADINGS, all_warnings, caption, count, figure, rows
+from spikedistill.report.table import HEADINGS, all_warnings, caption, conversions, count, figure, rows
 from spikedistill.training.summary import MultiSummary, Spread, StageSummary
 
 Legend = list[tuple[str, int | None, str]]
@@ -57,7 +57,7 @@ def results(study: Study) -> Section:
         "Results",
         tables=[table],
         groups=[Group(figures)],
-        notes=_integers(study) + [f"Warning: {w}" for w in all_warnings(summary)],
+        notes=_integers(study) + conversions(summary) + [f"Warning: {w}" for w in all_warnings(summary)],
     )
 
 
@@ -261,6 +261,8 @@ def _mean(values: Sequence[float | None]) -> str:
 def _origin(stage: StageSummary) -> str:
     if stage.from_:
         return f"{stage.from_} (continued)"
+    if stage.convert:
+        return f"{_options(stage.convert)}, converted"
     return _options(stage.init) if stage.init else "random weights"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from spikedistill.conversion import time_steps_to_match
 from spikedistill.training.summary import (
     Bits,
     MultiSummary,
@@ -60,6 +61,8 @@ def render(summary: Summary, console: "Console | None" = None) -> None:
     for row in rows(summary):
         table.add_row(*map(Text, row.cells()))
     console.print(table)
+    for line in conversions(summary):
+        console.print(Text(line))
     for warning in all_warnings(summary):
         console.print(Text(f"warning: {warning}", style="yellow"))
 
@@ -77,7 +80,9 @@ def plain(summary: Summary) -> str:
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     warnings = [f"warning: {warning}" for warning in all_warnings(summary)]
-    return "\n".join([summary.title, *[line.rstrip() for line in lines], caption(summary), *warnings])
+    return "\n".join(
+        [summary.title, *[line.rstrip() for line in lines], caption(summary), *conversions(summary), *warnings]
+    )
 
 
 def caption(summary: Summary) -> str:
@@ -96,6 +101,34 @@ def caption(summary: Summary) -> str:
 def all_warnings(summary: Summary) -> list[str]:
     """The run's warnings and its stages', each named."""
     return summary.warnings + [f"{stage.name}: {warning}" for stage in summary.stages for warning in stage.warnings]
+
+
+def conversions(summary: Summary) -> list[str]:
+    """For each converted network, how many time steps it needs for the accuracy of each trained one."""
+    lines = []
+    for stage in summary.stages:
+        if stage.convert is None:
+            continue
+        curve = accuracies_at(stage)
+        for other in summary.stages:
+            if other.convert is not None or other.time_steps is None or not curve:
+                continue
+            reached = figure(other, "accuracy")
+            assert reached is not None
+            T = time_steps_to_match(curve, reached.mean)
+            found = f"needs T = {T} for" if T else f"has not reached, at T = {max(curve)},"
+            times = f", {T / other.time_steps:.3g} times as many" if T else ""
+            lines.append(
+                f"{stage.name} {found} the {percent(reached)} % of {other.name} (T = {other.time_steps}{times})"
+            )
+    return lines
+
+
+def accuracies_at(stage: StageSummary | StageSpread) -> dict[int, float]:
+    """Mean test accuracy by time steps, where a stage was evaluated at several."""
+    names = stage.figures if isinstance(stage, StageSpread) else figures(stage)
+    steps = sorted(int(name.split(".")[1]) for name in names if name.startswith("accuracy_at."))
+    return {T: found.mean for T in steps if (found := figure(stage, f"accuracy_at.{T}"))}
 
 
 def figure(stage: StageSummary | StageSpread, name: str) -> Spread | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import simulation, taps
+from ..conversion import correct_over_time
 from ..networks.base import Network
 from ..neurons import NormNeuron
 from ..randomness import seed_of
@@ -73,10 +74,12 @@ def evaluate(
 ) -> Evaluation:
     """One pass over ``batches`` of (x, y (N,)); accuracy also at each of ``time_steps``: the first steps of a simulation.
 
-    T above the network's own runs longer simulations, without recalibration. Each batch is seeded by its position.
+    T above the network's own runs longer simulations, without recalibration; those of a converted network, which may need
+    hundreds of steps, are streamed. Each batch is seeded by its position.
     """
     own = network.time_steps if isinstance(network, Network) else None
-    longest = max([own, *time_steps]) if own is not None else None
+    converted = isinstance(network, Network) and "conversion" in network.config
+    longest = max([own, *time_steps]) if own is not None and not converted else own
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.long)
     loss, images = 0.0, 0
     right = dict.fromkeys(time_steps, 0)
@@ -93,8 +96,11 @@ def evaluate(
             loss += float(F.cross_entropy(mean, y, reduction="sum"))
             images += len(y)
             confusion += _confusion(y, mean.argmax(-1), num_classes)
-            for T in time_steps:
-                right[T] += int((logits[:T].float().mean(0).argmax(-1) == y).sum())
+            if converted:
+                right = {T: right[T] + n for T, n in correct_over_time(network, x, y, time_steps).items()}  # type: ignore[arg-type]
+            else:
+                for T in time_steps:
+                    right[T] += int((logits[:T].float().mean(0).argmax(-1) == y).sum())
             for tap, s in seen.tensors.items():
                 name = tap.removesuffix("@spikes")
                 s = s[:own]

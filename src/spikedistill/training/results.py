@@ -52,7 +52,7 @@ def stage_summary(
     return StageSummary(
         name=stage.name,
         kind="snn" if T else "ann",
-        network=dict(stage.network) if stage.network else dict(getattr(network, "config", {})),
+        network=dict(stage.network) if stage.network else _config(network),
         parameters=sum(p.numel() for p in network.parameters()),
         time_steps=T,
         epochs=stage.epochs,
@@ -60,6 +60,7 @@ def stage_summary(
         from_=stage.from_,
         teacher=stage.teacher,
         init=stage.init.model_dump(by_alias=True) if stage.init else None,
+        convert=stage.convert.model_dump(by_alias=True) if stage.convert else None,
         objectives=stage.objectives,
         accuracy=test.accuracy,
         validation_accuracy=validation.accuracy if validation else None,
@@ -77,6 +78,11 @@ def stage_summary(
         warnings=[f"layer {r.path} is {r.warning}: it fires at {100 * r.firing_rate:.2f} %" for r in rows if r.warning],
         **costs,
     )
+
+
+def _config(network: nn.Module) -> dict[str, Any]:
+    """The network's own record, without a conversion's thresholds."""
+    return {k: v for k, v in getattr(network, "config", {}).items() if k != "conversion"}
 
 
 def bits(options: dict[str, Any]) -> Bits:

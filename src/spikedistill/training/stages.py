@@ -46,6 +46,11 @@ def build(
             network = copy.deepcopy(products[stage.from_].network).requires_grad_(True)
             if stage.time_steps is not None and isinstance(network, Network) and network.spiking:
                 network.time_steps = T
+        elif stage.convert is not None:
+            from ..conversion import convert
+
+            given = stage.convert.model_dump(exclude={"from_"})
+            network = convert(products[stage.convert.from_].network, calibration(), T, **given)
         else:
             assert stage.network is not None
             network = named(stage.network, T, info, factories)

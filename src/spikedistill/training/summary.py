@@ -104,6 +104,7 @@ class StageSummary(Model):
     from_: str | None = Field(default=None, alias="from")
     teacher: str | None = None
     init: dict[str, Any] | None = None
+    convert: dict[str, Any] | None = None
     objectives: list[dict[str, Any]] = []
     accuracy: Fraction
     validation_accuracy: Fraction | None = None
@@ -161,6 +162,7 @@ class StageSpread(Model):
     network: dict[str, Any]
     parameters: int
     time_steps: int | None = None
+    convert: dict[str, Any] | None = None
     bits: Bits | None = None
     figures: dict[str, Spread]
     warnings: list[str] = []
@@ -340,6 +342,7 @@ def _spread_stage(stages: Sequence[StageSummary], seeds: Sequence[int]) -> Stage
         network=first.network,
         parameters=first.parameters,
         time_steps=first.time_steps,
+        convert=first.convert,
         bits=first.bits,
         figures={name: spread([e[name] for e in each]) for name in each[0] if all(name in e for e in each)},
         warnings=_warnings([stage.warnings for stage in stages], seeds),
