@@ -151,6 +151,21 @@ def test_official_cifar_batches(tmp_path: Path, name: str, sub: str) -> None:
         data.open(DataConfig(name=name, root=tmp_path))
 
 
+def test_batches_repacked_by_python_3_and_batches_without_labels(tmp_path: Path) -> None:
+    rows, labels = write_cifar(tmp_path / "batches", False)
+    for path in (tmp_path / "batches").iterdir():
+        found = pickle.loads(path.read_bytes())
+        if "label_names" in found:
+            found["label_names"] = [word.encode() for word in found["label_names"]]
+        path.write_bytes(pickle.dumps({key.encode(): value for key, value in found.items()}, protocol=2))
+    d = data.open(DataConfig(name="cifar10", root=tmp_path / "batches", validation=0.0))
+    assert d.labels("train").tolist() == labels[:50]
+    assert d.info.class_names[3] == "class 3"
+    (tmp_path / "batches" / "test_batch").write_bytes(pickle.dumps({"data": rows[50:]}, protocol=2))
+    with pytest.raises(SpikedistillError, match=r"test_batch: no labels in it"):
+        data.open(DataConfig(name="cifar10", root=tmp_path / "batches"))
+
+
 def test_a_batch_file_cannot_run_code(tmp_path: Path) -> None:
     write_cifar(tmp_path / "batches", False)
 

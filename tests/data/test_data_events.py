@@ -1,4 +1,6 @@
+import hashlib
 import struct
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from spikedistill.data import DataConfig, FramesConfig
 from spikedistill.data.event_files import Events, read_aedat2, read_aedat3, read_bin, read_gesture_labels
 from spikedistill.data.events import EventFiles
 from spikedistill.data.frames import bin_events, framed
+from spikedistill.data.splits import split_file
 from spikedistill.errors import SpikedistillError
 
 
@@ -171,17 +174,17 @@ def test_packed_events_are_binned_once_and_cut_afterwards(tmp_path: Path, cache:
     held = next(d.batches("validation", 6))[0].sum((1, 2, 3, 4)).tolist()
     groups = {rec[int(n) - 20] for n in held}
     assert len(groups) == 2  # two whole recordings of three windows each
-    files = sorted((cache / "frames").iterdir())
-    before = [path.stat().st_mtime_ns for path in files]
+    kept = sorted((cache / "frames").iterdir())
+    before = [path.stat().st_mtime_ns for path in kept]
     again = data.open(config.model_copy(update={"validation": 0.0, "group": "rec"}), (2, 3))
-    assert sorted((cache / "frames").iterdir()) == files
-    assert [path.stat().st_mtime_ns for path in files] == before
+    assert sorted((cache / "frames").iterdir()) == kept
+    assert [path.stat().st_mtime_ns for path in kept] == before
     assert again.info.sizes["train"] == 12
     assert again.info.hash == d.info.hash
     expected = np.stack([bin_events(e, 6, (9, 7), FramesConfig()) for e in samples])
     assert torch.equal(next(again.batches("train", 12))[0], torch.from_numpy(expected).float())
     assert data.open(config, (4,)).info.hash == d.info.hash  # of the events, however they are binned
-    assert len(list((cache / "frames").iterdir())) == 2 * len(files)
+    assert len(list((cache / "frames").iterdir())) == 2 * len(kept)
     with pytest.raises(SpikedistillError, match="no 'user' with one entry a sample"):
         data.open(config.model_copy(update={"group": "user"}))
     assert data.open(config.model_copy(update={"size": (3, 4)})).info.size == (3, 4)
@@ -232,6 +235,19 @@ def test_official_folders(tmp_path: Path) -> None:
     # the first nine tenths by number, not by letters: 18 and 19 are left, with 28 and 29 events
     assert next(d.batches("test", 4))[0].sum((1, 2, 3, 4)).tolist() == [28, 29, 28, 29]
 
+    # what the shipped list names is tested as soon as it is there; a class without such files keeps its last tenth
+    for i in (91, 919, 920):
+        write_aedat2(tmp_path / "c" / "bird" / f"cifar10_bird_{i}.aedat", some(100, 128, 128))
+    more = data.open(DataConfig(name="cifar10dvs", root=tmp_path / "c", validation=0.0, frames=FramesConfig(size=48)))
+    assert next(more.batches("test", 5))[0].sum((1, 2, 3, 4)).tolist() == [28, 29, 100, 100, 100]
+    sha = hashlib.sha256((files("spikedistill.data") / "split_cifar10dvs.txt").read_bytes()).hexdigest()
+    assert (
+        more.info.split_file
+        == f"split_cifar10dvs.txt, sha256 {sha}; the last tenth of airplane, of which it names " + ("no file here")
+    )
+    assert sha in (d.info.split_file or "")
+    assert more.info.split_hash != d.info.split_hash
+
     for c in ("anchor", "zebra"):
         for i in range(1, 11):
             write_bin(tmp_path / "k" / "Caltech101" / c / f"image_{i:04d}.bin", some(10 + i, 240, 180))
@@ -243,6 +259,31 @@ def test_official_folders(tmp_path: Path) -> None:
     with pytest.raises(SpikedistillError, match=r"image_0004\.bin.*cut short"):
         data.open(DataConfig(name="ncaltech101", root=tmp_path / "k"))
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_the_shipped_split_of_cifar10dvs_is_what_spikingjellys_leaves_for_the_test() -> None:
+    listed, _ = split_file("cifar10dvs")
+    words = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    samples = [
+        (f"{w}/{n}", k) for k, w in enumerate(words) for n in sorted(f"cifar10_{w}_{i}.aedat" for i in range(1000))
+    ]
+    sj = pytest.importorskip("spikingjelly.datasets")
+    train, test = sj.split_to_train_test_set(0.9, samples, 10)
+    assert {samples[i][0] for i in test.indices} == listed
+    assert len(train) == 9000
+
+
+def test_the_shipped_split_of_ncaltech101_is_a_tenth_of_each_class() -> None:
+    listed, _ = split_file("ncaltech101")
+    numbers: dict[str, list[int]] = {}
+    for name in sorted(listed):
+        word, file = name.split("/")
+        numbers.setdefault(word, []).append(int(file.removeprefix("image_").removesuffix(".bin")))
+    assert len(numbers) == 101
+    assert sum(max(found) for found in numbers.values()) == 8709  # the published number of samples
+    for found in numbers.values():
+        n = max(found)
+        assert found == list(range(n * 9 // 10 + 1, n + 1))
 
 
 def test_gesture_trials_are_cut_by_their_times(tmp_path: Path) -> None:

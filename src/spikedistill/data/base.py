@@ -23,7 +23,8 @@ class DataInfo:
     """What a network, a report and a cache need to know of a data set.
 
     ``mean``, ``std``: per channel, of the training images in [0, 1] (frames: 0 and 1). ``sizes``: samples per split.
-    ``hash``: sha256 of the contents; ``split_hash``: of which sample stands in which split.
+    ``hash``: sha256 of the contents; ``split_hash``: of which sample stands in which split; ``split_file``: the shipped list
+    of test files, with its sha256, of a set without an official split.
     """
 
     name: str
@@ -38,6 +39,7 @@ class DataInfo:
     sizes: dict[str, int]
     hash: str
     split_hash: str
+    split_file: str | None = None
 
 
 @dataclass

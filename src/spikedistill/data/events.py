@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spikedistill.data import arrays, cache
+from spikedistill.data import arrays, cache, splits
 from spikedistill.data.config import DataConfig, FramesConfig
 from spikedistill.data.event_files import Events, read_aedat2, read_aedat3, read_bin, read_gesture_labels
 from spikedistill.data.frames import EventSet, framed
@@ -234,13 +234,22 @@ def nmnist(config: DataConfig, number: int) -> Source:
     return Source(config.name, parts[0], parts[1], words, "frames")
 
 
-def ninety_ten(classes: dict[str, list[Path]]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """The fixed split of sets that have none: of each class the first 90 % of files, in natural order, train."""
-    cut = {name: len(paths) * 9 // 10 for name, paths in classes.items()}
-    return (
-        {name: paths[: cut[name]] for name, paths in classes.items()},
-        {name: paths[cut[name] :] for name, paths in classes.items()},
-    )
+def shipped_split(name: str, classes: dict[str, list[Path]]) -> tuple[list[dict[str, list[Path]]], str]:
+    """([train, test] files by class, which list said so) of a set without an official split.
+
+    The shipped list names the test files. A class of which none of them is there (a part of the set) tests its last tenth.
+    """
+    listed, sha = splits.split_file(name)
+    train, test, without = {}, {}, []
+    for word, paths in classes.items():
+        test[word] = [path for path in paths if f"{word}/{path.name}" in listed]
+        if not test[word]:
+            test[word] = paths[len(paths) * 9 // 10 :]
+            without.append(word)
+        tested = set(test[word])
+        train[word] = [path for path in paths if path not in tested]
+    rest = f"; the last tenth of {', '.join(without)}, of which it names no file here" if without else ""
+    return [train, test], f"split_{name}.txt, sha256 {sha}{rest}"
 
 
 def _split_folder(
@@ -253,20 +262,21 @@ def _split_folder(
 ) -> Source:
     classes = _classes(folder, suffix)
     parts = []
-    for role in ninety_ten(classes):
+    roles, split_file = shipped_split(config.name, classes)
+    for role in roles:
         paths, labels = _listed(role)
         recordings = EventFiles(paths, sensor, reader, frames_config(config))
         parts.append(_part(recordings, labels, number, config))
-    return Source(config.name, parts[0], parts[1], tuple(classes), "frames")
+    return Source(config.name, parts[0], parts[1], tuple(classes), "frames", split_file=split_file)
 
 
 def ncaltech101(config: DataConfig, number: int) -> Source:
-    """N-Caltech101: Caltech101/CLASS/image_0001.bin ..., at most 240x180 pixels; first 90 % of each class train."""
+    """N-Caltech101: Caltech101/CLASS/image_0001.bin ..., at most 240x180 pixels; tested: ``split_ncaltech101.txt``."""
     return _split_folder(config, number, _folder(config, "Caltech101"), ".bin", (240, 180), read_bin)
 
 
 def cifar10dvs(config: DataConfig, number: int) -> Source:
-    """CIFAR10-DVS: CLASS/cifar10_CLASS_0.aedat ..., 128x128 pixels; first 90 % of each class train."""
+    """CIFAR10-DVS: CLASS/cifar10_CLASS_0.aedat ..., 128x128 pixels; tested: ``split_cifar10dvs.txt``."""
     return _split_folder(config, number, _folder(config), ".aedat", (128, 128), read_aedat2)
 
 

@@ -123,7 +123,7 @@ class _PlainPickle(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _unpickle(path: Path) -> dict[str, Any]:
+def _unpickle(path: Path, *keys: str) -> dict[str, Any]:
     if not path.exists():
         raise SpikedistillError(f"no file {path}; the official folder holds it")
     try:
@@ -131,16 +131,26 @@ def _unpickle(path: Path) -> dict[str, Any]:
             found = _PlainPickle(file, encoding="latin1").load()
     except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
         raise SpikedistillError(f"cannot read {path}: cut short or no official batch ({error})") from error
+    # Python 2 wrote the official files, so their words come as text; repacked by Python 3 they may be bytes
+    found = {_text(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+    missing = [key for key in keys if key not in found]
+    if missing:
+        raise SpikedistillError(f"{path}: no {', '.join(missing)} in it; found {sorted(found)}: no official batch")
     return found
+
+
+def _text(word: Any) -> str:
+    return word.decode("latin1") if isinstance(word, bytes) else str(word)
 
 
 def cifar_batches(folder: Path, name: str) -> Source:
     """The official Python batches of CIFAR-10 and CIFAR-100 (rows of 3,072 bytes, planes R, G, B)."""
     _, train, test, meta = _CIFAR[name]
     key, label_names = ("labels", "label_names") if name == "cifar10" else ("fine_labels", "fine_label_names")
-    found: dict[str, Any] = {"class_names": _unpickle(folder / meta)[label_names]}
+    words = _unpickle(folder / meta, label_names)[label_names]
+    found: dict[str, Any] = {"class_names": [_text(word) for word in words]}
     for role, files in (("train", train), ("test", test)):
-        batches = [_unpickle(folder / file) for file in files]
+        batches = [_unpickle(folder / file, "data", key) for file in files]
         for batch, file in zip(batches, files):
             if len(batch["data"]) != len(batch[key]) or batch["data"].shape[1] != 3072:
                 raise SpikedistillError(f"{folder / file}: {len(batch['data'])} images, {len(batch[key])} labels")

@@ -133,7 +133,8 @@ def assemble(source: Source, config: DataConfig, frames: int) -> Data:
         class_names=tuple(source.class_names),
         sizes={split: len(index) for split, index in rows.items()},
         hash=content.hexdigest(),
-        split_hash=splits.digest(rows),
+        split_hash=splits.digest(rows, source.split_file),
+        split_file=source.split_file,
     )
     return Data(info, {name: Split(parts) for name, parts in pieces.items()}, augmentation(config), config.workers)
 

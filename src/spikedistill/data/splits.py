@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,9 +98,16 @@ def _whole_groups(labels: Index, groups: NDArray[np.int64], part: float, salt: i
     return taken
 
 
-def digest(parts: Mapping[str, Index]) -> str:
-    """sha256 over the names and indices of the parts of a split."""
-    state = hashlib.sha256()
+def split_file(name: str) -> tuple[frozenset[str], str]:
+    """(test files as CLASS/FILE, sha256 of the list) of a set without an official split: ``split_NAME.txt``, shipped."""
+    content = (resources.files(__package__) / f"split_{name}.txt").read_bytes()
+    lines = content.decode().splitlines()
+    return frozenset(line for line in lines if not line.startswith("#")), hashlib.sha256(content).hexdigest()
+
+
+def digest(parts: Mapping[str, Index], file: str | None = None) -> str:
+    """sha256 over the names and indices of the parts of a split, and over which ``file`` made these parts."""
+    state = hashlib.sha256((file or "").encode())
     for name in sorted(parts):
         state.update(f"{name}:{len(parts[name])}:".encode())
         state.update(np.ascontiguousarray(parts[name], dtype="<i8").tobytes())

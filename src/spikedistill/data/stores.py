@@ -114,7 +114,10 @@ class Part:
 
 @dataclass
 class Source:
-    """A data set as it lies on the disk, before validation is cut from it."""
+    """A data set as it lies on the disk, before validation is cut from it.
+
+    ``split_file``: where we ship the split, the name and sha256 of the list that says what is tested.
+    """
 
     name: str
     train: Part
@@ -124,6 +127,7 @@ class Source:
     validation: Part | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    split_file: str | None = None
 
 
 @dataclass

@@ -42,6 +42,7 @@ class Report:
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     hash: str = ""
     split_hash: str = ""
+    split_file: str | None = None
     bad: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -57,6 +58,7 @@ class Report:
             lines.append(f"  {split}: {sum(classes.values())} samples, {len(classes)} classes of {few} to {many}")
         if self.hash:
             lines += [f"  content sha256 {self.hash}", f"  split   sha256 {self.split_hash}"]
+        lines += [f"  split file {self.split_file}"] if self.split_file else []
         lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  bad: {path}: {reason}" for path, reason in self.bad]
         return "\n".join(lines)
@@ -119,7 +121,7 @@ def verify(config: DataConfig) -> Report:
     for split in data.splits:
         numbers, counts = np.unique(data.labels(split).numpy(), return_counts=True)
         report.counts[split] = {data.info.class_names[k]: int(n) for k, n in zip(numbers, counts)}
-    report.hash, report.split_hash = data.info.hash, data.info.split_hash
+    report.hash, report.split_hash, report.split_file = data.info.hash, data.info.split_hash, data.info.split_file
     report.notes += _unusual(data, config)
     return report
 
