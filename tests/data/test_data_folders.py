@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,19 @@ def test_verify_notes_leaks_and_unofficial_sizes(tmp_path: Path) -> None:
     notes = "\n".join(verify(DataConfig(name="mnist", root=tmp_path, validation=0.0)).notes)
     assert "20 + 4 samples; the official set has 60000 + 10000" in notes
     assert "4 test samples are exact copies" in notes
+
+
+def test_verify_reads_cifars_batches_and_knows_the_official_ones(tmp_path: Path) -> None:
+    for file in ("train", "test"):
+        batch = {"data": np.zeros((4, 3072), np.uint8), "fine_labels": [0, 1, 0, 1]}
+        (tmp_path / file).write_bytes(pickle.dumps(batch, protocol=2))
+    (tmp_path / "meta").write_bytes(pickle.dumps({"fine_label_names": ["a", "b"]}, protocol=2))
+    report = verify(DataConfig(name="cifar100", root=tmp_path, validation=0.0))
+    assert (report.ok, report.files, report.counts["test"]) == (True, 3, {"a": 2, "b": 2})
+    assert sum("not that of the official file" in note for note in report.notes) == 3
+    (tmp_path / "test").write_bytes((tmp_path / "test").read_bytes()[:-40])
+    report = verify(DataConfig(name="cifar100", root=tmp_path))
+    assert [path for path, _ in report.bad] == [str(tmp_path / "test")]
 
 
 def test_verify_answers_an_empty_folder(tmp_path: Path) -> None:

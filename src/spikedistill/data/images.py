@@ -123,7 +123,8 @@ class _PlainPickle(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _unpickle(path: Path, *keys: str) -> dict[str, Any]:
+def read_batch(path: Path, *keys: str) -> dict[str, Any]:
+    """One official batch file, in which all ``keys`` must stand; a cut or foreign file is named in the error."""
     if not path.exists():
         raise SpikedistillError(f"no file {path}; the official folder holds it")
     try:
@@ -147,10 +148,10 @@ def cifar_batches(folder: Path, name: str) -> Source:
     """The official Python batches of CIFAR-10 and CIFAR-100 (rows of 3,072 bytes, planes R, G, B)."""
     _, train, test, meta = _CIFAR[name]
     key, label_names = ("labels", "label_names") if name == "cifar10" else ("fine_labels", "fine_label_names")
-    words = _unpickle(folder / meta, label_names)[label_names]
+    words = read_batch(folder / meta, label_names)[label_names]
     found: dict[str, Any] = {"class_names": [_text(word) for word in words]}
     for role, files in (("train", train), ("test", test)):
-        batches = [_unpickle(folder / file, "data", key) for file in files]
+        batches = [read_batch(folder / file, "data", key) for file in files]
         for batch, file in zip(batches, files):
             if len(batch["data"]) != len(batch[key]) or batch["data"].shape[1] != 3072:
                 raise SpikedistillError(f"{folder / file}: {len(batch['data'])} images, {len(batch[key])} labels")

@@ -1,5 +1,6 @@
 """Check a data set: every file read, every sample counted, every hash printed, every bad file named."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from spikedistill.data.base import Data
 from spikedistill.data.config import DataConfig
 from spikedistill.data.event_files import read_aedat2, read_aedat3, read_bin
 from spikedistill.data.folders import SUFFIXES, decode
+from spikedistill.data.images import read_batch
 from spikedistill.data.opening import open as open_data
 from spikedistill.data.stores import Memory
 from spikedistill.errors import SpikedistillError
@@ -78,6 +80,16 @@ def _reader(path: Path, name: str) -> Callable[[Path], object] | None:
     return None if suffix == ".bin" and name not in ("nmnist", "ncaltech101") else readers.get(suffix)
 
 
+def official_sums(name: str) -> dict[str, str]:
+    """MD5 sums of the official CIFAR batches by file name, as torchvision has them."""
+    if name not in ("cifar10", "cifar100"):
+        return {}
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    kind = CIFAR10 if name == "cifar10" else CIFAR100
+    return {**dict(kind.train_list), **dict(kind.test_list), kind.meta["filename"]: kind.meta["md5"]}
+
+
 def files_of(config: DataConfig) -> list[Path]:
     """The files that a recipe's data part points at."""
     found: list[Path] = []
@@ -101,14 +113,16 @@ def verify(config: DataConfig) -> Report:
 
     Never raises for bad data: whatever is wrong stands in ``Report.bad`` with the file's name.
     """
-    report = Report(config.name)
+    report, sums = Report(config.name), official_sums(config.name)
     for path in files_of(config):
-        reader = _reader(path, config.name)
+        reader = read_batch if path.name in sums else _reader(path, config.name)
         if reader is None:
             continue
         report.files += 1
         try:
             reader(path)
+            if path.name in sums and hashlib.md5(path.read_bytes()).hexdigest() != sums[path.name]:
+                report.notes.append(f"{path}: its MD5 is not that of the official file")
         except (SpikedistillError, OSError) as error:
             report.bad.append((str(path), str(error).removeprefix(f"{path}: ").removeprefix(f"cannot read {path}: ")))
     if report.bad:
