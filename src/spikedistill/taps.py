@@ -114,7 +114,8 @@ def resolve(network: nn.Module, text: str, example: Tensor | None = None) -> lis
     aliases: dict[str, str] = getattr(network, "aliases", {})
     if f"{path}#{call}" in aliases:  # one call of a reused module that became a module of its own
         path, call = aliases[f"{path}#{call}"], 0
-    path = aliases.get(path, path)
+    path, _, given = aliases.get(path, path).partition("@")
+    what = given if given and what == "output" else what
     if path.endswith(".neuron") and isinstance(modules.get(path[: -len(".neuron")]), NormNeuron):
         path = path[: -len(".neuron")]
     if path in modules and path:

@@ -71,7 +71,7 @@ def test_logits_are_the_average_of_both_heads(time_steps: int | None) -> None:
     mean = (found["head"] + found["distill_head"]) / 2
     torch.testing.assert_close(found["logits"].reshape(mean.shape), mean)
     assert not torch.equal(found["head"], found["distill_head"])
-    assert found["transformer"].shape == ((time_steps or 1) * 2, 32, 2 + 4)
+    assert found["transformer"].shape == ((time_steps or 1) * 2, 2 + 4, 32)
 
 
 def test_patches_are_two_by_two() -> None:

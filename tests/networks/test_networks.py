@@ -282,7 +282,7 @@ def test_frames_too_small_are_refused_in_words() -> None:
         ("resnet19", "layer3.1.bn2", "avgpool", "layer3"),
         ("ms_resnet20", "neuron", "avgpool", "layer3"),
         ("spikingformer_4_256", "blocks.0", "pool", "blocks.0"),
-        ("hdkd_student", "transformer", "transformer", "stage3"),
+        ("hdkd_student", "transformer", "head", "stage3"),
         ("hdkd_teacher", "norm", "pool", "stage3"),
         ("sresnet8", "layer1", "pool", "layer1"),
         ("sew_7b_wide", "stage7.block.join", "pool", "stage7"),

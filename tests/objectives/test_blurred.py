@@ -5,9 +5,12 @@ import torch
 from objective_views import captures, random, ready, view_of
 from torch.nn import functional as F
 
+import spikedistill as sd
+from spikedistill import taps
 from spikedistill.errors import SpikedistillError
 from spikedistill.objectives import BlurredFeature
 from spikedistill.objectives.blurred import blur_mask
+from spikedistill.objectives.pairs import feature
 
 T, N, C, D, H = 3, 4, 3, 5, 4
 LOGITS = random(T, N, 4)
@@ -106,6 +109,31 @@ def test_tokens_of_both_sides():
     want = by_map(view())
     torch.manual_seed(0)
     torch.testing.assert_close(by_token(view(tokens, theirs)), want, rtol=1e-12, atol=0)
+
+
+def test_patches_of_the_hybrid_network_are_a_map_and_its_class_token_a_vector():
+    """Its tokens come after class and distillation token, patch by patch along the rows of the image."""
+    torch.manual_seed(0)
+    networks = {T: sd.networks.create("hdkd_student", time_steps=T, width=0.125, image_size=64) for T in (None, 2)}
+    x = torch.rand(4, 3, 64, 64)
+    for T, network in networks.items():
+        network.eval()
+        _, found = taps.captures(network, x, ["transformer", "before_head", "pooled"])
+        tokens = found["transformer"].mean(0)
+        assert tokens.shape == (4, 2 + 16, 32)
+        assert torch.equal(found["pooled"].mean(0), tokens[:, 0])
+        as_map = feature(BlurredFeature(), found["before_head"])
+        assert as_map.shape == (4, 32, 4, 4)
+        for row in range(4):
+            for column in range(4):
+                assert torch.equal(as_map[:, :, row, column], tokens[:, 2 + 4 * row + column]), T
+    for tap in ("before_head", "pooled"):
+        distiller = sd.Distiller(networks[2], networks[None], [{"type": "blurred_feature", "tap": tap}])
+        assert torch.isfinite(distiller(x, torch.arange(4)).total)
+        assert isinstance(distiller.terms[0].align, torch.nn.Identity)
+    teacher = sd.networks.create("hdkd_teacher", width=0.125)
+    with pytest.raises(SpikedistillError, match=r"student's map is \(32, 4, 4\) and the teacher's \(24, 8, 8\)"):
+        sd.Distiller(networks[2], teacher, [{"type": "blurred_feature"}]).setup(x)
 
 
 def test_mask_is_drawn_at_the_ratio_and_not_rescaled():

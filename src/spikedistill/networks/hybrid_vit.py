@@ -186,7 +186,7 @@ class Attention(nn.Module):
 class Transformer(_Tokens):
     """The ANN's: 2x2 patches, LN, linear, LN; blocks with LN before attention only; final LN.
 
-    Shape: (N, C, H, W) to (N, C', 2 + L).
+    Shape: (N, C, H, W) to (N, 2 + L, C').
     """
 
     def __init__(self, c_in: int, channels: int, heads: int, grid: int) -> None:
@@ -208,7 +208,7 @@ class Transformer(_Tokens):
         for attn, mlp in zip(self.attn, self.mlp):
             x = x + attn(x)
             x = x + mlp(x)
-        return self.norm(x).transpose(1, 2)
+        return self.norm(x)
 
 
 class SpikingTransformer(_Tokens):
@@ -216,7 +216,7 @@ class SpikingTransformer(_Tokens):
 
     What reaches both tokens comes through attention alone, so its neuron has a norm in front.
 
-    Shape: (T*N, C, H, W) to spikes (T*N, C', 2 + L).
+    Shape: (T*N, C, H, W) to spikes (T*N, 2 + L, C').
     """
 
     def __init__(self, make: Builder, c_in: int, channels: int, heads: int, grid: int) -> None:
@@ -235,7 +235,7 @@ class SpikingTransformer(_Tokens):
     def forward(self, x: Tensor) -> Tensor:
         patches = self.embed(_even(x))
         tokens = self.add(patches.flatten(2), (patches.shape[2], patches.shape[3]))
-        return self.norm(self.blocks(tokens.unsqueeze(3))).squeeze(3)
+        return self.norm(self.blocks(tokens.unsqueeze(3))).squeeze(3).transpose(1, 2)
 
 
 class HDKDStudent(Network):
@@ -278,12 +278,12 @@ class HDKDStudent(Network):
         self.head, self.distill_head = make.head(channels, head), make.head(channels, head)
         initialise(self)
 
-    # Attention modules pool globally inside the stages; what the heads read are the transformer's tokens.
-    aliases = {"before_head": "transformer", "pooled": "transformer"}
+    # Attention modules pool globally inside the stages; what the heads read are the transformer's tokens, the class token first.
+    aliases = {"before_head": "transformer", "pooled": "head@input"}
 
     def body(self, x: Tensor) -> Tensor:
         tokens = self.transformer(self.stage3(self.stage2(self.stage1(x))))
-        return (self.head(tokens[..., 0]) + self.distill_head(tokens[..., 1])) / 2
+        return (self.head(tokens[:, 0]) + self.distill_head(tokens[:, 1])) / 2
 
 
 def hdkd_teacher(
