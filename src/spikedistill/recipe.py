@@ -98,7 +98,8 @@ class Stage(Strict):
     """One training run; its product is a checkpoint and one row of the results table.
 
     Its network is made anew (``network``), goes on from another stage's (``from``), or is another stage's ANN converted
-    (``convert``, which trains nothing unless ``epochs`` says so).
+    (``convert``, which trains nothing unless ``epochs`` says so). ``recalibrate``: measure the norms' statistics anew before
+    training; None: where the weights come from a spiking network with another T.
     """
 
     name: str
@@ -113,7 +114,7 @@ class Stage(Strict):
     optimizer: dict[str, Any] = {}
     quantize: dict[str, Any] | None = None
     accuracy_at: list[PositiveInt] = []
-    recalibrate: bool = False
+    recalibrate: bool | None = None
 
     @model_validator(mode="after")
     def _conversion_trains_nothing(self) -> "Stage":

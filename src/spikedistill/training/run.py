@@ -245,8 +245,6 @@ class OneSeed:
         if self.resolved["precision"] == "float64":
             network.double()
         teacher = self.products[stage.teacher].network if stage.teacher else None
-        if stage.recalibrate and isinstance(network, Network):
-            recalibrate(network, self.calibration())
         started = time.perf_counter()
         settings = Settings(
             stage.name,

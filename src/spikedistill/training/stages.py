@@ -15,6 +15,7 @@ from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..randomness import seed_everything
 from ..recipe import Recipe, Stage
+from .evaluate import recalibrate
 from .store import find_stage, load_network
 
 Factories = Mapping[str, Callable[[], nn.Module]]
@@ -56,11 +57,23 @@ def build(
             network = named(stage.network, T, info, factories)
         if stage.init is not None:
             initialise(network, products[stage.init.from_].network, stage, calibration)
+        if isinstance(network, Network) and wants_recalibration(stage, network, products):
+            device = next(network.parameters()).device
+            recalibrate(network, [x.to(device) for x in calibration()])
         if stage.quantize is not None:
             from ..quantization import quantize
 
             network = quantize(network, **stage.quantize, calibration=list(calibration()))  # type: ignore[arg-type]
     return network
+
+
+def wants_recalibration(stage: Stage, network: Network, products: Mapping[str, Product]) -> bool:
+    """Whether norm statistics are measured anew: as the stage says, else where its weights were trained at another T."""
+    if stage.recalibrate is not None:
+        return stage.recalibrate
+    copied = stage.init.from_ if stage.init is not None and stage.init.method == "copy" else stage.from_
+    before = getattr(products[copied].network, "time_steps", None) if copied is not None else None
+    return before is not None and before != network.time_steps
 
 
 def named(options: Mapping[str, Any], T: int, info: DataInfo, factories: Factories) -> nn.Module:
