@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from .compilation import Mode, compiled, eager, enable, mode, uncompiled, use
 from .dynamics import Constants, Number
-from .kernels import Kernels, Plan, kernels, statistics, wide
+from .kernels import Plan, into, kernels, statistics, through, totals, wide
 
 __all__ = ["Batch", "compiled", "eager", "enable", "mode", "moments", "run", "uncompiled", "usable"]
 
@@ -126,37 +126,47 @@ class _Fused(torch.autograd.Function):
         res = None if residual is None else view.inward(residual)
         arguments = (view.inward(x, not plan.encode), a, b, res, k.data, gs, gm)
         with torch.autocast(x.device.type, enabled=False), use(ctx.mode):
-            gradients = _backward(kernels(plan), arguments, ctx.needs_input_grad, plan, batch, view, x, shape)
-        return *gradients, None, None, None
+            gx, gp, gq, g_residual, gk = _backward(plan, arguments, ctx.needs_input_grad, batch)
+        return (
+            None if gx is None else view.outward(gx, x.shape), gp, gq,
+            None if g_residual is None else view.outward(g_residual, shape), gk, None, None, None,
+        )  # fmt: skip
 
 
 def _backward(
-    kernel: Kernels, arguments: tuple[Any, ...], needs: tuple[bool, ...], plan: Plan, batch: Batch | None,
-    view: _View, x: Tensor, shape: torch.Size,
-) -> tuple[Tensor | None, ...]:  # fmt: skip
+    plan: Plan, arguments: tuple[Any, ...], needs: tuple[bool, ...], batch: Batch | None
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, of the norm's two vectors, of the residual, of the neuron's numbers; in the kernels' shapes."""
+    x, a, _, residual, k, *_ = arguments
     need_x, need_p, need_q, need_residual = needs[:4]
-    a, k = arguments[1], arguments[4]
-    gp = gq = gk = gx = g_residual = center = k1 = k2 = None
-    if plan.norm:
-        center = batch.mean if batch is not None else torch.zeros_like(a)
-        k1 = k2 = torch.zeros_like(a)
-    sums, final = kernel.backward(arguments, center)
-    if need_p or need_q or (batch is not None and need_x) or plan.learned:
-        gq, gp, decay, gain = sums()
-        if decay is not None and gain is not None:
-            gk = torch.zeros_like(k)
-            gk[0], gk[1] = decay.sum(), gain.sum()
-        if batch is not None and gq is not None and gp is not None:
-            s, q = gq, gp
+    last = plan.channels_last
+    counted = plan.norm and (need_p or need_q or (batch is not None and need_x))
+    gp = gq = gk = None
+    k1 = k2 = zero = torch.zeros_like(k if a is None else a)
+    center = zero if batch is None else batch.mean
+    g, s, q, decay, gain = kernels(plan).gradients(*arguments, center if counted else None)
+    if decay is not None and gain is not None:
+        gk = torch.zeros_like(k)
+        gk[0], gk[1] = decay.sum(), gain.sum()
+    if counted:
+        s, q = totals[last](s, q)
+        gq, gp = s, q
+        if batch is not None:
             gp = gp * batch.rstd
             if batch.shared:
                 s, q = _summed(torch.stack([s, q]))
             k1, k2 = a * s / batch.n, a * q * batch.rstd.square() / batch.n
-    if need_x or need_residual:
-        gx, g_residual = final(k1, k2)
-        gx = view.outward(gx, x.shape)
-        g_residual = None if g_residual is None else view.outward(g_residual, shape)
-    return gx, gp, gq, g_residual, gk
+    g_residual = g.to(residual.dtype) if need_residual else None
+    if not need_x or not plan.norm:
+        return g if need_x else None, gp, gq, g_residual, gk
+    vectors = [v if last else v.unsqueeze(1).data for v in (a, center, k1, k2)]
+    if plan.encode:
+        return through[last](g, x, *vectors), gp, gq, g_residual, gk
+    x, over = x.flatten(0, 1).data, g.flatten(0, 1).data
+    if need_residual:
+        return through[last](over, x, *vectors), gp, gq, g_residual, gk
+    into[last](over, x, *vectors)
+    return g, gp, gq, g_residual, gk
 
 
 def _summed(values: Tensor) -> Tensor:

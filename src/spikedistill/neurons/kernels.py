@@ -14,19 +14,20 @@ The batch's statistics are part of the derivative: with s = sum gI, q = sum gI *
 ``gx = a * gI - a/n * s - a * rstd^2/n * q * (x - mean)``, weight gets ``q * rstd``, bias ``s``.
 
 Nothing but x (and a residual) is kept for backward: the states are computed a second time, which costs less than reading
-them. Shape: x (T, N, L, C) with channels last, (T, N, C, L) with channels first, L the number of places; (N, ...) for a
+them. Backward is three kernels: gI, with s and q before they are summed over places; these sums; gx from gI. A kernel
+that also reduced would keep gI of every step in float32, because the compiler does not fuse across a change of loops.
+Shape: x (T, N, L, C) with channels last, (T, N, C, L) with channels first, L the number of places; (N, ...) for a
 constant current; (T, M) or (M,) for a neuron alone.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .compilation import Kernel, mode
+from .compilation import Kernel
 from .dynamics import Constants, Reset
 from .surrogate import Surrogate
 
@@ -65,8 +66,9 @@ class Plan:
         )  # fmt: skip
 
 
-Gradients = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # for each step: gI, gH, V before, I
-Sums = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # s, q, of decay, of gain
+_Optional = Tensor | None
+# gI of all steps; then, summed over time but not over places: s, q, gradients of decay and of gain.
+Gradients = tuple[Tensor, _Optional, _Optional, _Optional, _Optional]
 
 
 def wide(x: Tensor) -> Tensor:
@@ -119,14 +121,13 @@ class _Arithmetic:
             return self.p.surrogate.primitive(u if self.p.grid is None else u * k[UNIT])
         return torch.where(u >= 0, 1.0, 0.0).to(u.dtype)
 
-    def after(self, h: Tensor, s: Tensor, k: Tensor) -> Tensor:
+    def after(self, h: Tensor, u: Tensor, k: Tensor) -> Tensor:
         if self.p.reset is None:
             return h
         if self.p.smooth:
+            s = self.spike(u, k)
             return h * (1 - s) if self.p.reset == "hard" else h - k[THRESHOLD] * s
-        if self.p.reset == "hard":
-            return torch.where(s > 0, 0.0, h)
-        return torch.where(s > 0, h - k[THRESHOLD], h)
+        return torch.where(u >= 0, 0.0 if self.p.reset == "hard" else u, h)
 
     def code(self, r: Tensor, k: Tensor) -> Tensor:
         """What is stored, in steps of Q, before it saturates."""
@@ -149,10 +150,10 @@ class _Arithmetic:
         return self.p.surrogate.derivative(u * k[UNIT]) * k[UNIT]
 
     def gradients(
-        self, x: Tensor, a: Tensor | None, b: Tensor | None, residual: Tensor | None, k: Tensor,
-        g_spikes: Tensor, g_charged: Tensor | None,
+        self, x: Tensor, a: _Optional, b: _Optional, residual: _Optional, k: Tensor, g_spikes: Tensor,
+        g_charged: _Optional, center: _Optional,
     ) -> Gradients:  # fmt: skip
-        """Of the currents: gI_t, and gH_t, V_{t-1}, I_t, from which those of decay and gain follow."""
+        """Of the currents; what the statistics' (with ``center``), decay's and gain's are sums of."""
         steps, p = range(self.p.T), self.p
         before, currents, charged = [], [], []
         v = k[INITIAL]
@@ -163,7 +164,7 @@ class _Arithmetic:
             currents.append(i)
             charged.append(h)
             if t + 1 < p.T:
-                v = self.store(self.after(h, self.spike(h - k[THRESHOLD], k), k), k)
+                v = self.store(self.after(h, h - k[THRESHOLD], k), k)
         g_currents, g_charges = [], []
         gv: Tensor | None = None
         for t in reversed(steps):
@@ -171,7 +172,7 @@ class _Arithmetic:
             u = h - k[THRESHOLD]
             gs, gh = wide(g_spikes[t]), None if g_charged is None else wide(g_charged[t])
             if gv is not None:
-                gr = self.through_store(gv, self.after(h, self.spike(u, k), k), k) if p.grid else gv
+                gr = self.through_store(gv, self.after(h, u, k), k) if p.grid else gv
                 if p.reset is not None and not p.detach_reset:
                     gs = gs - gr * (h if p.reset == "hard" else k[THRESHOLD])
                 if p.reset == "hard":
@@ -182,76 +183,33 @@ class _Arithmetic:
             g_charges.append(gh)
             g_currents.append(gh if p.grid else gh * k[GAIN])
             gv = gh if p.grid and p.leak_first else gh * k[DECAY]
-        return g_currents[::-1], g_charges[::-1], before, currents
-
-    def total(self, values: Tensor) -> Tensor:
-        if not self.p.norm:
-            return values.sum()
-        return values.sum(1).sum(0) if self.p.channels_last else values.sum(2).sum(0)
-
-    def sums(self, x: Tensor, center: Tensor | None, g: Gradients) -> Sums:
-        # Over time first, element by element: then one reduction serves all steps.
-        g_currents, g_charges, before, currents = g
+        g_currents, g_charges = g_currents[::-1], g_charges[::-1]
         s = q = decay = gain = None
         if center is not None:
             c = self.channel(center)
-            s = self.total(add(g_currents))
-            if self.p.encode:
-                q = self.total(add(g_currents) * (self.input(x, 0) - c))
-            else:
-                q = self.total(add([g * (self.input(x, t) - c) for t, g in enumerate(g_currents)]))
-        if self.p.learned:
-            decay = self.total(add([g * v for g, v in zip(g_charges, before, strict=True)]))
-            gain = self.total(add([g * i for g, i in zip(g_charges, currents, strict=True)]))
-        return s, q, decay, gain
-
-    def final(
-        self, x: Tensor, a: Tensor | None, residual: Tensor | None, center: Tensor | None, k1: Tensor | None,
-        k2: Tensor | None, g_currents: list[Tensor],
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        def of_x(g: Tensor, t: int) -> Tensor:
-            if a is not None and center is not None and k1 is not None and k2 is not None:
-                deviation = self.input(x, t) - self.channel(center)
-                g = self.channel(a) * g - self.channel(k1) - self.channel(k2) * deviation
-            return g.to(x.dtype)
-
-        if self.p.encode:
-            gx = of_x(add(g_currents), 0)
-        else:
-            gx = torch.stack([of_x(g, t) for t, g in enumerate(g_currents)])  # cast each, then stack: twice as fast
-        return gx, torch.stack([g.to(residual.dtype) for g in g_currents]) if residual is not None else None
+            s = add(g_currents)
+            q = s * (self.input(x, 0) - c) if p.encode else weighted(g_currents, [self.input(x, t) - c for t in steps])
+        if p.learned:
+            decay, gain = weighted(g_charges, before), weighted(g_charges, currents)
+        if p.encode:
+            g = add(g_currents)
+            return g if p.norm else g.to(x.dtype), s, q, decay, gain
+        # Cast each, then stack: twice as fast.
+        return torch.stack([g.to(x.dtype) for g in g_currents]), s, q, decay, gain
 
 
 class Kernels:
-    """The kernels of one plan: ``forward``, and backward ``sums`` then ``final``.
+    """The kernels of one plan.
 
     ``forward(x, a, b, residual, k)`` -> spikes, charged membranes or None.
-    ``sums(x, a, b, residual, k, g_spikes, g_charged, center)`` -> per channel s, q, and the gradients of decay and gain.
-    ``final(x, a, b, residual, k, g_spikes, g_charged, center, k1, k2)`` -> gradient of x, of the residual or None.
-    Compiled, backward is two kernels that both compute gI, because in one the compiler would keep all gI in float32; run
-    operation by operation they are computed once. Plans that differ only in what a kernel does not use share it.
+    ``gradients(x, a, b, residual, k, g_spikes, g_charged, center)`` -> :data:`Gradients`.
+    Plans that differ only in what a kernel does not use share it.
     """
 
     def __init__(self, plan: Plan) -> None:
         seen = plan.surrogate if plan.smooth else Surrogate()
         self.forward = _forward(replace(plan, learned=False, detach_reset=True, surrogate=seen))
-        self._sums, self._final = _sums(plan), _final(replace(plan, learned=False))
-        self._ops = _Arithmetic(plan)
-
-    def backward(
-        self, arguments: tuple[Any, ...], center: Tensor | None
-    ) -> tuple[Callable[[], Sums], Callable[..., Any]]:
-        """``sums()`` and ``final(k1, k2)`` for the arguments up to ``g_charged``."""
-        if mode() == "compiled":
-            return (lambda: self._sums(*arguments, center)), lambda k1, k2: self._final(*arguments, center, k1, k2)
-        x, a, _, residual, *_ = arguments
-        g = self._ops.gradients(*arguments)
-        return (lambda: self._ops.sums(x, center, g)), lambda k1, k2: self._ops.final(
-            x, a, residual, center, k1, k2, g[0]
-        )
-
-
-_Optional = Tensor | None
+        self.gradients = _gradients(plan)
 
 
 @cache
@@ -263,9 +221,9 @@ def _forward(p: Plan) -> Kernel:
         v = k[INITIAL]
         for t in range(p.T):
             h = ops.charge(v, ops.current(x, a, b, residual, t), k)
-            s = ops.spike(h - k[THRESHOLD], k)
-            v = ops.store(ops.after(h, s, k), k)
-            spikes.append(s.to(x.dtype))
+            u = h - k[THRESHOLD]
+            v = ops.store(ops.after(h, u, k), k)
+            spikes.append(ops.spike(u, k).to(x.dtype))
             if p.membrane:
                 charged.append(h)
         return torch.stack(spikes), torch.stack(charged) if p.membrane else None
@@ -274,30 +232,16 @@ def _forward(p: Plan) -> Kernel:
 
 
 @cache
-def _sums(p: Plan) -> Kernel:
+def _gradients(p: Plan) -> Kernel:
     ops = _Arithmetic(p)
 
-    def sums(
+    def gradients(
         x: Tensor, a: _Optional, b: _Optional, residual: _Optional, k: Tensor, g_spikes: Tensor, g_charged: _Optional,
         center: _Optional,
-    ) -> Sums:  # fmt: skip
-        return ops.sums(x, center, ops.gradients(x, a, b, residual, k, g_spikes, g_charged))
+    ) -> Gradients:  # fmt: skip
+        return ops.gradients(x, a, b, residual, k, g_spikes, g_charged, center)
 
-    return Kernel(sums, f"gradient_sums_{_sums.cache_info().currsize}")
-
-
-@cache
-def _final(p: Plan) -> Kernel:
-    ops = _Arithmetic(p)
-
-    def final(
-        x: Tensor, a: _Optional, b: _Optional, residual: _Optional, k: Tensor, g_spikes: Tensor, g_charged: _Optional,
-        center: _Optional, k1: _Optional, k2: _Optional,
-    ) -> tuple[Tensor, _Optional]:  # fmt: skip
-        g_currents = ops.gradients(x, a, b, residual, k, g_spikes, g_charged)[0]
-        return ops.final(x, a, residual, center, k1, k2, g_currents)
-
-    return Kernel(final, f"gradient_{_final.cache_info().currsize}")
+    return Kernel(gradients, f"gradients_{_gradients.cache_info().currsize}")
 
 
 def add(values: list[Tensor]) -> Tensor:
@@ -308,10 +252,39 @@ def add(values: list[Tensor]) -> Tensor:
     return out
 
 
+def weighted(values: list[Tensor], weights: list[Tensor]) -> Tensor:
+    """The sum of products."""
+    return add([v * w for v, w in zip(values, weights, strict=True)])
+
+
+def sums(s: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Of two (N, L, C), over all but the last dimension."""
+    return s.sum(1).sum(0), q.sum(1).sum(0)
+
+
+def sums_first(s: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of (N, C, L)."""
+    return s.sum(2).sum(0), q.sum(2).sum(0)
+
+
+def through_norm(g: Tensor, x: Tensor, a: Tensor, center: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
+    """gx from gI of a norm with the batch's statistics; (..., C) with vectors (C,), (..., C, L) with (C, 1)."""
+    return (a * wide(g) - k1 - k2 * (wide(x) - center)).to(x.dtype)
+
+
+def into_norm(g: Tensor, x: Tensor, a: Tensor, center: Tensor, k1: Tensor, k2: Tensor) -> None:
+    """The same, written over gI."""
+    g.copy_(through_norm(g, x, a, center, k1, k2))
+
+
 @cache
 def kernels(plan: Plan) -> Kernels:
     """The kernels of a plan: made once, compiled when first called."""
     return Kernels(plan)
 
 
+# By whether channels are last.
 statistics = {True: Kernel(moments, "moments_last"), False: Kernel(moments_first, "moments_first")}
+totals = {True: Kernel(sums, "sums_last"), False: Kernel(sums_first, "sums_first")}
+through = {last: Kernel(through_norm, f"through_norm_{last}") for last in (True, False)}
+into = {last: Kernel(into_norm, f"into_norm_{last}") for last in (True, False)}
