@@ -155,3 +155,10 @@ def test_export_of_a_trained_student(run, tmp_path, capsys, to):
     assert out.stat().st_size > 1000
     assert cli.main(["export", f"{run}:teacher", "--to", "integer", "--out", str(tmp_path / "t")]) == 2
     assert "error" in capsys.readouterr().err
+
+
+def test_a_group_without_a_command_prints_its_help(capsys):
+    assert main(["data"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Usage: ")
+    assert "verify" in err

@@ -44,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = getattr(error, "format_message", None)
         if message is None:
             raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # a group named without a command: its help
+            print(message(), file=sys.stderr)
+            return 2
         return _fail(message())
 
 
