@@ -158,7 +158,7 @@ def test_export_of_a_trained_student(run, tmp_path, capsys, to):
 
 
 def test_a_group_without_a_command_prints_its_help(capsys):
-    assert main(["data"]) == 2
+    assert cli.main(["data"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("Usage: ")
     assert "verify" in err
