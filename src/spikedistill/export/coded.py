@@ -13,12 +13,28 @@ from .lowering import GraphBuilder, as_array
 
 
 def _multiplier(rescale: Rescale, a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
-    m, o = rescale.codes(a, b)
-    return as_array(m) * 2.0 ** -(0 if rescale.bits is None else rescale.k), as_array(o)
+    m, o = (as_array(x) for x in rescale.codes(a, b))
+    return (m, np.floor(o + 0.5)) if rescale.bits is None else (m * 2.0**-rescale.k, o)
 
 
 class CodedBuilder(GraphBuilder):
     """Weight codes, multipliers and offsets as weights and biases, thresholds and decays of the grids."""
+
+    def conv(self, node: Node, m: nn.Conv1d | nn.Conv2d) -> Terms:
+        return self.rounded(super().conv(node, m), m.forward)
+
+    def linear(self, node: Node, m: nn.Linear) -> Terms:
+        return self.rounded(super().linear(node, m), m.forward)
+
+    def norm(self, node: Node, m: Any) -> Terms:
+        return self.rounded(super().norm(node, m), m.grid if isinstance(m, NormNeuron) else m)
+
+    def rounded(self, terms: Terms, part: Any) -> Terms:
+        """Note that the layer whose output ``part`` rescales is rounded there."""
+        if getattr(part, "rescale", None) is not None:
+            for name in terms:
+                self.layers[name].step = 1.0
+        return terms
 
     def weights(self, m: Any) -> tuple[np.ndarray, np.ndarray]:
         coded: Any = m.forward
@@ -41,8 +57,7 @@ class CodedBuilder(GraphBuilder):
         return _multiplier(rescale, *affine(m.running_mean, m.running_var))
 
     def adaptive(self, node: Node, m: nn.Module | None = None) -> Terms:
-        (h, w), (oh, ow) = node.in_shapes[0][-2:], node.shape[-2:]
-        return self.average(node, (h // oh, w // ow), None, 0, 1, True)
+        return self.average(node, self.windows(node)["kernel"], None, 0, None if m is None else 1, True)
 
     def norm_neuron(self, node: Node, m: NormNeuron) -> Terms:
         charge = self.norm(node, m)

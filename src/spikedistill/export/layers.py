@@ -1,7 +1,7 @@
 """A lowered network: layers joined by weighted edges, and how the edges' factors move into weights."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,7 +18,8 @@ class Layer:
 
     ``shape``: of its output, without batch. ``origin``: the traced node that it stands for. ``weight``, ``bias``: float64.
     ``window``: kernel, stride, padding, dilation of convolutions and pools. ``decay``, ``threshold``, ``reset``,
-    ``initial``, ``grid`` (of quantized ones): of neurons, whose gain is on the edges.
+    ``initial``, ``grid`` (of quantized ones): of neurons, whose gain is on the edges. ``step``: what the output is a
+    multiple of, rounded half-up, in a quantized network; 0 where nothing is rounded.
     """
 
     name: str
@@ -30,7 +31,8 @@ class Layer:
     origin: str = ""
     weight: np.ndarray | None = None
     bias: np.ndarray | None = None
-    window: dict[str, tuple[int, int]] = field(default_factory=dict)
+    window: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    step: float = 0.0
     decay: float = 1.0
     threshold: float = 1.0
     reset: str | None = "hard"
@@ -77,13 +79,18 @@ def scaled(terms: Terms, factor: float) -> Terms:
 
 def diagonal(name: str, terms: Terms, a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> Layer:
     """``a * x + b`` per channel, of maps or vectors: a 1x1 convolution or a linear layer with a diagonal matrix."""
-    channels = shape[0]
-    weight = np.diag(np.broadcast_to(a, (channels,)).astype(np.float64))
-    bias = np.broadcast_to(b, (channels,)).astype(np.float64)
-    if len(shape) == 1:
-        return Layer(name, "linear", shape, dict(terms), weight=weight, bias=bias)
-    window = {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
-    return Layer(name, "conv", shape, dict(terms), weight=weight[:, :, None, None], bias=bias, window=window)
+    weight = np.diag(np.broadcast_to(a, shape[:1]).astype(np.float64))
+    bias = np.broadcast_to(b, shape[:1]).astype(np.float64)
+    return Layer(name, sources=dict(terms), shape=shape, bias=bias, **pointwise(weight, len(shape) - 1))
+
+
+def pointwise(weight: np.ndarray, dims: int, stride: int = 1) -> dict[str, Any]:
+    """A matrix over channels as a layer's kind, weight and window: linear on vectors, a convolution of 1 on ``dims``."""
+    if not dims:
+        return {"kind": "linear", "weight": weight}
+    one = (1,) * dims
+    window = {"kernel": one, "stride": (stride,) * dims, "padding": (0,) * dims, "dilation": one}
+    return {"kind": "conv", "weight": weight.reshape(*weight.shape, *one), "window": window}
 
 
 def _common(factors: list[float]) -> float | None:
@@ -103,6 +110,7 @@ def settle(lowered: Lowered) -> None:
             assert layer.weight is not None
             assert layer.bias is not None
             layer.weight, layer.bias = layer.weight * factor, layer.bias * factor
+            layer.step *= abs(factor)
         elif layer.kind in ("avgpool", "sumpool", "flatten") and _weighted_before(lowered, layer):
             layer.sources = scaled(layer.sources, factor)
         else:

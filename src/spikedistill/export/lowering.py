@@ -16,7 +16,7 @@ from ..networks import graph as graphs
 from ..networks.base import Network
 from ..networks.graph import Graph, Node, Ref
 from ..neurons import IF, LIF, PLIF, Neuron, NormNeuron, Repeat
-from .layers import WEIGHTED, Kind, Layer, Lowered, Refusal, Terms, diagonal, scaled, settle, total
+from .layers import WEIGHTED, Kind, Layer, Lowered, Refusal, Terms, diagonal, pointwise, scaled, settle, total
 
 TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, Repeat)
 PASSING = ("contiguous", "clone", "detach", "dropout", "float")
@@ -123,25 +123,20 @@ class GraphBuilder:
 
     # -- layers
 
-    def conv(self, node: Node, m: nn.Conv2d) -> Terms:
+    def conv(self, node: Node, m: nn.Conv1d | nn.Conv2d) -> Terms:
         if m.padding_mode != "zeros":
             raise _Refused(f"padding_mode={m.padding_mode!r}; formats know zeros only")
-        size, dilation = _pair(m.kernel_size), _pair(m.dilation)
+        size, dilation = m.kernel_size, m.dilation
         if isinstance(m.padding, str):
             total = [d * (k - 1) for d, k in zip(dilation, size)] if m.padding == "same" else [0, 0]
             if any(t % 2 for t in total):
                 raise _Refused("padding='same' with an even kernel pads one side more; formats pad both alike")
-            padding = (total[0] // 2, total[1] // 2)
+            padding = tuple(t // 2 for t in total)
         else:
-            padding = _pair(m.padding)
+            padding = m.padding
         weight, bias = self.weights(m)
         weight, padding = _square(_dense(weight, m.groups), padding, dilation)
-        window = {
-            "kernel": _pair(weight.shape[2:]),
-            "stride": _pair(m.stride),
-            "padding": padding,
-            "dilation": dilation,
-        }
+        window = {"kernel": weight.shape[2:], "stride": m.stride, "padding": padding, "dilation": dilation}
         return self.of(node, "conv", self.given(node), weight=weight, bias=bias, window=window)
 
     def linear(self, node: Node, m: nn.Linear) -> Terms:
@@ -238,10 +233,20 @@ class GraphBuilder:
         return self.average(node, m.kernel_size, m.stride, m.padding, m.divisor_override, m.count_include_pad)
 
     def adaptive(self, node: Node, m: nn.Module | None = None) -> Terms:
+        return self.average(node, self.windows(node)["kernel"], None, 0, None, True)
+
+    def windows(self, node: Node) -> dict[str, tuple[int, int]]:
+        """The window of an adaptive pool."""
         (h, w), (oh, ow) = node.in_shapes[0][-2:], node.shape[-2:]
         if h % oh or w % ow:
             raise _Refused(f"adaptive pooling from {h}x{w} to {oh}x{ow}: its windows overlap")
-        return self.average(node, (h // oh, w // ow), None, 0, None, True)
+        return {"kernel": (h // oh, w // ow), "stride": (h // oh, w // ow), "padding": (0, 0)}
+
+    def functional(self, node: Node) -> Terms:
+        """A pool called as a function, as the module with its arguments."""
+        names, module, method = POOLS[node.kind]
+        arguments = {**dict(zip(names, node.args[1:])), **{k: v for k, v in node.kwargs.items() if k in names}}
+        return getattr(self, method)(node, module(**arguments))
 
     def sumpool(self, node: Node, m: Any) -> Terms:
         if getattr(m, "norm_type", 1) != 1:
@@ -253,8 +258,10 @@ class GraphBuilder:
             raise _Refused("max pooling with dilation or indices")
         window = {"kernel": _pair(m.kernel_size), "stride": _pair(m.stride), "padding": _pair(m.padding)}
         self.check_window(node, window)
-        self.refusals.append(Refusal(node.path or node.scope, "max pooling; use pooling='avg'", lossy=True))
         return self.of(node, "maxpool", self.given(node), window=window)
+
+    def adaptive_max(self, node: Node, m: nn.Module | None = None) -> Terms:
+        return self.of(node, "maxpool", self.given(node), window=self.windows(node))
 
     # -- functions
 
@@ -305,11 +312,28 @@ class GraphBuilder:
     def pad(self, node: Node) -> Terms:
         """The parameter-free shortcut: every second pixel, zero channels around: a 1x1 convolution of ones."""
         m = self.shortcut(node)
-        channels_in, channels = node.in_shapes[0][1], node.shape[1]
-        weight = np.zeros((channels, channels_in, 1, 1))
-        weight[np.arange(channels_in) + m.before, np.arange(channels_in)] = 1
-        window = {"kernel": (1, 1), "stride": (m.stride, m.stride), "padding": (0, 0), "dilation": (1, 1)}
-        return self.of(node, "conv", self.given(node), weight=weight, bias=np.zeros(channels), window=window)
+        return self.placed(node, self.given(node), node.in_shapes[0][1], m.before, m.stride)
+
+    def concatenation(self, node: Node) -> Terms:
+        """A sum of 1x1 convolutions of ones, each of which puts its channels in their place."""
+        parts = node.args[0]
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        if dim % len(node.shape) != 1 or not all(isinstance(p, Ref) and p.index is None for p in parts):
+            raise _Refused(f"{node.kind} over something else than the channels of layers' outputs ({node.source})")
+        terms: Terms = {}
+        start = 0
+        for k, part in enumerate(parts):
+            channels = self.graph[part.name].shape[1]
+            terms = total(terms, self.placed(node, self.terms[part.name], channels, start, suffix=f"_{k}"))
+            start += channels
+        return terms
+
+    def placed(self, node: Node, terms: Terms, channels: int, start: int, stride: int = 1, suffix: str = "") -> Terms:
+        """Channels at ``start`` of the node's, zeros elsewhere."""
+        weight = np.zeros((node.shape[1], channels))
+        weight[np.arange(channels) + start, np.arange(channels)] = 1
+        form = pointwise(weight, len(node.shape) - 2, stride)
+        return self.of(node, sources=terms, suffix=suffix, bias=np.zeros(node.shape[1]), **form)
 
     def shortcut(self, node: Node) -> Any:
         from ..networks.resnet import PadShortcut
@@ -321,7 +345,7 @@ class GraphBuilder:
 
 
 MODULES: list[tuple[Any, str]] = [
-    (nn.Conv2d, "conv"),
+    ((nn.Conv1d, nn.Conv2d), "conv"),
     (nn.Linear, "linear"),
     (nn.modules.batchnorm._BatchNorm, "norm"),
     (NormNeuron, "norm_neuron"),
@@ -330,8 +354,14 @@ MODULES: list[tuple[Any, str]] = [
     (nn.AvgPool2d, "avgpool"),
     (nn.AdaptiveAvgPool2d, "adaptive"),
     (nn.MaxPool2d, "maxpool"),
+    (nn.AdaptiveMaxPool2d, "adaptive_max"),
     (nn.Flatten, "flatten"),
 ]
+_WINDOW = ("kernel_size", "stride", "padding")
+POOLS: dict[str, tuple[tuple[str, ...], Any, str]] = {
+    "avg_pool2d": ((*_WINDOW, "ceil_mode", "count_include_pad", "divisor_override"), nn.AvgPool2d, "avgpool"),
+    "max_pool2d": ((*_WINDOW, "dilation", "ceil_mode", "return_indices"), nn.MaxPool2d, "maxpool"),
+}
 FUNCTIONS: dict[str, str] = {
     **dict.fromkeys(PASSING, "pass_on"),
     **dict.fromkeys(("add", "iadd", "radd"), "addition"),
@@ -339,6 +369,9 @@ FUNCTIONS: dict[str, str] = {
     **dict.fromkeys(("mul", "imul", "rmul", "div", "truediv", "true_divide"), "product"),
     **dict.fromkeys(("flatten", "reshape", "view"), "flatten"),
     "adaptive_avg_pool2d": "adaptive",
+    "adaptive_max_pool2d": "adaptive_max",
+    **dict.fromkeys(POOLS, "functional"),
+    **dict.fromkeys(("cat", "concat", "concatenate"), "concatenation"),
     "mean": "mean",
     "getitem": "index",
     "pad": "pad",
@@ -373,9 +406,11 @@ def _dense(weight: np.ndarray, groups: int) -> np.ndarray:
 
 
 def _square(
-    weight: np.ndarray, padding: tuple[int, int], dilation: tuple[int, int]
-) -> tuple[np.ndarray, tuple[int, int]]:
+    weight: np.ndarray, padding: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[np.ndarray, tuple[int, ...]]:
     """A square kernel with zeros around: NIR's reader takes every kernel for square."""
+    if weight.ndim == 3:
+        return weight, padding
     kh, kw = weight.shape[2:]
     size = max(kh, kw)
     if (size - kh) % 2 or (size - kw) % 2:

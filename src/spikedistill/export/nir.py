@@ -6,6 +6,7 @@ computing", Nature Communications 2024. Both readers discretise with ``dt = 1e-4
 """
 
 import dataclasses
+import io
 import json
 import os
 import warnings
@@ -68,17 +69,18 @@ def to_nir(
     nir = nir_module()
     target = destination(path)
     lowered = lower(network, example)
+    _max_of_spikes(lowered)
     for layer in lowered.layers.values():
-        lowered.refusals += _neuron_refusals(layer)
+        lowered.refusals += _lossy(layer)
     if lowered.refusals and not allow_lossy:
         raise SpikedistillError(
             "NIR's readers cannot run this network as it is:\n  "
-            + "\n  ".join(map(str, lowered.refusals))
+            + "\n  ".join(summed_up(lowered.refusals))
             + "\nallow_lossy=True (--allow-lossy) writes the nearest network and keeps the rest as metadata"
         )
     lossy = [str(refusal) for refusal in lowered.refusals]
-    extras = _lossy_extras(lowered)
-    _normalise(network, lowered, extras)
+    extras = _extras(lowered)
+    _normalise(network, lowered)
     scales: dict[str, float] = {}
     if weight_bits is not None:
         if network.input_codes is not None:
@@ -87,8 +89,8 @@ def to_nir(
         lossy.append(f"weights rounded to {weight_bits} bits")
     metadata = {
         "format": "spikedistill", "version": VERSION, "time_steps": network.time_steps,
-        "input": _input(network), "lossy": lossy, "nodes": extras, "logits_scale": scales.get("output", 1.0),
-        "weight_bits": weight_bits,
+        "input": _input(network), "codes": _codes(network), "lossy": lossy, "nodes": extras,
+        "logits_scale": scales.get("output", 1.0), "weight_bits": weight_bits,
     }  # fmt: skip
     graph = nir.NIRGraph(
         {layer.name: _node(nir, layer, lowered) for layer in lowered.layers.values()},
@@ -96,12 +98,15 @@ def to_nir(
         metadata={"spikedistill": json.dumps(metadata)},
     )
     with written_whole(target) as temporary:
-        nir.write(temporary, graph)
+        whole = io.BytesIO()  # HDF5 itself crashes on a full disk
+        nir.write(whole, graph)
+        temporary.write_bytes(whole.getvalue())
         share = _changed(network, temporary, example, lowered) if lossy else 0.0
     if lossy:
+        said = [*summed_up(lowered.refusals), *lossy[len(lowered.refusals) :]]
         warnings.warn(
-            f"{target}: {share:.2%} of spikes differ for readers that do not know this file's metadata "
-            f"({'; '.join(lossy)}), measured on {len(example)} examples over {network.time_steps} steps",
+            f"{target}: {share:.2%} of spikes differ for readers that do not know this file's metadata ({'; '.join(said)}), "
+            f"measured on {len(example)} examples over {network.time_steps} steps",
             stacklevel=2,
         )
     return lossy
@@ -117,11 +122,28 @@ def _input(network: Network) -> str:
     )
 
 
-def _neuron_refusals(layer: Layer) -> list[Refusal]:
-    if layer.kind != "neuron":
-        return []
+def _codes(network: Network) -> dict[str, Any] | None:
+    """How a quantized network makes codes of its input: a table for an image's levels, else half-up and clipped."""
+    codes: Any = network.input_codes
+    if codes is None:
+        return None
+    table = network.input_table.tolist() if codes.kind == "image" else None  # type: ignore[operator]
+    return {"kind": codes.kind, "limit": int(codes.limit), "table": table}
+
+
+def summed_up(refusals: list[Refusal]) -> list[str]:
+    """One entry a reason, with all its paths."""
+    paths: dict[str, list[str]] = {}
+    for refusal in refusals:
+        paths.setdefault(refusal.what, []).append(refusal.path)
+    return [f"{', '.join(where)}: {what}" for what, where in paths.items()]
+
+
+def _lossy(layer: Layer) -> list[Refusal]:
     out = []
-    if layer.reset != "hard":
+    if layer.kind == "maxpool":
+        out.append(Refusal(layer.path, "max pooling of what are no single spikes; use pooling='avg'", lossy=True))
+    if layer.kind == "neuron" and layer.reset != "hard":
         form = "soft reset (by subtraction)" if layer.reset == "soft" else "no reset"
         out.append(Refusal(layer.path, f"{form}; NIR's LIF resets to a value", lossy=True))
     if layer.initial:
@@ -129,50 +151,54 @@ def _neuron_refusals(layer: Layer) -> list[Refusal]:
     return out
 
 
-def _lossy_extras(lowered: Lowered) -> dict[str, dict[str, Any]]:
-    """What :func:`from_nir` restores, by node: the reset, the initial membrane, max pooling of real values.
-
-    Max pooling of single spikes needs no extra: it is average pooling and a neuron without memory that fires at any spike.
-    """
+def _extras(lowered: Lowered) -> dict[str, dict[str, Any]]:
+    """What :func:`from_nir` restores, by node: reset, initial membrane, grid and roundings, max pooling of real values."""
     extras: dict[str, dict[str, Any]] = {}
-    layers: dict[str, Layer] = {}
     for layer in lowered.layers.values():
         extra: dict[str, Any] = {"path": layer.path, "call": layer.call}
         if layer.kind == "neuron":
             extra |= {"reset": layer.reset, "initial": layer.initial}
             if layer.grid is not None:
                 extra["grid"] = dataclasses.asdict(layer.grid)
-        layers[layer.name] = layer
+        if layer.step:
+            extra["step"] = layer.step
         if layer.kind == "maxpool":
             layer.kind = "avgpool"
-            if _binary(lowered, layer):
-                any_spike = 0.5 / (layer.window["kernel"][0] * layer.window["kernel"][1])
-                name = f"{layer.name}_any"
-                layers[name] = Layer(name, "neuron", layer.shape, {layer.name: 1.0}, decay=0.0, threshold=any_spike)
-                for user in lowered.users(layer.name):
-                    user.sources = {name if s == layer.name else s: f for s, f in user.sources.items()}
-            else:
-                extra["max"] = True
+            extra["max"] = True
         extras[layer.name] = extra
-    lowered.layers = layers
     return extras
 
 
+def _max_of_spikes(lowered: Lowered) -> None:
+    """Max pooling of single spikes is average pooling and a neuron without memory that fires at any spike."""
+    layers: dict[str, Layer] = {}
+    for layer in [*lowered.layers.values()]:
+        layers[layer.name] = layer
+        if layer.kind == "maxpool" and _binary(lowered, layer):
+            layer.kind = "avgpool"
+            any_spike = 0.5 / (layer.window["kernel"][0] * layer.window["kernel"][1])
+            name = f"{layer.name}_any"
+            layers[name] = Layer(name, "neuron", layer.shape, {layer.name: 1.0}, decay=0.0, threshold=any_spike)
+            for user in lowered.users(layer.name):
+                user.sources = {name if s == layer.name else s: f for s, f in user.sources.items()}
+            lowered.layers[name] = layers[name]
+    lowered.layers = layers
+
+
 def _binary(lowered: Lowered, layer: Layer) -> bool:
-    sources = [lowered.layers[name] for name in layer.sources]
-    return len(sources) == 1 and (
-        sources[0].kind == "neuron" or (sources[0].kind == "flatten" and _binary(lowered, sources[0]))
-    )
+    if [*layer.sources.values()] != [1.0]:
+        return False
+    (source,) = (lowered.layers[name] for name in layer.sources)
+    return source.kind == "neuron" or (source.kind == "flatten" and _binary(lowered, source))
 
 
-def _normalise(network: Network, lowered: Lowered, extras: dict[str, dict[str, Any]]) -> None:
+def _normalise(network: Network, lowered: Lowered) -> None:
     mean, std = network.mean.double().cpu().numpy(), network.std.double().cpu().numpy()
     codes = network.input_codes
     if codes is not None:
         std = (
             std * input_step(network, codes) if codes.kind == "image" else np.ones_like(std)
         )  # counts and spikes are their own codes
-        extras["normalise"] = {"path": "", "round": True}
     if not mean.any() and (std == 1).all():
         return
     shape = lowered.layers["input"].shape
@@ -202,7 +228,7 @@ def _node(nir: "nir_package", layer: Layer, lowered: Lowered) -> Any:
         return nir.Output({"output": shape})
     before = lowered.layers[next(iter(layer.sources))].shape
     if layer.kind == "flatten":
-        return nir.Flatten({"input": np.array(before)}, start_dim=-3, end_dim=-1)
+        return nir.Flatten({"input": np.array(before)}, start_dim=-len(before), end_dim=-1)
     if layer.kind == "neuron":
         full = np.ones(layer.shape)
         tau = NO_LEAK if layer.decay == 1 else ALL_LEAK if layer.decay == 0 else 1 / (1 - layer.decay)
@@ -219,8 +245,9 @@ def _node(nir: "nir_package", layer: Layer, lowered: Lowered) -> Any:
     weight, bias = layer.weight.astype(np.float32), layer.bias.astype(np.float32)
     if layer.kind == "linear":
         return nir.Affine(weight, bias)
-    return nir.Conv2d(
-        input_shape=tuple(before[1:]), weight=weight, stride=window["stride"], padding=window["padding"],
+    conv, size = (nir.Conv1d, before[1]) if len(before) == 2 else (nir.Conv2d, tuple(before[1:]))
+    return conv(
+        input_shape=size, weight=weight, stride=window["stride"], padding=window["padding"],
         dilation=window["dilation"], groups=1, bias=bias,
     )  # fmt: skip
 

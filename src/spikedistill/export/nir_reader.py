@@ -69,15 +69,18 @@ class NIRNetwork(Network):
                 f"this NIR graph has a loop ({' -> '.join(why.args[1])}); loops are not read"
             ) from None
         self.repeat = Repeat(time_steps) if image else nn.Identity()
+        self.codes = Codes(**notes["codes"]) if notes.get("codes") else None
         self.nodes = nn.ModuleDict()
         extras = notes.get("nodes", {})
         for name in self.order:
             if name not in (self_input, self_output):
                 self.nodes[_key(name)] = _module(name, graph.nodes[name], extras.get(name, {}), time_steps)
+        if self.codes is not None and "normalise" in self.nodes:
+            self.nodes["normalise"] = nn.Identity()  # the codes are past it
 
     def body(self, x: Tensor) -> Tensor:
         """Each node in order; several edges into one node are summed."""
-        values = {self.graph_input: self.repeat(x)}
+        values = {self.graph_input: self.repeat(x if self.codes is None else self.codes(x))}
         for name in self.order:
             if name == self.graph_input:
                 continue
@@ -107,8 +110,10 @@ def _module(name: str, node: Any, extra: dict[str, Any], time_steps: int) -> nn.
     if maker is None:
         raise SpikedistillError(f"node {name!r} is a {kind}; from_nir reads {', '.join([*MODULES, 'IF', 'LIF'])}")
     module: nn.Module = maker(node, extra)
-    if extra.get("round"):
-        module.register_forward_hook(lambda _, __, out: (out + 0.5).floor())
+    step = extra.get("step")
+    if step:  # sums of codes, exact in float64, and the one rounding behind them
+        module.double().register_forward_pre_hook(lambda _, args: (args[0].double(),))
+        module.register_forward_hook(lambda _, __, out: ((out / step + 0.5).floor() * step).float())
     return module
 
 
@@ -128,6 +133,22 @@ def _neuron(name: str, node: Any, extra: dict[str, Any], time_steps: int) -> LIF
     )  # fmt: skip
 
 
+class Codes(nn.Module):
+    """The input of a quantized network as codes: an image's levels by ``table`` (C, 256), counts half-up and clipped."""
+
+    def __init__(self, kind: str, limit: int, table: list[list[int]] | None) -> None:
+        super().__init__()
+        self.kind, self.limit = kind, limit
+        self.table = None if table is None else torch.tensor(table, dtype=torch.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same."""
+        if self.table is None:
+            return x if self.kind == "spikes" else (x + 0.5).floor().clamp(-self.limit, self.limit)
+        levels = (x * 255 + 0.5).floor().clamp(0, 255).long()
+        return torch.stack([row[v] for row, v in zip(self.table, levels.unbind(1), strict=True)], 1)
+
+
 def _uniform(name: str, what: str, values: Any) -> float:
     unique = np.unique(values)
     if unique.size != 1:
@@ -137,9 +158,8 @@ def _uniform(name: str, what: str, values: Any) -> float:
     return float(unique[0])
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    flat = np.ravel(value)
-    return int(flat[0]), int(flat[-1])
+def _ints(value: Any, n: int = 2) -> tuple[int, ...]:
+    return tuple(int(v) for v in np.broadcast_to(np.ravel(value), (n,)))
 
 
 def _filled(module: Any, node: Any) -> nn.Module:
@@ -152,11 +172,12 @@ def _filled(module: Any, node: Any) -> nn.Module:
 
 def _conv(node: Any, extra: dict[str, Any]) -> nn.Module:
     out, per_group, *kernel = node.weight.shape
-    groups = int(node.groups)
-    padding = node.padding if isinstance(node.padding, str) else _pair(node.padding)
+    groups, n = int(node.groups), len(kernel)
+    padding = node.padding if isinstance(node.padding, str) else _ints(node.padding, n)
+    conv: Any = nn.Conv1d if n == 1 else nn.Conv2d
     return _filled(
-        nn.Conv2d(
-            per_group * groups, out, _pair(kernel), _pair(node.stride), padding, _pair(node.dilation), groups,
+        conv(
+            per_group * groups, out, tuple(kernel), _ints(node.stride, n), padding, _ints(node.dilation, n), groups,
             bias=node.bias is not None,
         ),
         node,
@@ -169,10 +190,11 @@ def _linear(node: Any, extra: dict[str, Any]) -> nn.Module:
 
 
 def _pool(node: Any, extra: dict[str, Any]) -> nn.Module:
-    window = _pair(node.kernel_size), _pair(node.stride), _pair(node.padding)
+    window: Any = _ints(node.kernel_size), _ints(node.stride), _ints(node.padding)
     if extra.get("max"):
         return nn.MaxPool2d(*window)
-    return nn.AvgPool2d(*window, divisor_override=1 if type(node).__name__ == "SumPool2d" else None)
+    kernel, stride, padding = window
+    return nn.AvgPool2d(kernel, stride, padding, divisor_override=1 if type(node).__name__ == "SumPool2d" else None)
 
 
 class Scale(nn.Module):
@@ -204,6 +226,7 @@ class FromDimension(nn.Module):
 MODULES: dict[str, Any] = {
     "Affine": _linear,
     "AvgPool2d": _pool,
+    "Conv1d": _conv,
     "Conv2d": _conv,
     "Flatten": FromDimension,
     "Linear": _linear,
