@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Sequence
+from math import floor, log2
 from typing import Any, Literal
 
 import torch
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..networks.graph import trace
+from ..neurons import Neuron
 from .builder import Builder
 from .calibration import Seen, batches_of
 from .folded import FoldedBuilder
 from .layers import input_table
 from .options import Options
-from .plan import Edge, Plan, Reader
+from .plan import Edge, Plan
+from .reader import Reader
 from .weights import limit
 
 Calibration = Tensor | Sequence[Any] | Iterable[Any]
@@ -107,7 +110,9 @@ def _plan(network: Network, example: Tensor, kind: str, o: Options) -> Plan:
     layers = [str(n.path) for n in graph if isinstance(n.module, nn.Conv1d | nn.Conv2d | nn.Linear)]
     formats = {path: o.weights(path in (layers[0], layers[-1])) for path in layers}
     limits = {path: f.limit if f.bits is not None else 1 for path, f in formats.items()}
-    plan = Reader(network, graph, limits, o.residual_bits, entry).read()
+    thresholds = [m.threshold for m in network.modules() if isinstance(m, Neuron)]
+    finest = 2.0 ** (floor(log2(min([1.0, *thresholds]))) - o.fraction_bits)
+    plan = Reader(network, graph, limits, o.residual_bits, entry, finest).read()
     plan.formats = formats
     if o.folded:
         FoldedBuilder.check(plan, o)

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from ..networks.base import Network
+from .arithmetic import holding
 from .calibration import Seen, neuron_of
-from .layers import AdaptiveSumPool2d, CodedLayer, InputCodes, SumPool2d
+from .layers import AdaptiveSumPool2d, CodedLayer, Exactly, InputCodes, SumPool2d
 from .membrane import CodedNeuron, Membrane
-from .norm import CodedNorm, CodedStatistics, NormGrid, Rescale, Source, Stream
+from .norm import CodedNorm, CodedStatistics, Entrance, NormGrid, Outlet, Rescale, Source, Stream
 from .options import Options
 from .plan import Edge, Op, Plan
 
@@ -35,9 +36,9 @@ class Builder:
                 self._membrane(op, own, steps)
         for op in plan.ops:
             if op.kind == "layer":
-                self._layer(op, steps)
-            elif op.kind == "sum_pool":
-                self._exchange(op.path, self._pool(op))
+                self._layer(op, own, steps)
+            elif op.kind == "sum_pool" and op.path:
+                self._pool(op)
             elif op.kind == "norm":
                 self._norm(op, own, steps)
         for op in plan.ops:
@@ -45,6 +46,11 @@ class Builder:
                 self._norm_neuron(op, steps)
             elif op.kind == "neuron":
                 self._lone_neuron(op)
+        for op in plan.ops:
+            if op.kind in ("layer", "norm", "norm_neuron", "neuron"):
+                self._entrance(op)
+        for path in plan.products:
+            self._module(path).forward = Exactly(self._module(path))
         network.to(device)
         extras: Any = network
         extras.quantization = plan
@@ -65,11 +71,11 @@ class Builder:
         return {
             g: readers[0][1]
             for g, readers in self.plan.readers.items()
-            if len(readers) == 1 and readers[0][0] in ("residual", "neuron")
+            if len(readers) == 1 and readers[0][0] in ("residual", "neuron") and g not in self.plan.real
         }
 
     def _stream_steps(self, own: dict[int, str]) -> dict[int, float]:
-        """The other groups are streams; their grid is the finest power of two that holds their range."""
+        """The other groups are streams; their grid is the finest power of two that holds their range, and all that joins."""
         out = {}
         for group, norms in self.plan.groups.items():
             if group in own:
@@ -78,7 +84,8 @@ class Builder:
             threshold = min(thresholds, default=1.0)
             reach = max((self.seen.norms.get(path, 0.0) for path in norms), default=0.0) or 8 * threshold
             finest = math.floor(math.log2(threshold)) - self.o.fraction_bits
-            out[group] = 2.0 ** max(finest, math.ceil(math.log2(reach)) - (self.o.residual_bits - 1))
+            step = 2.0 ** max(finest, math.ceil(math.log2(reach)) - (self.o.residual_bits - 1))
+            out[group] = min(step, self.plan.real.get(group, step))
         return out
 
     def _step(self, edge: Edge, steps: dict[int, float]) -> float:
@@ -100,12 +107,12 @@ class Builder:
             self.o.unit == "learned",
         )
 
-    def _layer(self, op: Op, steps: dict[int, float]) -> None:
+    def _layer(self, op: Op, own: dict[int, str], steps: dict[int, float]) -> None:
         layer, edge = self._module(op.path), self.plan.edges[op.inputs[0]]
         layer.register_buffer("input_step", torch.tensor(self._step(edge, steps)))
         kind, reader, share = self.plan.ends[op.path]
         f = self.plan.formats[op.path]
-        if kind == "logits":
+        if kind == "logits" or op.name == self.plan.output:
             f = replace(f, scale="tensor")  # logits of all classes are integers of one scale
         coded = CodedLayer(layer, f, edge.bound, op.path)
         layer.forward = coded
@@ -117,13 +124,39 @@ class Builder:
             source = Source(layer, layer, 1.0, coded.bound, op.path)
             coded.membrane = membrane
             coded.rescale = Rescale(layer, self.o.norm_bits, source, Shared(membrane, share))
+        elif kind == "stream":
+            source = Source(layer, layer, 1.0, coded.bound, op.path)
+            coded.rescale = Rescale(layer, self.o.norm_bits, source, self._target(op, layer, own, steps))
+            coded.outlet = self._outlet(op, layer)
 
-    def _pool(self, op: Op) -> nn.Module:
-        pool, k = self._module(op.path), op.options
-        if isinstance(pool, nn.AvgPool2d):
-            return SumPool2d.of(pool)
-        size, kernel = k["size"], k["kernel"]
-        return AdaptiveSumPool2d.of(pool, (size[0], size[1]), (size[0] // kernel[0], size[1] // kernel[1]))
+    def _pool(self, op: Op) -> None:
+        """A sum in place of an average; real values stay averages, by a power of two."""
+        pool, k, edge = self._module(op.path), op.options, self.plan.edges[op.name]
+        real = edge.base == "norm" and edge.group in self.plan.real
+        if isinstance(pool, nn.AdaptiveAvgPool2d):
+            divisor = math.prod(k["kernel"]) if real else 1
+            self._exchange(op.path, AdaptiveSumPool2d.of(pool, tuple(k["size"]), tuple(k["kernel"]), divisor))
+        elif not real:
+            self._exchange(op.path, SumPool2d.of(pool))
+
+    def _target(self, op: Op, owner: nn.Module, own: dict[int, str], steps: dict[int, float]) -> Any:
+        """The grid that a norm or layer writes on: a neuron's, or its stream's."""
+        group = self.plan.edges[op.name].group
+        if group in own:
+            return self.membranes[own[group]]
+        owner.register_buffer("output_step", torch.tensor(steps[group]))
+        return Stream(owner)
+
+    def _outlet(self, op: Op, owner: nn.Module) -> Outlet:
+        edge = self.plan.edges[op.name]
+        reach = max(e.bound for e in self.plan.edges.values() if e.base == "norm" and e.group == edge.group)
+        return Outlet(owner, edge.low, edge.high, holding(reach, op.path), edge.group in self.plan.real)
+
+    def _entrance(self, op: Op) -> None:
+        edge = self.plan.edges[op.inputs[0]]
+        real = edge.base == "norm" and edge.group in self.plan.real
+        if real or (edge.base != "norm" and edge.fraction != 1):
+            self._module(op.path).register_forward_pre_hook(Entrance(None if real else edge.fraction))
 
     def _source(self, op: Op, owner: nn.Module, steps: dict[int, float]) -> Source:
         edge = self.plan.edges[op.inputs[0]]
@@ -133,16 +166,11 @@ class Builder:
         return Source(None, owner, 1.0, edge.bound, op.path)
 
     def _norm(self, op: Op, own: dict[int, str], steps: dict[int, float]) -> None:
-        norm: Any = CodedNorm.of(self._module(op.path), self.o.residual_bits)
+        norm: Any = CodedNorm.of(self._module(op.path))
         self._exchange(op.path, norm)
-        group = self.plan.edges[op.name].group
         source = self._source(op, norm, steps)
-        if group in own:
-            target: Any = self.membranes[own[group]]
-        else:
-            norm.register_buffer("output_step", torch.tensor(steps[group]))
-            target = Stream(norm)
-        norm.rescale = Rescale(norm, self.o.norm_bits, source, target)
+        norm.rescale = Rescale(norm, self.o.norm_bits, source, self._target(op, norm, own, steps))
+        norm.outlet = self._outlet(op, norm)
         norm.statistics = CodedStatistics(norm, source, self.o.freeze_norms)
 
     def _norm_neuron(self, op: Op, steps: dict[int, float]) -> None:

@@ -29,12 +29,12 @@ def batches_of(calibration: Any) -> Iterator[Tensor]:
 
 
 class Seen:
-    """What the float network shows on the calibration batches: largest norms of a stream, stored membranes."""
+    """What the float network shows on the calibration batches: largest values of a stream, stored membranes."""
 
     def __init__(self, network: Network, plan: Plan, batches: list[Tensor], o: Options) -> None:
         self.norms: dict[str, float] = {}
         self.membranes: dict[str, float] = {}
-        norms = [op.path for op in plan.ops if op.kind == "norm"]
+        norms = [path for group in plan.groups.values() for path in group]
         if not batches or (o.unit not in ("max", "percentile") and not norms):
             return
         training, hooks = {m: m.training for m in network.modules()}, []

@@ -65,6 +65,15 @@ def sum_pool(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]
     return windows.sum((-2, -1)).to(x.dtype)
 
 
+def adaptive_max(x: Tensor, size: list[int]) -> Tensor:
+    """Largest values of ``size`` windows that cover a map (N, C, H, W): rows ``floor(i H / h)`` to ``ceil((i+1) H / h)``."""
+    for dim, n in zip((-2, -1), size):
+        H = x.shape[dim]
+        parts = [x.narrow(dim, i * H // n, -(-(i + 1) * H // n) - i * H // n) for i in range(n)]
+        x = torch.cat([part.amax(dim, keepdim=True) for part in parts], dim)
+    return x
+
+
 def layer(x: Tensor, weight: Tensor, op: dict[str, Any]) -> Tensor:
     """Accumulators of a convolution or linear layer."""
     dtype = INT[op["wide"]]
@@ -101,7 +110,8 @@ def _one(
         assert weight is not None
         out = layer(x, weight, op)
         if "k" in op:
-            return rescale(out, tensors[f"{i}.M"], tensors[f"{i}.B"], op["k"], op["wide_scale"])
+            out = rescale(out, tensors[f"{i}.M"], tensors[f"{i}.B"], op["k"], op["wide_scale"])
+            return out.clamp(op["low"], op["high"]) if "low" in op else out
         if f"{i}.bias" not in tensors:
             return out
         return out + tensors[f"{i}.bias"].to(out.dtype).view(1, -1, *[1] * (out.dim() - 2))
@@ -125,10 +135,21 @@ def _one(
         return F.max_pool2d(x, op["kernel"], op["stride"], op["padding"], op["dilation"], op["ceil"])
     if kind == "sum_pool":
         return sum_pool(x.to(INT[op["wide"]]), op["kernel"], op["stride"], op["padding"])
-    if kind in ("add", "mul"):
-        dtype = INT[op["wide"]]
-        a, b = given[0].to(dtype), given[-1].to(dtype)
-        return a + b if kind == "add" else a * b
+    if kind in ("add", "mul", "cat"):
+        parts = [v.to(INT[op["wide"]]) * f for v, f in zip(given, op.get("factors", [1] * len(given)))]
+        if kind == "cat":
+            return torch.cat(parts, op["dim"])
+        return parts[0] + parts[1] if kind == "add" else parts[0] * parts[1]
+    if kind == "matmul":
+        return torch.matmul(*(v.to(INT[op["wide"]]) for v in given))
+    if kind == "adaptive_max":
+        return adaptive_max(x, op["size"])
+    if kind == "replicate":
+        return x.repeat_interleave(op["times"][0], -2).repeat_interleave(op["times"][1], -1)
+    if kind == "sum":
+        return x.to(INT[op["wide"]]).sum(op["dims"], dtype=INT[op["wide"]])
+    if kind == "permute":
+        return x.permute(op["dims"])
     if kind == "affine":
         return x * op["factor"] + op["offset"]
     if kind == "repeat":
@@ -137,7 +158,5 @@ def _one(
         return x.reshape(x.shape[0], *op["shape"])
     if kind == "slice":
         return x[tuple(slice(*s) for s in op["index"])]
-    if kind == "pad":
-        return F.pad(x, op["pad"])
-    assert kind == "cat"
-    return torch.cat([v.to(torch.int64) for v in given], op["dim"])
+    assert kind == "pad"
+    return F.pad(x, op["pad"])

@@ -196,12 +196,18 @@ class FoldedBuilder(Builder):
         """Refuse streams, and anything between a layer and its norm."""
         name = "scheme 'mint'" if o.scheme == "mint" else "unit='weights'"
         ops = {op.name: op for op in plan.ops}
+        logits = plan.edges[plan.output].group
         for group, readers in plan.readers.items():
-            if len(readers) != 1 or readers[0][0] == "layer":
+            if group == logits:
+                continue
+            if len(readers) != 1 or readers[0][0] == "layer" or group in plan.real:
                 raise SpikedistillError(
                     f"{name} refuses {plan.groups[group][0]}: it writes to a residual stream of real values, which is "
-                    "not one step's; MS networks take scheme='uniform'"
+                    "not one step's; take scheme='uniform'"
                 )
+        for path, (kind, *_) in plan.ends.items():
+            if kind == "stream" and plan.op(path).name != plan.output:
+                raise SpikedistillError(f"{name} folds norms into layers; the output of {path} is joined without one")
         for op in plan.ops:
             edge = plan.edges[op.inputs[0]] if op.inputs else None
             if op.kind in ("norm", "norm_neuron") and (edge is None or ops[op.inputs[0]].kind != "layer"):
@@ -249,16 +255,16 @@ class FoldedBuilder(Builder):
                 paths += [self.plan.edges[norm.inputs[0]].layer for norm in norms]
         return paths
 
-    def _layer(self, op: Op, steps: dict[int, float]) -> None:
+    def _layer(self, op: Op, own: dict[int, str], steps: dict[int, float]) -> None:
         kind, reader, _ = self.plan.ends[op.path]
-        if kind == "logits":
-            super()._layer(op, steps)
+        if kind in ("logits", "stream"):
+            super()._layer(op, own, steps)
             return
         layer, edge = self._module(op.path), self.plan.edges[op.inputs[0]]
         layer.register_buffer("input_step", torch.tensor(self._step(edge, steps)))
         norm = self._module(reader) if kind == "norm" else None
         if norm is not None and not isinstance(norm, NormNeuron | CodedNorm):
-            norm = CodedNorm.of(norm, self.o.residual_bits)
+            norm = CodedNorm.of(norm)
             self._exchange(reader, norm)
         owner = next(o for o in self.plan.ops if o.kind in ("norm_neuron", "neuron") and op.path in self._layers_of(o))
         membrane: Any = self.membranes[owner.path]
@@ -273,7 +279,7 @@ class FoldedBuilder(Builder):
     def _norm(self, op: Op, own: dict[int, str], steps: dict[int, float]) -> None:
         norm: Any = self._module(op.path)
         if not isinstance(norm, CodedNorm):
-            norm = CodedNorm.of(norm, self.o.residual_bits)
+            norm = CodedNorm.of(norm)
             self._exchange(op.path, norm)
 
     def _norm_neuron(self, op: Op, steps: dict[int, float]) -> None:

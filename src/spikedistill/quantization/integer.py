@@ -175,10 +175,16 @@ class _Converter:
             one = {"op": op.kind, "in": [index[name] for name in op.inputs], **op.options}
             if op.path and op.kind in ("layer", "norm", "norm_neuron", "neuron"):
                 one |= {"path": op.path, **getattr(self, op.kind)(i, op)}
-            elif op.kind in ("add", "mul", "sum_pool", "affine"):
+            elif op.kind in ("add", "cat", "mul", "sum_pool", "affine"):
                 one["wide"] = plan.edges[op.name].bound >= 1 << 31
+            if op.kind in ("add", "cat"):
+                finest = self.value(op.name)
+                factors = [int(self.value(name) / finest) for name in op.inputs]
+                one |= {"factors": factors} if set(factors) != {1} else {}
             ops.append(one)
         out = index[plan.output]
+        if plan.edges[plan.output].base != "layer":
+            self.scale = self.value(plan.output)
         header = {
             "format": FORMAT, "version": VERSION, "ops": ops[: out + 1], "time_steps": self.T, "scale": self.scale,
             "input": {"kind": entrance.kind, "limit": entrance.limit, "size": self.options["input_size"]},
@@ -188,6 +194,13 @@ class _Converter:
     def module(self, path: str) -> Any:
         return self.network.get_submodule(path)
 
+    def value(self, name: str) -> float:
+        """What one code means, up to a step that all which are compared share."""
+        edge = self.plan.edges[name]
+        if edge.base != "norm" or edge.group not in self.plan.real:
+            return edge.step * edge.share
+        return float(self.module(self.plan.groups[edge.group][0]).output_step) * edge.share
+
     def layer(self, i: int, op: Any) -> dict[str, Any]:
         coded = self.module(op.path).forward
         codes = coded.codes()
@@ -195,6 +208,8 @@ class _Converter:
         out = {"bits": coded.format.bits, "shape": list(codes.shape), "wide": 2 * coded.bound >= 1 << 31}
         if coded.rescale is not None:
             out |= self.rescale(i, coded.rescale, *coded.plain())
+        if coded.outlet is not None:
+            out |= {"low": coded.outlet.low, "high": coded.outlet.high}
         if coded.logits:
             self.scale = float(coded.step().flatten()[0].float())  # few mantissa bits: exact
         bias = coded.offset()
@@ -212,7 +227,10 @@ class _Converter:
         m = self.module(op.path)
         if m.rescale is None:
             return {}
-        return self.rescale(i, m.rescale, *m.affine_map(m.running_mean, m.running_var)) | {"low": m.low, "high": m.high}
+        return self.rescale(i, m.rescale, *m.affine_map(m.running_mean, m.running_var)) | {
+            "low": m.outlet.low,
+            "high": m.outlet.high,
+        }
 
     def neuron_numbers(self, neuron: Any, membrane: Any, bound: float) -> dict[str, Any]:
         grid = membrane.grid()

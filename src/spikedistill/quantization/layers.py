@@ -15,7 +15,7 @@ from ..errors import SpikedistillError
 from ..neurons.dynamics import round_ste, saturate_ste
 from .arithmetic import exact, holding, steps
 from .membrane import Membrane
-from .norm import Rescale
+from .norm import Outlet, Rescale
 from .weights import WeightFormat, exact_scale, learned_scale, learned_start, limit, weight_codes, weight_scale
 
 
@@ -23,7 +23,8 @@ class CodedLayer:
     """Forward of a convolution or linear layer on codes: accumulators, or what the layer's place in the network asks.
 
     ``bound`` is the largest magnitude of its accumulators. With ``rescale`` (a layer straight before a neuron) the
-    accumulators become the neuron's current; with ``logits`` (T) they become real logits, ``(acc + bias code) * step``.
+    accumulators become the neuron's current, or (``outlet``) codes of a stream; with ``logits`` (T) they become real
+    logits, ``(acc + bias code) * step``.
     """
 
     def __init__(self, layer: Any, f: WeightFormat, bound_in: int, path: str) -> None:
@@ -32,6 +33,7 @@ class CodedLayer:
         self.bound_in = bound_in
         self.rescale: Rescale | None = None
         self.membrane: Membrane | None = None
+        self.outlet: Outlet | None = None
         self.logits = 0
         if f.bits is None:
             return
@@ -76,6 +78,8 @@ class CodedLayer:
         """The bias in accumulator units, saturating at the accumulators' bound (logits only)."""
         if self.layer.bias is None:
             return None
+        if self.format.bits is None:
+            return self.layer.bias.double() / self.step().flatten()
         return saturate_ste(round_ste(self.layer.bias.double() / self.step().flatten()), -self.bound, self.bound)
 
     def offset(self) -> Tensor | None:
@@ -114,10 +118,12 @@ class CodedLayer:
         return round_ste(acc) if x.is_cuda and self.format.bits is not None else acc
 
     def current(self, acc: Tensor) -> Tensor:
-        """The neuron's current in codes."""
+        """The neuron's current, or the stream, in codes."""
         assert self.rescale is not None
-        assert self.membrane is not None
         code = self.rescale(acc, *self.plain())
+        if self.outlet is not None:
+            return self.outlet(code)
+        assert self.membrane is not None
         bound = self.membrane.bound(self.rescale.bounds()[1], steps(self.membrane.neuron))
         return code.to(holding(bound, self.path))
 
@@ -125,8 +131,8 @@ class CodedLayer:
         """Real logits, float32; exact multiples of :meth:`step`."""
         bias = self.offset()
         if bias is not None:
-            acc = acc + bias.to(acc.dtype)
-        return (acc.double() * self.step().flatten()).float()
+            acc = acc + bias.to(acc.dtype).view(1, -1, *[1] * (acc.dim() - 2))
+        return (acc.double() * self.step().flatten()[0]).float()
 
 
 def input_table(network: Any, bits: int) -> tuple[Tensor, float]:
@@ -171,6 +177,17 @@ class InputCodes:
             )
 
 
+class Exactly:
+    """Forward of a module whose own code multiplies codes: without autocast and reduced precision."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, x: Tensor, *args: Any) -> Tensor:
+        with exact(x):
+            return type(self.module).forward(self.module, x, *args)
+
+
 class SumPool2d(nn.AvgPool2d):
     """Average pooling on codes: the sum; its divisor is in the next scale."""
 
@@ -186,17 +203,20 @@ class SumPool2d(nn.AvgPool2d):
 
 
 class AdaptiveSumPool2d(nn.AdaptiveAvgPool2d):
-    """Adaptive average pooling whose windows do not overlap, on codes: the sum."""
+    """Adaptive average pooling whose windows do not overlap, on codes: the sum, over ``divisor``."""
 
     graph_leaf = True
     window: tuple[int, int]
     size: tuple[int, int]
+    divisor: int
 
     @classmethod
-    def of(cls, pool: nn.AdaptiveAvgPool2d, size: tuple[int, int], out: tuple[int, int]) -> "AdaptiveSumPool2d":
+    def of(
+        cls, pool: nn.AdaptiveAvgPool2d, size: tuple[int, int], window: tuple[int, int], divisor: int
+    ) -> "AdaptiveSumPool2d":
         """For maps of ``size``, the one that the network was quantized for."""
         made = cls(pool.output_size)
-        made.size, made.window = size, (size[0] // out[0], size[1] // out[1])
+        made.size, made.window, made.divisor = size, window, divisor
         return made
 
     def forward(self, x: Tensor) -> Tensor:
@@ -205,4 +225,4 @@ class AdaptiveSumPool2d(nn.AdaptiveAvgPool2d):
                 f"this network was quantized for maps of {self.size} before its global pooling, found "
                 f"{tuple(x.shape[-2:])}; quantize it with a calibration batch of the size you use"
             )
-        return F.avg_pool2d(x, self.window, self.window, divisor_override=1)
+        return F.avg_pool2d(x, self.window, self.window, divisor_override=self.divisor)

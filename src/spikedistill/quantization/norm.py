@@ -18,6 +18,7 @@ from ..neurons import NormNeuron
 from ..neurons.dynamics import round_ste, saturate_ste
 from .arithmetic import FLOAT32, holding, number, steps
 from .membrane import Membrane, Number, plain, ratio
+from .plan import binary
 from .weights import limit
 
 
@@ -30,7 +31,7 @@ class Target(Protocol):
 
 
 class Stream:
-    """The grid of a residual stream: ``output_step`` of the norm that writes to it, a power of two."""
+    """The grid of a residual stream: ``output_step`` of the norm or layer that writes to it, a power of two."""
 
     def __init__(self, norm: nn.Module) -> None:
         self.norm = norm
@@ -38,6 +39,31 @@ class Stream:
     def per_unit(self) -> Number:
         """1 / step."""
         return 1 / number(self.norm, "output_step")
+
+
+class Outlet:
+    """Codes that leave a norm or layer for others: saturated, in ``dtype``; with ``real`` as values, codes times step."""
+
+    def __init__(self, owner: nn.Module, low: int, high: int, dtype: torch.dtype, real: bool) -> None:
+        self.owner, self.low, self.high, self.dtype, self.real = owner, low, high, dtype, real
+
+    def __call__(self, code: Tensor) -> Tensor:
+        out = saturate_ste(code, self.low, self.high).to(self.dtype)
+        return out * number(self.owner, "output_step") if self.real else out
+
+
+class Entrance:
+    """Forward pre-hook where floats that are not codes enter: ``x / value``, rounded where that is not exact.
+
+    ``value``: the float of one code (None: the module's ``input_step``, a power of two).
+    """
+
+    def __init__(self, value: float | None) -> None:
+        self.value = value
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = args[0] / (number(module, "input_step") if self.value is None else self.value)
+        return (x if self.value is None or binary(self.value) else round_ste(x), *args[1:])
 
 
 class Source:
@@ -201,16 +227,14 @@ class CodedNorm(nn.modules.batchnorm._BatchNorm):
 
     graph_leaf = True
     rescale: Rescale | None = None  # None: the norm is folded into the layer before it
-    low: int
-    high: int
+    outlet: Outlet
 
     @classmethod
-    def of(cls, norm: nn.modules.batchnorm._BatchNorm, residual_bits: int) -> "CodedNorm":
+    def of(cls, norm: nn.modules.batchnorm._BatchNorm) -> "CodedNorm":
         """With the parameters and statistics of ``norm``."""
         out = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         out.load_state_dict(norm.state_dict())
         out.train(norm.training)
-        out.low, out.high = -(1 << (residual_bits - 1)), (1 << (residual_bits - 1)) - 1
         return out.to(norm.running_mean.device)  # type: ignore[union-attr]
 
     def _check_input_dim(self, input: Tensor) -> None: ...
@@ -238,8 +262,7 @@ class CodedNorm(nn.modules.batchnorm._BatchNorm):
         if self.rescale is None:
             return x
         statistics: Any = self.statistics
-        code = saturate_ste(self.rescale(x, *self.affine_map(*statistics(x))), self.low, self.high)
-        return code.float()
+        return self.outlet(self.rescale(x, *self.affine_map(*statistics(x))))
 
     def update(self) -> None:
         """Choose the shifts from the running statistics."""

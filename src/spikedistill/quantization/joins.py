@@ -1,0 +1,104 @@
+"""Which edges share a grid: groups of norms and layers, sums and concatenations of edges."""
+
+from dataclasses import replace
+
+from ..errors import SpikedistillError
+from ..networks.base import Network
+from ..networks.graph import Graph, Node
+from .plan import Edge, Plan, binary, given, refuse
+
+
+class Joins:
+    """What readers of modules and of functions share: the plan so far, and the groups of norms that write on one grid.
+
+    ``finest``: the smallest step that a stream can have; ranges of spikes that join one are bounded by it.
+    """
+
+    def __init__(self, network: Network, graph: Graph, residual_bits: int, finest: float) -> None:
+        self.network, self.graph, self.finest, self.plan = network, graph, finest, Plan()
+        self.residual = (-(1 << (residual_bits - 1)), (1 << (residual_bits - 1)) - 1)
+        self.parent: dict[int, int] = {}
+        self.pooled: list[tuple[int, int, Node]] = []  # (group, divisor, node) of pools in streams
+
+    def edge(self, node: Node, i: int = 0) -> Edge:
+        """What a node's i-th input carries."""
+        return self.plan.edges[given(node)[i]]
+
+    def group(self, path: str) -> int:
+        """A new group, of one norm or layer."""
+        group = len(self.parent)
+        self.parent[group] = group
+        self.plan.groups[group], self.plan.readers[group] = [path], []
+        return group
+
+    def root(self, group: int) -> int:
+        """The group that this one has become part of."""
+        while self.parent[group] != group:
+            group = self.parent[group]
+        return group
+
+    def union(self, a: int, b: int) -> None:
+        """Both write on one grid."""
+        a, b = sorted((self.root(a), self.root(b)))
+        if a != b:
+            self.parent[b] = a
+            self.plan.groups[a] += self.plan.groups.pop(b)
+            self.plan.readers[a] += self.plan.readers.pop(b)
+            if b in self.plan.real:
+                self.real(a, self.plan.real.pop(b))
+
+    def real(self, group: int, most: float = 1.0) -> None:
+        """Floats of this group are real values; its step is at most ``most``."""
+        root = self.root(group)
+        self.plan.real[root] = min(most, self.plan.real.get(root, most))
+
+    def read_by(self, edge: Edge, kind: str, path: str) -> None:
+        """A group's reader."""
+        self.plan.readers[self.root(edge.group)].append((kind, path))
+
+    def join(self, node: Node, edges: list[Edge]) -> tuple[Edge, list[tuple[int, int]]]:
+        """The grid that ``edges`` share, and the range of each on it.
+
+        Equal steps are one grid. Otherwise all must be real values in steps of powers of two: the finest is the grid, and
+        a stream that spikes join carries real values from then on.
+        """
+        first, streams = edges[0], [e for e in edges if e.base == "norm"]
+        for stream in streams[1:]:
+            self.union(streams[0].group, stream.group)
+        unequal = {(e.base, e.step, e.share, e.fraction) for e in edges}
+        if len(unequal) == 1 and first.base != "layer":
+            return first, [(e.low, e.high) for e in edges]
+        if not all(e.real or (e.base == "norm" and binary(e.share)) for e in edges):
+            raise refuse(node, "joins codes whose steps are not powers of two apart")
+        if not streams:
+            value = min(e.fraction for e in edges)
+            factors = [e.fraction / value for e in edges]
+            grid = Edge("step", 0, 0, step=1.0, share=value, fraction=value)
+        else:
+            share = min(e.share for e in streams)
+            for e in edges:
+                self.real(streams[0].group, 1.0 if e.base == "norm" else e.fraction)
+            factors = [e.share / share if e.base == "norm" else e.fraction / (self.finest * share) for e in edges]
+            grid = replace(streams[0], share=share)
+        return grid, [(int(e.low * f), int(e.high * f)) for e, f in zip(edges, factors)]
+
+    def finish(self) -> None:
+        """Groups as they have become; refuses what only the whole shows."""
+        plan = self.plan
+        plan.edges = {
+            name: replace(edge, group=self.root(edge.group)) if edge.base == "norm" else edge
+            for name, edge in plan.edges.items()
+        }
+        for group, divisor, node in self.pooled:
+            if self.root(group) in plan.real and not binary(divisor):
+                raise refuse(
+                    node, f"divides a stream that others join by {divisor}; only by powers of two it stays exact"
+                )
+        for group, readers in plan.readers.items():
+            alone = len(readers) == 1 and group not in plan.real
+            if not alone and any(kind == "residual" for kind, _ in readers):
+                path = next(path for kind, path in readers if kind == "residual")
+                raise SpikedistillError(
+                    f"cannot quantize {path}: its residual, from {plan.groups[group][0]}, is read or joined by others too "
+                    "and has no grid of its own"
+                )
