@@ -21,7 +21,7 @@ class TemporalConsistency(Objective):
     """Every step learns from every other: ``mean_{i != j} tau^2 KL(softmax(z_j/tau) || softmax(z_i/tau))``, z_j detached.
 
     D. Zhao et al., "Improving stability and performance of spiking neural networks through enhancing temporal consistency"
-    (ETC), 2023; temperature 4 is the official code's. The official training weighs it beside ``temporal_efficient_training``
+    (ETC), Pattern Recognition, 2024; temperature 4 is the official code's. The official training weighs it beside ``temporal_efficient_training``
     or ``cross_entropy``.
 
     Shape: logits (T, N, K), T at least 2.
@@ -31,7 +31,7 @@ class TemporalConsistency(Objective):
     YAML: ``{type: temporal_consistency, temperature: 4.0}``
     """
 
-    cites = ("zhao2023improving",)
+    cites = ("zhao2024improving",)
 
     def __init__(self, temperature: float = 4.0, weight: Weight = 1.0, name: str | None = None) -> None:
         super().__init__(weight, name)
