@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from .compilation import Mode, compiled, eager, enable, mode, uncompiled, use
 from .dynamics import Constants, Number
-from .kernels import Plan, into, kernels, statistics, through, totals, wide
+from .kernels import DECAY, GAIN, Plan, into, kernels, statistics, through, totals, wide
 
 __all__ = ["Batch", "compiled", "eager", "enable", "mode", "moments", "run", "uncompiled", "usable"]
 
@@ -144,12 +144,13 @@ def _backward(
     gp = gq = gk = None
     k1 = k2 = zero = torch.zeros_like(k if a is None else a)
     center = zero if batch is None else batch.mean
-    g, s, q, decay, gain = kernels(plan).gradients(*arguments, center if counted else None)
+    gains = k[GAIN].expand(len(a)).contiguous() if plan.norm else None
+    g, s, q, decay, gain = kernels(plan).gradients(*arguments, center if counted else None, gains)
     if decay is not None and gain is not None:
         gk = torch.zeros_like(k)
-        gk[0], gk[1] = decay.sum(), gain.sum()
+        gk[DECAY], gk[GAIN] = decay.sum(), gain.sum()
     if counted:
-        s, q = totals[last](s, q)
+        s, q = totals[last](g if plan.encode else s, q)
         gq, gp = s, q
         if batch is not None:
             gp = gp * batch.rstd

@@ -67,7 +67,8 @@ class Plan:
 
 
 _Optional = Tensor | None
-# gI of all steps; then, summed over time but not over places: s, q, gradients of decay and of gain.
+# gI of all steps; then, summed over time but not over places: s, q, gradients of decay and of gain. With a constant
+# current gI is summed over time too, and s, the same, is None.
 Gradients = tuple[Tensor, _Optional, _Optional, _Optional, _Optional]
 
 
@@ -151,10 +152,15 @@ class _Arithmetic:
 
     def gradients(
         self, x: Tensor, a: _Optional, b: _Optional, residual: _Optional, k: Tensor, g_spikes: Tensor,
-        g_charged: _Optional, center: _Optional,
+        g_charged: _Optional, center: _Optional, gain: _Optional,
     ) -> Gradients:  # fmt: skip
-        """Of the currents; what the statistics' (with ``center``), decay's and gain's are sums of."""
+        """Of the currents; what the statistics' (with ``center``), decay's and gain's are sums of.
+
+        ``gain`` is the neuron's for each channel, where there is a norm: all results then depend on the channel, and the
+        compiler makes one loop of them; else it would merge some loops' dimensions, and keep gH in between.
+        """
         steps, p = range(self.p.T), self.p
+        factor = k[GAIN] if gain is None else self.channel(gain)
         before, currents, charged = [], [], []
         v = k[INITIAL]
         for t in steps:
@@ -181,28 +187,28 @@ class _Arithmetic:
             fired = gs * self.surrogate(u, k)
             gh = fired if gh is None else gh + fired
             g_charges.append(gh)
-            g_currents.append(gh if p.grid else gh * k[GAIN])
+            g_currents.append(gh if p.grid and gain is None else gh * factor)
             gv = gh if p.grid and p.leak_first else gh * k[DECAY]
         g_currents, g_charges = g_currents[::-1], g_charges[::-1]
-        s = q = decay = gain = None
+        s = q = of_decay = of_gain = None
         if center is not None:
             c = self.channel(center)
             s = add(g_currents)
             q = s * (self.input(x, 0) - c) if p.encode else weighted(g_currents, [self.input(x, t) - c for t in steps])
         if p.learned:
-            decay, gain = weighted(g_charges, before), weighted(g_charges, currents)
+            of_decay, of_gain = weighted(g_charges, before), weighted(g_charges, currents)
         if p.encode:
             g = add(g_currents)
-            return g if p.norm else g.to(x.dtype), s, q, decay, gain
+            return g if p.norm else g.to(x.dtype), None, q, of_decay, of_gain
         # Cast each, then stack: twice as fast.
-        return torch.stack([g.to(x.dtype) for g in g_currents]), s, q, decay, gain
+        return torch.stack([g.to(x.dtype) for g in g_currents]), s, q, of_decay, of_gain
 
 
 class Kernels:
     """The kernels of one plan.
 
     ``forward(x, a, b, residual, k)`` -> spikes, charged membranes or None.
-    ``gradients(x, a, b, residual, k, g_spikes, g_charged, center)`` -> :data:`Gradients`.
+    ``gradients(x, a, b, residual, k, g_spikes, g_charged, center, gain)`` -> :data:`Gradients`.
     Plans that differ only in what a kernel does not use share it.
     """
 
@@ -237,9 +243,9 @@ def _gradients(p: Plan) -> Kernel:
 
     def gradients(
         x: Tensor, a: _Optional, b: _Optional, residual: _Optional, k: Tensor, g_spikes: Tensor, g_charged: _Optional,
-        center: _Optional,
+        center: _Optional, gain: _Optional,
     ) -> Gradients:  # fmt: skip
-        return ops.gradients(x, a, b, residual, k, g_spikes, g_charged, center)
+        return ops.gradients(x, a, b, residual, k, g_spikes, g_charged, center, gain)
 
     return Kernel(gradients, f"gradients_{_gradients.cache_info().currsize}")
 
