@@ -1,5 +1,6 @@
 """Quantized networks for exchange formats: the same operations on codes, without the roundings between them."""
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ from torch import nn
 
 from ..networks.graph import Node, Ref
 from ..neurons import Neuron, NormNeuron
-from ..quantization.norm import Rescale
+from ..quantization.norm import Entrance, Rescale
 from .layers import Refusal, Terms, total
 from .lowering import GraphBuilder, as_array
 
@@ -30,11 +31,20 @@ class CodedBuilder(GraphBuilder):
         return self.rounded(super().norm(node, m), m.grid if isinstance(m, NormNeuron) else m)
 
     def rounded(self, terms: Terms, part: Any) -> Terms:
-        """Note that the layer whose output ``part`` rescales is rounded there."""
+        """Note that the layer whose output ``part`` rescales is rounded there; a stream that spikes join has its values."""
         if getattr(part, "rescale", None) is not None:
             for name in terms:
                 self.layers[name].step = 1.0
-        return terms
+        outlet = getattr(part, "outlet", None)
+        value = float(outlet.owner.output_step) if outlet is not None and outlet.real else 1.0
+        return {name: factor * value for name, factor in terms.items()}
+
+    def given(self, node: Node, index: int = 0) -> Terms:
+        """In codes, also where the network's own code gives other floats."""
+        terms = super().given(node, index)
+        hooks = node.module._forward_pre_hooks.values() if node.module is not None and index == 0 else ()
+        value = prod(hook.of(node.module) for hook in hooks if isinstance(hook, Entrance))
+        return {name: factor / value for name, factor in terms.items()}
 
     def weights(self, m: Any) -> tuple[np.ndarray, np.ndarray]:
         coded: Any = m.forward

@@ -35,7 +35,7 @@ def freeze(network: Network) -> Network:
     """Fix weight codes, multipliers, offsets and grids of a quantized network, in place; sum pools of any network."""
     for module in network.modules():
         if isinstance(module, AdaptiveSumPool2d):
-            module.forward = _Sums(module.window, module.window, 0, 1)  # type: ignore[method-assign]
+            module.forward = _Sums(module.window, module.window, 0, module.divisor)  # type: ignore[method-assign]
         elif isinstance(module, nn.AvgPool2d) and (module.divisor_override or isinstance(module, SumPool2d)):
             pool: Any = module
             stride = module.stride or module.kernel_size

@@ -61,8 +61,12 @@ class Entrance:
     def __init__(self, value: float | None) -> None:
         self.value = value
 
+    def of(self, module: nn.Module) -> float:
+        """The float of one code that enters ``module``."""
+        return number(module, "input_step") if self.value is None else self.value
+
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x = args[0] / (number(module, "input_step") if self.value is None else self.value)
+        x = args[0] / self.of(module)
         return (x if self.value is None or binary(self.value) else round_ste(x), *args[1:])
 
 
