@@ -41,9 +41,10 @@ class CodedBuilder(GraphBuilder):
 
     def given(self, node: Node, index: int = 0) -> Terms:
         """In codes, also where the network's own code gives other floats."""
-        terms = super().given(node, index)
-        hooks = node.module._forward_pre_hooks.values() if node.module is not None and index == 0 else ()
-        value = prod(hook.of(node.module) for hook in hooks if isinstance(hook, Entrance))
+        terms, module = super().given(node, index), node.module
+        if module is None or index:
+            return terms
+        value = prod(hook.of(module) for hook in module._forward_pre_hooks.values() if isinstance(hook, Entrance))
         return {name: factor / value for name, factor in terms.items()}
 
     def weights(self, m: Any) -> tuple[np.ndarray, np.ndarray]:
