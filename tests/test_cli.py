@@ -1,4 +1,5 @@
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -155,6 +156,40 @@ def test_export_of_a_trained_student(run, tmp_path, capsys, to):
     assert out.stat().st_size > 1000
     assert cli.main(["export", f"{run}:teacher", "--to", "integer", "--out", str(tmp_path / "t")]) == 2
     assert "error" in capsys.readouterr().err
+
+
+def test_exports_that_are_refused_write_nothing(run, tmp_path, capsys):
+    missing, option = str(tmp_path / "no" / "a"), ["--allow-lossy", "--to", "onnx", "--out", str(tmp_path / "a")]
+    for args, words in (
+        (["--to", "integer", "--out", missing], "there is no folder"),
+        (["--to", "integer", "--out", str(tmp_path)], "it is a folder"),
+        (option, "--allow-lossy belongs to --to nir"),
+        (["--to", "nir", "--per-step", "--out", str(tmp_path / "a")], "--per-step belongs to --to onnx"),
+        (["--to", "integer", "--out", str(tmp_path / "a")], "to_integer takes a quantized network"),
+    ):
+        assert cli.main(["export", str(run), *args]) == 2
+        assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_warnings_are_one_line(run, tmp_path, capsys):
+    pytest.importorskip("nir")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        args = ["export", str(run), "--to", "nir", "--weight-bits", "4", "--out", str(tmp_path / "a")]
+        assert cli.main(args) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {tmp_path / 'a'}: ")
+    assert "weights rounded to 4 bits" in line
+
+
+def test_one_seed_answers_to_its_own_name(run, capsys):
+    assert cli.main(["evaluate", f"{run}/seed-0:student"]) == 0
+    assert "stage student" in capsys.readouterr().out
+    assert cli.main(["evaluate", f"{run}/seed-1:student"]) == 2
+    assert "no run at" in capsys.readouterr().err
+    assert cli.main(["evaluate", f"{run}:studnet"]) == 2
+    assert "it has teacher, student" in capsys.readouterr().err
 
 
 def test_a_group_without_a_command_prints_its_help(capsys):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +29,9 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="folder[/seed-N]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for what the user has to mend, 130 when stopped."""
     try:
-        result = app(list(argv) if argv is not None else None, standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn  # type: ignore[assignment]
+            result = app(list(argv) if argv is not None else None, standalone_mode=False)
         return int(result or 0)
     except SpikedistillError as error:
         return _fail(str(error))
@@ -48,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(message(), file=sys.stderr)
             return 2
         return _fail(message())
+
+
+def _warn(message: Warning | str, *_: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _fail(words: str) -> int:
@@ -222,27 +229,37 @@ def export(
     weight_bits: Annotated[int | None, typer.Option(help="NIR: round weights to so many bits, thresholds too.")] = None,
     per_step: Annotated[bool, typer.Option("--per-step", help="ONNX: one time step, state in and out.")] = False,
 ) -> None:
-    """Write a stage's network for other tools."""
+    """Write a stage's network for other tools; the whole file or, where the network has no such form, none."""
+    from . import export as formats
+    from .export.files import destination, written_whole
+    from .training.compiling import compiling
     from .training.reevaluate import open_run
 
     if to not in ("nir", "onnx", "integer"):
         raise SpikedistillError(f"--to is nir, onnx or integer; found {to!r}")
+    given = {
+        "--allow-lossy": ("nir", allow_lossy),
+        "--weight-bits": ("nir", weight_bits),
+        "--per-step": ("onnx", per_step),
+    }
+    for option, (of, value) in given.items():
+        if value and to != of:
+            raise SpikedistillError(f"{option} belongs to --to {of}; found --to {to}")
+    destination(out)
     _, stage, _, data, network = open_run(run)
     x, _ = next(iter(data.batches("test", 16)))
-    if to == "integer":
-        from .quantization import to_integer
+    with compiling(False):
+        if to == "nir":
+            formats.to_nir(network, out, x, allow_lossy=allow_lossy, weight_bits=weight_bits)
+        elif to == "onnx":
+            formats.to_onnx(network, out, x, per_step=per_step)
+        else:
+            from .quantization import to_integer
 
-        whole = to_integer(network)
-        whole.save(out)
-        print(f"{out}: {whole.nbytes:,} bytes")
-        return
-    from . import export as formats
-
-    if to == "nir":
-        formats.to_nir(network, out, x, allow_lossy=allow_lossy, weight_bits=weight_bits)
-    else:
-        formats.to_onnx(network, out, x, per_step=per_step)
-    print(f"{out}: stage {stage}")
+            whole = to_integer(network)
+            with written_whole(out) as temporary:
+                whole.save(temporary)
+    print(f"{out}: stage {stage}, {out.stat().st_size:,} bytes")
 
 
 @app.command()

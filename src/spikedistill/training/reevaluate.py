@@ -32,18 +32,21 @@ class Reading:
 
 
 def split_run(text: str) -> tuple[Path, str | None]:
-    """``folder[/seed-N][:STAGE]`` into folder and stage."""
-    folder, colon, stage = text.rpartition(":")
-    if colon and not Path(text).exists():
-        return Path(folder), stage
-    return Path(text), None
+    """``folder[/seed-N][:STAGE]`` into folder and stage; a run of one seed has no folder for it."""
+    before, colon, after = text.rpartition(":")
+    folder, stage = (Path(before), after) if colon and not Path(text).exists() else (Path(text), None)
+    if not folder.exists() and (folder.parent / "recipe.yaml").exists():
+        _, recipe = read_claim(folder.parent)
+        if recipe.seeds == 1 and folder.name == f"seed-{recipe.seed}":
+            folder = folder.parent
+    return folder, stage
 
 
 def open_run(text: str, data: Data | None = None) -> tuple[Path, str, Recipe, Data, Any]:
     """Stage folder, stage name, recipe, data and network of a run as the command line names it."""
     folder, stage = split_run(text)
     if not folder.exists():
-        raise SpikedistillError(f"no run at {folder}")
+        raise SpikedistillError(f"no run at {folder}; give the folder that `spikedistill train` wrote")
     place = find_stage(folder, stage)
     _, recipe = read_claim(place.parents[1])
     opened = data if data is not None else datasets.open(recipe.data, recipe.all_time_steps())

@@ -104,12 +104,13 @@ def find_stage(run: Path, stage: str | None) -> Path:
         if not seeds:
             raise SpikedistillError(f"{run} is neither a run folder nor a network folder")
         run = seeds[0]
-    found = {p.name: p for p in (run / "stages").iterdir() if (p / "config.json").exists()}
+    stages = [p.name for p in (run / "stages").iterdir()]
+    order = read_json(run / "order.json")["stages"] if (run / "order.json").exists() else sorted(stages)
+    found = {name: run / "stages" / name for name in order if (run / "stages" / name / "config.json").exists()}
     if not found:
         raise SpikedistillError(f"{run} holds no finished stage yet; continue it with `spikedistill resume {run}`")
     if stage is None:
-        order = list(read_json(run / "order.json")["stages"]) if (run / "order.json").exists() else sorted(found)
-        return found[[name for name in order if name in found][-1]]
+        return [*found.values()][-1]
     if stage not in found:
         raise SpikedistillError(f"{run} has no finished stage {stage!r}; it has {', '.join(found)}")
     return found[stage]
