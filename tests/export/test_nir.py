@@ -100,7 +100,7 @@ class Odd(Network):
 
     def body(self, x: Tensor) -> Tensor:
         x = self.neuron1(self.pool1(self.conv1(x)))
-        x = self.neuron2(self.conv2(x) * 2 + 0.5 * x)
+        x = self.neuron2((self.conv2(x) * 2).add_(0.5 * x))
         x = self.neuron2(self.conv2(x))
         return self.head(self.sum(x).mean((2, 3)))
 

@@ -79,7 +79,7 @@ class GraphBuilder:
             return self.add(Layer("input", "input", node.shape[1:], {}))
         module = node.module
         if module is None:
-            function = FUNCTIONS.get(node.kind)
+            function = FUNCTIONS.get(node.kind.removesuffix("_"))  # in place or not
             if function is None:
                 raise _Refused(f"{node.kind} ({node.source})")
             return getattr(self, function)(node)
