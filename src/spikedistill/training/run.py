@@ -25,6 +25,7 @@ from ..networks.base import Network
 from ..recipe import Recipe, Stage
 from ..recipe import load as load_recipe
 from . import metrics, summary
+from .bfloat16 import trainable_precision
 from .compiling import compiling, worth_compiling
 from .evaluate import recalibrate
 from .fits import estimate
@@ -262,6 +263,11 @@ class OneSeed:
             distiller = Distiller(network, teacher, stage.objectives).to(self.device)
             x, y = next(iter(self.data.batches("train", self.recipe.data.batch_size, device=self.device)))
             distiller.setup(x.double() if settings.precision == "float64" else x, self.seed)
+            settings.precision, note = trainable_precision(
+                settings.precision, self.recipe.precision, network, x, stage.name
+            )
+            if note:
+                self.progress.note(note)
             training = Training(distiller, self.data, settings, self.progress, self.accelerator)
             self.say_what_fits(stage, distiller, x, y, settings)
             compiled = self.compiles(stage, distiller, x, y, training)
