@@ -1,6 +1,6 @@
 """What each objective costs over the plain student step.
 
-    python benchmarks/distill.py [--batch 32] [--runs 9] [--json FILE]
+    python benchmarks/distill.py [--batch 32] [--runs 9] [--precision bfloat16] [--json FILE]
 
 conv6 at T = 4 on 32x32 images; teacher: its ANN twin (for membranes, the same SNN). The teacher's forward pass alone is a row.
 """
@@ -29,7 +29,9 @@ OBJECTIVES: dict[str, tuple[str | None, list[dict[str, Any]]]] = {
 }
 
 
-def step(teacher: str | None, objectives: list[dict[str, Any]], x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
+def step(
+    teacher: str | None, objectives: list[dict[str, Any]], x: torch.Tensor, y: torch.Tensor, half: bool
+) -> Callable[[], None]:
     torch.manual_seed(0)
     student = sd.networks.create("conv6", time_steps=4)
     guide = None if teacher is None else sd.networks.create("conv6", time_steps=None if teacher == "ann" else 4)
@@ -37,7 +39,9 @@ def step(teacher: str | None, objectives: list[dict[str, Any]], x: torch.Tensor,
     optimizer = torch.optim.SGD(distiller.parameters(), 1e-3, momentum=0.9)
 
     def run() -> None:
-        distiller(x, y).total.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            total = distiller(x, y).total
+        total.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -48,23 +52,25 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--runs", type=int, default=9)
+    p.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     p.add_argument("--json", type=Path)
     a = p.parse_args()
+    half = a.precision == "bfloat16"
     x = torch.rand(a.batch, 3, 32, 32).to(memory_format=torch.channels_last)
     y = torch.randint(10, (a.batch,))
     with compilation.compiled():
-        variants = {name: step(teacher, terms, x, y) for name, (teacher, terms) in OBJECTIVES.items()}
+        variants = {name: step(teacher, terms, x, y, half) for name, (teacher, terms) in OBJECTIVES.items()}
         for kind, T in (("ANN", None), ("SNN", 4)):
-            teacher = sd.networks.create("conv6", time_steps=T).eval()
+            teacher = sd.networks.create("conv6", time_steps=T).eval().to(memory_format=torch.channels_last)
 
             def forward(teacher: Any = teacher) -> None:
-                with torch.no_grad():
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
                     teacher(x)
 
             variants[f"teacher forward alone, {kind}"] = forward
         rows = timing.interleaved(variants, a.runs)
     timing.show(rows, "plain")
-    timing.write(a.json, batch=a.batch, runs=a.runs, rows=rows)
+    timing.write(a.json, batch=a.batch, runs=a.runs, precision=a.precision, rows=rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Inference: images a second of ours (eager, compiled), of SpikingJelly's neurons in the same network, of the ANN twin.
 
-    python benchmarks/inference.py [--network conv6] [--batch 32] [--runs 15] [--json FILE]
+    python benchmarks/inference.py [--network conv6] [--batch 32] [--precision bfloat16] [--json FILE]
 
 Equal work is checked: the same logits in float64 before anything is timed.
 """
@@ -23,8 +23,10 @@ def main() -> None:
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--time-steps", type=int, default=4)
     p.add_argument("--runs", type=int, default=15)
+    p.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     p.add_argument("--json", type=Path)
     a = p.parse_args()
+    half = a.precision == "bfloat16"
     T = a.time_steps
 
     def create(input: str, steps: int | None) -> Any:
@@ -46,7 +48,8 @@ def main() -> None:
 
     def run(network: Any, given: torch.Tensor, way: str) -> Any:
         def once() -> None:
-            with torch.no_grad(), compilation.use(way):  # type: ignore[arg-type]
+            cast = torch.autocast("cpu", torch.bfloat16, enabled=half)
+            with torch.no_grad(), cast, compilation.use(way):  # type: ignore[arg-type]
                 network(given)
 
         return once
@@ -61,7 +64,7 @@ def main() -> None:
         a.runs,
     )
     timing.show(rows, "ANN twin compiled at T*N")
-    timing.write(a.json, network=a.network, batch=a.batch, time_steps=T, runs=a.runs, rows=rows)
+    timing.write(a.json, network=a.network, batch=a.batch, time_steps=T, precision=a.precision, rows=rows)
 
 
 if __name__ == "__main__":

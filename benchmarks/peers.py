@@ -126,3 +126,23 @@ def swapped(network: nn.Module, peer: str, T: int) -> nn.Module:
         return module
 
     return turn(copy.deepcopy(network))
+
+
+class Unit(nn.Sequential):
+    """A run of layers that ends with a neuron: what SpikingJelly's memory optimization works on."""
+
+
+def grouped(network: nn.Module) -> nn.Module:
+    """The network with runs of layers up to a neuron in one module each, where its sequences have such; in place."""
+    for name, child in list(network.named_children()):
+        grouped(child)
+        if not isinstance(child, nn.Sequential):
+            continue
+        runs: list[list[nn.Module]] = [[]]
+        for layer in child:
+            runs[-1].append(layer)
+            if isinstance(layer, (_PeerNormNeuron, _PeerNeuron)):
+                runs.append([])
+        units = [Unit(*run) if len(run) > 1 else run[0] for run in runs if run]
+        setattr(network, name, nn.Sequential(*units))
+    return network

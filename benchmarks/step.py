@@ -1,15 +1,15 @@
 """One training step: ours, the same network with other libraries' neurons, and the compiled ANN twin at the same T*N.
 
-    python benchmarks/step.py [--network conv6] [--width 1] [--batch 32] [--size 32] [--time-steps 4] [--precision float32]
+    python benchmarks/step.py [--network conv6] [--width 1] [--batch 32] [--time-steps 4] [--precision both] [--peers best]
 
 Interleaved runs, medians, a table and JSON. Before anything is timed, all spiking variants must give the same loss in
-float64. "once": what stands before the first neuron runs once for each image; otherwise at every time step.
+float64. "once": what stands before the first neuron runs once for each image; otherwise at every time step. ``--peers
+users``: as their users run them, eager and channels first; ``best``: also channels last, and torch.compile of the whole
+network with the image entering once, wherever these work; a variant that does not work is a row with its error.
 """
 
 import argparse
-import json
 import random
-import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -28,20 +28,25 @@ class Variant:
     """A way to train one step: a network and how it is run."""
 
     def __init__(
-        self, name: str, network: nn.Module, frames: bool, way: str = "eager", half: bool = False, ann_steps: int = 0
-    ):
-        self.name, self.network, self.frames, self.half, self.ann_steps = name, network, frames, half, ann_steps
+        self, name: str, network: nn.Module, way: str = "eager", *, frames: bool = False, half: bool = False,
+        last: bool = True, ann_steps: int = 0,
+    ):  # fmt: skip
+        self.name, self.network, self.frames, self.ann_steps = name + " bf16" * half, network, frames, ann_steps
+        self.half, self.form = half, torch.channels_last if last else torch.contiguous_format
         self.context: Callable = (lambda: compilation.use(way)) if way != "whole" else nullcontext
         self.call: Callable = torch.compile(network) if way == "whole" else network
         self.seconds: list[float] = []
-        self.first = 0.0
+        self.error: str | None = None
 
-    def prepare(self, x: Tensor, device: torch.device, T: int) -> None:
-        self.network.to(device=device, dtype=torch.float32, memory_format=torch.channels_last).train()
+    def prepare(self, x: Tensor, y: Tensor, device: torch.device, T: int) -> None:
+        """Move to the device and take the first two steps; the first one's time includes compiling."""
+        self.network.to(device=device, dtype=torch.float32, memory_format=self.form).train()
         self.optimizer = torch.optim.SGD(self.network.parameters(), 1e-3, momentum=0.9)
         self.x = self.input(x, T).to(device)
         if self.x.dim() == 4:
-            self.x = self.x.to(memory_format=torch.channels_last)
+            self.x = self.x.to(memory_format=self.form)
+        self.first = self.timed(y)
+        self.step(y)
 
     def input(self, x: Tensor, T: int) -> Tensor:
         if self.ann_steps:
@@ -76,30 +81,33 @@ class Variant:
 
 def variants(a: argparse.Namespace, half: bool) -> list[Variant]:
     """All there are for one precision; every network has the same weights."""
+    T = a.time_steps
 
-    def create(input: str, T: int | None) -> nn.Module:
+    def ours(input: str, T: int | None = T) -> nn.Module:
         torch.manual_seed(0)
-        return sd.networks.create(
-            a.network, input=input, time_steps=T, width=a.width, neuron=None if T is None else LIF()
-        )
+        neuron = None if T is None else LIF()
+        return sd.networks.create(a.network, input=input, time_steps=T, width=a.width, neuron=neuron)
 
-    def ours(input: str) -> nn.Module:
-        return create(input, a.time_steps)
+    def peer(name: str, way: str = "eager", suffix: str = "", last: bool = True) -> Variant:
+        once = way == "whole"
+        network = swapped(ours("image" if once else "frames"), name, T)
+        return Variant(name + suffix, network, way, frames=not once, half=half, last=last)
 
-    suffix = " bf16" if half else ""
     out = [
-        Variant("ours fused, once" + suffix, ours("image"), False, "compiled", half),
-        Variant("ours fused" + suffix, ours("frames"), True, "compiled", half),
-        Variant("ours eager, once" + suffix, ours("image"), False, "eager", half),
-        Variant(
-            "ANN twin compiled at T*N" + suffix, create("image", None), False, "whole", half, ann_steps=a.time_steps
-        ),
+        Variant("ours fused, once", ours("image"), "compiled", half=half),
+        Variant("ours fused", ours("frames"), "compiled", frames=True, half=half),
+        Variant("ours eager, once", ours("image"), half=half),
+        Variant("ANN twin compiled at T*N", ours("image", None), "whole", half=half, ann_steps=T),
     ]
-    for peer in PEERS:
-        out.append(Variant(peer + suffix, swapped(ours("frames"), peer, a.time_steps), True, "eager", half))
-        if a.whole and peer in ("SpikingJelly", "plain loop"):
-            network = swapped(ours("image"), peer, a.time_steps)
-            out.append(Variant(peer + " compiled whole, once" + suffix, network, False, "whole", half))
+    if a.peers == "users":
+        out += [peer(name, last=False) for name in ("SpikingJelly", "snnTorch")]
+    if a.peers == "best":
+        for name in PEERS:
+            out += [
+                peer(name, last=False),
+                peer(name, suffix=", channels last"),
+                peer(name, "whole", ", compiled whole, once"),
+            ]
     return [v for v in out if not a.only or any(word in v.name for word in a.only)]
 
 
@@ -129,10 +137,10 @@ def main() -> None:
     p.add_argument("--size", type=int, default=32)
     p.add_argument("--time-steps", type=int, default=4)
     p.add_argument("--precision", choices=("float32", "bfloat16", "both"), default="float32")
-    p.add_argument("--runs", type=int, default=15)
+    p.add_argument("--peers", choices=("none", "users", "best"), default="users")
+    p.add_argument("--runs", type=int, default=9)
     p.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--whole", action="store_true", help="also peers' networks under torch.compile")
     p.add_argument("--only", nargs="*", help="variants whose name contains one of these")
     p.add_argument("--json", type=Path)
     a = p.parse_args()
@@ -146,35 +154,25 @@ def main() -> None:
     loss = check_equal_work(found, x, y, a.time_steps)
     y = y.to(device)
     for v in found:
-        v.prepare(x, device, a.time_steps)
-        v.first = v.timed(y)
-        v.step(y)
+        try:
+            v.prepare(x, y, device, a.time_steps)
+        except Exception as error:
+            v.error = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    working = [v for v in found if v.error is None]
     for _ in range(a.runs):
-        for v in random.sample(found, len(found)):
+        for v in random.sample(working, len(working)):
             v.seconds.append(v.timed(y))
-    rows = [
-        {
-            "variant": v.name,
-            "median_ms": 1e3 * statistics.median(v.seconds),
-            "least_ms": 1e3 * min(v.seconds),
-            "first_s": v.first,
-        }
-        for v in found
-    ]
-    rows.sort(key=lambda row: row["median_ms"])
-    print(
-        f"{a.network} width {a.width}, T={a.time_steps}, N={a.batch}, {a.size}x{a.size}; first loss {loss:.9f} everywhere"
-    )
-    for row in rows:
-        print(
-            f"{row['variant']:42} {row['median_ms']:9.1f} ms  least {row['least_ms']:9.1f}  first step {row['first_s']:7.1f} s"
-        )
-    machine = {**timing.machine(), "device": str(device)}
-    if a.json:
-        settings = {k: v for k, v in vars(a).items() if k != "json"}
-        a.json.write_text(
-            json.dumps({"settings": settings, "machine": machine, "first_loss": loss, "rows": rows}, indent=1)
-        )
+    rows = {v.name: {**timing.spread(v.seconds), "first_s": v.first} for v in working}
+    print(f"{a.network}, width {a.width:g}, T={a.time_steps}, N={a.batch}, {a.size}x{a.size}; first loss {loss:.9f}")
+    for half in halves:
+        mine = {v.name: rows[v.name] for v in working if v.half == half}
+        base = "ANN twin compiled at T*N" + " bf16" * half
+        timing.show(mine, base if base in mine else None)
+    errors = {v.name: v.error for v in found if v.error}
+    for name, text in errors.items():
+        print(f"{name:46} does not run: {text}")
+    settings = {k: v for k, v in vars(a).items() if k != "json"}
+    timing.write(a.json, settings=settings, first_loss=loss, rows=rows, errors=errors)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """Interleaved timing: variants in turn, in random order, medians; so that a machine whose speed drifts is fair to all."""
 
 import json
+import os
 import platform
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +33,15 @@ def interleaved(variants: Mapping[str, Callable[[], Any]], runs: int, warm_up: i
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - start)
+    return {name: spread(s) for name, s in seconds.items()}
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Median, least and most, in milliseconds."""
     return {
-        name: {"median_ms": 1e3 * statistics.median(s), "least_ms": 1e3 * min(s), "most_ms": 1e3 * max(s)}
-        for name, s in seconds.items()
+        "median_ms": 1e3 * statistics.median(seconds),
+        "least_ms": 1e3 * min(seconds),
+        "most_ms": 1e3 * max(seconds),
     }
 
 
@@ -47,8 +57,21 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "bf16_units": cpu_bf16_units(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
+        "kind": "GPU" if torch.cuda.is_available() else f"CPU with{'' if cpu_bf16_units() else 'out'} bf16 units",
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "versions": {package: _version(package) for package in PACKAGES},
     }
+
+
+PACKAGES = ("torch", "spikedistill", "spikingjelly", "snntorch", "norse")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def show(rows: Mapping[str, Mapping[str, float]], base: str | None = None) -> None:
@@ -59,7 +82,10 @@ def show(rows: Mapping[str, Mapping[str, float]], base: str | None = None) -> No
 
 
 def write(path: Path | None, **content: Any) -> None:
-    """The raw figures as JSON."""
+    """The raw figures as JSON, with machine, date and command."""
     if path is not None:
-        path.write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n")
+        command = " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+        about = {"command": command, "date": date.today().isoformat(), "machine": machine()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**about, **content}, indent=1) + "\n")
         print(path)

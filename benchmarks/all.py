@@ -1,0 +1,77 @@
+"""All measurements of ``docs/performance.md``, one after another, each in a process of its own with a time limit.
+
+    python benchmarks/all.py [--only NAME ...] [--again] [--tiny] [--out results/performance]
+
+A piece whose JSON is already there is skipped, so that a stopped run is continued; ``--again`` measures it anew. Run it on a
+machine that does nothing else: half an hour on two cores. ``--tiny`` only tries that everything runs.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+STEP = "step.py --precision both"
+# Name: command, limit in seconds.
+PIECES: dict[str, tuple[str, int]] = {
+    "step-conv6": (f"{STEP} --peers best", 720),
+    "step-conv6-wide": (f"{STEP} --width 2 --peers users --runs 7", 420),
+    "step-ms_resnet18": (f"{STEP} --network ms_resnet18 --batch 16 --peers users --runs 7", 540),
+    "first-bfloat16": ("first.py --precision bfloat16", 400),
+    "first-float32": ("first.py", 400),
+    "memory-conv6-bfloat16": ("memory.py --precision bfloat16", 240),
+    "memory-conv6-float32": ("memory.py", 240),
+    "memory-ms_resnet18-bfloat16": ("memory.py --network ms_resnet18 --batch 16 --precision bfloat16", 300),
+    "memory-ms_resnet18-float32": ("memory.py --network ms_resnet18 --batch 16", 300),
+    "memory-conv6-T4": ("memory.py --time-steps 4 --precision bfloat16", 240),
+    "memory-conv6-T16": ("memory.py --time-steps 16 --precision bfloat16", 240),
+    "distill-bfloat16": ("distill.py --precision bfloat16", 240),
+    "distill-float32": ("distill.py", 240),
+    "loader": ("loader.py --runs 9", 180),
+    "inference-bfloat16": ("inference.py --precision bfloat16", 180),
+    "inference-float32": ("inference.py", 180),
+    **{f"step-conv6-T{T}": (f"{STEP} --time-steps {T} --peers users --runs 5", 300) for T in (1, 2, 8, 16)},
+}
+TINY = {
+    "step.py": "--width 0.25 --batch 4 --size 16 --runs 2", "memory.py": "--batch 4", "distill.py": "--batch 4 --runs 2",
+    "loader.py": "--batch 8 --runs 2", "inference.py": "--batch 4 --runs 2", "first.py": "",
+}  # fmt: skip
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--only", nargs="*", default=[], help="pieces whose name contains one of these")
+    p.add_argument("--again", action="store_true", help="also those that are already there")
+    p.add_argument("--tiny", action="store_true", help="small sizes, results thrown away")
+    p.add_argument("--out", type=Path, default=Path("results/performance"))
+    a = p.parse_args()
+    out = Path(tempfile.mkdtemp()) if a.tiny else a.out
+    out.mkdir(parents=True, exist_ok=True)
+    began, failed = time.perf_counter(), []
+    for name, (command, limit) in PIECES.items():
+        path = out / f"{name}.json"
+        if (a.only and not any(word in name for word in a.only)) or (path.exists() and not a.again):
+            continue
+        script, *options = command.split()
+        tiny = TINY[script].split() if a.tiny else []
+        print(f"\n== {name}: {command} {' '.join(tiny)}", flush=True)
+        start = time.perf_counter()
+        try:
+            done = subprocess.run(
+                [sys.executable, str(Path(__file__).parent / script), *options, *tiny, "--json", str(path)],
+                timeout=limit,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            done = f"stopped after {limit} s"  # type: ignore[assignment]
+        if done:
+            failed.append(name)
+            print(f"{name}: failed ({done})")
+        print(f"-- {time.perf_counter() - start:.0f} s, {time.perf_counter() - began:.0f} s in all", flush=True)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
