@@ -11,6 +11,7 @@ from ..networks.base import Network
 from ..networks.graph import trace
 from ..networks.wrapped import Wrapped
 from ..neurons import IF, QCFS, Neuron, NormNeuron, SignedIF
+from .pooling import behind_neurons, pool_rates
 from .ranges import Percentile, check_percentile, layers, measure
 from .scales import rescale
 
@@ -36,6 +37,7 @@ def convert(
     own) and theta as above; at T = 1 it is the quantized ANN itself (our reading of PMSM, arXiv 2508.14520).
 
     Spikes stay 0/1 (whole numbers); their worth theta moves into weights, norms and thresholds, see :mod:`.scales`.
+    Max-pooling takes the most active input of a window, see :mod:`.pooling`.
     ``calibration``: a batch (N, C, H, W) in [0, 1], or batches, or (x, y) pairs. ``ann``: of ``networks.create(...,
     time_steps=None)``, a wrapped one, or any ReLU network that :func:`spiking` turns.
     Shape: (N, C, H, W) to (T, N, K). Raises for operations that a scale cannot pass.
@@ -73,7 +75,9 @@ def convert(
             raise SpikedistillError("a QCFS threshold of the ANN is not positive; its training diverged there")
     else:
         thetas = measure(network, ann, batches, percentile)
-    thetas = rescale(network, trace(network, batches[0][:2]), thetas)
+    graph = trace(network, batches[0][:2])
+    thetas, pools = rescale(network, graph, thetas), behind_neurons(graph)
+    pool_rates(network, pools)
     config = network.config
     if isinstance(ann, Wrapped) and "name" in ann.config:  # timm:NAME, torchvision:NAME: made anew from its name
         config = {
@@ -83,7 +87,7 @@ def convert(
     network.config = {
         **config,
         "conversion": {
-            "method": method, "percentile": percentile, "thetas": thetas,
+            "method": method, "percentile": percentile, "thetas": thetas, "pools": pools,
             "neurons": {p: {"threshold": n.threshold, "initial": n.initial} for p, n in layers(network).items()},
         },
     }  # fmt: skip
@@ -91,8 +95,10 @@ def convert(
 
 
 def restore(network: nn.Module, config: Mapping[str, Any]) -> nn.Module:
-    """Thresholds and initial membranes of a converted network, as its ``config`` recorded them; the weights are in its file."""
-    for path, values in config.get("conversion", {}).get("neurons", {}).items():
+    """A converted network's thresholds, initial membranes and pools, as ``config`` recorded them; its weights are in its file."""
+    made = config.get("conversion", {})
+    pool_rates(network, made.get("pools", ()))
+    for path, values in made.get("neurons", {}).items():
         neuron = layers(network)[path]
         neuron.threshold, neuron.initial = float(values["threshold"]), float(values["initial"])
     return network

@@ -34,7 +34,7 @@ _FREE_FUNCTIONS = (
     *("unsqueeze", "squeeze", "getitem", "contiguous", "expand", "unbind", "chunk", "split", "stack", "cat", "pad"),
     *("repeat", "to", "float", "clone", "detach", "dropout", "type_as"),
 )
-_MAX_POOLS = ("MaxPool1d", "MaxPool2d", "AdaptiveMaxPool2d", "max_pool2d", "adaptive_max_pool2d")
+_MAX_POOLS = ("MaxPool1d", "MaxPool2d", "AdaptiveMaxPool2d", "max_pool2d", "adaptive_max_pool2d", "RateMaxPool")
 _MEAN_POOL_MODULES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 _MEAN_POOLS = ("avg_pool2d", "adaptive_avg_pool2d", "mean")
 _SUMS = ("add", "iadd", "radd", "sub", "rsub", "isub")
