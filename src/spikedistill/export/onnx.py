@@ -130,13 +130,15 @@ def _calls(network: Network, example: Tensor) -> dict[str, tuple[str, int, str]]
             _, state = network.step(example)
         else:
             _, state = network.step(example[:, 0])
-    keys = [key for key in state if key != "step"]
-    return {key: (key.rsplit("#", 1)[0], int(key.rsplit("#", 1)[1]), "spikes") for key in keys}
+    calls = {key: key.rsplit("#", 1) for key in state if key != "step"}
+    neurons = {key: c for key, c in calls.items() if isinstance(network.get_submodule(c[0]), Neuron | NormNeuron)}
+    return {key: (path, int(k), "spikes") for key, (path, k) in neurons.items()}
 
 
 def _initial(module: nn.Module) -> float:
     neuron = module.neuron if isinstance(module, NormNeuron) else module
-    assert isinstance(neuron, Neuron)
+    if not isinstance(neuron, Neuron):  # counts of spikes begin with none
+        return 0.0
     return neuron.initial if neuron.grid is None else float(int(neuron.initial / neuron.grid.unit + 0.5))
 
 
