@@ -1,5 +1,6 @@
 # make demo   set up, train on scikit-learn's digits, say where the report is
 # make test   set up what is missing, run the tests
+# make bench  all measurements of docs/performance.md, on an otherwise idle machine
 VENV := .venv
 BIN := $(VENV)/bin
 # The first interpreter that is new enough.
@@ -8,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 # One thread a test process: two of them fill two cores.
 TEST_ENV := OMP_NUM_THREADS=1 SPIKEDISTILL_EAGER=1
 
-.PHONY: demo test test-slow lint check clean
+.PHONY: demo test test-slow bench lint check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/spikedistill train digits
@@ -18,6 +19,9 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m slow
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/all.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

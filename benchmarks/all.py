@@ -7,6 +7,8 @@ machine that does nothing else: half an hour on two cores. ``--tiny`` only tries
 """
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -58,16 +60,17 @@ def main() -> None:
         tiny = TINY[script].split() if a.tiny else []
         print(f"\n== {name}: {command} {' '.join(tiny)}", flush=True)
         start = time.perf_counter()
+        whole = [sys.executable, str(Path(__file__).parent / script), *options, *tiny, "--json", str(path)]
+        child = subprocess.Popen(whole, start_new_session=True)
         try:
-            done = subprocess.run(
-                [sys.executable, str(Path(__file__).parent / script), *options, *tiny, "--json", str(path)],
-                timeout=limit,
-            ).returncode
+            child.wait(limit)
         except subprocess.TimeoutExpired:
-            done = f"stopped after {limit} s"  # type: ignore[assignment]
-        if done:
+            print(f"{name}: stopped after {limit} s")
+            os.killpg(child.pid, signal.SIGKILL)  # with the processes that it started
+            child.wait()
+        if child.returncode:
             failed.append(name)
-            print(f"{name}: failed ({done})")
+            print(f"{name}: failed")
         print(f"-- {time.perf_counter() - start:.0f} s, {time.perf_counter() - began:.0f} s in all", flush=True)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")

@@ -3,9 +3,9 @@
     python benchmarks/memory.py [--network conv6] [--batch 32] [--time-steps 8] [--precision float32] [--json FILE]
 
 A step on two images comes before, so that what libraries load or compile at first use is not counted. Beside it the bytes of
-saved tensors, counted by hooks (ours: by the packer's), and the time of a step. Variants: ours in default, packed and lean memory; SpikingJelly's
-neurons in the same network, as they are and through its ``memopt`` (level 1, the highest that runs on a CPU, on units of
-convolution, norm and neuron or on residual blocks; all of them checkpointed, spikes compressed).
+saved tensors, counted by hooks (ours: by the packer's), and the time of a step. Variants: ours in default, packed and lean
+memory; SpikingJelly's neurons in the same network, as they are and through its ``memopt`` (level 1, the highest that runs on
+a CPU, on units of convolution, norm and neuron or on residual blocks; all of them checkpointed, spikes compressed).
 """
 
 import argparse

@@ -6,6 +6,7 @@ arithmetic with its hand-derived backward, run operation by operation) and ``com
 it off, and so does a machine on which compiling fails, with one warning.
 """
 
+import logging
 import os
 import types
 import warnings
@@ -118,11 +119,15 @@ def _settings() -> Iterator[None]:
     import torch.fx.experimental._config as shapes
 
     equal, limit = shapes.use_duck_shape, dynamo.recompile_limit
+    extensions = logging.getLogger("torch.utils.cpp_extension")  # on import it warns that a CPU-only machine has no GPU
+    level = extensions.level
     shapes.use_duck_shape, dynamo.recompile_limit = False, 64
+    extensions.setLevel(logging.ERROR)
     try:
         yield
     finally:
         shapes.use_duck_shape, dynamo.recompile_limit = equal, limit
+        extensions.setLevel(level)
 
 
 def _give_up(error: Exception) -> None:
