@@ -23,6 +23,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+TrackOption = Annotated[str | None, typer.Option(help="Log to tensorboard, wandb, mlflow ...")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="folder[/seed-N][:STAGE]")]
 
 
@@ -83,11 +84,12 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Only this seed.")] = None,
     seeds: Annotated[int | None, typer.Option(help="So many seeds.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, or the accelerator that is found.")] = None,
+    track: TrackOption = None,
 ) -> None:
     """Run a recipe: all stages, all seeds, then the report. Into a folder that holds the same recipe: continue it."""
     from .training.run import train as run_recipe
 
-    run = run_recipe(recipe, out=out, overrides=overrides or [], seeds=seeds, seed=seed, device=device)
+    run = run_recipe(recipe, out=out, overrides=overrides or [], seeds=seeds, seed=seed, device=device, track=track)
     _finish(run.folder, run.summary)
 
 
@@ -101,7 +103,7 @@ def _finish(folder: Path, summary: Any) -> None:
 
 
 @app.command()
-def resume(run: RunArgument, device: Annotated[str | None, typer.Option()] = None) -> None:
+def resume(run: RunArgument, device: Annotated[str | None, typer.Option()] = None, track: TrackOption = None) -> None:
     """Go on where a run was stopped; finished stages are not trained again."""
     from . import data as datasets
     from .training.reevaluate import split_run
@@ -112,7 +114,8 @@ def resume(run: RunArgument, device: Annotated[str | None, typer.Option()] = Non
     name, recipe = read_claim(folder)
     if not (folder / "recipe.yaml").exists():
         folder = folder.parent
-    done = run_recipe(recipe, name, folder, datasets.open(recipe.data, recipe.all_time_steps()), {}, device)
+    data = datasets.open(recipe.data, recipe.all_time_steps())
+    done = run_recipe(recipe, name, folder, data, {}, device, track=track)
     _finish(done.folder, done.summary)
 
 

@@ -22,6 +22,7 @@ from . import checkpoint, metrics
 from .evaluate import Evaluation, evaluate, evaluating
 from .optim import MovingAverage, learning_rate, optimizer
 from .progress import Progress
+from .tracking import scalars
 
 GATHER_EVERY = 20  # steps between reads of the loss from the device
 PARTS = ("data", "teacher", "forward", "backward", "optimizer")
@@ -29,7 +30,7 @@ PARTS = ("data", "teacher", "forward", "backward", "optimizer")
 
 @dataclass
 class Settings:
-    """What a stage's training needs beside the distiller and the data."""
+    """What a stage's training needs beside the distiller and the data; trackers know it as ``label``, from ``first_epoch``."""
 
     name: str
     epochs: int
@@ -41,6 +42,8 @@ class Settings:
     folder: Path | None = None
     checkpoint_seconds: float = 30.0
     memory: str = "default"
+    label: str = ""
+    first_epoch: int = 0
 
 
 @dataclass
@@ -263,6 +266,8 @@ class Training:
             self.watch(validation)
         if self.s.folder is not None and self.rank == 0:
             metrics.append(self.s.folder, "epoch", **line)
+        if self.accelerator is not None:
+            self.accelerator.log(scalars(self.s.label, line), step=self.s.first_epoch + self.at.epoch)
         self.progress.epoch(text)
         self.last = line
         self.at.sums, self.at.images, self.at.times = {}, 0, dict.fromkeys(PARTS, 0.0)

@@ -5,8 +5,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
@@ -35,6 +34,7 @@ from .results import stage_summary
 from .stages import Factories, Product, build
 from .store import load_network, save_network
 from .summary import RunSummary, StageSummary, Summary, write_atomically
+from .tracking import accelerator
 
 CALIBRATION_BATCHES = 4
 
@@ -64,13 +64,17 @@ def train(
     seed: int | None = None,
     device: str | None = None,
     quiet: bool = False,
+    track: Any = None,
 ) -> Run:
     """Run a recipe: a shipped name, a file, a mapping or a :class:`Recipe`.
 
     ``networks``: your own, as zero-argument factories that a stage's ``network.name`` may name. ``data``: your own
     (``spikedistill.data.from_arrays(...)`` or a mapping of arrays) in place of the recipe's. ``out``: the run folder (default
     ``runs/<recipe>``); one that holds the same resolved recipe is continued, another's is refused. ``seeds``: how many;
-    ``seed``: only this one. Raises :class:`SpikedistillError` for whatever the user has to mend.
+    ``seed``: only this one. ``track``: an experiment tracker that accelerate knows ("tensorboard", "wandb", "mlflow", ... or a
+    ``GeneralTracker``); its steps are epochs of the whole run.
+
+    Raises :class:`SpikedistillError` for whatever the user has to mend.
     """
     factories = dict(networks or {})
     checked = load_recipe(recipe, overrides, factories)
@@ -83,7 +87,7 @@ def train(
     source = datasets.from_arrays(data) if isinstance(data, Mapping) else data
     if source is None:
         source = datasets.open(checked.data, checked.all_time_steps())
-    return run(checked, name, folder, source, factories, device, quiet)
+    return run(checked, name, folder, source, factories, device, quiet, track)
 
 
 def _refuse_seeds(seeds: int) -> Recipe:
@@ -98,29 +102,24 @@ def run(
     factories: Factories,
     device: str | None = None,
     quiet: bool = False,
+    track: Any = None,
 ) -> Run:
     """Run a checked recipe on opened data; continues what the folder already holds."""
     claim(folder, recipe, name)
     found: list[RunSummary] = []
-    with Progress(not quiet) as progress, _accelerator(device) as accelerator, compiling(False):
+    engine = accelerator(device, track, folder, name, recipe.plain())
+    with Progress(not quiet) as progress, engine as engaged, compiling(False):
         for index in range(recipe.seeds):
             seed = recipe.seed + index
             inner = folder / f"seed-{seed}" if recipe.seeds > 1 else folder
             if recipe.seeds > 1:
                 progress.note(f"seed {seed} ({index + 1} of {recipe.seeds})")
-            found.append(OneSeed(recipe, name, inner, data, factories, seed, accelerator, progress).run())
+            found.append(OneSeed(recipe, name, inner, data, factories, seed, engaged, progress).run())
     result: Summary = found[0]
     if recipe.seeds > 1:
         result = summary.merge(found)
         summary.write(folder, result)
     return Run(folder, result)
-
-
-@contextmanager
-def _accelerator(device: str | None) -> Iterator[Any]:
-    from accelerate import Accelerator
-
-    yield Accelerator(mixed_precision="no", cpu=device == "cpu")
 
 
 def claim(folder: Path, recipe: Recipe, name: str) -> None:
@@ -257,6 +256,8 @@ class OneSeed:
             self.resolved["precision"],
             self.folder,
             memory=self.recipe.memory,
+            label=stage.name if self.recipe.seeds == 1 else f"seed-{self.seed}/{stage.name}",
+            first_epoch=self.epochs_before(stage),
         )
         training: Training | None = None
         if stage.epochs:
@@ -294,6 +295,11 @@ class OneSeed:
         metrics.append(self.folder, "stage_end", stage=stage.name, accuracy=row.accuracy, seconds=row.seconds)
         self.products[stage.name] = Product(stage.name, network, place)
         return row
+
+    def epochs_before(self, stage: Stage) -> int:
+        """Epochs of the run, seeds one after the other, before this stage's."""
+        epochs = [s.epochs for s in self.recipe.stages]
+        return (self.seed - self.recipe.seed) * sum(epochs) + sum(epochs[: self.recipe.stages.index(stage)])
 
     def say_what_fits(self, stage: Stage, distiller: Distiller, x: Tensor, y: Tensor, settings: Settings) -> None:
         """Log what a step will keep in memory; warn where that is more than there is."""

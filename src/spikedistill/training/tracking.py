@@ -1,0 +1,51 @@
+"""One accelerator a run, with the experiment trackers (TensorBoard, Weights & Biases, MLflow ...) that accelerate knows."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import SpikedistillError, nearest
+
+
+@contextmanager
+def accelerator(device: str | None, track: Any, folder: Path, name: str, recipe: dict[str, Any]) -> Iterator[Any]:
+    """accelerate's engine; with ``track`` its ``log`` reaches that tracker, whose files lie in ``folder/tracking``.
+
+    ``track``: a name of accelerate's, a ``GeneralTracker`` of your own, or None. Raises :class:`SpikedistillError` for a name
+    that is unknown or not installed.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
+
+    if isinstance(track, str):
+        _check(track)
+    places = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "tracking"))
+    made = Accelerator(mixed_precision="no", cpu=device == "cpu", log_with=track, project_config=places)
+    if track is not None:
+        made.init_trackers(name, config={"recipe": json.dumps(recipe)})
+    try:
+        yield made
+    finally:
+        for tracker in made.trackers:
+            tracker.finish()
+
+
+def _check(track: str) -> None:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    if track not in LOGGER_TYPE_TO_CLASS:
+        raise SpikedistillError(f"unknown tracker {track!r}: {nearest(track, LOGGER_TYPE_TO_CLASS)}")
+    if track not in map(str, get_available_trackers()):
+        raise SpikedistillError(
+            f"the tracker {track!r} is not installed: pip install {track}, or 'spikedistill[track]'"
+        )
+
+
+def scalars(stage: str, line: dict[str, Any]) -> dict[str, float]:
+    """What a tracker is told of an epoch, by "stage/what"."""
+    told = {"loss": line["train"]["loss"], "accuracy": line["train"]["accuracy"], "lr": line["lr"]}
+    told |= {f"loss_{part}": value for part, value in line["train"]["parts"].items()}
+    told |= {f"validation_{what}": value for what, value in line.get("validation", {}).items()}
+    return {f"{stage}/{what}": float(value) for what, value in told.items()}
