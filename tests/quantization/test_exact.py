@@ -6,12 +6,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lively import assert_equal, awake, check, events, images, lively
 
-from spikedistill import networks
+from spikedistill import networks, taps
 from spikedistill.errors import SpikedistillError
-from spikedistill.networks.encoding import encode
 from spikedistill.networks.pretrained import load_weights
 from spikedistill.neurons.compilation import eager
 from spikedistill.quantization import IntegerNetwork, quantize, to_integer
+from spikedistill.quantization.integer import entering
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
 
@@ -278,14 +278,16 @@ def test_cifar10_batches(cifar10_test, name, bits):
         assert_equal(q, x[i : i + 64], 0.7)
 
 
-def test_encoded_images_enter_as_spikes():
+@pytest.mark.parametrize("encoding", ["latency", "poisson"])
+def test_encoded_images_enter_as_the_spikes_that_the_network_draws(encoding):
     x = images(4)
-    q = quantize(lively("vgg5", x, width=0.125, encoding="latency"), calibration=x).eval()
+    q = quantize(lively("vgg5", x, width=0.125, encoding=encoding), calibration=x).eval()
     integer = to_integer(q)
-    spikes = encode(x, 4, "latency").transpose(0, 1)
+    spikes = entering(q, x)
     with torch.no_grad():
-        logits = q(x)
-    assert spikes.any()
-    assert torch.equal(integer.steps(spikes)[0].double() * integer.scale, logits.double())
+        logits, seen = taps.captures(q, x, ["*@spikes"])
+    steps, mine = integer.steps(spikes)
+    assert all(s.any() and torch.equal(s.float(), seen.tensors[f"{path}@spikes"]) for path, s in mine.items())
+    assert torch.equal(steps.double() * integer.scale, logits.double())
     with pytest.raises(SpikedistillError, match="the encoding's spikes"):
         integer(x)

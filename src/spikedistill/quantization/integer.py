@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import SpikedistillError
 from ..networks.base import Network
+from ..networks.encoding import encode
 from ..neurons import NormNeuron
 from . import executor
 from .packing import pack, unpack
@@ -155,6 +156,18 @@ def to_integer(network: nn.Module) -> IntegerNetwork:
         return _Converter(network, plan, options).convert()
 
 
+def entering(network: Network, x: Tensor) -> Tensor:
+    """What the integer form of ``network`` takes for a batch: the batch, or the spikes that the encoding will draw next.
+
+    Shape: (N, C, H, W) to the same, or with an encoding to (N, T, C, H, W); torch's generators are left as they were.
+    """
+    if network.encoding == "direct":
+        return x
+    assert network.time_steps is not None
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        return encode(x, network.time_steps, network.encoding).transpose(0, 1)
+
+
 class _Converter:
     """Reads the codes out of a quantized network."""
 
@@ -261,4 +274,4 @@ class _Converter:
         return self.neuron_numbers(neuron, coded.membrane, coded.membrane.bound(bound, self.T)) | {"ratio": r}
 
 
-__all__ = ["IntegerNetwork", "to_integer"]
+__all__ = ["IntegerNetwork", "entering", "to_integer"]

@@ -13,8 +13,9 @@ from .. import data as datasets
 from ..data import Data
 from ..errors import SpikedistillError
 from ..networks.base import Network
+from ..randomness import seed_of
 from ..recipe import Recipe
-from .evaluate import evaluate, recalibrated
+from .evaluate import evaluate, evaluating, recalibrated
 from .evaluate import recalibrate as recalibrate_norms
 from .run import CALIBRATION_BATCHES, calibration_batches, read_claim
 from .store import find_stage, load_network
@@ -146,12 +147,14 @@ def _integer(
     if not quantized:
         raise SpikedistillError(f"stage {stage!r} is not quantized; --integer needs a stage with `quantize:`")
     from ..quantization import to_integer
+    from ..quantization.integer import entering
 
     whole = to_integer(network)
     right = images = different = 0
-    with torch.no_grad():
-        for x, y in batches:
-            mine = whole.predict(x).argmax(-1)
+    with evaluating(network):
+        for i, (x, y) in enumerate(batches):
+            torch.manual_seed(seed_of("evaluate", i))  # an encoding's draws are those of the accuracy beside it
+            mine = whole.predict(entering(network, x)).argmax(-1)  # type: ignore[arg-type]
             different += int((mine != network.predict(x).argmax(-1)).sum())  # type: ignore[operator]
             right += int((mine == y).sum())
             images += len(y)
