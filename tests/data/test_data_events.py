@@ -258,6 +258,11 @@ def test_official_folders(tmp_path: Path) -> None:
     broken.write_bytes(broken.read_bytes()[:-2])
     with pytest.raises(SpikedistillError, match=r"image_0004\.bin.*cut short"):
         data.open(DataConfig(name="ncaltech101", root=tmp_path / "k"))
+    write_bin(broken, some(10, 240, 180))
+    outside = broken.with_name("image_0007.bin")
+    write_bin(outside, Events(*(np.asarray([v]) for v in (0, 250, 3, 1))))
+    with pytest.raises(SpikedistillError, match=r"image_0007\.bin: events at x 250\.\.250, .* do not fit a sensor"):
+        data.open(DataConfig(name="ncaltech101", root=tmp_path / "k"))
     assert not list(tmp_path.rglob("*.part"))
 
 
@@ -319,6 +324,8 @@ def test_any_object_of_events_and_labels() -> None:
     d = data.from_events(train, test, (9, 7, 2), (2, 4), class_names=["a", "b"])
     assert d.info.frames == 4
     assert next(d.batches("test", 4))[0].sum((1, 2, 3, 4)).tolist() == [15, 16, 17, 18]
+    yielded = data.from_events((item(k) for k in range(20)), iter(test), (9, 7), (2, 4), class_names=["a", "b"])
+    assert yielded.info.hash == d.info.hash
     with pytest.raises(SpikedistillError, match="missing: p"):
         data.from_events([({"t": [1], "x": [1], "y": [1]}, 0)], test, (9, 7))
 

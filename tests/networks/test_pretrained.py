@@ -28,7 +28,7 @@ def write(file: Path, tensors: dict[str, Tensor]) -> Path:
     return file
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth", ".th"])
 def test_round_trip_without_counters_and_normalisation(tmp_path: Path, suffix: str) -> None:
     source, network = small(), small()
     tensors = {k: v for k, v in source.state_dict().items() if "num_batches" not in k and k not in ("mean", "std")}
@@ -73,6 +73,14 @@ def test_errors_name_the_nearest(tmp_path: Path) -> None:
         load_weights(small(), tmp_path / "d.h5")
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth"])
+def test_a_cut_file_is_named(tmp_path: Path, suffix: str) -> None:
+    file = write(tmp_path / f"cut{suffix}", dict(small().state_dict()))
+    file.write_bytes(file.read_bytes()[:-300])
+    with pytest.raises(SpikedistillError, match=rf"cut\{suffix}.* damaged"):
+        load_weights(small(), file)
+
+
 class Bomb:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (exec, ("raise SystemExit('code ran')",))
@@ -85,7 +93,7 @@ def test_files_that_would_run_code_are_refused(tmp_path: Path) -> None:
     for file in ("a.pth", "b.pth"):
         with pytest.raises(SpikedistillError, match="could run code"):
             load_weights(small(), tmp_path / file)
-    with pytest.raises(ValueError):
+    with pytest.raises(SpikedistillError, match="cannot read"):
         load_weights(small(), tmp_path / "c.npz")
 
 

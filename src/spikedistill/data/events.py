@@ -30,6 +30,7 @@ class PackedEvents:
     p: NDArray[Any]
     off: NDArray[np.int64]
     sensor_size: tuple[int, int]
+    path: str = ""
 
     def __len__(self) -> int:
         return len(self.off) - 1
@@ -38,6 +39,10 @@ class PackedEvents:
         """The events of one sample."""
         rows = slice(self.off[index], self.off[index + 1])
         return Events(*(column[rows].astype(np.int64) for column in (self.t, self.x, self.y, self.p)))
+
+    def where(self, index: int) -> str:
+        """The file and the sample."""
+        return f"{self.path}, sample {index}"
 
     def fingerprint(self) -> str:
         """sha256 of all arrays."""
@@ -62,6 +67,10 @@ class EventFiles:
             return self.reader(self.paths[index])
         except OSError as error:
             raise SpikedistillError(f"cannot read {self.paths[index]} ({error})") from error
+
+    def where(self, index: int) -> str:
+        """The file."""
+        return str(self.paths[index])
 
     def fingerprint(self) -> str:
         """sha256 of all files."""
@@ -105,6 +114,11 @@ class GestureTrials:
         inside = (whole.t >= start) & (whole.t < end)
         return Events(whole.t[inside], whole.x[inside], whole.y[inside], whole.p[inside])
 
+    def where(self, index: int) -> str:
+        """The recording and the times."""
+        path, start, end = self.trials[index]
+        return f"{path}, {start} to {end} us"
+
     def fingerprint(self) -> str:
         """sha256 of the recordings and the times."""
         times = hashlib.sha256(json.dumps([trial[1:] for trial in self.trials]).encode()).hexdigest()
@@ -117,14 +131,18 @@ class ObjectEvents:
 
     items: Any
     sensor_size: tuple[int, int]
-    where: str
+    role: str
 
     def __len__(self) -> int:
         return len(self.items)
 
     def events(self, index: int) -> Events:
         """The events of one item."""
-        return Events.of(self.items[index][0], f"{self.where}, sample {index}")
+        return Events.of(self.items[index][0], self.where(index))
+
+    def where(self, index: int) -> str:
+        """The part and the sample."""
+        return f"{self.role}, sample {index}"
 
     def fingerprint(self) -> str:
         """sha256 of all events."""
@@ -165,7 +183,7 @@ def packed(path: Path, group: str | None = None) -> tuple[PackedEvents, Labels, 
             raise SpikedistillError(f"data.group: no {name!r} with one entry a sample in {path}; there are {allowed}")
         groups = np.unique(z[name], return_inverse=True)[1].astype(np.int64)
     return (
-        PackedEvents(z["t"], z["x"], z["y"], z["p"], off, (width, height)),
+        PackedEvents(z["t"], z["x"], z["y"], z["p"], off, (width, height), str(path)),
         labels,
         z.get("names"),
         (width, height),
@@ -318,10 +336,11 @@ def dvsgesture(config: DataConfig, number: int) -> Source:
 def from_objects(
     train: Any, test: Any, sensor_size: Sequence[int], number: int, config: DataConfig, class_names: Any = None
 ) -> Source:
-    """Two sequences of (events, label), events with fields t, x, y, p."""
+    """Two sequences (or generators) of (events, label), events with fields t, x, y, p."""
     width, height = int(sensor_size[0]), int(sensor_size[1])
     parts = []
-    for items, role in ((train, "train"), (test, "test")):
+    for given, role in ((train, "train"), (test, "test")):
+        items = given if hasattr(given, "__getitem__") and hasattr(given, "__len__") else list(given)
         labels = arrays.labels([items[i][1] for i in range(len(items))], len(items), f"{role}, labels")
         parts.append(_part(ObjectEvents(items, (width, height), role), labels, number, config))
     words = arrays.names(class_names, [part.labels for part in parts], "from_events")

@@ -32,6 +32,9 @@ class EventSet(Protocol):
     def events(self, index: int) -> Events:
         """The events of one sample."""
 
+    def where(self, index: int) -> str:
+        """Words that find a sample: its file."""
+
     def fingerprint(self) -> str:
         """sha256 of the content of all samples."""
 
@@ -42,8 +45,10 @@ def frame_shape(number: int, sensor: tuple[int, int], config: FramesConfig) -> t
     return number, 2 if config.polarity == "two" else 1, height, width
 
 
-def bin_events(events: Events, number: int, sensor: tuple[int, int], config: FramesConfig) -> NDArray[np.int64]:
-    """Counts of events in ``number`` frames.
+def bin_events(
+    events: Events, number: int, sensor: tuple[int, int], config: FramesConfig, where: str = "a sample"
+) -> NDArray[np.int64]:
+    """Counts of events in ``number`` frames; ``where``: what to call the sample if its events do not fit the sensor.
 
     Event i of n at time t_i stands in frame ``floor(F (t_i - t_first) / (t_last - t_first + 1))`` (by time),
     ``floor(F i / n)`` (by number), or ``floor((t_i - t_first) / duration)``. So summing groups of F/T frames gives
@@ -57,7 +62,7 @@ def bin_events(events: Events, number: int, sensor: tuple[int, int], config: Fra
         return np.zeros((frames, channels, height, width), np.int64)
     if min(events.x.min(), events.y.min()) < 0 or events.x.max() >= sensor[0] or events.y.max() >= sensor[1]:
         raise SpikedistillError(
-            f"events at x {events.x.min()}..{events.x.max()}, y {events.y.min()}..{events.y.max()} "
+            f"{where}: events at x {events.x.min()}..{events.x.max()}, y {events.y.min()}..{events.y.max()} "
             f"do not fit a sensor of {sensor[0]} x {sensor[1]} pixels"
         )
     since = events.t - events.t.min()
@@ -115,7 +120,7 @@ def _write(recordings: EventSet, number: int, config: FramesConfig, path: Path) 
 def _fill(out: NDArray[np.unsignedinteger], recordings: EventSet, number: int, config: FramesConfig) -> bool:
     limit = np.iinfo(out.dtype).max
     for i in range(len(recordings)):
-        counts = bin_events(recordings.events(i), number, recordings.sensor_size, config)
+        counts = bin_events(recordings.events(i), number, recordings.sensor_size, config, recordings.where(i))
         if counts.max(initial=0) > limit:
             return False
         out[i] = counts

@@ -11,7 +11,7 @@ from ..errors import SpikedistillError, nearest
 from .base import IMAGENET_MEAN, IMAGENET_STD, Network
 from .wrapped import Wrapped, input_channels, published, statistics
 
-SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".tar")
+SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".th", ".bin", ".tar")
 # A file need not have these: a counter, and what a network knows about its images.
 OPTIONAL = ("num_batches_tracked",)
 OWN = ("mean", "std")
@@ -23,15 +23,13 @@ def read_weights(file: "str | Path") -> dict[str, Tensor]:
     path = Path(file)
     if not path.is_file():
         raise SpikedistillError(f"weights file {path} does not exist")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    if path.suffix == ".npz":
-        import numpy as np
-
-        with np.load(path, allow_pickle=False) as z:
-            return {k: torch.from_numpy(np.array(z[k])) for k in z.files}
+    if path.suffix in (".safetensors", ".npz"):
+        try:
+            return _plain(path)
+        except Exception as error:
+            raise SpikedistillError(
+                f"cannot read {path}: cut short, damaged, or of another format ({error})"
+            ) from error
     if path.suffix not in SUFFIXES:
         raise SpikedistillError(
             f"{path}: weights are read from {', '.join(SUFFIXES)}; found {path.suffix or 'no suffix'}"
@@ -51,6 +49,17 @@ def read_weights(file: "str | Path") -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise SpikedistillError(f"{path} is no state dict (tensors by name); save torch.save(model.state_dict(), file)")
     return dict(loaded)
+
+
+def _plain(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    import numpy as np
+
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as z:
+        return {k: torch.from_numpy(np.array(z[k])) for k in z.files}
 
 
 def load_weights(network: nn.Module, file: "str | Path") -> nn.Module:
