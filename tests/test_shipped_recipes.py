@@ -129,3 +129,18 @@ def test_the_papers_own_recipes_cite_them():
         ("tssd-cifar10", "zuo2024self"), ("activity-mnist", "louis2024reducing"), ("hdkd-medical2", "elassiouti2024hdkd"),
     ):  # fmt: skip
         assert any(key in entry for entry in citations(paper)), paper
+
+
+@pytest.mark.parametrize("name, own", [("mdsnn-cifar10", 4), ("mdsnn-cifar100", 4), ("mdsnn-ncaltech101", 6)])
+def test_one_teacher_serves_students_of_all_bits_and_steps(name, own):
+    recipe = load(name)
+    assert recipe.stages[0].network["name"] == "ms_resnet18"
+    assert recipe.stages[0].quantize is None
+    students = [s for s in recipe.stages if s.teacher == "teacher"]
+    assert all(s.from_ == "teacher" and s.objectives == students[0].objectives for s in students)
+    steps = {s.time_steps or recipe.time_steps for s in students if s.quantize["weight_bits"] == 4}
+    bits = {s.quantize["weight_bits"] for s in students if (s.time_steps or recipe.time_steps) == own}
+    assert steps == {1, 2, 3, 4, own}
+    assert bits == {2, 3, 4, 8}
+    changed = load(name, ["student-t2.quantize.weight_bits=2", "student-t2.objectives.logit_distillation.weight=0.5"])
+    assert [a.name for a, b in zip(changed.stages, recipe.stages) if a != b] == ["student-t2"]

@@ -222,7 +222,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise SpikedistillError(f"{path}: not readable as YAML: {str(error).splitlines()[0]} {_mark(error)}") from None
     if not isinstance(tree, dict):
         raise SpikedistillError(f"{path}: a recipe is a mapping with `stages:`, found {type(tree).__name__}")
-    return tree
+    return _unshared(tree)
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which aliases (``*name``) are objects of their own, so that an override of one stage leaves the others."""
+    if isinstance(value, dict):
+        return {k: _unshared(v) for k, v in value.items()}
+    return [_unshared(v) for v in value] if isinstance(value, list) else value
 
 
 def _mark(error: Exception) -> str:
