@@ -33,7 +33,7 @@ CASES: dict[str, tuple[dict, str | None]] = {
     "activity_regularization": ({"per": "fan_out"}, None),
     "logits_regularization": ({}, None),
     "energy_regularization": ({}, None),
-    "spike_count": ({}, None),
+    "spike_count": ({"weight": 20.0}, None),
 }
 WITHOUT_CROSS_ENTROPY = ("cross_entropy", "temporal_efficient_training", "spike_count")
 
@@ -50,15 +50,16 @@ def network(T: int | None, seed: int, head: str = "linear") -> Network:
         if isinstance(module, sd.NormNeuron):
             torch.nn.init.constant_(module.bias, 0.5)  # enough spikes for the few steps that tests take
     if head == "spiking":
-        torch.nn.init.normal_(out.head.linear.weight, std=2.0)
+        torch.nn.init.normal_(out.head.linear.weight, std=1.0)
     return out
 
 
 def networks(case: str) -> tuple[Network, Network | None]:
-    """Student (T = 2) and teacher."""
+    """Student (T = 2; 8 where spikes are counted, so that there is something to count) and teacher."""
     kind = CASES[case][1]
     teacher = {"ann": lambda: network(None, 1), "snn": lambda: network(4, 1), None: lambda: None}[kind]()
-    return network(2, 0, head="spiking" if case == "spike_count" else "linear"), teacher
+    student = network(8, 0, head="spiking") if case == "spike_count" else network(2, 0)
+    return student, teacher
 
 
 @cache

@@ -53,8 +53,13 @@ def test_golden(case):
     assert curve(case) == pytest.approx(want, rel=1e-9, abs=1e-9)
 
 
-def test_every_golden_curve_has_a_case():
-    assert set(json.loads(GOLDEN.read_text())) == set(CASES)
+def test_every_golden_curve_has_a_case_and_falls():
+    curves = json.loads(GOLDEN.read_text())
+    assert set(curves) == set(CASES)
+    for case, values in curves.items():
+        assert len(values) == STEPS
+        assert sum(values[-5:]) < sum(values[:5]), case
+    assert sum(curves["spike_count"][-5:]) < 0.75 * sum(curves["spike_count"][:5])
 
 
 if __name__ == "__main__":

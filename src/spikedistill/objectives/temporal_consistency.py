@@ -21,8 +21,8 @@ class TemporalConsistency(Objective):
     """Every step learns from every other: ``mean_{i != j} tau^2 KL(softmax(z_j/tau) || softmax(z_i/tau))``, z_j detached.
 
     D. Zhao et al., "Improving stability and performance of spiking neural networks through enhancing temporal consistency"
-    (ETC), Pattern Recognition, 2024; temperature 4 is the official code's. The official training weighs it beside ``temporal_efficient_training``
-    or ``cross_entropy``.
+    (ETC), Pattern Recognition, 2024; temperature 4 is the official code's. The official training weighs it beside
+    ``temporal_efficient_training`` or ``cross_entropy``.
 
     Shape: logits (T, N, K), T at least 2.
 
