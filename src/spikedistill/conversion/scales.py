@@ -9,6 +9,7 @@ value on an edge is in some unit, and
     a norm that is added to a neuron's spikes     is divided by what these are worth; the sum is in that unit, and the
                                                   threshold of the neuron behind becomes theta / unit
     neurons whose spikes are added or joined      share one theta (the largest)
+    spikes joined with real values (DenseNet)     each channel keeps its unit, up to the norm or convolution behind
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import SpikedistillError
 from ..networks.graph import Graph, Node
@@ -25,7 +26,8 @@ from ..neurons.qcfs import SignedIF
 
 LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-SUMS = frozenset({"add", "add_", "iadd", "radd", "cat", "concat", "concatenate", "stack"})
+JOINS = frozenset({"cat", "concat", "concatenate"})
+SUMS = JOINS | {"add", "add_", "iadd", "radd", "stack"}
 # f(c x) = c f(x) for c > 0.
 HOMOGENEOUS = frozenset(
     "MaxPool1d MaxPool2d AvgPool1d AvgPool2d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveMaxPool2d Flatten Identity Dropout "
@@ -37,11 +39,15 @@ HOMOGENEOUS = frozenset(
 
 @dataclass
 class Edge:
-    """What stands on an edge: ``unit``, the worth of 1; who could rescale it (None: nobody); whose spikes it is."""
+    """What stands on an edge: ``unit``, the worth of 1; who could rescale it (None: nobody); whose spikes it is.
+
+    ``channels``: the worth of 1 in each channel (C,), where they differ.
+    """
 
     unit: float
     by: list[nn.Module] | None = None
     owner: str | None = None
+    channels: Tensor | None = None
 
 
 class Scaler:
@@ -86,18 +92,27 @@ class Scaler:
         if isinstance(module, Neuron | NormNeuron):
             return self.neuron(node, module, given)
         if isinstance(module, LINEAR):
-            self.multiply(module, given[0].unit, node)
+            self.multiply(module, given[0], node)
             return Edge(1.0, self.single(node, [module]))
         if isinstance(module, NORMS):
-            self.absorb(module, given[0].unit, node)
+            self.absorb(module, given[0], node)
             return Edge(1.0, self.single(node, [module]) if module.affine else None)
+        if node.kind in JOINS and _mixed(given) and _along_channels(node):
+            return self.joined(node, given)
+        if any(e.channels is not None for e in given):
+            raise self.unknown(node)
         if node.kind in SUMS:
             return self.total(node, given)
         if len(given) == 1 and (node.kind in HOMOGENEOUS or self.times_number(node)):
             return Edge(given[0].unit, self.single(node, given[0].by), given[0].owner)
         if all(e.unit == 1.0 and e.owner is None for e in given):
             return Edge(1.0)
-        raise SpikedistillError(
+        raise self.unknown(node)
+
+    @staticmethod
+    def unknown(node: Node) -> SpikedistillError:
+        """The error for an operation that no worth can pass."""
+        return SpikedistillError(
             f"conversion does not know how spikes of a worth pass {node.kind} at {node.path or node.scope or '(top)'} "
             f"({node.source}); convert a network of convolutions, linear layers, norms, pools, sums and concatenations"
         )
@@ -134,6 +149,14 @@ class Scaler:
             return Edge(unit, None, spikes[0].owner)
         return Edge(1.0, self.single(node, [m for e in given for m in e.by or []]))
 
+    def joined(self, node: Node, given: list[Edge]) -> Edge:
+        """A concatenation of spikes and of real values that others read too: each channel keeps its unit."""
+        units = [
+            torch.full((shape[1],), e.unit) if e.channels is None else e.channels
+            for e, shape in zip(given, node.in_shapes)
+        ]
+        return Edge(1.0, channels=torch.cat(units))
+
     @staticmethod
     def number_added(node: Node) -> float:
         """The number that a sum adds to a tensor, if any."""
@@ -149,7 +172,9 @@ class Scaler:
         fixed = next((e for e in (given[1:] if isinstance(module, NormNeuron) else given) if e.by is None), None)
         reused = len(self.graph.of_path(path)) > 1
         if isinstance(module, NormNeuron):
-            self.absorb(module, given[0].unit, node)
+            self.absorb(module, given[0], node)
+        elif given[0].channels is not None:
+            raise self.unknown(node)
         unit = theta / neuron.threshold if fixed is None else fixed.unit
         if fixed is not None and self.tied:
             if fixed.owner is not None:
@@ -180,14 +205,20 @@ class Scaler:
             for module in edge.by or []:
                 _divide(module, unit)
 
-    def multiply(self, module: Any, unit: float, node: Node) -> None:
-        """Weights that read spikes worth ``unit``."""
-        if self.once(module, unit, node):
-            module.weight.mul_(unit)
+    def multiply(self, module: Any, edge: Edge, node: Node) -> None:
+        """Weights that read spikes worth ``edge.unit``."""
+        if edge.channels is not None:
+            if len(self.graph.of_path(str(node.path))) > 1 or getattr(module, "groups", 1) > 1:
+                raise self.unknown(node)
+            if self.apply:
+                module.weight.mul_(edge.channels.view(1, -1, *[1] * (module.weight.dim() - 2)))
+        elif self.once(module, edge.unit, node):
+            module.weight.mul_(edge.unit)
 
-    def absorb(self, module: Any, unit: float, node: Node) -> None:
-        """A norm that reads spikes worth ``unit``."""
-        if self.apply and unit != 1.0:
+    def absorb(self, module: Any, edge: Edge, node: Node) -> None:
+        """A norm that reads spikes worth ``edge.unit``."""
+        unit = edge.unit if edge.channels is None else edge.channels
+        if self.apply and (edge.channels is not None or unit != 1.0):
             if len(self.graph.of_path(str(node.path))) > 1:
                 raise SpikedistillError(f"conversion: the norm at {node.path} reads spikes of several layers")
             module.weight.mul_(unit)
@@ -203,6 +234,18 @@ class Scaler:
         if abs(before / unit - 1) > 1e-6:
             raise SpikedistillError(f"conversion: {node.path} is used several times on spikes of different worth")
         return False
+
+
+def _mixed(given: list[Edge]) -> bool:
+    """Spikes, and real values that nobody could rescale."""
+    spikes = [e.owner is not None or e.channels is not None for e in given]
+    return any(spikes) and any(e.by is None and not spike for e, spike in zip(given, spikes))
+
+
+def _along_channels(node: Node) -> bool:
+    if min(len(shape) for shape in (node.shape, *node.in_shapes)) < 2:
+        return False
+    return sum(shape[1] for shape in node.in_shapes) == node.shape[1]
 
 
 def _divide(module: Any, unit: float) -> None:
