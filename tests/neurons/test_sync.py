@@ -12,7 +12,9 @@ WAYS = ("eager", "uncompiled")
 
 
 def layers():
-    net = nn.Sequential(NormNeuron(C, PLIF(encode=True, time_steps=T)), NormNeuron(C, PLIF(1.5, time_steps=T)))
+    net = nn.Sequential(
+        NormNeuron(C, PLIF(encode=True, time_steps=T)), nn.BatchNorm2d(C), NormNeuron(C, PLIF(1.5, time_steps=T))
+    )
     torch.manual_seed(0)
     for p in net.parameters():
         nn.init.uniform_(p, 0.5, 1.5)
@@ -62,3 +64,17 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
         for name, value in buffers.items():
             torch.testing.assert_close(buffers0[name], value, rtol=1e-9, atol=1e-10)
             assert torch.equal(buffers0[name], buffers1[name])
+
+
+def test_sharing_is_switched_in_place():
+    net = layers()
+    assert isinstance(net[1], nn.BatchNorm2d)
+    assert type(net[1]) is not nn.BatchNorm2d
+    assert net[0].sync
+    x = torch.randn(6, C, 2, 3, dtype=torch.float64)
+    alone = nn.BatchNorm2d(C).double()
+    alone.load_state_dict(net[1].state_dict())
+    assert torch.equal(net[1](x), alone(x))  # one process: nothing to share
+    synchronize(net, on=False)
+    assert type(net[1]) is nn.BatchNorm2d
+    assert not net[0].sync

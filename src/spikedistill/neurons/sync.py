@@ -46,18 +46,57 @@ def shared(mean: Tensor, var: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     return mean, ((variances + (means - mean).square()) * counts).sum(0) / total, total
 
 
-def synchronize(network: nn.Module, on: bool = True) -> nn.Module:
-    """Let all ``NormNeuron`` of ``network`` share their batch statistics between processes (or no longer), in place.
+class _Shared(nn.modules.batchnorm._BatchNorm):
+    """A batch norm whose training statistics are those of all processes."""
 
-    Norms that stand alone become torch's ``SyncBatchNorm`` where the network is on a GPU, the only place it runs.
-    Returns the network.
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape: (N, C, ...), kept."""
+        if not (self.training and several()):
+            return super().forward(x)
+        wide = x if x.dtype == torch.float64 else x.float()
+        var, mean = torch.var_mean(wide, [d for d in range(x.dim()) if d != 1], unbiased=False)
+        mean, var, n = shared(mean, var, x.numel() // x.shape[1])
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            assert self.num_batches_tracked is not None
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                step = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), step)
+                self.running_var.lerp_((var * n / (n - 1)).to(self.running_var.dtype), step)
+        a = torch.rsqrt(var + self.eps) * (1 if self.weight is None else self.weight)
+        b = -mean * a if self.bias is None else self.bias - mean * a
+        channel = (-1, *[1] * (x.dim() - 2))
+        return (a.view(channel) * x + b.view(channel)).to(x.dtype)
+
+
+class SharedBatchNorm1d(_Shared, nn.BatchNorm1d):
+    """``nn.BatchNorm1d`` with statistics shared between processes."""
+
+
+class SharedBatchNorm2d(_Shared, nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` with statistics shared between processes."""
+
+
+class SharedBatchNorm3d(_Shared, nn.BatchNorm3d):
+    """``nn.BatchNorm3d`` with statistics shared between processes."""
+
+
+_SHARED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: SharedBatchNorm1d, nn.BatchNorm2d: SharedBatchNorm2d, nn.BatchNorm3d: SharedBatchNorm3d
+}  # fmt: skip
+_OWN = {shared: own for own, shared in _SHARED.items()}
+
+
+def synchronize(network: nn.Module, on: bool = True) -> nn.Module:
+    """Let all norms of ``network`` share their batch statistics between processes (or no longer), in place.
+
+    Both ``NormNeuron`` and batch norms that stand alone, on every device. Returns the network.
     """
     from .modules import NormNeuron
 
     for module in network.modules():
         if isinstance(module, NormNeuron):
             module.sync = on
-    first = next(network.parameters(), None)
-    if on and first is not None and first.is_cuda:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        else:
+            module.__class__ = (_SHARED if on else _OWN).get(type(module), type(module))
     return network
