@@ -138,3 +138,5 @@ def test_integer_input_of_the_wrong_form():
     integer = to_integer(quantize(lively("vgg5", x, width=0.125), calibration=x))
     with pytest.raises(SpikedistillError, match=r"takes image \(N, C, ...\)"):
         integer(torch.rand(2, 1, 8, 8))
+    with pytest.raises(SpikedistillError, match=r"of \[3, 8, 8\], found \(2, 3, 16, 16\)"):
+        integer(torch.rand(2, 3, 16, 16))

@@ -50,7 +50,7 @@ class IntegerNetwork:
         """Input codes: images (N, C, ...) in [0, 1] or uint8, frames (N, F, C, ...) of counts, spikes (N, T, C, ...)."""
         x, form = x.detach().cpu(), self.header["input"]
         dims = len(form["size"])
-        if x.dim() != dims + (1 if form["kind"] == "image" else 2) or x.shape[-dims] != form["size"][0]:
+        if x.dim() != dims + (1 if form["kind"] == "image" else 2) or list(x.shape[-dims:]) != list(form["size"]):
             shape = "(N, C, ...)" if form["kind"] == "image" else "(N, F, C, ...)"
             what = "the encoding's spikes" if form["kind"] == "spikes" else form["kind"]
             raise SpikedistillError(
