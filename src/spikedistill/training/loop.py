@@ -16,6 +16,7 @@ from ..distiller import Distiller
 from ..errors import SpikedistillError
 from ..neurons import Neuron
 from ..neurons.packing import lean, packed_spikes
+from ..neurons.sync import synchronize
 from ..randomness import seed_everything
 from ..recipe import Optimizer
 from . import checkpoint, metrics
@@ -127,6 +128,7 @@ class Training:
         self.progress.begin(self.s.name, self.steps, self.at.step)
         model: nn.Module = self.distiller
         if self.accelerator is not None and self.world > 1:
+            self.distiller.student = synchronize(self.student)
             model = self.accelerator.prepare_model(self.distiller)
         while self.at.epoch < self.s.epochs:
             self.epoch(model)
@@ -364,7 +366,8 @@ class Training:
         self.best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")} or None
         self.at = Position(**state["position"])
         self.warned = set(state["warned"])
-        metrics.append(self.s.folder, "resume", stage=self.s.name, epoch=self.at.epoch, step=self.at.step)
+        if self.rank == 0:
+            metrics.append(self.s.folder, "resume", stage=self.s.name, epoch=self.at.epoch, step=self.at.step)
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -34,7 +34,7 @@ from .results import stage_summary
 from .stages import Factories, Product, build
 from .store import load_network, save_network
 from .summary import RunSummary, StageSummary, Summary, write_atomically
-from .tracking import accelerator
+from .tracking import accelerator, begin
 
 CALIBRATION_BATCHES = 4
 
@@ -105,10 +105,11 @@ def run(
     track: Any = None,
 ) -> Run:
     """Run a checked recipe on opened data; continues what the folder already holds."""
-    claim(folder, recipe, name)
     found: list[RunSummary] = []
-    engine = accelerator(device, track, folder, name, recipe.plain())
-    with Progress(not quiet) as progress, engine as engaged, compiling(False):
+    with Progress(not quiet) as progress, accelerator(device, track, folder) as engaged, compiling(False):
+        with engaged.main_process_first():
+            claim(folder, recipe, name)
+        begin(engaged, name, recipe.plain())
         for index in range(recipe.seeds):
             seed = recipe.seed + index
             inner = folder / f"seed-{seed}" if recipe.seeds > 1 else folder
@@ -240,7 +241,7 @@ class OneSeed:
 
     def train_stage(self, stage: Stage, place: Path) -> StageSummary:
         """Train one stage, evaluate it, write its folder and its row."""
-        metrics.append(self.folder, "stage", stage=stage.name, epochs=stage.epochs)
+        self.log("stage", stage=stage.name, epochs=stage.epochs)
         network = self.build(stage).to(self.device)
         if self.resolved["precision"] == "float64":
             network.double()
@@ -292,9 +293,14 @@ class OneSeed:
             )
             write_atomically(place / "summary.json", row.model_dump_json(indent=1))
             shutil.rmtree(self.folder / "checkpoints" / stage.name, ignore_errors=True)
-        metrics.append(self.folder, "stage_end", stage=stage.name, accuracy=row.accuracy, seconds=row.seconds)
+        self.log("stage_end", stage=stage.name, accuracy=row.accuracy, seconds=row.seconds)
         self.products[stage.name] = Product(stage.name, network, place)
         return row
+
+    def log(self, event: metrics.Event, **values: Any) -> None:
+        """One line of the log, by one process."""
+        if self.accelerator.is_main_process:
+            metrics.append(self.folder, event, **values)
 
     def epochs_before(self, stage: Stage) -> int:
         """Epochs of the run, seeds one after the other, before this stage's."""
@@ -307,7 +313,7 @@ class OneSeed:
             x = x.double()
         with autocast(settings), saving(settings.memory, distiller.student):
             fit = estimate(distiller, x, y, settings.batch_size, states=1 if settings.optimizer.name == "sgd" else 2)
-        metrics.append(self.folder, "start", stage=stage.name, step_mb=fit.step_mb, fixed_mb=fit.fixed_mb)
+        self.log("start", stage=stage.name, step_mb=fit.step_mb, fixed_mb=fit.fixed_mb)
         if not fit.fits:
             self.progress.note(
                 f"{stage.name}: warning: a step keeps about {fit.step_mb:,.0f} MB, {fit.available_mb:,.0f} MB are free; "

@@ -10,8 +10,8 @@ from ..errors import SpikedistillError, nearest
 
 
 @contextmanager
-def accelerator(device: str | None, track: Any, folder: Path, name: str, recipe: dict[str, Any]) -> Iterator[Any]:
-    """accelerate's engine; with ``track`` its ``log`` reaches that tracker, whose files lie in ``folder/tracking``.
+def accelerator(device: str | None, track: Any, folder: Path) -> Iterator[Any]:
+    """accelerate's engine; after :func:`begin` its ``log`` reaches ``track``, whose files lie in ``folder/tracking``.
 
     ``track``: a name of accelerate's, a ``GeneralTracker`` of your own, or None. Raises :class:`SpikedistillError` for a name
     that is unknown or not installed.
@@ -23,13 +23,17 @@ def accelerator(device: str | None, track: Any, folder: Path, name: str, recipe:
         _check(track)
     places = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "tracking"))
     made = Accelerator(mixed_precision="no", cpu=device == "cpu", log_with=track, project_config=places)
-    if track is not None:
-        made.init_trackers(name, config={"recipe": json.dumps(recipe)})
     try:
         yield made
     finally:
         for tracker in made.trackers:
             tracker.finish()
+
+
+def begin(accelerator: Any, name: str, recipe: dict[str, Any]) -> None:
+    """Start the trackers that were asked for."""
+    if accelerator.log_with:
+        accelerator.init_trackers(name, config={"recipe": json.dumps(recipe)})
 
 
 def _check(track: str) -> None:

@@ -1,0 +1,53 @@
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from spikedistill.training import metrics
+from spikedistill.training.run import train
+from spikedistill.training.store import load
+
+WORKER = """
+import sys, numpy, yaml
+from spikedistill.training.run import train
+folder = sys.argv[1]
+arrays = dict(numpy.load(f"{folder}/arrays.npz"))
+train(yaml.safe_load(open(f"{folder}/tiny.yaml")), data=arrays, out=f"{folder}/two", device="cpu", quiet=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(tmp_path: Path, recipe: dict, arrays: dict) -> None:
+    """Gradients accumulated over two batches, clipped, averaged weights: the same network from halves of each batch."""
+    recipe["precision"] = "float64"
+    recipe["optimizer"] |= {"accumulate": 2, "ema": 0.8, "clip": 0.5, "warm_up": 1}
+    recipe["stages"][1]["epochs"] = 2
+    one = train(recipe, data=arrays, out=tmp_path / "one", device="cpu", quiet=True)
+    recipe["data"]["batch_size"] //= 2  # of each process
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    np.savez(tmp_path / "arrays.npz", **arrays)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(tmp_path)],
+            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    ]
+    assert [process.wait(timeout=600) for process in processes] == [0, 0]
+    for stage in ("teacher", "student"):
+        mine, theirs = load(tmp_path / "one", stage).state_dict(), load(tmp_path / "two", stage).state_dict()
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
+            torch.testing.assert_close(theirs[name], value, rtol=1e-6, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+    events = [line["event"] for line in metrics.read(tmp_path / "two").events]
+    assert events == [line["event"] for line in metrics.read(one.folder).events]
