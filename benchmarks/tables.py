@@ -1,0 +1,135 @@
+"""The tables of ``docs/performance.md`` from the raw figures.
+
+    python benchmarks/tables.py [results/performance]
+
+Ratios of medians of one run, milliseconds beside them.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else "results/performance")
+TWIN, OURS = "ANN twin compiled at T*N", "ours fused, once"
+
+
+def load(name: str) -> dict[str, Any]:
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def table(head: list[str], rows: list[list[str]]) -> None:
+    for row in [head, ["---"] * len(head), *rows]:
+        print("| " + " | ".join(row) + " |")
+    print()
+
+
+def ms(row: dict[str, float]) -> str:
+    return f"{row['median_ms']:.0f} ({row['least_ms']:.0f})"
+
+
+def step(name: str) -> None:
+    found = load(name)
+    if not found:
+        return
+    rows = found["rows"]
+    print(f"### {name}\n\n`{found['command']}`\n")
+    lines = []
+    for variant in dict.fromkeys(v.removesuffix(" bf16") for v in rows):
+        line = [variant]
+        for suffix in ("", " bf16"):
+            if variant + suffix in rows:
+                row = rows[variant + suffix]
+                line += [ms(row), f"{row['median_ms'] / rows[TWIN + suffix]['median_ms']:.2f}"]
+                line += [f"{row['median_ms'] / rows[OURS + suffix]['median_ms']:.2f}"]
+            else:
+                line += ["-", "-", "-"]
+        lines.append(line)
+    lines.sort(key=lambda line: float(line[2]) if line[2] != "-" else 99)
+    each = ["ms (least)", "x twin", "x ours"]
+    table(["float32, then bf16", *each, *each], lines)
+    for variant, error in found.get("errors", {}).items():
+        print(f"{variant} does not run: {error}\n")
+
+
+def scaling() -> None:
+    lines = []
+    for T in (1, 2, 4, 8, 16):
+        found = load("step-conv6" if T == 4 else f"step-conv6-T{T}")
+        if not found:
+            continue
+        rows, line = found["rows"], [str(T)]
+        for suffix in ("", " bf16"):
+            mine = rows[OURS + suffix]["median_ms"]
+            line += [f"{mine:.0f}", f"{mine / rows[TWIN + suffix]['median_ms']:.2f}"]
+            line += [f"{rows[f'SpikingJelly{suffix}']['median_ms'] / mine:.1f}"]
+        lines.append(line)
+    print("### T\n")
+    each = ["ms", "x twin", "SpikingJelly / ours"]
+    table(["T", *[f"float32 {e}" for e in each], *[f"bf16 {e}" for e in each]], lines)
+
+
+def first() -> None:
+    print("### First step\n")
+    columns, whats = {}, []
+    for precision in ("float32", "bfloat16"):
+        for name, rows in load(f"first-{precision}").get("rows", {}).items():
+            columns[f"{name}, {precision}"] = rows
+            whats += [w for w in rows if w not in whats]
+    lines = []
+    for what in whats:
+        cells = [c.get(what) for c in columns.values()]
+        lines.append(
+            [what, *[f"{c['seconds']:.1f} s, {c['graphs']:.0f}" if isinstance(c, dict) else "-" for c in cells]]
+        )
+    table(["seconds, graphs compiled", *columns], lines)
+
+
+def memory() -> None:
+    print("### Memory\n")
+    for name in (
+        "conv6-float32",
+        "conv6-bfloat16",
+        "ms_resnet18-float32",
+        "ms_resnet18-bfloat16",
+        "conv6-T4",
+        "conv6-T16",
+    ):
+        rows = load(f"memory-{name}").get("rows")
+        if not rows:
+            continue
+        base = rows["SpikingJelly"]
+        lines = [
+            [
+                v,
+                f"{r['peak_mb']:.0f}",
+                f"{r['peak_mb'] / base['peak_mb']:.2f}",
+                f"{r['saved_mb']:.0f}",
+                f"{r['median_ms']:.0f}",
+            ]
+            if "peak_mb" in r
+            else [v, r["error"], "-", "-", "-"]
+            for v, r in rows.items()
+        ]
+        table([name, "peak MB", "x SpikingJelly", "saved MB", "step ms"], lines)
+
+
+def plain(name: str, base: str) -> None:
+    rows = load(name).get("rows")
+    if rows:
+        print(f"### {name}\n")
+        lines = [[v, ms(r), f"{r['median_ms'] / rows[base]['median_ms']:.3f}"] for v, r in rows.items()]
+        table(["", "ms (least)", f"x {base}"], lines)
+
+
+if __name__ == "__main__":
+    for name in ("step-conv6", "step-conv6-wide", "step-ms_resnet18"):
+        step(name)
+    scaling()
+    first()
+    memory()
+    for precision in ("float32", "bfloat16"):
+        plain(f"distill-{precision}", "plain")
+        plain(f"inference-{precision}", TWIN)
+    plain("loader", "training step (conv6)")
