@@ -74,6 +74,8 @@ def test_evaluate_at_other_time_steps(run, capsys):
         (["resume", "nowhere"], "no run folder"),
         (["export", "RUN", "--to", "tflite", "--out", "x"], "nir, onnx or integer"),
         (["hardware"], "give a RUN or --layers FILE"),
+        (["hardware", "RUN", "--iso-accuracy"], "give some with --against RUN"),
+        (["hardware", "RUN", "--layers-out", "no/where.yaml"], "there is no folder no"),
         (["train"], "Missing argument"),
         (["trian", "digits"], "No such command"),
     ],

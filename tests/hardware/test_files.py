@@ -115,3 +115,20 @@ def test_written_layers_read_back_equal_and_cost_the_same(tmp_path: Path) -> Non
     alone = Layer(name="x", in_channels=1, out_channels=1, in_size=3, kernel_size=3)
     write_layers([alone, replace(alone, name="y", neuron="lif", leaky=True)], path)
     assert [layer.neuron for layer in read_layers(path)[0]] == [None, "lif"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- a", "a mapping of keys is needed, layers, time_steps, spikesim; found ['a']"),
+        ("", "a mapping of keys is needed"),
+        ("layers: [{kind: conv, in_channels: 3}]", "layers.0 (no name): name is missing"),
+        ("time_steps: 5", "layers is missing"),
+        ("layers:\n  - {name: a\n", "not YAML: while parsing a flow mapping (line 3)"),
+    ],
+)
+def test_what_a_layer_file_lacks(text, words, tmp_path):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(SpikedistillError) as raised:
+        read_layers(tmp_path / "a.yaml")
+    assert words in str(raised.value)

@@ -217,10 +217,13 @@ def explain(item: Any, known: list[str]) -> str:
     path = ".".join(str(part) for part in item["loc"])
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"unknown key {path!r}; {nearest(str(item['loc'][-1]), known)}"
-    message = item["msg"].removeprefix("Value error, ")
     prefix = f"{path}: " if path else ""
-    needs_value = item["type"] in ("missing", "missing_argument", "value_error")
-    return f"{prefix}{message}" + ("" if needs_value else f" (found {item['input']!r:.80})")
+    if item["type"] in ("missing", "missing_argument"):
+        return f"{path} is missing"
+    if item["type"] in ("model_type", "dict_type", "mapping_type"):
+        return f"{prefix}a mapping of keys is needed, {', '.join(known)}; found {item['input']!r:.80}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{prefix}{message}" + ("" if item["type"] == "value_error" else f" (found {item['input']!r:.80})")
 
 
 def _fields(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
@@ -242,7 +245,9 @@ def read_yaml(path: str | Path) -> Any:
     except OSError as error:
         raise SpikedistillError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
     except yaml.YAMLError as error:
-        raise SpikedistillError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
+        raise SpikedistillError(f"{path}: not YAML: {str(error).splitlines()[0]}{where}") from None
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

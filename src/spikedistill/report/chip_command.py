@@ -25,6 +25,8 @@ def hardware_command(
 
     if (run is None) == (layers is None):
         raise SpikedistillError("give a RUN or --layers FILE (one of them)")
+    if iso_accuracy and not against:
+        raise SpikedistillError("--iso-accuracy chooses among runs to divide by; give some with --against RUN")
     if layers is not None:
         if against or layers_out or iso_accuracy:
             raise SpikedistillError("--against, --iso-accuracy and --layers-out need a RUN, not a layer file")
@@ -54,17 +56,20 @@ def hardware_command(
 
 def _price_run(run: str, config: Path | None, layers_out: Path | None) -> tuple[Tree, float]:
     from .. import hardware
+    from ..export.files import destination, written_whole
     from ..hardware.pricing import headline, settings
     from ..training.reevaluate import open_run
     from ..training.results import PRICED_IMAGES
     from ..training.summary import StageSummary
 
+    target = None if layers_out is None else destination(layers_out)
     place, _, recipe, data, network = open_run(run)
     x, _ = next(iter(data.batches("test", PRICED_IMAGES)))
     found = hardware.layers(network, x)
     over = {"spikesim": hardware.read_config(config)} if config else None
     chip, memory = settings(("recipe", recipe.hardware), (str(config), over))
-    if layers_out is not None:
-        hardware.write_layers(found, layers_out, chip)
+    if target is not None:
+        with written_whole(target) as temporary:
+            hardware.write_layers(found, temporary, chip)
     row = StageSummary.model_validate_json((place / "summary.json").read_text())
     return headline(hardware.price(found, chip, memory), chip.activity), row.accuracy
