@@ -10,6 +10,7 @@ from spikedistill.errors import SpikedistillError
 from spikedistill.networks import create, spiking
 from spikedistill.networks.base import IMAGENET_MEAN, IMAGENET_STD, Network
 from spikedistill.networks.pretrained import from_config, from_name, load_weights
+from spikedistill.networks.wrapped import own_size
 
 
 def small() -> Network:
@@ -119,6 +120,18 @@ def test_names_of_timm_and_torchvision() -> None:
         from_name("torchvision:resnet81")
     with pytest.raises(SpikedistillError, match="timm:NAME"):
         from_name("keras:resnet18")
+
+
+def test_a_transformer_gets_images_of_its_own_size() -> None:
+    pytest.importorskip("timm")
+    teacher = from_name("timm:vit_tiny_patch16_224", num_classes=10, options={"img_size": 48, "depth": 1}).eval()
+    assert teacher.input_size == (48, 48)
+    with torch.no_grad():
+        assert teacher(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert from_name("timm:resnet10t", num_classes=10).input_size is None
+    models = pytest.importorskip("torchvision").models
+    assert own_size(models.VisionTransformer(48, 16, 1, 2, 24, 24)) == (48, 48)
+    assert own_size(models.resnet18()) is None
 
 
 @pytest.mark.data

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import SpikedistillError, nearest
 from .base import IMAGENET_MEAN, IMAGENET_STD, Network
-from .wrapped import Wrapped, input_channels, published, statistics
+from .wrapped import Wrapped, input_channels, own_size, published, statistics
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".th", ".bin", ".tar")
 # A file need not have these: a counter, and what a network knows about its images.
@@ -122,7 +122,8 @@ def from_name(
 
     ``num_classes``: None keeps the model's own head. ``pretrained``: its published weights (downloaded by the library).
     ``time_steps``: None gives the ANN, T the spiking network that :func:`spiking` makes of it with ``neuron`` and ``gates``.
-    ``input_size``: incoming images are resized to it (a teacher trained on 224x224 with small images); None: as they come.
+    ``input_size``: incoming images are resized to it (a teacher trained on 224x224 with small images); None: as they come,
+    or the size of a model that takes no other (transformers).
     mean, std: None takes the published ones (torchvision's are ImageNet's). ``options`` go to the library's own builder.
 
     Shape: (N, C, H, W) in [0, 1] to (N, K) or (T, N, K).
@@ -147,6 +148,7 @@ def from_name(
         channels = input_channels(model) if library == "torchvision" else in_channels
         mean, std = statistics(model, channels, mean, std)
         classes = num_classes if num_classes is not None else _classes(model)
+        input_size = own_size(model) if input_size is None else input_size
         network = Wrapped(model, classes, channels, "image", None, mean, std, input_size, interpolation)
     network.config = {
         "name": name,

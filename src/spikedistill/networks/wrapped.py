@@ -74,6 +74,18 @@ def published(model: nn.Module) -> dict[str, Any]:
     return dict(config) if isinstance(config, dict) else {}
 
 
+def own_size(model: nn.Module) -> tuple[int, int] | None:
+    """The one image size (H, W) that a model takes (transformers of timm and torchvision), or None where any will do."""
+    if isinstance(side := getattr(model, "image_size", None), int):  # torchvision
+        return side, side
+    if not published(model).get("fixed_input_size"):
+        return None
+    height, width = (
+        getattr(getattr(model, "patch_embed", None), "img_size", None) or published(model)["input_size"][-2:]
+    )
+    return int(height), int(width)
+
+
 def statistics(
     model: nn.Module, channels: int, mean: float | Sequence[float] | None, std: float | Sequence[float] | None
 ) -> tuple[Any, Any]:
