@@ -6,8 +6,9 @@ from small_networks import KINDS, example, make
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spikedistill import networks
 from spikedistill.networks.graph import Graph, Ref, is_leaf, trace
-from spikedistill.neurons import LIF, NormNeuron, Repeat
+from spikedistill.neurons import LIF, NormNeuron, Repeat, compilation
 
 
 def ancestors(graph: Graph, name: str) -> set[str]:
@@ -171,3 +172,12 @@ def test_leaves() -> None:
     assert is_leaf(NormNeuron(2, LIF()))
     assert not is_leaf(nn.Sequential(nn.ReLU()))
     assert not is_leaf(Odd())
+
+
+def test_tracing_compiles_nothing() -> None:
+    network = networks.create("conv6", width=0.125)
+    modes: list[str] = []
+    network.head.register_forward_pre_hook(lambda module, args: modes.append(compilation.mode()))
+    with compilation.use("compiled"):
+        trace(network, torch.rand(2, 3, 8, 8))
+    assert modes == ["eager"]

@@ -6,7 +6,7 @@ of leaf modules, with the line of source that called it.
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from .. import simulation
 from ..neurons import Neuron, NormNeuron, Repeat
+from ..neurons.compilation import eager
 from .base import Network
 
 
@@ -237,28 +238,30 @@ class _Recorder:
         post = register_module_forward_hook(self.after, with_kwargs=True)
         self.exits.callback(pre.remove)
         self.exits.callback(post.remove)
-        self.exits.enter_context(_functions(self))
+        self.exits.enter_context(eager())  # compiled code would be compiled anew under a mode
+        self.exits.enter_context(_Functions(self))
         return self
 
     def __exit__(self, *exc: Any) -> None:
         self.exits.close()
 
 
-@contextmanager
-def _functions(recorder: _Recorder) -> Iterator[None]:
-    class Mode(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            if recorder.quiet or not _tensors_in(out):
-                return out
-            kind = _kind(func)
-            scope = recorder.scope()
-            name = f"{scope}/{kind}" if scope else kind
-            recorder.record(f"{name}#{recorder.count(name)}", kind, args, kwargs or {}, out, scope, function=func)
-            return out
+class _Functions(TorchFunctionMode):
+    """Records functions on tensors outside of leaf modules."""
 
-    with Mode():
-        yield
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if self.recorder.quiet or not _tensors_in(out):
+            return out
+        kind = _kind(func)
+        scope = self.recorder.scope()
+        name = f"{scope}/{kind}" if scope else kind
+        self.recorder.record(f"{name}#{self.recorder.count(name)}", kind, args, kwargs or {}, out, scope, function=func)
+        return out
 
 
 def _tensors_in(out: Any) -> bool:

@@ -97,7 +97,12 @@ class Kernel:
             return self.plain(*args)
         signature = tuple([a.dtype if isinstance(a, torch.Tensor) else None for a in args])
         if self._compiled is not None and signature in self._seen:
-            return self._compiled(*args)
+            try:
+                return self._compiled(*args)
+            except Exception as error:
+                # By name, since importing the compiler takes seconds. Below, more recompilations are allowed.
+                if type(error).__name__ != "FailOnRecompileLimitHit":
+                    raise
         try:
             with _settings():
                 if self._compiled is None:
