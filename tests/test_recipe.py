@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from spikedistill import SpikedistillError, recipe
+from spikedistill.training.run import train
 
 
 @pytest.fixture
@@ -66,6 +67,18 @@ def test_a_value_of_the_wrong_type_is_shown(tree):
         (lambda t: t["stages"][1]["network"].update(time_steps=3), ("time steps belong to the stage",)),
         (lambda t: t.update(hardware={"spikesim": {"mod": "released"}}), ("hardware", "'mod'", "'mode'")),
         (lambda t: t["data"].update(batchsize=3), ("data: unknown key 'batchsize'", "'batch_size'")),
+        (lambda t: t["stages"][1]["network"].update(width="wide"), ("student.network.width: found 'wide'", "number")),
+        (lambda t: t["stages"][1]["network"].update(width="0.5"), ("network.width: found the text '0.5'", "quotes")),
+        (lambda t: t["stages"][1]["network"].update(width=None), ("network.width: found None",)),
+        (
+            lambda t: t["stages"][1].update(quantize={"weight_bits": 1}),
+            ("student.quantize: weight_bits must be 2 to 8",),
+        ),
+        (
+            lambda t: t["stages"][1]["objectives"].append({"type": "blurred_feature", "blur_ratio": 2.0}),
+            ("stages.student.objectives[2]: ", "blur_ratio must be in [0, 1), found 2.0"),
+        ),
+        (lambda t: t.update(paper=["guo2023bkdnss"]), ("paper: no paper or objective 'guo2023bkdnss'",)),
     ],
 )
 def test_what_types_do_not_say_is_checked_too(tree, change, parts):
@@ -79,6 +92,16 @@ def test_a_file_is_named_in_its_error(tree, tmp_path):
     file.write_text(yaml.safe_dump(tree))
     with pytest.raises(SpikedistillError, match=r"mine\.yaml: stages\.student\.network\.name"):
         recipe.load(file)
+
+
+def test_an_unknown_data_set_names_the_file(tree, tmp_path):
+    file = tmp_path / "mine.yaml"
+    tree["data"]["name"] = "digit"
+    file.write_text(yaml.safe_dump(tree))
+    with pytest.raises(
+        SpikedistillError, match=r"mine\.yaml: data\.name: unknown data set 'digit'; did you mean 'digits'"
+    ):
+        train(file, out=tmp_path / "run")
 
 
 def test_broken_yaml_names_line_and_column(tmp_path):

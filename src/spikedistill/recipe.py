@@ -1,7 +1,9 @@
 """The typed recipe: one YAML file says data, stages and hardware; everything in it is checked before anything runs."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from importlib.resources import files
 from inspect import signature
 from pathlib import Path
@@ -23,22 +25,9 @@ from . import networks, objectives
 from .data.config import DataConfig
 from .errors import SpikedistillError, nearest
 from .networks.pretrained import from_name
+from .overrides import RESERVED, apply_override
 from .typed import checked
 
-RESERVED = (
-    "title",
-    "paper",
-    "data",
-    "hardware",
-    "seed",
-    "seeds",
-    "time_steps",
-    "stages",
-    "precision",
-    "compile",
-    "memory",
-    "optimizer",
-)
 # Keys of a stage's `network` that are not options of its builder.
 NETWORK_KEYS = ("name", "ann", "spiking", "weights", "pretrained", "input_size", "neuron")
 
@@ -237,48 +226,13 @@ def _mark(error: Exception) -> str:
     return f"(line {mark.line + 1}, column {mark.column + 1})" if mark else ""
 
 
-def apply_override(tree: dict[str, Any], text: str) -> None:
-    """Set ``path=value`` in a recipe's mapping; stages are addressed by name, objectives by stage and name (or type)."""
-    path, equals, value = text.partition("=")
-    if not equals or not path:
-        raise SpikedistillError(f"override {text!r} is not of the form path=value, such as student.epochs=5")
-    parts = path.split(".")
-    here: Any = tree
-    if parts[0] == "stages" and len(parts) > 1:
-        parts = parts[1:]
-    if parts[0] not in RESERVED:
-        here, parts = _named(tree.get("stages") or [], parts[0], "stage", text), parts[1:]
-        if not parts:
-            raise SpikedistillError(f"override {text!r} names a stage but none of its keys")
-    for i, part in enumerate(parts[:-1]):
-        if isinstance(here, list):
-            here = _named(here, part, "objective", text)
-            continue
-        if here.get(part) is None:
-            here[part] = {}
-        if not isinstance(here[part], dict | list):
-            raise SpikedistillError(
-                f"override {text!r}: {'.'.join(parts[: i + 1])} is {here[part]!r}, which has no keys"
-            )
-        here = here[part]
-    if isinstance(here, list):
-        raise SpikedistillError(f"override {text!r} names an objective but none of its keys")
-    here[parts[-1]] = yaml.safe_load(value)
-
-
-def _named(items: list[Any], name: str, what: str, text: str) -> dict[str, Any]:
-    names = [str(item.get("name", item.get("type"))) for item in items if isinstance(item, dict)]
-    for item in items:
-        if isinstance(item, dict) and name in (item.get("name"), item.get("type")):
-            return item
-    raise SpikedistillError(
-        f"override {text!r}: no {what} {name!r}; {nearest(name, [*names, *RESERVED] if what == 'stage' else names)}"
-    )
-
-
 def check(recipe: Recipe, custom: Iterable[str] = ()) -> None:
     """Everything that the types alone do not say: names that must exist, options of networks, objectives, quantizers."""
+    from .bibliography import citations
+
     custom = set(custom)
+    with at("paper"):
+        citations(recipe.paper)
     if recipe.hardware:
         from .hardware.pricing import settings
 
@@ -312,10 +266,27 @@ def check(recipe: Recipe, custom: Iterable[str] = ()) -> None:
         _check_optimizer(recipe, stage, where)
         _check_objectives(stage, where)
         if stage.quantize is not None:
-            from .quantization import quantize
-
-            checked(quantize, stage.quantize, f"{where}.quantize", ("network", "calibration"))
+            _check_quantize(stage.quantize, f"{where}.quantize")
         before.append(stage.name)
+
+
+def _check_quantize(given: Mapping[str, Any], where: str) -> None:
+    from .quantization import quantize
+    from .quantization.options import Options
+
+    read = checked(quantize, given, where, ("network", "calibration"))
+    defaults = {name: p.default for name, p in signature(quantize).parameters.items()}
+    with at(where):
+        Options(**{f.name: read.get(f.name, defaults[f.name]) for f in fields(Options)})
+
+
+@contextmanager
+def at(where: str) -> Iterator[None]:
+    """Errors of what stands at ``where`` say so."""
+    try:
+        yield
+    except SpikedistillError as error:
+        raise SpikedistillError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
 
 
 def _check_optimizer(recipe: Recipe, stage: Stage, where: str) -> None:
@@ -332,7 +303,10 @@ def _check_optimizer(recipe: Recipe, stage: Stage, where: str) -> None:
 
 
 def _check_objectives(stage: Stage, where: str) -> None:
-    built = [objectives.build(o, f"{where}.objectives[{i}]") for i, o in enumerate(stage.objectives)]
+    built = []
+    for i, options in enumerate(stage.objectives):
+        with at(f"{where}.objectives[{i}]"):
+            built.append(objectives.build(options, f"{where}.objectives[{i}]"))
     names = [o.name for o in built]
     for objective in built:
         if names.count(objective.name) > 1:
@@ -369,13 +343,15 @@ def check_network(options: Mapping[str, Any], where: str, custom: Iterable[str] 
             raise SpikedistillError(
                 f"{where}.{key}: time steps belong to the stage (or the recipe), not to its network"
             )
+    own = {key: value for key, value in options.items() if key in networks.options(name) and key != "neuron"}
+    for key, value in checked(networks.BUILDERS[name], own, where, ("name", "neuron")).items():
+        if isinstance(own[key], str) and not isinstance(value, str):
+            raise SpikedistillError(f"{where}.{key}: found the text {own[key]!r}; write it without quotes")
     if options.get("neuron") is not None and isinstance(options["neuron"], Mapping):
         from .neurons import build
 
-        try:
+        with at(f"{where}.neuron"):
             build(options["neuron"])
-        except SpikedistillError as error:
-            raise SpikedistillError(f"{where}.neuron: {error}") from None
 
 
 def _words(error: ValidationError, tree: Mapping[str, Any]) -> str:

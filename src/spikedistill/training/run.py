@@ -21,7 +21,7 @@ from ..data import Data
 from ..distiller import Distiller
 from ..errors import SpikedistillError
 from ..networks.base import Network
-from ..recipe import Recipe, Stage
+from ..recipe import Recipe, Stage, at
 from ..recipe import load as load_recipe
 from . import metrics, summary
 from .bfloat16 import trainable_precision
@@ -86,7 +86,8 @@ def train(
     folder = Path(out) if out is not None else Path("runs") / name.replace(" ", "-").replace("/", "-")
     source = datasets.from_arrays(data) if isinstance(data, Mapping) else data
     if source is None:
-        source = datasets.open(checked.data, checked.all_time_steps())
+        with at(f"{recipe}" if isinstance(recipe, str | Path) else "the recipe"):
+            source = datasets.open(checked.data, checked.all_time_steps())
     return run(checked, name, folder, source, factories, device, quiet, track)
 
 
