@@ -106,8 +106,9 @@ def variants(a: argparse.Namespace, half: bool) -> list[Variant]:
             out += [
                 peer(name, last=False),
                 peer(name, suffix=", channels last"),
-                peer(name, "whole", ", compiled whole, once"),
             ]
+            if name in a.whole:
+                out.append(peer(name, "whole", ", compiled whole, once"))
     return [v for v in out if not a.only or any(word in v.name for word in a.only)]
 
 
@@ -138,6 +139,7 @@ def main() -> None:
     p.add_argument("--time-steps", type=int, default=4)
     p.add_argument("--precision", choices=("float32", "bfloat16", "both"), default="float32")
     p.add_argument("--peers", choices=("none", "users", "best"), default="users")
+    p.add_argument("--whole", nargs="*", default=list(PEERS), help="peers to compile whole, with --peers best")
     p.add_argument("--runs", type=int, default=9)
     p.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
