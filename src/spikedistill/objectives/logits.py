@@ -34,7 +34,7 @@ class CrossEntropy(Objective):
     """Cross-entropy of the time-averaged logits: ``CE(mean_t z_t, y)``.
 
     ``tap``: one head of a network with several (``head`` of the HDKD student); default: the network's logits.
-    ``label_smoothing`` as torch's; it is for class numbers, mixed-up targets are smooth already.
+    ``label_smoothing`` as torch's: ``(1 - e) y + e/K``, of class numbers and of mixed-up targets alike.
 
     Shape: logits (T, N, K), target (N,) or (N, K).
 
@@ -62,6 +62,9 @@ class LogitDistillation(Objective):
     the literature is written with the weights of the two objectives. ``over``: "mean" (time-averaged student logits), "step"
     (each step against the teacher's mean, averaged over T), "both" (the average of the two). The teacher's logits are always
     averaged over its own T. Temperature 4 is our default: common in the SNN literature, Hinton names no single value.
+
+    At temperature 4 and weight 1 this term starts at several times the cross-entropy and decides a short training: see
+    docs/methods.md for milder settings.
 
     ``hard``: ``CE(z, argmax z_teacher)``, and ``reduction: elements``: the divergence summed and divided by N*K instead of
     N, on a head of its own (``tap``), are the forms of H. Touvron et al., "Training data-efficient image transformers &

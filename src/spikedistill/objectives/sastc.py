@@ -54,7 +54,8 @@ class SpatioTemporalCalibration(Objective):
     D. Hong, Y. Wang, "Self-attentive spatio-temporal calibration for precise intermediate layer matching in ANN-to-SNN
     distillation" (SASTC), AAAI 2025, as in the official code, whose weight is 800 beside cross-entropy and
     ``logit_distillation`` at temperature 4. The embeddings' width is a quarter of ``batch_size`` (None: that of the first
-    batch), as there; rows of a smaller batch are filled with zeros (ours: the code drops such batches).
+    batch), as there; rows of a smaller batch are filled with zeros (ours: the code drops such batches). As an
+    embedding reads its row column by column, the value depends on the order of the batch.
 
     Shape: student stages (T, N, C, H, W); teacher (T', N, C, H, W), averaged over T'.
 
