@@ -223,7 +223,7 @@ def what_was_run(study: Study) -> Section:
         title="Cost of training",
     )
     seeds = summary.seeds if isinstance(summary, MultiSummary) else [summary.seed]
-    data = {key: value for key, value in summary.data.items() if key != "class_names"}
+    data = {key: value for key, value in summary.data.items() if key != "class_names" and value is not None}
     facts = [("recipe", summary.recipe), ("seeds" if len(seeds) > 1 else "seed", ", ".join(map(str, seeds)))]
     facts += _flat(data, "data") + _flat(summary.environment, "")
     return Section(
