@@ -78,7 +78,6 @@ def test_a_value_of_the_wrong_type_is_shown(tree):
             lambda t: t["stages"][1]["objectives"].append({"type": "blurred_feature", "blur_ratio": 2.0}),
             ("stages.student.objectives[2]: ", "blur_ratio must be in [0, 1), found 2.0"),
         ),
-        (lambda t: t.update(paper=["guo2023bkdnss"]), ("paper: no paper or objective 'guo2023bkdnss'",)),
     ],
 )
 def test_what_types_do_not_say_is_checked_too(tree, change, parts):
@@ -102,6 +101,11 @@ def test_an_unknown_data_set_names_the_file(tree, tmp_path):
         SpikedistillError, match=r"mine\.yaml: data\.name: unknown data set 'digit'; did you mean 'digits'"
     ):
         train(file, out=tmp_path / "run")
+    tree["paper"] = ["xu2024bkdns"]
+    file.write_text(yaml.safe_dump(tree))
+    with pytest.raises(SpikedistillError, match=r"mine\.yaml: no paper or objective 'xu2024bkdns'"):
+        train(file, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_broken_yaml_names_line_and_column(tmp_path):

@@ -228,11 +228,7 @@ def _mark(error: Exception) -> str:
 
 def check(recipe: Recipe, custom: Iterable[str] = ()) -> None:
     """Everything that the types alone do not say: names that must exist, options of networks, objectives, quantizers."""
-    from .bibliography import citations
-
     custom = set(custom)
-    with at("paper"):
-        citations(recipe.paper)
     if recipe.hardware:
         from .hardware.pricing import settings
 

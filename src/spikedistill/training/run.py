@@ -17,6 +17,7 @@ import yaml
 from torch import Tensor, nn
 
 from .. import data as datasets
+from ..bibliography import citations
 from ..data import Data
 from ..distiller import Distiller
 from ..errors import SpikedistillError
@@ -85,8 +86,9 @@ def train(
     name = Path(recipe).stem if isinstance(recipe, str | Path) else (checked.title or "recipe")
     folder = Path(out) if out is not None else Path("runs") / name.replace(" ", "-").replace("/", "-")
     source = datasets.from_arrays(data) if isinstance(data, Mapping) else data
-    if source is None:
-        with at(f"{recipe}" if isinstance(recipe, str | Path) else "the recipe"):
+    with at(f"{recipe}" if isinstance(recipe, str | Path) else "the recipe"):
+        citations(checked)  # a paper's key that is not known
+        if source is None:
             source = datasets.open(checked.data, checked.all_time_steps())
     return run(checked, name, folder, source, factories, device, quiet, track)
 
@@ -337,8 +339,6 @@ class OneSeed:
     def summarise(self, stages: list[StageSummary]) -> RunSummary:
         """The run's summary with the stages finished so far."""
         from dataclasses import asdict
-
-        from ..bibliography import citations
 
         return RunSummary(
             title=self.recipe.title or self.name,
