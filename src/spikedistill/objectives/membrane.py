@@ -37,7 +37,7 @@ def membrane_distance(student: Tensor, teacher: Tensor, metric: str = "mse", tem
     the distributions softened over channels, times tau^2, averaged.
     """
     if metric == "mse":
-        return ((student - teacher) ** 2).mean()
+        return F.mse_loss(student, teacher)  # two passes over the membranes, not six
     if metric == "cosine":
         return (1 - F.cosine_similarity(student, teacher, dim=2)).mean()
     return soft_divergence(student.movedim(2, -1), teacher.movedim(2, -1), temperature)
@@ -132,7 +132,8 @@ class MembraneDistillation(Objective):
     def layer_loss(self, student: Tensor, teacher: Tensor, threshold: float, teacher_threshold: float) -> Tensor:
         """The distance of one layer's membranes."""
         if self.normalize == "threshold":
-            student, teacher = student / threshold, teacher / teacher_threshold
+            student = student if threshold == 1 else student / threshold
+            teacher = teacher if teacher_threshold == 1 else teacher / teacher_threshold
         elif self.normalize == "deviation":
             scale = deviation(teacher, teacher_threshold)
             student, teacher = student / scale, teacher / scale
