@@ -1,0 +1,66 @@
+"""Where the time of our training step goes: convolutions, norm and neuron, optimizer, the rest.
+
+    python benchmarks/profile_step.py [--network conv6] [--batch 32] [--precision bfloat16] [--json FILE]
+
+From torch's profiler, over five steps; the profiler itself costs some per cent. "statistics" are in "the rest".
+"""
+
+import argparse
+from pathlib import Path
+
+import timing
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import spikedistill as sd
+from spikedistill.neurons import LIF, compilation
+
+PARTS = {
+    "convolutions, forward": "aten::convolution",
+    "convolutions, backward": "aten::convolution_backward",
+    "norm and neuron, forward": "_Fused",
+    "norm and neuron, backward": "_FusedBackward",
+    "optimizer": "Optimizer.step#SGD.step",
+}
+STEPS = 5
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--network", default="conv6")
+    p.add_argument("--batch", type=int, default=32)
+    p.add_argument("--size", type=int, default=32)
+    p.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    p.add_argument("--json", type=Path)
+    a = p.parse_args()
+    torch.manual_seed(0)
+    network = sd.networks.create(a.network, time_steps=4, neuron=LIF()).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9)
+    x = torch.rand(a.batch, 3, a.size, a.size).to(memory_format=torch.channels_last)
+    y = torch.randint(10, (a.batch,))
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=a.precision == "bfloat16"):
+            out = network(x)
+        torch.nn.functional.cross_entropy(out.float().mean(0), y).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    with compilation.compiled():
+        for _ in range(3):
+            step()
+        with profile(activities=[ProfilerActivity.CPU]) as profiler, torch.profiler.record_function("all"):
+            for _ in range(STEPS):
+                step()
+    total = {event.key: event.cpu_time_total / 1e3 / STEPS for event in profiler.key_averages()}
+    rows = {name: {"median_ms": total.get(key, 0.0), "least_ms": total.get(key, 0.0)} for name, key in PARTS.items()}
+    rest = total["all"] - sum(row["median_ms"] for row in rows.values())
+    rows["the rest"] = {"median_ms": rest, "least_ms": rest}
+    rows["a step"] = {"median_ms": total["all"], "least_ms": total["all"]}
+    for name, row in rows.items():
+        print(f"{name:32} {row['median_ms']:8.2f} ms  {100 * row['median_ms'] / total['all']:5.1f} %")
+    timing.write(a.json, network=a.network, batch=a.batch, precision=a.precision, rows=rows)
+
+
+if __name__ == "__main__":
+    main()
