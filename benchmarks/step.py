@@ -17,6 +17,7 @@ from pathlib import Path
 
 import timing
 import torch
+import torch._dynamo
 from peers import PEERS, reset, swapped
 from torch import Tensor, nn
 
@@ -148,6 +149,7 @@ def main() -> None:
     a = p.parse_args()
     if a.threads:
         torch.set_num_threads(a.threads)
+    torch._dynamo.config.recompile_limit = 256  # many networks in one process: none may fall back to eager
     device = torch.device(a.device)
     torch.manual_seed(1)
     x, y = torch.rand(a.batch, 3, a.size, a.size), torch.randint(10, (a.batch,))
