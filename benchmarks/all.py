@@ -18,7 +18,7 @@ from pathlib import Path
 STEP = "step.py --precision both"
 # Name: command, limit in seconds. What the targets name comes first.
 PIECES: dict[str, tuple[str, int]] = {
-    "step-conv6": (f"{STEP} --peers best", 900),
+    "step-conv6": (f"{STEP} --peers best --whole SpikingJelly plain", 720),
     "step-conv6-wide": (f"{STEP} --width 2 --runs 7", 420),
     "memory-conv6-bfloat16": ("memory.py --precision bfloat16", 240),
     "memory-conv6-float32": ("memory.py", 240),
@@ -35,6 +35,7 @@ PIECES: dict[str, tuple[str, int]] = {
     "first-float32": ("first.py", 400),
     "distill-float32": ("distill.py", 240),
     "inference-float32": ("inference.py", 180),
+    "step-conv6-compiled": (f"{STEP} --peers best --only once twin", 900),
 }
 TINY = {
     "step.py": "--width 0.25 --batch 4 --size 16 --runs 2", "memory.py": "--batch 4", "distill.py": "--batch 4 --runs 2",

@@ -108,7 +108,7 @@ def variants(a: argparse.Namespace, half: bool) -> list[Variant]:
                 peer(name, last=False),
                 peer(name, suffix=", channels last"),
             ]
-            if name in a.whole:
+            if any(name.startswith(word) for word in a.whole):
                 out.append(peer(name, "whole", ", compiled whole, once"))
     return [v for v in out if not a.only or any(word in v.name for word in a.only)]
 
