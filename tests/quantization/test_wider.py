@@ -164,7 +164,8 @@ def test_resnet18(library):
 )  # fmt: skip
 def test_torchvision(name):
     x = images(2, size=64)
-    model = getattr(pytest.importorskip("torchvision").models, name)(num_classes=5)
+    own = {"init_weights": True, "aux_logits": False} if name == "googlenet" else {}
+    model = getattr(pytest.importorskip("torchvision").models, name)(num_classes=5, **own)
     if name in ("vgg11_bn", "alexnet"):
         model.avgpool = nn.Identity()
         model.classifier[1 if name == "alexnet" else 0] = nn.Linear(256 if name == "alexnet" else 2048, 4096)

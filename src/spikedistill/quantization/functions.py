@@ -194,12 +194,14 @@ class Functions(Joins):
     def avg_pool(self, node: Node, a: dict[str, Any], scaled: bool = False) -> None:
         """``a``: the pool's arguments by name; ``scaled``: floats are divided, as a function does it."""
         kernel, padding = pair(a["kernel_size"]), pair(a.get("padding", 0))
-        divisor = a.get("divisor_override")
-        if a.get("ceil_mode") or (any(padding) and not (a.get("count_include_pad", True) or divisor)):
+        stride, divisor = pair(a.get("stride") or kernel), a.get("divisor_override")
+        sizes = zip(node.in_shapes[0][-2:], kernel, stride, padding)
+        overhangs = a.get("ceil_mode") and any((n + 2 * p - k) % s for n, k, s, p in sizes)
+        if overhangs or (any(padding) and not (a.get("count_include_pad", True) or divisor)):
             raise refuse(
                 node, "divides by a number that depends on the place; use ceil_mode=False, count_include_pad=True"
             )
-        self.average(node, kernel, pair(a.get("stride") or kernel), padding, divisor or prod(kernel), scaled)
+        self.average(node, kernel, stride, padding, divisor or prod(kernel), scaled)
 
     def adaptive(self, node: Node, largest: bool, scaled: bool = False) -> None:
         """An adaptive pool: of the ``largest`` value, or average."""
