@@ -6,7 +6,7 @@ from typing import Any
 from spikedistill.report import chip, plots
 from spikedistill.report.confusion import confusion as confusion_svg
 from spikedistill.report.parts import Figure, Group, Section, Study, Table
-from spikedistill.report.table import HEADINGS, all_warnings, caption, conversions, count, figure, rows
+from spikedistill.report.table import HEADINGS, all_warnings, by_time_steps, caption, conversions, count, figure, rows
 from spikedistill.training.summary import MultiSummary, Spread, StageSummary
 
 Legend = list[tuple[str, int | None, str]]
@@ -129,8 +129,7 @@ def against_time(study: Study) -> list[Figure]:
     lines, legend = [], Legend()
     for stage in study.summary.stages:
         for field, style, word in (("accuracy_at", "-", ""), ("recalibrated_at", "--", ", recalibrated")):
-            steps = sorted({t for one in study.stages(stage.name) for t in getattr(one, field)})
-            at = {t: _scaled(found, 100) for t in steps if (found := figure(stage, f"{field}.{t}"))}
+            at = {T: _scaled(found, 100) for T, found in by_time_steps(stage, field).items()}
             if len(at) > 1:
                 lines.append((study.colours[stage.name], style, at))
                 legend.append((stage.name + word, study.colours[stage.name], "line" if style == "-" else "dash"))

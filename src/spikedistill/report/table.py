@@ -109,7 +109,7 @@ def conversions(summary: Summary) -> list[str]:
     for stage in summary.stages:
         if stage.convert is None:
             continue
-        curve = accuracies_at(stage)
+        curve = {T: found.mean for T, found in by_time_steps(stage, "accuracy_at").items()}
         for other in summary.stages:
             if other.convert is not None or other.time_steps is None or not curve:
                 continue
@@ -124,11 +124,11 @@ def conversions(summary: Summary) -> list[str]:
     return lines
 
 
-def accuracies_at(stage: StageSummary | StageSpread) -> dict[int, float]:
-    """Mean test accuracy by time steps, where a stage was evaluated at several."""
+def by_time_steps(stage: StageSummary | StageSpread, name: str) -> dict[int, Spread]:
+    """``accuracy_at`` or ``recalibrated_at`` of a stage: test accuracy by time steps, where it was evaluated at several."""
     names = stage.figures if isinstance(stage, StageSpread) else figures(stage)
-    steps = sorted(int(name.split(".")[1]) for name in names if name.startswith("accuracy_at."))
-    return {T: found.mean for T in steps if (found := figure(stage, f"accuracy_at.{T}"))}
+    steps = sorted(int(key.split(".")[1]) for key in names if key.startswith(f"{name}."))
+    return {T: found for T in steps if (found := figure(stage, f"{name}.{T}"))}
 
 
 def figure(stage: StageSummary | StageSpread, name: str) -> Spread | None:

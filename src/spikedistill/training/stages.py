@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from .. import networks
 from ..data import DataInfo
-from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..randomness import seed_everything
-from ..recipe import Recipe, Stage
+from ..recipe import Recipe, Stage, at
 from .evaluate import recalibrate
 from .store import find_stage, load_network
 
@@ -138,10 +137,8 @@ def initialise(
         return
     from ..conversion import copy_weights
 
-    try:
+    with at(f"stages.{stage.name}.init"):
         copy_weights(network, source)
-    except SpikedistillError as error:
-        raise SpikedistillError(f"stages.{stage.name}.init: {error}") from None
 
 
 __all__ = ["Product", "build", "named"]
