@@ -119,6 +119,39 @@ def evaluate(
     )
 
 
+@dataclass
+class IntegerEvaluation:
+    """Counts of images: all, those the integer network classifies rightly, those it classifies as the fake-quantized one does.
+
+    ``bytes``: its size.
+    """
+
+    images: int
+    right: int
+    equal: int
+    bytes: int
+
+
+def evaluate_integer(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> IntegerEvaluation:
+    """The integer network of a fake-quantized one, prediction by prediction beside it.
+
+    Batches are seeded as in :func:`evaluate`, so that an encoding's draws are those of the accuracy beside it.
+    """
+    from ..quantization import to_integer
+    from ..quantization.integer import entering
+
+    whole = to_integer(network)
+    images = right = equal = 0
+    with evaluating(network):
+        for i, (x, y) in enumerate(batches):
+            torch.manual_seed(seed_of("evaluate", i))
+            found = whole.predict(entering(network, x)).argmax(-1)  # type: ignore[arg-type]
+            equal += int((found == network.predict(x).argmax(-1)).sum())  # type: ignore[operator]
+            right += int((found == y).sum())
+            images += len(y)
+    return IntegerEvaluation(images, right, equal, whole.nbytes)
+
+
 def _confusion(target: Tensor, found: Tensor, K: int) -> Tensor:
     return torch.bincount(target.cpu() * K + found.cpu(), minlength=K * K).view(K, K)
 

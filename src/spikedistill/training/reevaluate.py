@@ -6,16 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .. import data as datasets
 from ..data import Data
 from ..errors import SpikedistillError
 from ..networks.base import Network
-from ..randomness import seed_of
 from ..recipe import Recipe
-from .evaluate import evaluate, evaluating, recalibrated
+from .evaluate import evaluate, evaluate_integer, recalibrated
 from .evaluate import recalibrate as recalibrate_norms
 from .run import CALIBRATION_BATCHES, calibration_batches, read_claim
 from .store import find_stage, load_network
@@ -146,20 +144,9 @@ def _integer(
 ) -> float:
     if not quantized:
         raise SpikedistillError(f"stage {stage!r} is not quantized; --integer needs a stage with `quantize:`")
-    from ..quantization import to_integer
-    from ..quantization.integer import entering
-
-    whole = to_integer(network)
-    right = images = different = 0
-    with evaluating(network):
-        for i, (x, y) in enumerate(batches):
-            torch.manual_seed(seed_of("evaluate", i))  # an encoding's draws are those of the accuracy beside it
-            mine = whole.predict(entering(network, x)).argmax(-1)  # type: ignore[arg-type]
-            different += int((mine != network.predict(x).argmax(-1)).sum())  # type: ignore[operator]
-            right += int((mine == y).sum())
-            images += len(y)
+    found = evaluate_integer(network, batches)
     reading.notes.append(
-        f"integer network: {images - different} of {images} predictions equal to the fake-quantized network's, "
-        f"{whole.nbytes:,} bytes"
+        f"integer network: {found.equal} of {found.images} predictions equal to the fake-quantized network's, "
+        f"{found.bytes:,} bytes"
     )
-    return right / images
+    return found.right / found.images

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..networks.base import Network
 from ..recipe import Stage
-from .evaluate import evaluate, evaluating, membrane_histograms
+from .evaluate import evaluate, evaluate_integer, membrane_histograms
 from .loop import Training, peak_memory_mb
 from .summary import Best, Bits, IntegerSummary, StageSummary, StepTime
 
@@ -122,15 +122,5 @@ def add_crossbar(tree: dict[str, Any], network: nn.Module, batches: Any, K: int,
 
 def integer(network: nn.Module, batches: Any) -> IntegerSummary:
     """Predictions of the integer network beside the fake-quantized one's."""
-    from ..quantization import to_integer
-    from ..quantization.integer import entering
-
-    whole = to_integer(network)
-    equal, images = True, 0
-    with evaluating(network):
-        for x, _ in batches:
-            theirs = whole.predict(entering(network, x)).argmax(-1)  # type: ignore[arg-type]
-            ours = network.predict(x).argmax(-1)  # type: ignore[operator]
-            equal &= bool((ours == theirs).all())
-            images += len(x)
-    return IntegerSummary(equal_predictions=equal, images=images, bytes=whole.nbytes)
+    found = evaluate_integer(network, batches)
+    return IntegerSummary(equal_predictions=found.equal == found.images, images=found.images, bytes=found.bytes)
