@@ -18,7 +18,7 @@ from ..errors import SpikedistillError, nearest
 from . import dynamics, fused, packing
 from .dynamics import Constants, Grid, Number, Reset
 from .surrogate import Surrogate
-from .sync import several, shared
+from .sync import move, several, shared
 
 RESETS = ("hard", "soft", None)
 
@@ -339,12 +339,8 @@ class NormNeuron(nn.Module):
         sim = simulation.current()
         if sim is not None and sim.recomputing:
             return
-        n = n * self._copies(sim)
-        unbiased = n / (n - 1) if isinstance(n, Tensor) else n / max(n - 1, 1)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_((var * unbiased).to(self.running_var.dtype), self.momentum)
+        self.num_batches_tracked += 1
+        move(self, mean, var, n * self._copies(sim), self.momentum)
 
     def _copies(self, sim: simulation.Simulation | None) -> int:
         # A constant current stands for T equal ones: the unbiased factor counts them all, as a repeated input would.

@@ -46,6 +46,14 @@ def shared(mean: Tensor, var: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     return mean, ((variances + (means - mean).square()) * counts).sum(0) / total, total
 
 
+def move(norm: nn.Module, mean: Tensor, var: Tensor, n: int | Tensor, momentum: float) -> None:
+    """Move a norm's running statistics towards a batch's mean and biased variance, of ``n`` values per channel."""
+    unbiased = n / (n - 1) if isinstance(n, Tensor) else n / max(n - 1, 1)
+    with torch.no_grad():
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)  # type: ignore[operator, arg-type]
+        norm.running_var.lerp_((var * unbiased).to(norm.running_var.dtype), momentum)  # type: ignore[operator, arg-type]
+
+
 class _Shared(nn.modules.batchnorm._BatchNorm):
     """A batch norm whose training statistics are those of all processes."""
 
@@ -60,9 +68,7 @@ class _Shared(nn.modules.batchnorm._BatchNorm):
             assert self.num_batches_tracked is not None
             with torch.no_grad():
                 self.num_batches_tracked += 1
-                step = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), step)
-                self.running_var.lerp_((var * n / (n - 1)).to(self.running_var.dtype), step)
+            move(self, mean, var, n, 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum)
         a = torch.rsqrt(var + self.eps) * (1 if self.weight is None else self.weight)
         b = -mean * a if self.bias is None else self.bias - mean * a
         channel = (-1, *[1] * (x.dim() - 2))
