@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import data as datasets
+from .. import heap
 from ..data import Data
 from ..errors import SpikedistillError
 from ..networks.base import Network
@@ -68,6 +69,7 @@ def reevaluate(
     recalibrated; ``integer``, the integer network; ``crossbar``, partial sums through the ADCs of the recipe's chip.
     """
     _, stage, recipe, opened, network = open_run(text, data)
+    heap.keep()
     network.to(device)
     own = network.time_steps if isinstance(network, Network) else None
     if own is None and time_steps:

@@ -17,6 +17,7 @@ import yaml
 from torch import Tensor, nn
 
 from .. import data as datasets
+from .. import heap
 from ..bibliography import citations
 from ..data import Data
 from ..distiller import Distiller
@@ -245,6 +246,8 @@ class OneSeed:
     def train_stage(self, stage: Stage, place: Path) -> StageSummary:
         """Train one stage, evaluate it, write its folder and its row."""
         self.log("stage", stage=stage.name, epochs=stage.epochs)
+        if self.device.type == "cpu":
+            heap.suit(self.recipe.memory)
         network = self.build(stage).to(self.device)
         if self.resolved["precision"] == "float64":
             network.double()
@@ -298,6 +301,7 @@ class OneSeed:
             shutil.rmtree(self.folder / "checkpoints" / stage.name, ignore_errors=True)
         self.log("stage_end", stage=stage.name, accuracy=row.accuracy, seconds=row.seconds)
         self.products[stage.name] = Product(stage.name, network, place)
+        heap.trim()
         return row
 
     def log(self, event: metrics.Event, **values: Any) -> None:
