@@ -198,10 +198,29 @@ def test_soft_targets():
 
 def test_bf16_autocast_gives_float32_losses():
     d = distiller("cross_entropy", "blurred_feature", "logit_distillation").setup(X)
+    inside = []
+    d.objectives["blurred_feature"].restore.register_forward_hook(lambda module, args, out: inside.append(out.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = d(X, Y)
     assert losses.total.dtype == torch.float32
     assert torch.isfinite(losses.total)
+    assert inside == [torch.bfloat16]  # an adapter is a network
+
+
+def test_captures_come_in_float32_whatever_the_network_ran_in():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        d = sd.Distiller(network(), None, [Own()])
+        _, found = taps.captures(d.student, X, ["stage2"])
+        assert found["stage2"].dtype == torch.bfloat16
+        d(X, Y)
+    assert d.terms[0].seen == torch.float32
+
+
+def test_all_steps_are_no_slice():
+    _, found = taps.captures(network(), X, ["stage2"])
+    assert found.cut(2)["stage2"] is found["stage2"]
+    assert torch.equal(found.cut(1)["stage2"], found["stage2"][:1])
+    torch.testing.assert_close(found.mean("stage2"), found["stage2"].mean(0))
 
 
 class Own(Objective):
@@ -210,6 +229,7 @@ class Own(Objective):
     student_taps = ("stage2",)
 
     def forward(self, view):
+        self.seen = view.student["stage2"].dtype
         return (view.student["stage2"] ** 2).mean()
 
 

@@ -1,6 +1,7 @@
 """Student, teacher and objectives in one module: ``(x, y) -> losses``."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -160,18 +161,19 @@ class Distiller(nn.Module):
         y: Tensor,
         progress: float,
     ) -> Losses:
-        """The objectives over captures; outside autocast, in float32 or float64."""
-        T = self._own_steps(logits)
+        """The objectives over captures; in float32 or float64, but for adapters, which run in the student's precision."""
+        T, kind = self._own_steps(logits), logits.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         parts: dict[str, Tensor] = {}
         total = logits.new_zeros((), dtype=_wide(logits).dtype)
-        with torch.autocast(logits.device.type, enabled=False):
-            logits, mine = _wide(logits), _widened(mine)
+        with torch.autocast(kind, enabled=False):
+            logits, mine = _wide(logits), replace(mine, widen=True)
             y = y.to(logits.dtype) if y.is_floating_point() else y
             teacher_logits = None if teacher_logits is None else _wide(teacher_logits)
-            theirs = None if theirs is None else _widened(theirs)
+            theirs = None if theirs is None else replace(theirs, widen=True)
             for term in self.terms:
                 steps = max(term.time_steps or T, T)
-                view = View(mine.cut(steps), theirs, y, logits[:steps], teacher_logits, progress, T)
+                view = View(mine.cut(steps), theirs, y, logits[:steps], teacher_logits, progress, T, autocast)
                 parts[term.name] = term(view)
                 total = total + term.weight(progress) * parts[term.name]
         return Losses(total, {k: v.detach() for k, v in parts.items()}, logits[:T].mean(0).detach())
@@ -190,7 +192,3 @@ def _resolve(terms: Sequence[Objective], network: nn.Module, side: str, x: Tenso
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 or not x.is_floating_point() else x.float()
-
-
-def _widened(c: Captures) -> Captures:
-    return Captures({k: _wide(v) for k, v in c.tensors.items()}, c.names, c.thresholds)

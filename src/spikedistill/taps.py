@@ -11,7 +11,7 @@ layer. Captures are ``(T, N, ...)``; an ANN's T is 1 on images and the number of
 import re
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,6 +23,8 @@ from .errors import SpikedistillError, nearest
 from .networks.base import Network
 from .networks.graph import Call, Graph, trace
 from .neurons import Neuron, NormNeuron
+from .neurons.kernels import wide
+from .neurons.over_time import time_mean
 from .simulation import Simulation
 
 INSIDES = ("spikes", "membrane", "current")
@@ -44,25 +46,45 @@ class Tap:
 
 @dataclass
 class Captures:
-    """Captured tensors ``(T, N, ...)`` by tap; aliases and wildcards stay usable as keys."""
+    """Captured tensors ``(T, N, ...)`` by tap; aliases and wildcards stay usable as keys.
+
+    ``widen``: hand them out in at least float32, whatever precision the network ran in. Where an average over time is all
+    that is wanted, :meth:`mean` and :meth:`means` are cheaper: they widen nothing but the average.
+    """
 
     tensors: dict[str, Tensor]
     names: dict[str, list[str]] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
+    widen: bool = False
 
     def __getitem__(self, text: str) -> Tensor:
-        found = self.all(text)
-        if len(found) != 1:
-            raise SpikedistillError(f"tap {text!r} names {len(found)} places; one was expected")
-        return next(iter(found.values()))
+        return _only(text, self.all(text))
 
     def all(self, text: str) -> dict[str, Tensor]:
         """All tensors a tap names, by concrete tap, in the order of the network."""
-        return {name: self.tensors[name] for name in self.names.get(text, [text])}
+        return {name: wide(x) if self.widen else x for name, x in self._named(text)}
+
+    def mean(self, text: str) -> Tensor:
+        """The average over T of the one tensor a tap names, in at least float32: (N, ...)."""
+        return _only(text, self.means(text))
+
+    def means(self, text: str) -> dict[str, Tensor]:
+        """The averages over T of all tensors a tap names."""
+        return {name: time_mean(x) for name, x in self._named(text)}
+
+    def _named(self, text: str) -> list[tuple[str, Tensor]]:
+        return [(name, self.tensors[name]) for name in self.names.get(text, [text])]
 
     def cut(self, steps: int) -> "Captures":
         """The first ``steps`` time steps."""
-        return Captures({k: v[:steps] for k, v in self.tensors.items()}, self.names, self.thresholds)
+        # A slice of everything would cost a copy in backward, in another order of dimensions.
+        return replace(self, tensors={k: v[:steps] if len(v) > steps else v for k, v in self.tensors.items()})
+
+
+def _only(text: str, found: dict[str, Tensor]) -> Tensor:
+    if len(found) != 1:
+        raise SpikedistillError(f"tap {text!r} names {len(found)} places; one was expected")
+    return next(iter(found.values()))
 
 
 _GRAPHS: "WeakKeyDictionary[nn.Module, Graph]" = WeakKeyDictionary()

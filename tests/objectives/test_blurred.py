@@ -10,7 +10,7 @@ from spikedistill import taps
 from spikedistill.errors import SpikedistillError
 from spikedistill.objectives import BlurredFeature
 from spikedistill.objectives.blurred import blur_mask
-from spikedistill.objectives.pairs import feature
+from spikedistill.objectives.pairs import as_map
 
 T, N, C, D, H = 3, 4, 3, 5, 4
 LOGITS = random(T, N, 4)
@@ -122,11 +122,11 @@ def test_patches_of_the_hybrid_network_are_a_map_and_its_class_token_a_vector():
         tokens = found["transformer"].mean(0)
         assert tokens.shape == (4, 2 + 16, 32)
         assert torch.equal(found["pooled"].mean(0), tokens[:, 0])
-        as_map = feature(BlurredFeature(), found["before_head"])
-        assert as_map.shape == (4, 32, 4, 4)
+        features = as_map(BlurredFeature(), found["before_head"].mean(0))
+        assert features.shape == (4, 32, 4, 4)
         for row in range(4):
             for column in range(4):
-                assert torch.equal(as_map[:, :, row, column], tokens[:, 2 + 4 * row + column]), T
+                assert torch.equal(features[:, :, row, column], tokens[:, 2 + 4 * row + column]), T
     for tap in ("before_head", "pooled"):
         distiller = sd.Distiller(networks[2], networks[None], [{"type": "blurred_feature", "tap": tap}])
         assert torch.isfinite(distiller(x, torch.arange(4)).total)

@@ -9,9 +9,8 @@ from .base import Objective, Setup, View, Weight, refuse
 Norm = Literal["l1", "l2"]
 
 
-def rate_penalty(spikes: Tensor, norm: str = "l1") -> Tensor:
-    """ "l1": the mean firing rate; "l2": the mean square of each neuron's rate over T. Shape: spikes (T, N, ...)."""
-    rate = spikes.mean(0)
+def rate_penalty(rate: Tensor, norm: str = "l1") -> Tensor:
+    """ "l1": the mean firing rate; "l2": the mean square of each neuron's rate over T. Shape: rate (N, ...)."""
     return rate.abs().mean() if norm == "l1" else (rate**2).mean()
 
 
@@ -74,8 +73,8 @@ class ActivityRegularization(Objective):
     def forward(self, view: View) -> Tensor:
         total = view.logits.new_zeros(())
         for tap in self.student_taps:
-            for name, spikes in view.student.all(tap).items():
-                total = total + self.shares[name] * rate_penalty(spikes, self.norm)
+            for name, rate in view.student.means(tap).items():
+                total = total + self.shares[name] * rate_penalty(rate, self.norm)
         return total
 
 

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .base import Objective, Setup, View, Weight, refuse
-from .pairs import Layers, feature, paired, taps_of
+from .pairs import Layers, as_map, paired, taps_of
 
 
 def attention_map(x: Tensor, p: float = 2.0, size: tuple[int, int] | None = None, eps: float = 1e-12) -> Tensor:
@@ -73,13 +73,13 @@ class AttentionTransfer(Objective):
                 self, f"{len(self.layer_weights)} layer_weights for {len(pairs)} pairs of layers; give one each"
             )
         for pair in pairs:
-            feature(self, pair.student), feature(self, pair.teacher)
+            as_map(self, pair.student), as_map(self, pair.teacher)
 
     def forward(self, view: View) -> Tensor:
         assert view.teacher is not None
         pairs = paired(self, self.layers, view.student, view.teacher)
         total = view.logits.new_zeros(())
         for w, pair in zip(self.layer_weights or [1.0] * len(pairs), pairs):
-            loss = attention_loss(feature(self, pair.student), feature(self, pair.teacher), self.p, self.epsilon)
+            loss = attention_loss(as_map(self, pair.student), as_map(self, pair.teacher), self.p, self.epsilon)
             total = total + w * loss
         return total

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
+from ..neurons.kernels import wide
 from ..taps import Captures
 from ..typed import checked
 
@@ -77,7 +79,8 @@ class View:
 
     Shape: ``logits`` (T, N, K) of the student, ``teacher_logits`` (T', N, K), ``target`` (N,) class numbers or (N, K)
     probabilities; captures ``(T, N, ...)``. ``progress``: 0 at the start of training, 1 at its end. ``time_steps``: the
-    student's own T, less than the T of ``logits`` only for an objective that asked for a longer simulation.
+    student's own T, less than the T of ``logits`` only for an objective that asked for a longer simulation. ``autocast``:
+    the reduced precision that the networks ran in, or None.
     """
 
     student: Captures
@@ -87,6 +90,12 @@ class View:
     teacher_logits: Tensor | None
     progress: float = 0.0
     time_steps: int | None = None
+    autocast: torch.dtype | None = None
+
+    def adapted(self, adapter: nn.Module, x: Tensor) -> Tensor:
+        """What an adapter, a network itself, makes of ``x``: run in the networks' precision, given in at least float32."""
+        with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
+            return wide(adapter(x))
 
     @property
     def mean_logits(self) -> Tensor:

@@ -1,5 +1,6 @@
 """BKDSNN: blurred knowledge distillation of the feature before the head."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -27,7 +28,7 @@ def restoration(channels: int) -> nn.Sequential:
 
 
 def blurred_feature_loss(
-    student: Tensor, teacher: Tensor, mask: Tensor, restore: nn.Module, clip: bool = False
+    student: Tensor, teacher: Tensor, mask: Tensor, restore: Callable[[Tensor], Tensor], clip: bool = False
 ) -> Tensor:
     """``||G(M * F_S) - F_T||^2`` summed over a sample's elements, averaged over the batch.
 
@@ -114,13 +115,17 @@ class BlurredFeature(Objective):
 
     def forward(self, view: View) -> Tensor:
         assert view.teacher is not None
-        student, teacher = view.student[self.tap], view.teacher[self.teacher_tap]
         if self.over == "mean":
-            student, teacher = student.mean(0), teacher.mean(0)
+            student, teacher = view.student.mean(self.tap), view.teacher.mean(self.teacher_tap)
         else:
+            student, teacher = view.student[self.tap], view.teacher[self.teacher_tap]
             if teacher.shape[0] != student.shape[0]:
                 teacher = teacher.mean(0, keepdim=True).expand(student.shape[0], *teacher.shape[1:])
             student, teacher = student.flatten(0, 1), teacher.flatten(0, 1)
-        aligned = self.align(as_map(self, student))
+        aligned = view.adapted(self.align, as_map(self, student))
         mask = blur_mask(aligned, self.blur_ratio, self.blur)
-        return blurred_feature_loss(aligned, self._target(teacher), mask, self.restore, self.clip)
+
+        def restore(x: Tensor) -> Tensor:
+            return view.adapted(self.restore, x)
+
+        return blurred_feature_loss(aligned, self._target(teacher), mask, restore, self.clip)

@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from .base import Objective, Setup, View, Weight, refuse
-from .pairs import Layers, feature, paired, taps_of
+from .pairs import Layers, as_map, paired, taps_of
 
 Aligner = Literal["none", "conv1x1", "conv1x1_bn", "conv3x3_bn"]
 ALIGNERS = ("none", "conv1x1", "conv1x1_bn", "conv3x3_bn")
@@ -79,7 +79,7 @@ class FeatureDistillation(Objective):
         assert setup.teacher is not None
         self.aligners = nn.ModuleList()
         for pair in paired(self, self.layers, setup.student, setup.teacher):
-            s, t = feature(self, pair.student).shape[1:], feature(self, pair.teacher).shape[1:]
+            s, t = as_map(self, pair.student).shape[1:], as_map(self, pair.teacher).shape[1:]
             if s[1:] != t[1:]:
                 raise refuse(
                     self, f"{pair.names} are {tuple(s)} and {tuple(t)} (C, H, W); name pairs of equal height and width"
@@ -96,6 +96,8 @@ class FeatureDistillation(Objective):
         total = view.logits.new_zeros(())
         pairs = paired(self, self.layers, view.student, view.teacher)
         for i, (pair, align) in enumerate(zip(pairs, self.aligners), 1):
-            loss = feature_loss(align(feature(self, pair.student)), feature(self, pair.teacher), self.reduction)
+            loss = feature_loss(
+                view.adapted(align, as_map(self, pair.student)), as_map(self, pair.teacher), self.reduction
+            )
             total = total + i**self.stage_exponent * loss
         return total

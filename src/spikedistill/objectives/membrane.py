@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..neurons.over_time import mean_square
 from .base import Objective, Setup, View, Weight, refuse
 from .divergence import soft_divergence
 from .logits import checked_temperature
@@ -37,7 +38,7 @@ def membrane_distance(student: Tensor, teacher: Tensor, metric: str = "mse", tem
     the distributions softened over channels, times tau^2, averaged.
     """
     if metric == "mse":
-        return F.mse_loss(student, teacher)  # two passes over the membranes, not six
+        return mean_square(student, teacher)
     if metric == "cosine":
         return (1 - F.cosine_similarity(student, teacher, dim=2)).mean()
     return soft_divergence(student.movedim(2, -1), teacher.movedim(2, -1), temperature)

@@ -13,7 +13,7 @@ PREFIX = 5  # at most so many class, distillation and register tokens stand befo
 
 
 class Pair(NamedTuple):
-    """A student's and a teacher's capture, each (T, N, ...), and their names for errors."""
+    """A student's and a teacher's capture averaged over T, each (N, ...), and their names for errors."""
 
     student: Tensor
     teacher: Tensor
@@ -38,7 +38,7 @@ def taps_of(layers: Layers) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def paired(objective: Objective, layers: Layers, student: Captures, teacher: Captures) -> list[Pair]:
     """The pairs of captures that a choice of layers means; raises where they do not correspond."""
     if layers == "stages":
-        mine, theirs = student.all("stages"), teacher.all("stages")
+        mine, theirs = student.means("stages"), teacher.means("stages")
         if len(mine) != len(theirs):
             raise refuse(
                 objective,
@@ -47,7 +47,7 @@ def paired(objective: Objective, layers: Layers, student: Captures, teacher: Cap
             )
         return [Pair(s, t, f"{a} and {b}") for (a, s), (b, t) in zip(mine.items(), theirs.items())]
     if layers == "names":
-        mine, theirs = student.all("*"), teacher.all("*")
+        mine, theirs = student.means("*"), teacher.means("*")
         common = [name for name in mine if name in theirs]
         if not common:
             raise refuse(
@@ -57,7 +57,7 @@ def paired(objective: Objective, layers: Layers, student: Captures, teacher: Cap
             )
         return [Pair(mine[name], theirs[name], name) for name in common]
     chosen = layers.items() if isinstance(layers, dict) else [(name, name) for name in layers]
-    return [Pair(student[a], teacher[b], f"{a} and {b}") for a, b in chosen]
+    return [Pair(student.mean(a), teacher.mean(b), f"{a} and {b}") for a, b in chosen]
 
 
 def as_map(objective: Objective, x: Tensor) -> Tensor:
@@ -78,8 +78,3 @@ def as_map(objective: Objective, x: Tensor) -> Tensor:
     if extra > PREFIX:
         raise refuse(objective, f"{x.shape[1]} tokens are no square map with up to {PREFIX} tokens before it")
     return x[:, extra:].transpose(1, 2).unflatten(2, (side, side))
-
-
-def feature(objective: Objective, captured: Tensor) -> Tensor:
-    """A capture (T, N, ...) averaged over time, as a map (N, C, H, W)."""
-    return as_map(objective, captured.mean(0))

@@ -98,8 +98,9 @@ class SpatioTemporalCalibration(Objective):
         return [x for tap in taps for x in captures.all(tap).values()]  # type: ignore[attr-defined]
 
     def forward(self, view: View) -> Tensor:
+        assert view.teacher is not None
         mine = self._all(view.student, self.student_taps)
-        theirs = [as_map(self, x.mean(0)) for x in self._all(view.teacher, self.teacher_taps)]
+        theirs = [as_map(self, x) for tap in self.teacher_taps for x in view.teacher.means(tap).values()]
         N, size = mine[0].shape[1], self.batch_size or 0
         if size < N:
             raise refuse(self, f"was set up for batches of {size} and got {N}; give batch_size: {N}")
@@ -112,6 +113,6 @@ class SpatioTemporalCalibration(Objective):
             for i, student in enumerate(maps):
                 for j, teacher in enumerate(theirs):
                     s, target = resized(student, teacher)
-                    errors = ((self.regressors[i][j](s) - target) ** 2).flatten(1).mean(1)  # type: ignore[index]
+                    errors = ((view.adapted(self.regressors[i][j], s) - target) ** 2).flatten(1).mean(1)  # type: ignore[index]
                     total = total + (attention[:, i, j] * errors).sum()
         return total / (N * mine[0].shape[0] * len(mine))

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from .base import Objective, Setup, View, Weight, refuse
 from .divergence import divergence
 from .logits import checked_temperature
-from .pairs import feature
+from .pairs import as_map
 
 
 class TemporalSelfDistillation(Objective):
@@ -79,9 +79,9 @@ class SpatialSelfDistillation(Objective):
 
     def setup(self, setup: Setup) -> None:
         """Build the weak classifier."""
-        channels = feature(self, setup.student[self.tap]).shape[1]
+        channels = as_map(self, setup.student.mean(self.tap)).shape[1]
         self.classifier = nn.Linear(channels, setup.logits.shape[-1])
 
     def forward(self, view: View) -> Tensor:
-        weak = self.classifier(feature(self, view.student[self.tap]).mean((2, 3)))
+        weak = self.classifier(as_map(self, view.student.mean(self.tap)).mean((2, 3)))
         return divergence(weak, view.mean_logits.detach(), self.temperature)
