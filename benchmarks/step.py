@@ -2,26 +2,31 @@
 
     python benchmarks/step.py [--network conv6] [--width 1] [--batch 32] [--time-steps 4] [--precision both] [--peers best]
 
-Interleaved runs, medians, a table and JSON. Before anything is timed, all spiking variants must give the same loss in
-float64. "once": what stands before the first neuron runs once for each image; otherwise at every time step. ``--peers
-users``: as their users run them, eager and channels first; ``best``: also channels last, and torch.compile of the whole
-network with the image entering once, wherever these work; a variant that does not work is a row with its error.
+Each variant lives in a process of its own, so that none profits or suffers from another's allocations; they take turns, in
+random order, two steps a turn, of which the second is timed. Medians, a table and JSON. Before anything is timed, all
+spiking variants must give the same loss in float64. "once": what stands before the first neuron runs once for each image;
+otherwise at every time step. ``--peers users``: as their users run them, eager and channels first; ``best``: also with
+channels last and our allocator setting (``spikedistill.heap.keep``), which ours and the ANN twin have too, and torch.compile
+of the whole network with the image entering once, wherever these work; one that does not work is a row with its error.
 """
 
 import argparse
+import multiprocessing
 import random
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import timing
 import torch
-import torch._dynamo
 from peers import PEERS, reset, swapped
 from torch import Tensor, nn
 
 import spikedistill as sd
+from spikedistill import heap
 from spikedistill.neurons import LIF, compilation
 
 
@@ -33,11 +38,10 @@ class Variant:
         last: bool = True, ann_steps: int = 0,
     ):  # fmt: skip
         self.name, self.network, self.frames, self.ann_steps = name + " bf16" * half, network, frames, ann_steps
+        self.kept = last  # freed memory is kept: in all but what runs as its users run it
         self.half, self.form = half, torch.channels_last if last else torch.contiguous_format
         self.context: Callable = (lambda: compilation.use(way)) if way != "whole" else nullcontext
         self.call: Callable = torch.compile(network) if way == "whole" else network
-        self.seconds: list[float] = []
-        self.error: str | None = None
 
     def prepare(self, x: Tensor, y: Tensor, device: torch.device, T: int) -> None:
         """Move to the device and take the first two steps; the first one's time includes compiling."""
@@ -46,7 +50,6 @@ class Variant:
         self.x = self.input(x, T).to(device)
         if self.x.dim() == 4:
             self.x = self.x.to(memory_format=self.form)
-        self.first = self.timed(y)
         self.step(y)
 
     def input(self, x: Tensor, T: int) -> Tensor:
@@ -131,7 +134,7 @@ def check_equal_work(found: list[Variant], x: Tensor, y: Tensor, T: int) -> floa
     return values[0] if values else float("nan")
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--network", default="conv6")
     p.add_argument("--width", type=float, default=1.0)
@@ -146,35 +149,83 @@ def main() -> None:
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--only", nargs="*", help="variants whose name contains one of these")
     p.add_argument("--json", type=Path)
-    a = p.parse_args()
+    return p.parse_args()
+
+
+def batch(a: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """The same images and labels in all processes."""
+    torch.manual_seed(1)
+    return torch.rand(a.batch, 3, a.size, a.size), torch.randint(10, (a.batch,))
+
+
+def serve(ends: Connection, a: argparse.Namespace, half: bool, name: str) -> None:
+    """One variant in this process: prepares, says so, then answers each word with the seconds of a step."""
     if a.threads:
         torch.set_num_threads(a.threads)
-    torch._dynamo.config.recompile_limit = 256  # many networks in one process: none may fall back to eager
+    v = next(v for v in variants(a, half) if v.name == name)
+    if v.kept:
+        heap.keep()
+    x, y = batch(a)
     device = torch.device(a.device)
-    torch.manual_seed(1)
-    x, y = torch.rand(a.batch, 3, a.size, a.size), torch.randint(10, (a.batch,))
-    halves = {"float32": [False], "bfloat16": [True], "both": [False, True]}[a.precision]
-    found = [v for half in halves for v in variants(a, half)]
-    loss = check_equal_work(found, x, y, a.time_steps)
     y = y.to(device)
-    for v in found:
+    try:
+        v.prepare(x, y, device, a.time_steps)
+    except Exception as error:
+        ends.send(f"{type(error).__name__}: {error}".splitlines()[0][:200])
+        return
+    ends.send(None)
+    while ends.recv():
+        v.step(y)
+        ends.send(v.timed(y))
+
+
+def race(a: argparse.Namespace, half: bool, names: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Seconds of each variant, spread over the run; what does not run, and why."""
+    spawn = multiprocessing.get_context("spawn")
+    workers: dict[str, tuple[Any, Connection]] = {}
+    seconds: dict[str, list[float]] = {}
+    errors: dict[str, str] = {}
+    for name in names:
+        start = time.perf_counter()
+        ours, theirs = spawn.Pipe()
+        process = spawn.Process(target=serve, args=(theirs, a, half, name), daemon=True)
+        process.start()
+        theirs.close()
+        workers[name] = process, ours
         try:
-            v.prepare(x, y, device, a.time_steps)
-        except Exception as error:
-            v.error = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    working = [v for v in found if v.error is None]
+            error = ours.recv()
+        except EOFError:
+            error = "the process died"
+        print(f"{name}: {error or 'ready'} after {time.perf_counter() - start:.0f} s", flush=True)
+        if error:
+            errors[name] = error
+        else:
+            seconds[name] = []
     for _ in range(a.runs):
-        for v in random.sample(working, len(working)):
-            v.seconds.append(v.timed(y))
-    rows = {v.name: {**timing.spread(v.seconds), "first_s": v.first} for v in working}
-    print(f"{a.network}, width {a.width:g}, T={a.time_steps}, N={a.batch}, {a.size}x{a.size}; first loss {loss:.9f}")
+        for name in random.sample(list(seconds), len(seconds)):
+            workers[name][1].send(True)
+            seconds[name].append(workers[name][1].recv())
+    for name, (process, ends) in workers.items():
+        if name in seconds:
+            ends.send(False)
+        process.join()
+    return {name: timing.spread(s) for name, s in seconds.items()}, errors
+
+
+def main() -> None:
+    a = arguments()
+    x, y = batch(a)
+    halves = {"float32": [False], "bfloat16": [True], "both": [False, True]}[a.precision]
+    loss, rows, errors = float("nan"), {}, {}
+    print(f"{a.network}, width {a.width:g}, T={a.time_steps}, N={a.batch}, {a.size}x{a.size}")
     for half in halves:
-        mine = {v.name: rows[v.name] for v in working if v.half == half}
+        found = variants(a, half)
+        loss = check_equal_work(found, x, y, a.time_steps)
+        mine, wrong = race(a, half, [v.name for v in found])
         base = "ANN twin compiled at T*N" + " bf16" * half
         timing.show(mine, base if base in mine else None)
-    errors = {v.name: v.error for v in found if v.error}
-    for name, text in errors.items():
-        print(f"{name:46} does not run: {text}")
+        rows, errors = rows | mine, errors | wrong
+    print(f"first loss {loss:.9f}")
     settings = {k: v for k, v in vars(a).items() if k != "json"}
     timing.write(a.json, settings=settings, first_loss=loss, rows=rows, errors=errors)
 

@@ -3,6 +3,7 @@
 On a CPU without bf16 units (AMX, AVX512-BF16, Arm's bf16) bfloat16 is emulated, 10 to 40 times slower than float32.
 """
 
+import os
 import time
 from functools import cache
 from pathlib import Path
@@ -49,9 +50,13 @@ def _seconds(dtype: torch.dtype) -> float:
 def cpu_bf16_units() -> str | None:
     """Name of this CPU's bf16 units, or None.
 
-    Read from the kernel's list of CPU flags; where there is none, a convolution is timed for some milliseconds in both
-    precisions, and ``"timed"`` says that bfloat16 was the faster one.
+    Read from the kernel's list of CPU flags, unless the environment keeps oneDNN, which computes the convolutions, from using
+    them (``ONEDNN_MAX_CPU_ISA``); where there is no list, a convolution is timed for some milliseconds in both precisions,
+    and ``"timed"`` says that bfloat16 was the faster one.
     """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if limit.startswith(("SSE", "AVX")) and not any(unit in limit for unit in ("BF16", "FP16", "AMX", "AVX10")):
+        return None
     flags = _flags()
     if flags is not None:
         return units_among(flags)
