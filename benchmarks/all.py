@@ -1,9 +1,10 @@
 """All measurements of ``docs/performance.md``, one after another, each in a process of its own with a time limit.
 
-    python benchmarks/all.py [--only NAME ...] [--again] [--tiny] [--out results/performance]
+    python benchmarks/all.py [--only NAME ...] [--avx2] [--again] [--tiny] [--out results/performance]
 
 A piece whose JSON is already there is skipped, so that a stopped run is continued; ``--again`` measures it anew. Run it on a
-machine that does nothing else: half an hour on two cores. ``--tiny`` only tries that everything runs.
+machine that does nothing else: an hour on two cores. ``--tiny`` only tries that everything runs. ``--avx2`` keeps torch,
+oneDNN and the compiler from using more than AVX2: what a CPU without bf16 units does, in float32, in a folder of its own.
 """
 
 import argparse
@@ -18,51 +19,70 @@ from pathlib import Path
 STEP = "step.py --precision both"
 # Name: command, limit in seconds. What the targets name comes first.
 PIECES: dict[str, tuple[str, int]] = {
-    "step-conv6": (f"{STEP} --peers best --whole SpikingJelly plain", 720),
+    "step-conv6": (f"{STEP} --peers best --whole SpikingJelly plain", 900),
     "step-conv6-wide": (f"{STEP} --width 2 --runs 7", 420),
     "memory-conv6-bfloat16": ("memory.py --precision bfloat16", 240),
     "memory-conv6-float32": ("memory.py", 240),
-    "step-ms_resnet18": (f"{STEP} --network ms_resnet18 --batch 16 --runs 7", 540),
-    "first-bfloat16": ("first.py --precision bfloat16", 400),
-    "memory-ms_resnet18-bfloat16": ("memory.py --network ms_resnet18 --batch 16 --precision bfloat16", 300),
-    "distill-bfloat16": ("distill.py --precision bfloat16", 240),
-    "loader": ("loader.py --runs 9", 180),
-    "inference-bfloat16": ("inference.py --precision bfloat16", 180),
-    **{f"step-conv6-T{T}": (f"{STEP} --time-steps {T} --runs 5", 300) for T in (16, 8, 2, 1)},
     "memory-conv6-T4": ("memory.py --time-steps 4 --precision bfloat16", 240),
     "memory-conv6-T16": ("memory.py --time-steps 16 --precision bfloat16", 240),
-    "memory-ms_resnet18-float32": ("memory.py --network ms_resnet18 --batch 16", 300),
+    "memory-conv6-T4-float32": ("memory.py --time-steps 4", 240),
+    "memory-conv6-T16-float32": ("memory.py --time-steps 16", 300),
+    "distill-bfloat16": ("distill.py --precision bfloat16 --runs 15", 240),
+    "distill-float32": ("distill.py --runs 15", 300),
+    "step-conv6-T16": (f"{STEP} --time-steps 16 --runs 5", 400),
+    "step-ms_resnet18": (f"{STEP} --network ms_resnet18 --batch 16 --runs 7", 600),
+    "first-bfloat16": ("first.py --precision bfloat16", 400),
     "first-float32": ("first.py", 400),
-    "distill-float32": ("distill.py", 240),
+    "memory-ms_resnet18-bfloat16": ("memory.py --network ms_resnet18 --batch 16 --precision bfloat16", 300),
+    "memory-ms_resnet18-float32": ("memory.py --network ms_resnet18 --batch 16", 300),
+    "loader": ("loader.py --runs 9", 180),
+    "inference-bfloat16": ("inference.py --precision bfloat16", 180),
     "inference-float32": ("inference.py", 180),
-    "step-conv6-compiled": (f"{STEP} --peers best --only once twin", 900),
+    **{f"step-conv6-T{T}": (f"{STEP} --time-steps {T} --runs 5", 300) for T in (8, 2, 1)},
+    "profile-conv6-bfloat16": ("profile_step.py --precision bfloat16", 120),
+    "profile-conv6-float32": ("profile_step.py", 120),
+    "step-conv6-compiled": (f"{STEP} --peers best --only once twin --runs 7", 1800),
+}
+# For torch's own loops and the compiler's vectors, the compiler's code, oneDNN and MKL.
+AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "TORCHINDUCTOR_CPP_MARCH": "x86-64-v3",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
 }
 TINY = {
     "step.py": "--width 0.25 --batch 4 --size 16 --runs 2", "memory.py": "--batch 4", "distill.py": "--batch 4 --runs 2",
-    "loader.py": "--batch 8 --runs 2", "inference.py": "--batch 4 --runs 2", "first.py": "",
+    "loader.py": "--batch 8 --runs 2", "profile_step.py": "--batch 4", "inference.py": "--batch 4 --runs 2", "first.py": "",
 }  # fmt: skip
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--only", nargs="*", default=[], help="pieces whose name contains one of these")
+    p.add_argument("--only", nargs="*", default=[], help="pieces of these names, or whose name contains one of these")
+    p.add_argument("--avx2", action="store_true", help="as on a CPU without bf16 units, into OUT/avx2")
     p.add_argument("--again", action="store_true", help="also those that are already there")
     p.add_argument("--tiny", action="store_true", help="small sizes, results thrown away")
     p.add_argument("--out", type=Path, default=Path("results/performance"))
     a = p.parse_args()
-    out = Path(tempfile.mkdtemp()) if a.tiny else a.out
+    out = Path(tempfile.mkdtemp()) if a.tiny else a.out / "avx2" if a.avx2 else a.out
     out.mkdir(parents=True, exist_ok=True)
     began, failed = time.perf_counter(), []
     for name, (command, limit) in PIECES.items():
         path = out / f"{name}.json"
-        if (a.only and not any(word in name for word in a.only)) or (path.exists() and not a.again):
+        if (a.only and not any(word == name or (word not in PIECES and word in name) for word in a.only)) or (
+            path.exists() and not a.again
+        ):
             continue
+        if a.avx2:
+            if "bfloat16" in command:
+                continue
+            command = command.replace("--precision both", "--precision float32")
         script, *options = command.split()
         tiny = TINY[script].split() if a.tiny else []
         print(f"\n== {name}: {command} {' '.join(tiny)}", flush=True)
         start = time.perf_counter()
         whole = [sys.executable, str(Path(__file__).parent / script), *options, *tiny, "--json", str(path)]
-        child = subprocess.Popen(whole, start_new_session=True)
+        child = subprocess.Popen(whole, start_new_session=True, env=os.environ | (AVX2 if a.avx2 else {}))
         try:
             child.wait(limit)
         except subprocess.TimeoutExpired:

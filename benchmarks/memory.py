@@ -4,8 +4,9 @@
 
 A step on two images comes before, so that what libraries load or compile at first use is not counted. Beside it the bytes of
 saved tensors, counted by hooks (ours: by the packer's), and the time of a step. Variants: ours in default, packed and lean
-memory; SpikingJelly's neurons in the same network, as they are and through its ``memopt`` (level 1, the highest that runs on
-a CPU, on units of convolution, norm and neuron or on residual blocks; all of them checkpointed, spikes compressed).
+memory, each with the allocator setting that such a run has (``spikedistill.heap``); SpikingJelly's neurons in the same network,
+as they are and through its ``memopt`` (level 1, the highest that runs on a CPU, on units of convolution, norm and neuron or
+on residual blocks; all of them checkpointed, spikes compressed), with the allocator as the system has it.
 """
 
 import argparse
@@ -49,6 +50,7 @@ def measure(variant: str, name: str, batch: int, T: int, half: bool) -> dict[str
     from peers import reset, swapped
 
     import spikedistill as sd
+    from spikedistill import heap
     from spikedistill.neurons import LIF, compilation
     from spikedistill.neurons.packing import _packers
     from spikedistill.training.loop import saving
@@ -59,6 +61,7 @@ def measure(variant: str, name: str, batch: int, T: int, half: bool) -> dict[str
     images = torch.rand(batch, 3, 32, 32)
     labels = torch.randint(10, (batch,))
     if ours:
+        heap.suit(variant.split()[-1])
         network.to(memory_format=torch.channels_last)
         images = images.to(memory_format=torch.channels_last)
     else:

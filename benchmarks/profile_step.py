@@ -13,6 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import spikedistill as sd
+from spikedistill import heap
 from spikedistill.neurons import LIF, compilation
 
 PARTS = {
@@ -46,6 +47,7 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
+    heap.keep()
     with compilation.compiled():
         for _ in range(3):
             step()
