@@ -39,3 +39,14 @@ def test_other_devices_and_errors():
     assert resolve_precision("auto", "meta") == "float32"
     with pytest.raises(SpikedistillError, match="did you mean 'bfloat16'"):
         resolve_precision("bfloat", "cpu")
+
+
+@pytest.mark.parametrize(
+    "limit, want", [("AVX2", None), ("AVX512_CORE", None), ("AVX512_CORE_BF16", "AMX"), ("ALL", "AMX")]
+)
+def test_what_onednn_may_not_use_is_not_there(monkeypatch, limit, want):
+    precision.cpu_bf16_units.cache_clear()
+    monkeypatch.setattr(precision, "_flags", lambda: {"avx512_bf16", "amx_bf16"})
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert precision.cpu_bf16_units() == want
+    precision.cpu_bf16_units.cache_clear()
