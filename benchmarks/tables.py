@@ -48,7 +48,10 @@ def step(name: str) -> None:
         lines.append(line)
     lines.sort(key=lambda line: float(line[2]) if line[2] != "-" else 99)
     each = ["ms (least)", "x twin", "x ours"]
-    table(["float32, then bf16", *each, *each], lines)
+    if any(variant.endswith(" bf16") for variant in rows):
+        table(["float32, then bf16", *each, *each], lines)
+    else:
+        table(["float32", *each], [line[:4] for line in lines])
     for variant, error in found.get("errors", {}).items():
         print(f"{variant} does not run: {error}\n")
 
@@ -60,14 +63,14 @@ def scaling() -> None:
         if not found:
             continue
         rows, line = found["rows"], [str(T)]
-        for suffix in ("", " bf16"):
+        kinds = {"float32": "", "bf16": " bf16"} if OURS + " bf16" in found["rows"] else {"float32": ""}
+        for suffix in kinds.values():
             mine = rows[OURS + suffix]["median_ms"]
             line += [f"{mine:.0f}", f"{mine / rows[TWIN + suffix]['median_ms']:.2f}"]
             line += [f"{rows[f'SpikingJelly{suffix}']['median_ms'] / mine:.1f}"]
         lines.append(line)
     print("### T\n")
-    each = ["ms", "x twin", "SpikingJelly / ours"]
-    table(["T", *[f"float32 {e}" for e in each], *[f"bf16 {e}" for e in each]], lines)
+    table(["T", *[f"{kind} {e}" for kind in kinds for e in ("ms", "x twin", "SpikingJelly / ours")]], lines)
 
 
 def first() -> None:
@@ -88,17 +91,9 @@ def first() -> None:
 
 def memory() -> None:
     print("### Memory\n")
-    for name in (
-        "conv6-float32",
-        "conv6-bfloat16",
-        "ms_resnet18-float32",
-        "ms_resnet18-bfloat16",
-        "conv6-T4",
-        "conv6-T16",
-    ):
-        rows = load(f"memory-{name}").get("rows")
-        if not rows:
-            continue
+    for path in sorted(FOLDER.glob("memory-*.json")):
+        name = path.stem.removeprefix("memory-")
+        rows = load(path.stem)["rows"]
         base = rows["SpikingJelly"]
         lines = [
             [
@@ -115,6 +110,22 @@ def memory() -> None:
         table([name, "peak MB", "x SpikingJelly", "saved MB", "step ms"], lines)
 
 
+def profile() -> None:
+    """Shares of our step."""
+    found = {p: load(f"profile-conv6-{p}").get("rows") for p in ("float32", "bfloat16")}
+    found = {p: rows for p, rows in found.items() if rows}
+    if found:
+        print("### Profile\n")
+        lines = []
+        for part in next(iter(found.values())):
+            line = [part]
+            for rows in found.values():
+                took = rows[part]["median_ms"]
+                line += [f"{took:.0f}", f"{100 * took / rows['a step']['median_ms']:.0f}"]
+            lines.append(line)
+        table(["part of a step", *[word for p in found for word in (f"{p} ms", "%")]], lines)
+
+
 def plain(name: str, base: str) -> None:
     rows = load(name).get("rows")
     if rows:
@@ -124,9 +135,10 @@ def plain(name: str, base: str) -> None:
 
 
 if __name__ == "__main__":
-    for name in ("step-conv6", "step-conv6-wide", "step-ms_resnet18"):
+    for name in ("step-conv6", "step-conv6-wide", "step-ms_resnet18", "step-conv6-compiled"):
         step(name)
     scaling()
+    profile()
     first()
     memory()
     for precision in ("float32", "bfloat16"):
