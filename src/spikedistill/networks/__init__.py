@@ -8,6 +8,7 @@ from torch import nn
 
 from ..errors import SpikedistillError, nearest
 from ..neurons import QCFS, Neuron
+from ..neurons.event_driven import equip
 from . import events, hybrid_vit, resnet, spikformer, sresnet, vgg
 from .base import Network
 from .surgery import spiking
@@ -48,7 +49,7 @@ def create(name: str, **given: Any) -> Network:
             raise SpikedistillError(f"network {name!r} has no option {key!r}; {nearest(key, allowed)}")
     network = BUILDERS[name](name, **given)
     network.config = {"name": name, "options": {k: _plain(v) for k, v in given.items()}}
-    return network
+    return equip(network) if network.spiking else network
 
 
 def _plain(value: Any) -> Any:

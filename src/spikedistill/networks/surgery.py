@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from .. import simulation
 from ..errors import SpikedistillError
 from ..neurons import IF, Neuron, NormNeuron, Repeat, build
+from ..neurons.event_driven import equip
 from .base import Input, Network
 from .graph import Graph, source_line, trace
 from .sites import RELU_FUNCTIONS, Flow, Site, entrance, find, is_relu
@@ -165,7 +166,7 @@ def spiking(
                 "interpolation": interpolation, "example": list(example.shape),
             }
         }  # fmt: skip
-        return network.train(model.training)
+        return equip(network.train(model.training))
     assert failure is not None
     raise failure
 

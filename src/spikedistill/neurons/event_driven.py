@@ -1,0 +1,196 @@
+"""Event-driven convolution on the CPU: where the input is spikes, and few of them, only these are computed.
+
+A dense convolution multiplies all zeros too. Here spikes are turned into bits; forward adds the weights' rows that they pick,
+the weights' gradient adds the output gradient's rows to those; only the gradient of the input is dense. Work is in proportion to
+the firing rate. Backward keeps the bits (1/16 or 1/32 of the spikes' memory).
+
+The arithmetic (``event_driven.cpp``, float32 sums as in a dense convolution, in another order) is compiled once for a machine with its
+C++ compiler and loaded through ctypes; without one, and wherever it does not apply, the convolution is torch's.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from . import compilation
+
+SOURCE = Path(__file__).with_name("event_driven.cpp")
+LIMIT = 0.15  # spikes per neuron and step; above it a dense convolution is faster
+SMALLEST = 1 << 14  # input values; below this the bookkeeping costs more
+LANES = 16  # output channels come in vectors of so many
+KINDS = {torch.float32: 0, torch.bfloat16: 1}
+
+
+class Shape(ctypes.Structure):
+    """Sizes as ``event_driven.cpp`` knows them."""
+
+    _fields_ = [(name, ctypes.c_int32) for name in ("H", "W", "C", "Ho", "Wo", "K", "kh", "kw", "stride", "pad")]
+
+
+@cache
+def library() -> Any:
+    """The compiled arithmetic, or None where it cannot be had."""
+    compiler = next(
+        (path for name in (os.environ.get("CXX"), "g++", "c++", "clang++") if name and (path := shutil.which(name))),
+        None,
+    )
+    if compiler is None or os.name != "posix":
+        return None
+    try:
+        return _load(_built(compiler))
+    except (OSError, subprocess.SubprocessError) as error:
+        logging.getLogger("spikedistill").warning(
+            "event-driven convolution is off, it could not be compiled: %s", error
+        )
+        return None
+
+
+def _built(compiler: str) -> Path:
+    """The shared library's file; built where this machine has none yet of this source, compiler and processor."""
+    march = os.environ.get("TORCHINDUCTOR_CPP_MARCH", "native")
+    command = [compiler, "-O3", f"-march={march}", "-std=c++17", "-fopenmp", "-shared", "-fPIC", str(SOURCE), "-o"]
+    try:
+        flags = next(
+            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))
+        )
+    except (OSError, StopIteration):
+        flags = ""
+    about = "\n".join([SOURCE.read_text(), flags, *command[:-2]])
+    folder = Path(
+        os.environ.get("TORCHINDUCTOR_CACHE_DIR") or Path(tempfile.gettempdir()) / f"spikedistill_{os.getuid()}"
+    )
+    path = folder / f"event_driven_{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            made = Path(aside) / path.name
+            subprocess.run([*command, str(made)], check=True, capture_output=True, timeout=120)
+            made.replace(path)
+    return path
+
+
+def _load(path: Path) -> Any:
+    found = ctypes.CDLL(str(path))
+    pointer, number, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    found.spikes_to_bits.argtypes = [pointer, small, number, small, pointer, small]
+    found.spikes_to_bits.restype = number
+    found.convolve.argtypes = [pointer, pointer, pointer, pointer, small, number, pointer, small]
+    found.weight_gradient.argtypes = [pointer, pointer, small, pointer, number, pointer, small]
+    return found
+
+
+def bits_of(x: Tensor) -> Tensor | None:
+    """Spikes (M, C, H, W), channels last, as bits (M*H*W, words); None where there are others than 0 and 1, or too many."""
+    M, C, H, W = x.shape
+    bits = torch.empty(M * H * W, (C + 63) // 64, dtype=torch.int64)
+    kind, threads = KINDS[x.dtype], torch.get_num_threads()
+    first = min(M * H * W, 256)  # what is no spikes mostly shows here
+    for rows in (first, M * H * W):
+        count = library().spikes_to_bits(x.data_ptr(), kind, rows, C, bits.data_ptr(), threads)
+        if count < 0:
+            return None
+    return bits if count <= LIMIT * x.numel() else None
+
+
+class _EventConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, bits: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int
+    ) -> Tensor:
+        K, C, kh, kw = weight.shape
+        M, _, H, W = x.shape
+        shape = Shape(
+            H, W, C, (H + 2 * pad - kh) // stride + 1, (W + 2 * pad - kw) // stride + 1, K, kh, kw, stride, pad
+        )
+        out = torch.empty((M, K, shape.Ho, shape.Wo), dtype=x.dtype, memory_format=torch.channels_last)
+        rows = weight.detach().to(x.dtype).permute(2, 3, 1, 0).float().contiguous()
+        b = None if bias is None else bias.detach().to(x.dtype).float().contiguous()
+        library().convolve(
+            bits.data_ptr(), rows.data_ptr(), None if b is None else b.data_ptr(), out.data_ptr(), KINDS[x.dtype], M,
+            ctypes.byref(shape), torch.get_num_threads(),
+        )  # fmt: skip
+        ctx.save_for_backward(bits, weight)
+        ctx.shape, ctx.input, ctx.bias = shape, x.shape, bias is not None
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Any:
+        bits, weight = ctx.saved_tensors
+        s: Shape = ctx.shape
+        g = g.contiguous(memory_format=torch.channels_last)
+        gx = gw = gb = None
+        with torch.autocast("cpu", enabled=False):
+            if ctx.needs_input_grad[0]:
+                empty = g.new_empty(()).expand(ctx.input)  # of the input only the sizes are asked
+                gx, _, _ = torch.ops.aten.convolution_backward(
+                    g, empty, weight.to(g.dtype), None, [s.stride] * 2, [s.pad] * 2, [1, 1], False, [0, 0], 1,
+                    [True, False, False],
+                )  # fmt: skip
+            if ctx.needs_input_grad[2]:
+                threads = min(torch.get_num_threads(), g.shape[0])
+                parts = torch.empty(threads, s.C, s.kh, s.kw, s.K)
+                library().weight_gradient(
+                    bits.data_ptr(),
+                    g.data_ptr(),
+                    KINDS[g.dtype],
+                    parts.data_ptr(),
+                    g.shape[0],
+                    ctypes.byref(s),
+                    threads,
+                )
+                gw = parts.sum(0).permute(3, 0, 1, 2).to(weight.dtype)
+            if ctx.bias and ctx.needs_input_grad[3]:
+                gb = g.float().sum((0, 2, 3)).to(weight.dtype)
+        return gx, None, gw, gb, None, None
+
+
+class Conv2d(nn.Conv2d):
+    """torch's convolution, computed event by event where its input is few spikes and neurons run compiled on a CPU."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if compilation.mode() == "compiled" and self._applies(x):
+            half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+            given = x.to(torch.bfloat16) if half else x
+            if given.dtype == (torch.bfloat16 if half else weight.dtype) and library() is not None:
+                bits = bits_of(given)
+                if bits is not None:
+                    return _EventConvolution.apply(given, bits, weight, bias, self.stride[0], int(self.padding[0]))
+        return super()._conv_forward(x, weight, bias)
+
+    def _applies(self, x: Tensor) -> bool:
+        return (
+            type(x) is Tensor
+            and x.dim() == 4
+            and x.dtype in KINDS
+            and x.device.type == "cpu"
+            and x.numel() >= SMALLEST
+            and x.is_contiguous(memory_format=torch.channels_last)
+            and self.groups == 1
+            and self.out_channels % LANES == 0
+            and self.in_channels >= 8
+            and self.stride[0] == self.stride[1]
+            and self.dilation == (1, 1)
+            and self.padding_mode == "zeros"
+            and not isinstance(self.padding, str)
+            and self.padding[0] == self.padding[1]
+        )
+
+
+def equip(network: nn.Module) -> nn.Module:
+    """Let the convolutions of a network be computed event by event; returns it."""
+    for module in network.modules():
+        if type(module) is nn.Conv2d:
+            module.__class__ = Conv2d
+    return network
