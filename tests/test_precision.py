@@ -15,7 +15,7 @@ def test_units_by_flags():
 @pytest.mark.parametrize("flags, want", [({"avx2"}, "float32"), ({"avx2", "amx_bf16"}, "bfloat16")])
 def test_auto_on_a_cpu_follows_its_units(monkeypatch, flags, want):
     precision.cpu_bf16_units.cache_clear()
-    monkeypatch.setattr(precision, "_flags", lambda: flags)
+    monkeypatch.setattr(precision, "flags", lambda: flags)
     assert resolve_precision("auto", "cpu") == want
     assert resolve_precision("float32", "cpu") == "float32"
     assert resolve_precision("bfloat16", torch.device("cpu")) == "bfloat16"
@@ -25,7 +25,7 @@ def test_auto_on_a_cpu_follows_its_units(monkeypatch, flags, want):
 @pytest.mark.parametrize("half, want", [(0.5, "timed"), (0.9, None), (20.0, None)])
 def test_without_flags_a_probe_decides(monkeypatch, half, want):
     precision.cpu_bf16_units.cache_clear()
-    monkeypatch.setattr(precision, "_flags", lambda: None)
+    monkeypatch.setattr(precision, "flags", lambda: None)
     monkeypatch.setattr(precision, "_seconds", lambda dtype: 1.0 if dtype == torch.float32 else half)
     assert precision.cpu_bf16_units() == want
     precision.cpu_bf16_units.cache_clear()
@@ -46,7 +46,7 @@ def test_other_devices_and_errors():
 )
 def test_what_onednn_may_not_use_is_not_there(monkeypatch, limit, want):
     precision.cpu_bf16_units.cache_clear()
-    monkeypatch.setattr(precision, "_flags", lambda: {"avx512_bf16", "amx_bf16"})
+    monkeypatch.setattr(precision, "flags", lambda: {"avx512_bf16", "amx_bf16"})
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     assert precision.cpu_bf16_units() == want
     precision.cpu_bf16_units.cache_clear()

@@ -23,7 +23,7 @@ def units_among(flags: set[str]) -> str | None:
     return next((unit for flag, unit in UNITS.items() if flag in flags), None)
 
 
-def _flags() -> set[str] | None:
+def flags() -> set[str] | None:
     """Flags of the first CPU as the kernel names them; None where there is no such list."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -57,9 +57,9 @@ def cpu_bf16_units() -> str | None:
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     if limit.startswith(("SSE", "AVX")) and not any(unit in limit for unit in ("BF16", "FP16", "AMX", "AVX10")):
         return None
-    flags = _flags()
-    if flags is not None:
-        return units_among(flags)
+    found = flags()
+    if found is not None:
+        return units_among(found)
     with torch.no_grad():
         return "timed" if _seconds(torch.bfloat16) < 0.8 * _seconds(torch.float32) else None
 

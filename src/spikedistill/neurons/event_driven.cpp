@@ -2,6 +2,7 @@
 //
 // All maps are channels last: x (M, H, W, C), y (M, Ho, Wo, K), weights (kh, kw, C, K) in float32. Spikes come as bits, 64
 // channels to a word: bits (M, H, W, words). K is a multiple of 16. dtype: 0 float32, 1 bfloat16.
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -10,13 +11,16 @@
 #include <immintrin.h>
 #endif
 
-typedef float lanes __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t numbers __attribute__((vector_size(64), aligned(4), may_alias));
-#ifdef __AVX512F__
-constexpr int BLOCK = 8;  // vectors of 16 that stay in registers
+// A processor's own vectors; how many of them sums may hold in registers, in a row and for three kernel columns at once.
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16, ROW = 8, THREE = 8;
+#elif defined(__AVX__)
+constexpr int WIDTH = 8, ROW = 8, THREE = 4;
 #else
-constexpr int BLOCK = 4;
+constexpr int WIDTH = 4, ROW = 8, THREE = 4;
 #endif
+typedef float lanes __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+typedef int32_t numbers __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 
 static inline uint16_t narrow(float f) {
     uint32_t u;
@@ -127,7 +131,7 @@ struct List {
     }
 };
 
-// 16 R outputs from `first` on, of all pixels of an image: the sum of the weights' rows that spikes pick.
+// WIDTH * R outputs from `first` on, of all pixels of an image: the sum of the weights' rows that spikes pick.
 template <int R>
 static void gather(const Shape& s, const List& list, int32_t* picked, const float* weights, const float* bias, int first,
                    void* y, int dtype) {
@@ -143,37 +147,37 @@ static void gather(const Shape& s, const List& list, int32_t* picked, const floa
                 if (h < 0 || h >= s.H || from >= to) continue;
                 const int32_t base = (i * s.kw - left) * s.C * s.K + first;
                 const int32_t begin = list.start[h * (s.W + 1) + from], end = list.start[h * (s.W + 1) + to];
-                for (int32_t e = begin; e < end; e += 16)
+                for (int32_t e = begin; e < end; e += WIDTH)
                     *(numbers*)(picked + n + e - begin) = *(const numbers*)(list.spikes.data() + e) + base;
                 n += end - begin;
             }
             lanes sum[R];
-            for (int r = 0; r < R; ++r) sum[r] = bias ? *(const lanes*)(bias + first + 16 * r) : lanes{};
+            for (int r = 0; r < R; ++r) sum[r] = bias ? *(const lanes*)(bias + first + WIDTH * r) : lanes{};
             for (int e = 0; e < n; ++e) {
                 const float* row = weights + picked[e];
-                for (int r = 0; r < R; ++r) sum[r] += *(const lanes*)(row + 16 * r);
+                for (int r = 0; r < R; ++r) sum[r] += *(const lanes*)(row + WIDTH * r);
             }
             const int64_t at = (int64_t(ho) * s.Wo + wo) * K + first;
             if (!dtype) {
-                for (int r = 0; r < R; ++r) *(lanes*)((float*)y + at + 16 * r) = sum[r];
+                for (int r = 0; r < R; ++r) *(lanes*)((float*)y + at + WIDTH * r) = sum[r];
             } else {
                 uint16_t* out = (uint16_t*)y + at;
                 for (int r = 0; r < R; ++r)
-                    for (int j = 0; j < 16; ++j) out[16 * r + j] = narrow(sum[r][j]);
+                    for (int j = 0; j < WIDTH; ++j) out[WIDTH * r + j] = narrow(sum[r][j]);
             }
         }
     }
 }
 
-// Runs f with the number of vectors, as a constant, of each block of K outputs.
-template <class F>
+// Runs f with the number of vectors, as a constant, at most MOST, of each block of K outputs.
+template <int MOST, class F>
 static void blocks(int K, F f) {
     for (int first = 0; first < K;) {
-        const int left = (K - first) / 16;
-        if (left >= 8 && BLOCK >= 8) f(std::integral_constant<int, 8>(), first), first += 128;
-        else if (left >= 4) f(std::integral_constant<int, 4>(), first), first += 64;
-        else if (left >= 2) f(std::integral_constant<int, 2>(), first), first += 32;
-        else f(std::integral_constant<int, 1>(), first), first += 16;
+        const int left = (K - first) / WIDTH;
+        if (left >= 8 && MOST >= 8) f(std::integral_constant<int, 8>(), first), first += 8 * WIDTH;
+        else if (left >= 4) f(std::integral_constant<int, 4>(), first), first += 4 * WIDTH;
+        else if (left >= 2) f(std::integral_constant<int, 2>(), first), first += 2 * WIDTH;
+        else f(std::integral_constant<int, 1>(), first), first += WIDTH;
     }
 }
 
@@ -189,65 +193,115 @@ extern "C" void convolve(const uint64_t* bits, const float* weights, const float
         for (int64_t m = 0; m < M; ++m) {
             list.fill(bits + m * s.H * s.W * words, s, s.K);
             char* out = (char*)y + m * s.Ho * s.Wo * s.K * (dtype ? 2 : 4);
-            blocks(s.K, [&](auto R, int first) {
+            blocks<ROW>(s.K, [&](auto R, int first) {
                 gather<R>(s, list, picked.data(), weights, bias, first, out, dtype);
             });
         }
     }
 }
 
-// One image's part in 16 R columns of the weights' gradient (C, kh, kw, K): each spike adds the rows of g that it met.
-template <int R>
-static void scatter(const Shape& s, const List& list, const float* g, float* gradient, int first) {
-    const int64_t taps = s.kh * s.kw;
-    std::vector<int32_t> at(taps);
-    std::vector<const float*> rows(taps);
-    for (int h = 0; h < s.H; ++h) {
-        for (int w = 0; w < s.W; ++w) {
-            const int32_t begin = list.start[h * (s.W + 1) + w], end = list.start[h * (s.W + 1) + w + 1];
-            if (begin == end) continue;
-            int n = 0;
-            for (int i = 0; i < s.kh; ++i) {
-                const int a = h + s.pad - i;
-                if (a < 0 || a % s.stride || a / s.stride >= s.Ho) continue;
-                for (int j = 0; j < s.kw; ++j) {
-                    const int b = w + s.pad - j;
-                    if (b < 0 || b % s.stride || b / s.stride >= s.Wo) continue;
-                    at[n] = (i * s.kw + j) * s.K + first;
-                    rows[n++] = g + (int64_t(a / s.stride) * s.Wo + b / s.stride) * s.K + first;
-                }
-            }
-            for (int32_t e = begin; e < end; ++e) {
-                float* channel = gradient + (list.spikes[e] - int64_t(w) * s.C) * taps * s.K;
-                for (int t = 0; t < n; ++t)
-                    for (int r = 0; r < R; ++r)
-                        *(lanes*)(channel + at[t] + 16 * r) += *(const lanes*)(rows[t] + 16 * r);
-            }
+// The weights' gradient (C, kh, kw, K) from some images whose output gradients lie in L2, widened and framed by zeros.
+//
+// Spikes are sorted by channel and by where they stand to the stride: all of one kind meet the same rows of the kernel, so that
+// sums stay in registers. For stride s a pixel h meets the kernel's rows i = r, r + s, ... with r = (h + pad) mod s, at the
+// outputs (h + pad) / s, one less, ...
+struct Gradient {
+    const Shape s;
+    const int I, J, Hp, Wp, kinds;
+    int64_t images;
+    std::vector<float> g;
+    std::vector<int32_t> start, key, at, sorted;
+
+    explicit Gradient(const Shape& s)
+        : s(s), I((s.kh - 1) / s.stride), J((s.kw - 1) / s.stride),
+          Hp(I + std::max((s.H - 1 + s.pad) / s.stride + 1, s.Ho)), Wp(J + std::max((s.W - 1 + s.pad) / s.stride + 1, s.Wo)),
+          kinds(s.stride * s.stride), images(std::max<int64_t>(1, 100000 / (int64_t(Hp) * Wp * s.K))),
+          g(images * Hp * Wp * s.K), start(s.C * kinds + 1), key(images * s.H * s.W * s.C), at(key.size()), sorted(key.size()) {}
+
+    void frame(const void* from, int dtype, int64_t m) {
+        for (int a = 0; a < s.Ho; ++a) {
+            uint32_t* to = (uint32_t*)&g[((m * Hp + a + I) * Wp + J) * s.K];
+            const int64_t n = int64_t(s.Wo) * s.K, begin = a * n;
+            if (!dtype) std::memcpy(to, (const float*)from + begin, n * 4);
+            else
+                for (int64_t i = 0; i < n; ++i) to[i] = uint32_t(((const uint16_t*)from)[begin + i]) << 16;
         }
     }
-}
+
+    int sort(const uint64_t* bits, int64_t count) {
+        const int words = (s.C + 63) / 64;
+        int n = 0;
+        std::fill(start.begin(), start.end(), 0);
+        for (int64_t m = 0; m < count; ++m)
+            for (int h = 0; h < s.H; ++h)
+                for (int w = 0; w < s.W; ++w) {
+                    const int kind = (h + s.pad) % s.stride * s.stride + (w + s.pad) % s.stride;
+                    const int32_t row = ((m * Hp + (h + s.pad) / s.stride + I) * Wp + (w + s.pad) / s.stride + J) * s.K;
+                    for (int i = 0; i < words; ++i)
+                        for (uint64_t word = *bits++; word; word &= word - 1) {
+                            key[n] = (64 * i + __builtin_ctzll(word)) * kinds + kind;
+                            at[n] = row;
+                            ++start[key[n++] + 1];
+                        }
+                }
+        for (size_t k = 1; k < start.size(); ++k) start[k] += start[k - 1];
+        for (int e = 0; e < n; ++e) sorted[start[key[e]]++] = at[e];
+        for (size_t k = start.size() - 1; k > 0; --k) start[k] = start[k - 1];
+        start[0] = 0;
+        return n;
+    }
+
+    // N taps side by side, R vectors each, of the spikes from..to; `row` is the first tap's place relative to a spike's.
+    template <int N, int R>
+    void sum(int from, int to, int64_t row, float* out, int step) const {
+        lanes total[N][R] = {};
+        for (int e = from; e < to; ++e) {
+            const float* p = &g[sorted[e] + row];
+            for (int t = 0; t < N; ++t)
+                for (int r = 0; r < R; ++r) total[t][r] += *(const lanes*)(p - t * s.K + WIDTH * r);
+        }
+        for (int t = 0; t < N; ++t)
+            for (int r = 0; r < R; ++r) *(lanes*)(out + t * step + WIDTH * r) += total[t][r];
+    }
+
+    void add(float* gradient) const {
+        for (int k = 0; k < s.C * kinds; ++k) {
+            const int from = start[k], to = start[k + 1], c = k / kinds, ra = k % kinds / s.stride, rb = k % s.stride;
+            if (from == to) continue;
+            for (int i = ra; i < s.kh; i += s.stride)
+                for (int j = rb; j < s.kw;) {
+                    const int left = (s.kw - j + s.stride - 1) / s.stride, n = left < 3 ? left : 3;
+                    const int64_t row = -(int64_t(i / s.stride) * Wp + j / s.stride) * s.K;
+                    float* out = gradient + ((int64_t(c) * s.kh + i) * s.kw + j) * s.K;
+                    const int step = s.stride * s.K;
+                    blocks<THREE>(s.K, [&](auto R, int first) {
+                        if (n == 3) sum<3, R>(from, to, row + first, out + first, step);
+                        else if (n == 2) sum<2, R>(from, to, row + first, out + first, step);
+                        else sum<1, R>(from, to, row + first, out + first, step);
+                    });
+                    j += n * s.stride;
+                }
+        }
+    }
+};
 
 // Gradient of the weights, (threads, C, kh, kw, K), to be summed over threads, from g (M, Ho, Wo, K).
 extern "C" void weight_gradient(const uint64_t* bits, const void* g, int dtype, float* gradient, int64_t M,
                                 const Shape* shape, int threads) {
     const Shape s = *shape;
-    const int64_t words = (s.C + 63) / 64, size = int64_t(s.kh) * s.kw * s.C * s.K, pixels = int64_t(s.Ho) * s.Wo * s.K;
+    const int64_t words = (s.C + 63) / 64, size = int64_t(s.kh) * s.kw * s.C * s.K;
+    const int64_t pixels = int64_t(s.Ho) * s.Wo * s.K * (dtype ? 2 : 4);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int part = 0; part < threads; ++part) {
-        List list(s);
-        std::vector<float> wide(dtype ? pixels : 0);
+        Gradient work(s);
         float* mine = gradient + part * size;
         std::memset(mine, 0, size * sizeof(float));
-        for (int64_t m = M * part / threads; m < M * (part + 1) / threads; ++m) {
-            list.fill(bits + m * s.H * s.W * words, s, 1);
-            const float* image = (const float*)g + m * pixels;
-            if (dtype) {
-                const uint16_t* from = (const uint16_t*)g + m * pixels;
-                uint32_t* to = (uint32_t*)wide.data();
-                for (int64_t i = 0; i < pixels; ++i) to[i] = uint32_t(from[i]) << 16;
-                image = wide.data();
-            }
-            blocks(s.K, [&](auto R, int first) { scatter<R>(s, list, image, mine, first); });
+        const int64_t end = M * (part + 1) / threads;
+        for (int64_t m = M * part / threads; m < end; m += work.images) {
+            const int64_t count = std::min(work.images, end - m);
+            if (!work.sort(bits + m * s.H * s.W * words, count)) continue;
+            for (int64_t i = 0; i < count; ++i) work.frame((const char*)g + (m + i) * pixels, dtype, i);
+            work.add(mine);
         }
     }
 }

@@ -4,8 +4,8 @@ A dense convolution multiplies all zeros too. Here spikes are turned into bits; 
 the weights' gradient adds the output gradient's rows to those; only the gradient of the input is dense. Work is in proportion to
 the firing rate. Backward keeps the bits (1/16 or 1/32 of the spikes' memory).
 
-The arithmetic (``event_driven.cpp``, float32 sums as in a dense convolution, in another order) is compiled once for a machine with its
-C++ compiler and loaded through ctypes; without one, and wherever it does not apply, the convolution is torch's.
+The arithmetic (``event_driven.cpp``; sums in float32, as in a dense convolution) is compiled once for a machine with its C++
+compiler and loaded through ctypes; without one, and wherever it does not apply, the convolution is torch's.
 """
 
 import ctypes
@@ -17,18 +17,22 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..precision import flags
 from . import compilation
 
 SOURCE = Path(__file__).with_name("event_driven.cpp")
-LIMIT = 0.15  # spikes per neuron and step; above it a dense convolution is faster
+# Spikes per neuron and step above which a dense convolution is faster (benchmarks/event_driven.py).
+LIMITS = {torch.float32: 0.25, torch.bfloat16: 0.15}
 SMALLEST = 1 << 14  # input values; below this the bookkeeping costs more
 LANES = 16  # output channels come in vectors of so many
+COMPILERS = (os.environ.get("CXX") or "g++", "g++", "c++", "clang++")
+Some = TypeVar("Some", bound=nn.Module)
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -41,18 +45,15 @@ class Shape(ctypes.Structure):
 @cache
 def library() -> Any:
     """The compiled arithmetic, or None where it cannot be had."""
-    compiler = next(
-        (path for name in (os.environ.get("CXX"), "g++", "c++", "clang++") if name and (path := shutil.which(name))),
-        None,
-    )
+    compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
     if compiler is None or os.name != "posix":
         return None
     try:
         return _load(_built(compiler))
     except (OSError, subprocess.SubprocessError) as error:
-        logging.getLogger("spikedistill").warning(
-            "event-driven convolution is off, it could not be compiled: %s", error
-        )
+        said = getattr(error, "stderr", None) or str(error).encode()
+        words = said.decode(errors="replace").strip().splitlines()[:1]
+        logging.getLogger("spikedistill").warning("convolutions stay dense, their code was not compiled: %s", *words)
         return None
 
 
@@ -60,16 +61,9 @@ def _built(compiler: str) -> Path:
     """The shared library's file; built where this machine has none yet of this source, compiler and processor."""
     march = os.environ.get("TORCHINDUCTOR_CPP_MARCH", "native")
     command = [compiler, "-O3", f"-march={march}", "-std=c++17", "-fopenmp", "-shared", "-fPIC", str(SOURCE), "-o"]
-    try:
-        flags = next(
-            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))
-        )
-    except (OSError, StopIteration):
-        flags = ""
-    about = "\n".join([SOURCE.read_text(), flags, *command[:-2]])
-    folder = Path(
-        os.environ.get("TORCHINDUCTOR_CACHE_DIR") or Path(tempfile.gettempdir()) / f"spikedistill_{os.getuid()}"
-    )
+    about = "\n".join([SOURCE.read_text(), *command[:-2], *sorted(flags() or ())])
+    own = Path(tempfile.gettempdir()) / f"spikedistill_{os.getuid()}"
+    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or own)
     path = folder / f"event_driven_{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +94,7 @@ def bits_of(x: Tensor) -> Tensor | None:
         count = library().spikes_to_bits(x.data_ptr(), kind, rows, C, bits.data_ptr(), threads)
         if count < 0:
             return None
-    return bits if count <= LIMIT * x.numel() else None
+    return bits if count <= LIMITS[x.dtype] * x.numel() else None
 
 
 class _EventConvolution(torch.autograd.Function):
@@ -159,6 +153,8 @@ class _EventConvolution(torch.autograd.Function):
 class Conv2d(nn.Conv2d):
     """torch's convolution, computed event by event where its input is few spikes and neurons run compiled on a CPU."""
 
+    graph_leaf = True  # one node of a network's graph, as torch's own layers are
+
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if compilation.mode() == "compiled" and self._applies(x):
             half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
@@ -188,7 +184,7 @@ class Conv2d(nn.Conv2d):
         )
 
 
-def equip(network: nn.Module) -> nn.Module:
+def equip(network: Some) -> Some:
     """Let the convolutions of a network be computed event by event; returns it."""
     for module in network.modules():
         if type(module) is nn.Conv2d:

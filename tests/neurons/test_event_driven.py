@@ -1,0 +1,182 @@
+"""Event-driven convolutions against torch's in float64: values, gradients, and when they are used."""
+
+import copy
+import logging
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import spikedistill as sd
+from spikedistill.neurons import compilation, event_driven
+from spikedistill.neurons.event_driven import Conv2d, bits_of, equip
+
+pytestmark = pytest.mark.skipif(event_driven.library() is None, reason="there is no C++ compiler")
+EVENT = "_EventConvolutionBackward"
+
+
+def spikes(*shape: int, rate: float = 0.1, dtype: torch.dtype = torch.float32) -> Tensor:
+    return (torch.rand(shape) < rate).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def convolution(*given: int, **options: object) -> Conv2d:
+    conv = equip(nn.Sequential(nn.Conv2d(*given, **options)))[0]  # type: ignore[arg-type]
+    assert isinstance(conv, Conv2d)
+    return conv
+
+
+# channels in, out, kernel, stride, padding, height, width, samples
+SIZES = [
+    (32, 32, 3, 1, 1, 16, 16, 4),
+    (64, 128, 3, 2, 1, 15, 9, 5),
+    (20, 16, 3, 1, 0, 13, 17, 7),  # words that are not full
+    (70, 48, 5, 2, 2, 12, 11, 3),
+    (130, 144, 1, 1, 0, 9, 8, 3),
+    (16, 32, 7, 3, 3, 23, 21, 4),
+    (32, 16, 3, 1, 4, 8, 9, 9),  # more padding than kernel
+    (64, 16, 4, 4, 0, 18, 17, 1),
+    (128, 256, 2, 3, 1, 8, 8, 6),  # pixels that no output meets
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_it_is_the_convolution(size: tuple[int, ...], dtype: torch.dtype) -> None:
+    C, K, kernel, stride, pad, H, W, M = size
+    conv = convolution(C, K, kernel, stride, pad)
+    x = spikes(M, C, H, W, dtype=dtype).requires_grad_()
+    with compilation.compiled(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        y = conv(x)
+    assert y.grad_fn.name() == EVENT  # type: ignore[union-attr]
+    assert y.dtype == dtype
+    g = torch.randn(y.shape).to(dtype)  # channels first, as it may come
+    found = torch.autograd.grad(y, [x, conv.weight, conv.bias], g)
+    rounded = [p.detach().to(dtype).double().requires_grad_() for p in (conv.weight, conv.bias)]
+    x64 = x.detach().double().requires_grad_()
+    expected = F.conv2d(x64, *rounded, stride, pad)
+    wanted = torch.autograd.grad(expected, [x64, *rounded], g.double())
+    close = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
+    torch.testing.assert_close(y.double(), expected, **close)
+    torch.testing.assert_close(found[0].double(), wanted[0], **close)
+    for a, b in zip(found[1:], wanted[1:], strict=True):  # sums in float32, whatever the precision
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-4)
+
+
+def test_rectangular_kernels() -> None:
+    conv = convolution(32, 32, (1, 3), bias=False)
+    x = spikes(8, 32, 10, 12)
+    with compilation.compiled():
+        y = conv(x)
+    assert y.grad_fn.name() == EVENT
+    torch.testing.assert_close(y, F.conv2d(x, conv.weight), rtol=1e-5, atol=1e-5)
+
+
+def test_bits() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x = spikes(3, 70, 9, 8, dtype=dtype)
+        x[0, 5, 0, 0] = -0.0  # a zero
+        bits = bits_of(x)
+        assert bits is not None
+        shifts = torch.arange(64)
+        values = ((bits[:, :, None] >> shifts) & 1).flatten(1)[:, :70]
+        assert torch.equal(values, x.permute(0, 2, 3, 1).reshape(-1, 70).long())
+
+
+def test_dense_where_it_is_dense() -> None:
+    conv, alone = convolution(32, 32, 3), spikes(8, 32, 12, 12)
+    cases = {
+        "other values": alone * 0.5,
+        "one other value at the end": alone.clone(memory_format=torch.preserve_format).index_fill_(
+            0, torch.tensor(7), 2.0
+        ),
+        "too many": spikes(8, 32, 12, 12, rate=0.6),
+        "not channels last": alone.contiguous(),
+        "few": alone[:1],
+        "float64": alone.double(),
+    }
+    with compilation.compiled():
+        assert conv(alone).grad_fn.name() == EVENT
+        for name, x in cases.items():
+            layer = copy.deepcopy(conv).double() if x.dtype == torch.float64 else conv
+            assert layer(x).grad_fn.name() != EVENT, name
+        for options in ({"groups": 2}, {"dilation": 2}, {"padding": "same"}, {"padding": 1, "padding_mode": "reflect"}):
+            assert convolution(32, 32, 3, **options)(alone).grad_fn.name() != EVENT, options
+        assert convolution(32, 24, 3)(alone).grad_fn.name() != EVENT
+    with compilation.uncompiled():
+        assert conv(alone).grad_fn.name() != EVENT
+
+
+def test_no_number_is_no_number() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        conv, x = convolution(32, 32, 3, bias=False).to(dtype), spikes(8, 32, 12, 12, rate=0.1, dtype=dtype)
+        with torch.no_grad(), compilation.compiled():
+            conv.weight[3] = float("nan")
+            conv.weight[4] = float("inf")
+            y = conv(x)
+        assert y[:, 3].isnan().any()
+        assert y[:, 4].isinf().any()
+        assert y[:, :3].isfinite().all()
+
+
+def test_a_network_learns_the_same() -> None:
+    """One step with dense convolutions and one with few spikes computed: the same loss and, to rounding, gradients."""
+    torch.manual_seed(0)
+    network = sd.networks.create("conv6", time_steps=2).to(memory_format=torch.channels_last)
+    x, y = torch.rand(8, 3, 32, 32).to(memory_format=torch.channels_last), torch.arange(8)
+    assert all(isinstance(m, Conv2d) for m in network.modules() if isinstance(m, nn.Conv2d))
+    seen: list[str] = []
+
+    def step(network: nn.Module) -> tuple[Tensor, list[Tensor]]:
+        for m in network.modules():
+            if isinstance(m, nn.Conv2d):
+                m.register_forward_hook(lambda m, args, out: seen.append(out.grad_fn.name()))
+        loss = F.cross_entropy(network(x).mean(0), y)
+        return loss, list(torch.autograd.grad(loss, list(network.parameters())))
+
+    plain = copy.deepcopy(network)
+    for m in plain.modules():
+        if type(m) is Conv2d:
+            m.__class__ = nn.Conv2d
+    with compilation.compiled():
+        loss, gradients = step(network)
+        assert seen.count(EVENT) == 5  # all but the first, which sees the image
+        expected, wanted = step(plain)
+    torch.testing.assert_close(loss, expected)
+    for a, b in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_anns_stay_torchs() -> None:
+    assert not any(isinstance(m, Conv2d) for m in sd.networks.create("conv6", time_steps=None).modules())
+
+
+def test_it_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    made = event_driven._built(event_driven.COMPILERS[0])
+    assert [made] == list(tmp_path.iterdir())
+    monkeypatch.setattr(subprocess, "run", None)
+    assert event_driven._built(event_driven.COMPILERS[0]) == made
+
+
+def test_what_does_not_compile_is_dense(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    conv, x = convolution(32, 32, 3), spikes(8, 32, 12, 12)
+
+    def fail(command: list[str], **given: object) -> None:
+        raise subprocess.CalledProcessError(1, command, stderr=b"no such option\nmore")
+
+    event_driven.library.cache_clear()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(subprocess, "run", fail)
+    try:
+        with caplog.at_level(logging.WARNING), compilation.compiled():
+            assert conv(x).grad_fn.name() != EVENT
+            assert conv(x).grad_fn.name() != EVENT
+    finally:
+        event_driven.library.cache_clear()
+    assert len(caplog.records) == 1
+    assert caplog.messages == ["convolutions stay dense, their code was not compiled: no such option"]
