@@ -35,6 +35,8 @@ PIECES: dict[str, tuple[str, int]] = {
     "first-float32": ("first.py", 400),
     "memory-ms_resnet18-bfloat16": ("memory.py --network ms_resnet18 --batch 16 --precision bfloat16", 300),
     "memory-ms_resnet18-float32": ("memory.py --network ms_resnet18 --batch 16", 300),
+    "step-conv6-rates": (f"{STEP} --bias 0.5 --runs 7", 300),
+    "event_driven": ("event_driven.py", 300),
     "loader": ("loader.py --runs 9", 180),
     "inference-bfloat16": ("inference.py --precision bfloat16", 180),
     "inference-float32": ("inference.py", 180),
@@ -51,8 +53,9 @@ AVX2 = {
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
 }
 TINY = {
-    "step.py": "--width 0.25 --batch 4 --size 16 --runs 2", "memory.py": "--batch 4", "distill.py": "--batch 4 --runs 2",
-    "loader.py": "--batch 8 --runs 2", "profile_step.py": "--batch 4", "inference.py": "--batch 4 --runs 2", "first.py": "",
+    "step.py": "--width 0.5 --batch 4 --size 16 --runs 2", "memory.py": "--batch 4", "distill.py": "--batch 4 --runs 2",
+    "loader.py": "--batch 8 --runs 2", "profile_step.py": "--batch 4", "inference.py": "--batch 4 --runs 2",
+    "event_driven.py": "--batch 4 --runs 2", "first.py": "",
 }  # fmt: skip
 
 

@@ -8,6 +8,9 @@ spiking variants must give the same loss in float64. "once": what stands before 
 otherwise at every time step. ``--peers users``: as their users run them, eager and channels first; ``best``: also with
 channels last and our allocator setting (``spikedistill.heap.keep``), which ours and the ANN twin have too, and torch.compile
 of the whole network with the image entering once, wherever these work; one that does not work is a row with its error.
+
+Ours computes convolutions event by event where few neurons fire, so its time depends on the firing rate, which is printed.
+``--bias`` is that of all norms: 0 as initialised; with more of it more neurons fire.
 """
 
 import argparse
@@ -26,8 +29,8 @@ from peers import PEERS, reset, swapped
 from torch import Tensor, nn
 
 import spikedistill as sd
-from spikedistill import heap
-from spikedistill.neurons import LIF, compilation
+from spikedistill import heap, taps
+from spikedistill.neurons import LIF, NormNeuron, compilation
 
 
 class Variant:
@@ -90,7 +93,11 @@ def variants(a: argparse.Namespace, half: bool) -> list[Variant]:
     def ours(input: str, T: int | None = T) -> nn.Module:
         torch.manual_seed(0)
         neuron = None if T is None else LIF()
-        return sd.networks.create(a.network, input=input, time_steps=T, width=a.width, neuron=neuron)
+        network = sd.networks.create(a.network, input=input, time_steps=T, width=a.width, neuron=neuron)
+        for m in network.modules():
+            if isinstance(m, NormNeuron):
+                nn.init.constant_(m.bias, a.bias)
+        return network
 
     def peer(name: str, way: str = "eager", suffix: str = "", last: bool = True) -> Variant:
         once = way == "whole"
@@ -141,6 +148,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--size", type=int, default=32)
     p.add_argument("--time-steps", type=int, default=4)
+    p.add_argument("--bias", type=float, default=0.0)
     p.add_argument("--precision", choices=("float32", "bfloat16", "both"), default="float32")
     p.add_argument("--peers", choices=("none", "users", "best"), default="users")
     p.add_argument("--whole", nargs="*", default=list(PEERS), help="peers to compile whole, with --peers best")
@@ -177,6 +185,13 @@ def serve(ends: Connection, a: argparse.Namespace, half: bool, name: str) -> Non
     while ends.recv():
         v.step(y)
         ends.send(v.timed(y))
+
+
+def firing_rates(network: nn.Module, x: Tensor) -> dict[str, float]:
+    """Spikes per neuron and step of each layer, in training mode."""
+    with torch.no_grad(), compilation.eager():
+        _, found = taps.captures(network.train(), x, ["*@spikes"])
+    return {name.removesuffix("@spikes"): float(s.float().mean()) for name, s in found.tensors.items()}
 
 
 def race(a: argparse.Namespace, half: bool, names: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -225,9 +240,10 @@ def main() -> None:
         base = "ANN twin compiled at T*N" + " bf16" * half
         timing.show(mine, base if base in mine else None)
         rows, errors = rows | mine, errors | wrong
-    print(f"first loss {loss:.9f}")
+    rates = firing_rates(variants(a, False)[0].network, x)
+    print(f"first loss {loss:.9f}, firing rates {' '.join(f'{100 * r:.1f}' for r in rates.values())} %")
     settings = {k: v for k, v in vars(a).items() if k != "json"}
-    timing.write(a.json, settings=settings, first_loss=loss, rows=rows, errors=errors)
+    timing.write(a.json, settings=settings, first_loss=loss, firing_rates=rates, rows=rows, errors=errors)
 
 
 if __name__ == "__main__":
