@@ -109,6 +109,14 @@ def test_dense_where_it_is_dense() -> None:
         assert conv(alone).grad_fn.name() != EVENT
 
 
+def test_what_torch_refuses_is_refused() -> None:
+    with compilation.compiled():
+        with pytest.raises(RuntimeError, match="to have 32 channels, but got 64 channels"):
+            convolution(32, 32, 3)(spikes(8, 64, 12, 12))
+        with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+            convolution(64, 32, 7)(spikes(32, 64, 6, 6))
+
+
 def test_no_number_is_no_number() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         conv, x = convolution(32, 32, 3, bias=False).to(dtype), spikes(8, 32, 12, 12, rate=0.1, dtype=dtype)

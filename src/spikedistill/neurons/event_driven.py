@@ -156,7 +156,7 @@ class Conv2d(nn.Conv2d):
     graph_leaf = True  # one node of a network's graph, as torch's own layers are
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if compilation.mode() == "compiled" and self._applies(x):
+        if compilation.mode() == "compiled" and self._applies(x, weight):
             half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
             given = x.to(torch.bfloat16) if half else x
             if given.dtype == (torch.bfloat16 if half else weight.dtype) and library() is not None:
@@ -165,22 +165,23 @@ class Conv2d(nn.Conv2d):
                     return _EventConvolution.apply(given, bits, weight, bias, self.stride[0], int(self.padding[0]))
         return super()._conv_forward(x, weight, bias)
 
-    def _applies(self, x: Tensor) -> bool:
+    def _applies(self, x: Tensor, weight: Tensor) -> bool:
         return (
             type(x) is Tensor
             and x.dim() == 4
             and x.dtype in KINDS
-            and x.device.type == "cpu"
+            and x.device.type == weight.device.type == "cpu"
             and x.numel() >= SMALLEST
             and x.is_contiguous(memory_format=torch.channels_last)
             and self.groups == 1
             and self.out_channels % LANES == 0
-            and self.in_channels >= 8
+            and x.shape[1] == self.in_channels >= 8
             and self.stride[0] == self.stride[1]
             and self.dilation == (1, 1)
             and self.padding_mode == "zeros"
             and not isinstance(self.padding, str)
             and self.padding[0] == self.padding[1]
+            and all(n + 2 * self.padding[0] >= k for n, k in zip(x.shape[2:], self.kernel_size, strict=True))
         )
 
 
