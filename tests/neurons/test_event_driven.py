@@ -162,9 +162,9 @@ def test_anns_stay_torchs() -> None:
 
 
 def test_it_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("SPIKEDISTILL_CACHE", str(tmp_path))
     made = event_driven._built(event_driven.COMPILERS[0])
-    assert [made] == list(tmp_path.iterdir())
+    assert [made] == list((tmp_path / "compiled").iterdir())
     monkeypatch.setattr(subprocess, "run", None)
     assert event_driven._built(event_driven.COMPILERS[0]) == made
 
@@ -178,7 +178,7 @@ def test_what_does_not_compile_is_dense(
         raise subprocess.CalledProcessError(1, command, stderr=b"no such option\nmore")
 
     event_driven.library.cache_clear()
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("SPIKEDISTILL_CACHE", str(tmp_path))
     monkeypatch.setattr(subprocess, "run", fail)
     try:
         with caplog.at_level(logging.WARNING), compilation.compiled():

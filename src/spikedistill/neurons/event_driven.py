@@ -62,8 +62,7 @@ def _built(compiler: str) -> Path:
     march = os.environ.get("TORCHINDUCTOR_CPP_MARCH", "native")
     command = [compiler, "-O3", f"-march={march}", "-std=c++17", "-fopenmp", "-shared", "-fPIC", str(SOURCE), "-o"]
     about = "\n".join([SOURCE.read_text(), *command[:-2], *sorted(flags() or ())])
-    own = Path(tempfile.gettempdir()) / f"spikedistill_{os.getuid()}"
-    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or own)
+    folder = Path(os.environ.get("SPIKEDISTILL_CACHE") or Path.home() / ".cache" / "spikedistill") / "compiled"
     path = folder / f"event_driven_{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,10 +103,9 @@ class _EventConvolution(torch.autograd.Function):
     ) -> Tensor:
         K, C, kh, kw = weight.shape
         M, _, H, W = x.shape
-        shape = Shape(
-            H, W, C, (H + 2 * pad - kh) // stride + 1, (W + 2 * pad - kw) // stride + 1, K, kh, kw, stride, pad
-        )
-        out = torch.empty((M, K, shape.Ho, shape.Wo), dtype=x.dtype, memory_format=torch.channels_last)
+        Ho, Wo = ((n + 2 * pad - k) // stride + 1 for n, k in ((H, kh), (W, kw)))
+        shape = Shape(H, W, C, Ho, Wo, K, kh, kw, stride, pad)
+        out = torch.empty((M, K, Ho, Wo), dtype=x.dtype, memory_format=torch.channels_last)
         rows = weight.detach().to(x.dtype).permute(2, 3, 1, 0).float().contiguous()
         b = None if bias is None else bias.detach().to(x.dtype).float().contiguous()
         library().convolve(
@@ -136,14 +134,8 @@ class _EventConvolution(torch.autograd.Function):
                 threads = min(torch.get_num_threads(), g.shape[0])
                 parts = torch.empty(threads, s.C, s.kh, s.kw, s.K)
                 library().weight_gradient(
-                    bits.data_ptr(),
-                    g.data_ptr(),
-                    KINDS[g.dtype],
-                    parts.data_ptr(),
-                    g.shape[0],
-                    ctypes.byref(s),
-                    threads,
-                )
+                    bits.data_ptr(), g.data_ptr(), KINDS[g.dtype], parts.data_ptr(), g.shape[0], ctypes.byref(s), threads
+                )  # fmt: skip
                 gw = parts.sum(0).permute(3, 0, 1, 2).to(weight.dtype)
             if ctx.bias and ctx.needs_input_grad[3]:
                 gb = g.float().sum((0, 2, 3)).to(weight.dtype)
