@@ -100,6 +100,22 @@ extern "C" int64_t spikes_to_bits(const void* x, int dtype, int64_t rows, int C,
     return bad ? -1 : total;
 }
 
+static inline float as_bfloat(float f) {
+    uint32_t u = uint32_t(narrow(f)) << 16;
+    std::memcpy(&f, &u, 4);
+    return f;
+}
+
+// (n, m) to (m, n), if asked rounded to bfloat16.
+extern "C" void transpose(const float* from, float* to, int64_t n, int64_t m, int round, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t a = 0; a < m; a += 16)
+        for (int64_t b = 0; b < n; b += 16)
+            for (int64_t i = a; i < std::min(a + 16, m); ++i)
+                for (int64_t j = b; j < std::min(b + 16, n); ++j)
+                    to[i * n + j] = round ? as_bfloat(from[j * m + i]) : from[j * m + i];
+}
+
 struct Shape {
     int32_t H, W, C, Ho, Wo, K, kh, kw, stride, pad;
 };
@@ -200,7 +216,7 @@ extern "C" void convolve(const uint64_t* bits, const float* weights, const float
     }
 }
 
-// The weights' gradient (C, kh, kw, K) from some images whose output gradients lie in L2, widened and framed by zeros.
+// The weights' gradient (kh, kw, C, K) from some images whose output gradients lie in L2, widened and framed by zeros.
 //
 // Spikes are sorted by channel and by where they stand to the stride: all of one kind meet the same rows of the kernel, so that
 // sums stay in registers. For stride s a pixel h meets the kernel's rows i = r, r + s, ... with r = (h + pad) mod s, at the
@@ -272,8 +288,8 @@ struct Gradient {
                 for (int j = rb; j < s.kw;) {
                     const int left = (s.kw - j + s.stride - 1) / s.stride, n = left < 3 ? left : 3;
                     const int64_t row = -(int64_t(i / s.stride) * Wp + j / s.stride) * s.K;
-                    float* out = gradient + ((int64_t(c) * s.kh + i) * s.kw + j) * s.K;
-                    const int step = s.stride * s.K;
+                    float* out = gradient + ((int64_t(i) * s.kw + j) * s.C + c) * s.K;
+                    const int step = s.stride * s.C * s.K;
                     blocks<THREE>(s.K, [&](auto R, int first) {
                         if (n == 3) sum<3, R>(from, to, row + first, out + first, step);
                         else if (n == 2) sum<2, R>(from, to, row + first, out + first, step);
@@ -285,8 +301,8 @@ struct Gradient {
     }
 };
 
-// Gradient of the weights, (threads, C, kh, kw, K), to be summed over threads, from g (M, Ho, Wo, K).
-extern "C" void weight_gradient(const uint64_t* bits, const void* g, int dtype, float* gradient, int64_t M,
+// Gradient of the weights, (K, kh, kw, C), from g (M, Ho, Wo, K); room: threads times as many numbers.
+extern "C" void weight_gradient(const uint64_t* bits, const void* g, int dtype, float* gradient, float* room, int64_t M,
                                 const Shape* shape, int threads) {
     const Shape s = *shape;
     const int64_t words = (s.C + 63) / 64, size = int64_t(s.kh) * s.kw * s.C * s.K;
@@ -294,7 +310,7 @@ extern "C" void weight_gradient(const uint64_t* bits, const void* g, int dtype, 
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int part = 0; part < threads; ++part) {
         Gradient work(s);
-        float* mine = gradient + part * size;
+        float* mine = room + part * size;
         std::memset(mine, 0, size * sizeof(float));
         const int64_t end = M * (part + 1) / threads;
         for (int64_t m = M * part / threads; m < end; m += work.images) {
@@ -304,4 +320,8 @@ extern "C" void weight_gradient(const uint64_t* bits, const void* g, int dtype, 
             work.add(mine);
         }
     }
+    for (int part = 1; part < threads; ++part)
+#pragma omp parallel for schedule(static) num_threads(threads)
+        for (int64_t i = 0; i < size; ++i) room[i] += room[part * size + i];
+    transpose(room, gradient, size / s.K, s.K, 0, threads);
 }

@@ -79,7 +79,8 @@ def _load(path: Path) -> Any:
     found.spikes_to_bits.argtypes = [pointer, small, number, small, pointer, small]
     found.spikes_to_bits.restype = number
     found.convolve.argtypes = [pointer, pointer, pointer, pointer, small, number, pointer, small]
-    found.weight_gradient.argtypes = [pointer, pointer, small, pointer, number, pointer, small]
+    found.weight_gradient.argtypes = [pointer, pointer, small, pointer, pointer, number, pointer, small]
+    found.transpose.argtypes = [pointer, pointer, number, number, small, small]
     return found
 
 
@@ -106,11 +107,14 @@ class _EventConvolution(torch.autograd.Function):
         Ho, Wo = ((n + 2 * pad - k) // stride + 1 for n, k in ((H, kh), (W, kw)))
         shape = Shape(H, W, C, Ho, Wo, K, kh, kw, stride, pad)
         out = torch.empty((M, K, Ho, Wo), dtype=x.dtype, memory_format=torch.channels_last)
-        rows = weight.detach().to(x.dtype).permute(2, 3, 1, 0).float().contiguous()
+        kind, threads = KINDS[x.dtype], torch.get_num_threads()
+        last = weight.detach().float().contiguous(memory_format=torch.channels_last)
+        rows = torch.empty(kh, kw, C, K)
+        library().transpose(last.data_ptr(), rows.data_ptr(), K, kh * kw * C, kind, threads)
         b = None if bias is None else bias.detach().to(x.dtype).float().contiguous()
         library().convolve(
-            bits.data_ptr(), rows.data_ptr(), None if b is None else b.data_ptr(), out.data_ptr(), KINDS[x.dtype], M,
-            ctypes.byref(shape), torch.get_num_threads(),
+            bits.data_ptr(), rows.data_ptr(), None if b is None else b.data_ptr(), out.data_ptr(), kind, M,
+            ctypes.byref(shape), threads,
         )  # fmt: skip
         ctx.save_for_backward(bits, weight)
         ctx.shape, ctx.input, ctx.bias = shape, x.shape, bias is not None
@@ -125,18 +129,20 @@ class _EventConvolution(torch.autograd.Function):
         gx = gw = gb = None
         with torch.autocast("cpu", enabled=False):
             if ctx.needs_input_grad[0]:
-                empty = g.new_empty(()).expand(ctx.input)  # of the input only the sizes are asked
+                # Of the input only the sizes are asked; torch would fill an expanded one.
+                empty = torch.empty(ctx.input, dtype=g.dtype, memory_format=torch.channels_last)
                 gx, _, _ = torch.ops.aten.convolution_backward(
                     g, empty, weight.to(g.dtype), None, [s.stride] * 2, [s.pad] * 2, [1, 1], False, [0, 0], 1,
                     [True, False, False],
                 )  # fmt: skip
             if ctx.needs_input_grad[2]:
                 threads = min(torch.get_num_threads(), g.shape[0])
-                parts = torch.empty(threads, s.C, s.kh, s.kw, s.K)
+                gw, room = torch.empty(s.K, s.kh, s.kw, s.C), torch.empty(threads, weight.numel())
                 library().weight_gradient(
-                    bits.data_ptr(), g.data_ptr(), KINDS[g.dtype], parts.data_ptr(), g.shape[0], ctypes.byref(s), threads
+                    bits.data_ptr(), g.data_ptr(), KINDS[g.dtype], gw.data_ptr(), room.data_ptr(), g.shape[0],
+                    ctypes.byref(s), threads,
                 )  # fmt: skip
-                gw = parts.sum(0).permute(3, 0, 1, 2).to(weight.dtype)
+                gw = gw.permute(0, 3, 1, 2).to(weight.dtype)
             if ctx.bias and ctx.needs_input_grad[3]:
                 gb = g.float().sum((0, 2, 3)).to(weight.dtype)
         return gx, None, gw, gb, None, None
