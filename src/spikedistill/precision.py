@@ -92,5 +92,5 @@ def diagnosis() -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "bf16 units of the CPU": cpu_bf16_units() or "none: bfloat16 would be emulated, many times slower",
         "precision: auto": f"{resolve_precision('auto', device)} on {device}",
-        "C++ compiler": compiler or "none: neurons run uncompiled, several times slower",
+        "C++ compiler": compiler or "none: neurons run uncompiled, several times slower, and convolutions dense",
     }
