@@ -91,7 +91,7 @@ def main() -> None:
                 command = [sys.executable, __file__, "--variant", variant, "--network", a.network]
                 done = subprocess.run(
                     [*command, "--precision", a.precision],
-                    env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache},
+                    env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "SPIKEDISTILL_CACHE": cache},
                     capture_output=True,
                     text=True,
                 )
