@@ -17,8 +17,10 @@ from spikedistill import heap
 from spikedistill.neurons import LIF, compilation
 
 PARTS = {
-    "convolutions, forward": "aten::convolution",
-    "convolutions, backward": "aten::convolution_backward",
+    "dense convolutions, forward": "aten::convolution",
+    "dense convolutions, backward": "aten::convolution_backward",
+    "event-driven convolutions, forward": "_EventConvolution",
+    "event-driven convolutions, weights' gradient": "_EventConvolutionBackward",
     "norm and neuron, forward": "_Fused",
     "norm and neuron, backward": "_FusedBackward",
     "optimizer": "Optimizer.step#SGD.step",
@@ -55,6 +57,8 @@ def main() -> None:
             for _ in range(STEPS):
                 step()
     total = {event.key: event.cpu_time_total / 1e3 / STEPS for event in profiler.key_averages()}
+    own = {event.key: event.self_cpu_time_total / 1e3 / STEPS for event in profiler.key_averages()}
+    total |= {key: own[key] for key in own if key == "_EventConvolutionBackward"}  # the rest of it is dense
     rows = {name: {"median_ms": total.get(key, 0.0), "least_ms": total.get(key, 0.0)} for name, key in PARTS.items()}
     rest = total["all"] - sum(row["median_ms"] for row in rows.values())
     rows["the rest"] = {"median_ms": rest, "least_ms": rest}
