@@ -74,12 +74,14 @@ def scaling() -> None:
 
 
 def first() -> None:
-    print("### First step\n")
     columns, whats = {}, []
     for precision in ("float32", "bfloat16"):
         for name, rows in load(f"first-{precision}").get("rows", {}).items():
             columns[f"{name}, {precision}"] = rows
             whats += [w for w in rows if w not in whats]
+    if not columns:
+        return
+    print("### First step\n")
     lines = []
     for what in whats:
         cells = [c.get(what) for c in columns.values()]
@@ -135,7 +137,7 @@ def plain(name: str, base: str) -> None:
 
 
 if __name__ == "__main__":
-    for name in ("step-conv6", "step-conv6-wide", "step-ms_resnet18", "step-conv6-compiled"):
+    for name in ("step-conv6", "step-conv6-rates", "step-conv6-wide", "step-ms_resnet18", "step-conv6-compiled"):
         step(name)
     scaling()
     profile()
