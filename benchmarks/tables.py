@@ -112,6 +112,21 @@ def memory() -> None:
         table([name, "peak MB", "x SpikingJelly", "saved MB", "step ms"], lines)
 
 
+def events() -> None:
+    """Event-driven convolutions over dense ones, by firing rate."""
+    rows = load("event_driven").get("rows", {})
+    found: dict[str, dict[str, float]] = {}
+    for name, row in rows.items():
+        way, kind, rate = name.split()
+        if way == "events":
+            found.setdefault(rate, {})[kind] = row["median_ms"] / rows[f"dense {kind} {rate}"]["median_ms"]
+    if found:
+        print("### Event-driven convolutions over dense ones, forward and backward\n")
+        kinds = list(next(iter(found.values())))
+        lines = [[f"{100 * float(rate):g} %", *[f"{found[rate][kind]:.2f}" for kind in kinds]] for rate in found]
+        table(["neurons that fire", *kinds], lines)
+
+
 def profile() -> None:
     """Shares of our step."""
     found = {p: load(f"profile-conv6-{p}").get("rows") for p in ("float32", "bfloat16")}
@@ -147,3 +162,4 @@ if __name__ == "__main__":
         plain(f"distill-{precision}", "plain")
         plain(f"inference-{precision}", TWIN)
     plain("loader", "training step (conv6)")
+    events()
