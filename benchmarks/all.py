@@ -72,9 +72,8 @@ def main() -> None:
     began, failed = time.perf_counter(), []
     for name, (command, limit) in PIECES.items():
         path = out / f"{name}.json"
-        if (a.only and not any(word == name or (word not in PIECES and word in name) for word in a.only)) or (
-            path.exists() and not a.again
-        ):
+        wanted = not a.only or name in a.only or any(word in name for word in a.only if word not in PIECES)
+        if not wanted or (path.exists() and not a.again):
             continue
         if a.avx2:
             if "bfloat16" in command:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from . import taps
 from .errors import SpikedistillError
 from .networks.base import Network
+from .neurons.kernels import wide
 from .objectives import Objective, Setup, View, build
 from .randomness import seed_everything
 from .taps import Captures, Tap
@@ -119,7 +120,7 @@ class Distiller(nn.Module):
             with torch.random.fork_rng(devices=devices):
                 seed_everything(seed, "adapters", term.name)
                 term.setup(given)
-            term.to(x.device, _wide(logits).dtype)
+            term.to(x.device, wide(logits).dtype)
         return self
 
     def _own_steps(self, logits: Tensor) -> int:
@@ -165,11 +166,11 @@ class Distiller(nn.Module):
         T, kind = self._own_steps(logits), logits.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         parts: dict[str, Tensor] = {}
-        total = logits.new_zeros((), dtype=_wide(logits).dtype)
+        total = logits.new_zeros((), dtype=wide(logits).dtype)
         with torch.autocast(kind, enabled=False):
-            logits, mine = _wide(logits), replace(mine, widen=True)
+            logits, mine = wide(logits), replace(mine, widen=True)
             y = y.to(logits.dtype) if y.is_floating_point() else y
-            teacher_logits = None if teacher_logits is None else _wide(teacher_logits)
+            teacher_logits = None if teacher_logits is None else wide(teacher_logits)
             theirs = None if theirs is None else replace(theirs, widen=True)
             for term in self.terms:
                 steps = max(term.time_steps or T, T)
@@ -188,7 +189,3 @@ def _resolve(terms: Sequence[Objective], network: nn.Module, side: str, x: Tenso
             except SpikedistillError as error:
                 raise SpikedistillError(f"objective {term.name!r}, {side}: {error}") from None
     return found
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 or not x.is_floating_point() else x.float()

@@ -29,6 +29,18 @@ static inline uint16_t narrow(float f) {
     return uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
+// Bits j..n of a word, one by one: values that are not zero (`sign` is the sign's bit); one that is not `one` is told in `other`.
+template <class U>
+static inline uint64_t word_rest(const U* x, int j, int n, U sign, U one, bool& other) {
+    uint64_t bits = 0;
+    for (; j < n; ++j) {
+        const bool on = (x[j] & U(~sign)) != 0;
+        other |= on && x[j] != one;
+        bits |= uint64_t(on) << j;
+    }
+    return bits;
+}
+
 // Nonzero values of n <= 64 as bits; whether one of them is not 1 is told in `other`.
 static inline uint64_t word_float(const uint32_t* x, int n, bool& other) {
     uint64_t bits = 0;
@@ -52,12 +64,7 @@ static inline uint64_t word_float(const uint32_t* x, int n, bool& other) {
         bits |= uint64_t(mask) << j;
     }
 #endif
-    for (; j < n; ++j) {
-        bool on = (x[j] & 0x7fffffffu) != 0;
-        other |= on && x[j] != 0x3f800000u;
-        bits |= uint64_t(on) << j;
-    }
-    return bits;
+    return bits | word_rest<uint32_t>(x, j, n, 0x80000000u, 0x3f800000u, other);
 }
 
 static inline uint64_t word_bfloat(const uint16_t* x, int n, bool& other) {
@@ -72,12 +79,7 @@ static inline uint64_t word_bfloat(const uint16_t* x, int n, bool& other) {
         bits |= uint64_t(mask) << j;
     }
 #endif
-    for (; j < n; ++j) {
-        bool on = (x[j] & 0x7fff) != 0;
-        other |= on && x[j] != 0x3f80;
-        bits |= uint64_t(on) << j;
-    }
-    return bits;
+    return bits | word_rest<uint16_t>(x, j, n, 0x8000, 0x3f80, other);
 }
 
 // Spikes of `rows` pixels as bits. Returns how many there are, or -1 where a value is neither 0 nor 1.
