@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .conversion import convert
     from .networks.foreign import foreign
     from .networks.surgery import spiking
+    from .parameter_groups import parameter_groups
     from .quantization import IntegerNetwork, quantize, to_integer
     from .training.run import Run, train
     from .training.store import load
@@ -30,6 +31,7 @@ _LATER = {
     "convert": "conversion",
     "foreign": "networks.foreign",
     "spiking": "networks.surgery",
+    "parameter_groups": "parameter_groups",
     "IntegerNetwork": "quantization",
     "quantize": "quantization",
     "to_integer": "quantization",
@@ -75,6 +77,7 @@ __all__ = [
     "load",
     "networks",
     "objectives",
+    "parameter_groups",
     "quantize",
     "spiking",
     "time_steps",

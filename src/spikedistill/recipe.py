@@ -340,7 +340,7 @@ def check_network(options: Mapping[str, Any], where: str, custom: Iterable[str] 
                 f"{where}.{key}: time steps belong to the stage (or the recipe), not to its network"
             )
     own = {key: value for key, value in options.items() if key in networks.options(name) and key != "neuron"}
-    for key, value in checked(networks.BUILDERS[name], own, where, ("name", "neuron")).items():
+    for key, value in checked(networks.BUILDERS[name], own, where, ("neuron",)).items():
         if isinstance(own[key], str) and not isinstance(value, str):
             raise SpikedistillError(f"{where}.{key}: found the text {own[key]!r}; write it without quotes")
     if options.get("neuron") is not None and isinstance(options["neuron"], Mapping):

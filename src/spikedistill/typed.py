@@ -3,7 +3,7 @@
 import inspect
 import typing
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -13,16 +13,19 @@ from .errors import SpikedistillError, nearest
 
 @cache
 def model_of(target: Any, leave_out: tuple[str, ...] = ()) -> type[BaseModel]:
-    """A pydantic model whose fields are the parameters of ``target`` (a class: of its constructor), without ``leave_out``."""
-    function = target.__init__ if inspect.isclass(target) else target
-    hints = typing.get_type_hints(function)
+    """A pydantic model whose fields are the parameters of ``target`` without ``leave_out``.
+
+    ``target``: a function, a class (its constructor's are meant), or a ``partial`` of one.
+    """
+    inner = target.func if isinstance(target, partial) else target
+    hints = typing.get_type_hints(inner.__init__ if inspect.isclass(inner) else inner)
     fields: dict[str, Any] = {}
-    for name, p in inspect.signature(function).parameters.items():
-        if name == "self" or name in leave_out or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+    for name, p in inspect.signature(target).parameters.items():
+        if name in leave_out or p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL, p.VAR_KEYWORD):
             continue
         fields[name] = (hints.get(name, Any), ... if p.default is p.empty else p.default)
     config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
-    return create_model(getattr(target, "__name__", "Options").title(), __config__=config, **fields)
+    return create_model(getattr(inner, "__name__", "Options").title(), __config__=config, **fields)
 
 
 def checked(target: Any, given: Mapping[str, Any], where: str, leave_out: Iterable[str] = ()) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def test_ms_neuron_is_the_papers() -> None:
 
 
 def test_norms_start_at_the_threshold() -> None:
-    network = networks.create("resnet20", neuron=IF(threshold=0.5))
+    network = networks.create("resnet20", neuron=IF(threshold=0.5), initialisation="plain")
     norms = [m for m in network.modules() if isinstance(m, NormNeuron)]
     assert len(norms) == 19
     assert all(bool((m.weight == 0.5).all()) for m in norms)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikedistill import networks
-from spikedistill.networks.base import Builder
+from spikedistill.networks.builder import Builder
 from spikedistill.networks.spikformer import SpikingSelfAttention, Tokenizer, attend
 from spikedistill.neurons import IF, LIF, Neuron, NormNeuron
 from spikedistill.simulation import Simulation
@@ -35,7 +35,7 @@ def test_attention_equals_the_plain_loop(d: int, tokens: int) -> None:
 
 def test_self_attention_equals_the_plain_loop() -> None:
     T, N, C, heads = 3, 2, 8, 2
-    network = make("spikingformer_4_256", time_steps=T, neuron=IF(threshold=0.5))
+    network = make("spikingformer_4_256", time_steps=T, neuron=IF(threshold=0.5), initialisation="plain")
     block = SpikingSelfAttention(Builder(network, IF(threshold=0.5)), C, heads).double().eval()
     x = torch.randint(0, 2, (T * N, C, 2, 2)).double()
     with torch.no_grad(), Simulation(network, T):
@@ -64,7 +64,7 @@ def test_self_attention_equals_the_plain_loop() -> None:
 
 
 def test_attention_neuron_has_half_the_threshold() -> None:
-    network = make("spikformer_4_256", neuron=LIF(threshold=0.8))
+    network = make("spikformer_4_256", neuron=LIF(threshold=0.8), initialisation="plain")
     thresholds = {n: m.threshold for n, m in network.named_modules() if isinstance(m, Neuron)}
     assert {v for k, v in thresholds.items() if k.endswith("attn.neuron")} == {0.4}
     assert {v for k, v in thresholds.items() if not k.endswith("attn.neuron")} == {0.8}

@@ -29,10 +29,10 @@ def names() -> list[str]:
 
 
 def options(name: str) -> dict[str, inspect.Parameter]:
-    """The options a named network takes, from its builder's signature; raises for an unknown name."""
+    """The options a named network takes, from its class's signature; raises for an unknown name."""
     if name not in BUILDERS:
         raise SpikedistillError(f"unknown network {name!r}: {nearest(name, BUILDERS)}")
-    return {k: p for k, p in inspect.signature(BUILDERS[name]).parameters.items() if k != "name"}
+    return dict(inspect.signature(BUILDERS[name]).parameters)
 
 
 def create(name: str, **given: Any) -> Network:
@@ -40,14 +40,15 @@ def create(name: str, **given: Any) -> Network:
 
     Options common to all (defaults): ``num_classes=10, in_channels=3, input="image"|"frames", time_steps=4, width=1.0,
     neuron=None`` (an instance, copied per site, or a recipe's mapping; None: the family's own), ``encoding="direct"|
-    "poisson"|"latency", head="linear"|"spiking", mean=None, std=None`` (0 and 1); residual networks also take ``stem``.
+    "poisson"|"latency", head="linear"|"spiking", mean=None, std=None`` (0 and 1), ``initialisation="balanced"|"plain",
+    firing_rate=None``.
     Raises :class:`SpikedistillError` for an unknown name or option, with the nearest known one.
     """
     allowed = options(name)
     for key in given:
         if key not in allowed:
             raise SpikedistillError(f"network {name!r} has no option {key!r}; {nearest(key, allowed)}")
-    network = BUILDERS[name](name, **given)
+    network = BUILDERS[name](**given)
     network.config = {"name": name, "options": {k: _plain(v) for k, v in given.items()}}
     return equip(network) if network.spiking else network
 

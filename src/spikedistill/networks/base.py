@@ -1,8 +1,7 @@
 """What all networks share: normalisation, the entrance of time, the head, prediction, streaming."""
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,11 +9,12 @@ from torch import Tensor, nn
 
 from .. import simulation
 from ..errors import SpikedistillError, nearest
-from ..neurons import IF, LIF, QCFS, Neuron, NormNeuron, Repeat, build
 from ..simulation import Simulation
+from .balanced import check_options
 from .encoding import ENCODINGS, encode
 
 Input = Literal["image", "frames"]
+Initialisation = Literal["balanced", "plain"]
 State = dict[str, Any]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -22,8 +22,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Network(nn.Module):
     """A network that owns its normalisation and its time steps.
 
-    Subclasses build their layers with :class:`Builder` and define ``body(x)``: from the normalised input, ``(N, C, H, W)``
+    Subclasses build their layers with :class:`.builder.Builder` and define ``body(x)``: from the normalised input, ``(N, C, H, W)``
     where the stem runs once (``once``) and else ``(T*N, C, H, W)``, to folded logits ``(T*N, K)``.
+
+    ``initialisation``: "balanced" (:mod:`.balanced`) or "plain"; ``firing_rate``: what a balanced start aims at (None: 0.16).
 
     Shape: image input (N, C, H, W), frames input (N, F, C, H, W) with F a multiple of T (consecutive groups are summed);
     ``forward`` gives (T, N, K), the ANN twin (``time_steps=None``) (N, K), averaged over frames where it sees frames.
@@ -38,8 +40,12 @@ class Network(nn.Module):
         encoding: str = "direct",
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
+        initialisation: Initialisation = "balanced",
+        firing_rate: float | None = None,
     ) -> None:
         super().__init__()
+        check_options(initialisation, firing_rate)
+        self.initialisation, self.firing_rate = initialisation, firing_rate
         if input not in ("image", "frames"):
             raise SpikedistillError(f"input must be 'image' or 'frames', found {input!r}")
         if encoding not in ENCODINGS:
@@ -193,109 +199,3 @@ def _per_channel(value: float | Sequence[float] | None, default: float, channels
     if name == "std" and not bool((out > 0).all()):
         raise SpikedistillError(f"std must be more than 0, found {out.tolist()}")
     return out.to(torch.get_default_device())
-
-
-class Builder:
-    """Makes the parts of one network: SNN or ANN twin from the same calls.
-
-    ``norm_neuron(channels)`` is a :class:`NormNeuron`; ``activation()`` a neuron alone; the first one asked for with
-    ``first=True`` is the encoding neuron where the network's stem runs once.
-    """
-
-    def __init__(
-        self, network: Network, neuron: "nn.Module | Mapping[str, Any] | None" = None, default: Neuron | None = None
-    ) -> None:
-        self.network = network
-        self.prototype = build(neuron, default or LIF())
-        if isinstance(self.prototype, Neuron) and network.time_steps:
-            self.prototype.time_steps = network.time_steps
-
-    @property
-    def threshold(self) -> float:
-        """The neurons' threshold (1 for other activations), for norm initialisation."""
-        return self.prototype.threshold if isinstance(self.prototype, Neuron) else 1.0
-
-    def activation(self, first: bool = False, threshold: float = 1.0) -> nn.Module:
-        """A neuron, or ReLU in the ANN twin; ``threshold`` is a factor on the prototype's threshold."""
-        if not self.network.spiking:
-            return build(self.prototype) if isinstance(self.prototype, QCFS) else nn.ReLU()
-        if isinstance(self.prototype, QCFS):
-            raise SpikedistillError(
-                "qcfs is an activation of ANNs (time_steps=None, ann: true); an SNN takes if, lif or plif"
-            )
-        neuron = build(self.prototype)
-        if isinstance(neuron, Neuron):
-            neuron.threshold *= threshold
-        if first and self.network.once:
-            if not isinstance(neuron, Neuron):
-                raise SpikedistillError(f"{type(neuron).__name__} cannot be the encoding neuron; use IF, LIF or PLIF")
-            neuron.encode = True
-        return neuron
-
-    def norm_neuron(self, channels: int, first: bool = False, scale: float | None = None) -> NormNeuron:
-        """Norm and neuron; ``scale`` is the norm's initial weight in units of the threshold (None: 1, no threshold)."""
-        out = NormNeuron(channels, self.activation(first))
-        if scale is not None:
-            nn.init.constant_(out.weight, scale * (self.threshold if self.network.spiking else 1.0))
-        return out
-
-    def norm(self, channels: int, scale: float | None = None) -> nn.BatchNorm2d:
-        """A norm that stands alone."""
-        out = nn.BatchNorm2d(channels)
-        if scale is not None:
-            nn.init.constant_(out.weight, scale * (self.threshold if self.network.spiking else 1.0))
-        return out
-
-    def repeat(self) -> nn.Module:
-        """Gives each step the stem's result where the stem runs once and no neuron dominates; else nothing."""
-        return Repeat(self.network.time_steps or 1) if self.network.once else nn.Identity()
-
-    def linear(self, c_in: int, c_out: int) -> nn.Linear:
-        """A hidden linear layer with a bare neuron behind it.
-
-        What a global pool gives are rates of a few percent, on which torch's initial weights leave that neuron silent; in
-        an SNN they start 16 thresholds as large (ours: on digits svgg11 hardly learns without).
-        """
-        out = nn.Linear(c_in, c_out)
-        if self.network.spiking:
-            with torch.no_grad():
-                out.weight.mul_(16 * self.threshold)
-        return out
-
-    def head(self, features: int, kind: str = "linear", bias: bool = True) -> nn.Module:
-        """The classifier: linear, or linear and a neuron whose spikes are the logits."""
-        linear = nn.Linear(features, self.network.num_classes, bias)
-        if kind == "linear":
-            return linear
-        if kind != "spiking":
-            raise SpikedistillError(f"head must be 'linear' or 'spiking', found {kind!r}")
-        return SpikingHead(linear, self.activation())
-
-
-class SpikingHead(nn.Module):
-    """A linear layer and a neuron: the logits are its output spikes."""
-
-    def __init__(self, linear: nn.Linear, neuron: nn.Module) -> None:
-        super().__init__()
-        self.linear, self.neuron = linear, neuron
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(T*N, features) to spikes (T*N, K)."""
-        return self.neuron(self.linear(x))
-
-
-def initialise(network: nn.Module, mode: str = "kaiming") -> None:
-    """Initial weights: Kaiming normal over fan-out for convolutions, torch's default for linear layers."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Conv1d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
-def scaled(channels: int, width: float) -> int:
-    """Channels at a width factor, at least 1."""
-    return max(1, math.floor(channels * width + 0.5))
-
-
-__all__ = ["IF", "LIF", "Builder", "Network", "SpikingHead", "frames", "initialise", "scaled"]

@@ -1,7 +1,7 @@
 """Networks for event cameras: the wide SEW network of CIFAR10-DVS and a small network for DVS Gesture."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from ..errors import SpikedistillError
 from ..neurons import LIF, PLIF
 from ..simulation import Simulation
-from .base import Builder, Input, Network, initialise, scaled
+from .base import Initialisation, Input, Network
+from .builder import Builder, initialise, scaled
 from .resnet import SEWForm, check_options
 
 WIDE = (64, 64, 64, 64, 128, 128, 128)
@@ -40,8 +41,10 @@ class SEW7B(Network):
         head: str = "linear",
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
+        initialisation: Initialisation = "balanced",
+        firing_rate: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std)
+        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
         connect = connect.lower()
         check_options("sew", "cifar", "conv", connect, bottleneck=False, spiking=time_steps is not None)
         make = Builder(self, neuron, PLIF_NEURON)
@@ -76,27 +79,6 @@ class SEW7B(Network):
         return self.head(self.flatten(self.pool(x)))
 
 
-def sew_7b_wide(
-    name: str,
-    num_classes: int = 10,
-    in_channels: int = 2,
-    input: Input = "frames",
-    time_steps: int | None = 4,
-    width: float = 1.0,
-    neuron: "nn.Module | Mapping[str, Any] | None" = None,
-    connect: str = "add",
-    pools: int = 7,
-    encoding: str = "direct",
-    head: str = "linear",
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-) -> Network:
-    """Event network for frames of 128x128; ``connect``: "add" | "and" | "iand"; ``pools``: blocks with a pool (5 for 48x48)."""
-    return SEW7B(
-        num_classes, in_channels, input, time_steps, width, neuron, connect, pools, encoding, head, mean, std
-    )  # fmt: skip
-
-
 class DVSGestureCNN(Network):
     """Five layers without bias or norm, sum-pooling, spiking output: 25,504 parameters at 11 classes and frames of 32x32.
 
@@ -118,8 +100,10 @@ class DVSGestureCNN(Network):
         head: str = "spiking",
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
+        initialisation: Initialisation = "balanced",
+        firing_rate: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std)
+        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
         make = Builder(self, neuron, GESTURE_NEURON)
         c1, c2, hidden = scaled(16, width), scaled(8, width), scaled(256, width)
         self.image_size = image_size
@@ -133,8 +117,13 @@ class DVSGestureCNN(Network):
         self.pool2 = nn.AvgPool2d(2, divisor_override=1)
         self.flatten = nn.Flatten()
         self.fc1, self.fc1_neuron = nn.Linear(c2 * side * side, hidden, bias=False), make.activation()
-        self.head = make.head(hidden, head, bias=False)
+        self.head = make.head(hidden, head, bias=False, pooled=False)
         initialise(self)
+        make.start_without_norm(self.conv1, 1.0)  # event counts; sd.balance finds what the data have
+        make.start_without_norm(self.conv2, make.rate)
+        pooled = 4 * make.rate + 12 * make.rate**2  # mean square of a sum of four spikes
+        make.start_without_norm(self.conv3, pooled)
+        make.start_without_norm(self.fc1, pooled)
 
     def check(self, x: Tensor, sim: Simulation) -> None:
         super().check(x, sim)
@@ -154,24 +143,4 @@ class DVSGestureCNN(Network):
         return self.head(self.fc1_neuron(self.fc1(self.flatten(x))))
 
 
-def dvs_gesture_cnn(
-    name: str,
-    num_classes: int = 11,
-    in_channels: int = 2,
-    input: Input = "frames",
-    time_steps: int | None = 4,
-    width: float = 1.0,
-    neuron: "nn.Module | Mapping[str, Any] | None" = None,
-    image_size: int = 32,
-    encoding: str = "direct",
-    head: str = "spiking",
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-) -> Network:
-    """Small event network; ``image_size``: side of the frames, which fixes the size of its linear layer."""
-    return DVSGestureCNN(
-        num_classes, in_channels, input, time_steps, width, neuron, image_size, encoding, head, mean, std
-    )  # fmt: skip
-
-
-NAMES: dict[str, Any] = {"sew_7b_wide": sew_7b_wide, "dvs_gesture_cnn": dvs_gesture_cnn}
+NAMES: dict[str, Callable[..., Network]] = {"sew_7b_wide": SEW7B, "dvs_gesture_cnn": DVSGestureCNN}

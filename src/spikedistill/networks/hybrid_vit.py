@@ -11,7 +11,7 @@ place of norm -> convolution -> GELU, no attention module in the convolutions, b
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from ..errors import SpikedistillError
 from ..neurons import NormNeuron
-from .base import Builder, Input, Network, initialise, scaled
+from .base import Initialisation, Input, Network
+from .builder import Builder, initialise, scaled
 from .spikformer import Block
 
 CHANNELS = (64, 96, 192)
@@ -71,7 +72,7 @@ class MBCSA(nn.Module):
         self.depthwise_norm = _norm_act(make, wide)
         self.cbam = nn.Identity() if spiking else CBAM(wide)
         self.project = nn.Conv2d(wide, c, 1, bias=False)
-        self.project_norm = make.norm(c)
+        self.project_norm = make.norm(c, scale=0.5 if make.balance is not None and not down else None)
         self.shortcut = (
             nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Conv2d(c_in, c, 1, bias=False)) if down else nn.Identity()
         )
@@ -123,8 +124,10 @@ class HDKDTeacher(Network):
         head: str = "linear",
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
+        initialisation: Initialisation = "balanced",
+        firing_rate: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std)
+        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
         make = Builder(self, neuron)
         c = _stages(self, make, TEACHER_BLOCKS, width)
         self.norm = make.norm_neuron(c) if self.spiking else nn.Identity()
@@ -228,7 +231,10 @@ class SpikingTransformer(_Tokens):
         }
         self.embed = nn.Sequential(OrderedDict(parts))
         self.blocks = nn.Sequential(
-            *[Block(make, channels, heads, EXPANSION, attn_norm=True) for _ in range(TRANSFORMER_BLOCKS)]
+            *[
+                Block(make, channels, heads, EXPANSION, attn_norm=True, branches=2 * TRANSFORMER_BLOCKS)
+                for _ in range(TRANSFORMER_BLOCKS)
+            ]
         )
         self.norm = make.norm_neuron(channels)
 
@@ -262,8 +268,10 @@ class HDKDStudent(Network):
         head: str = "linear",
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
+        initialisation: Initialisation = "balanced",
+        firing_rate: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std)
+        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
         if image_size < 1:
             raise SpikedistillError(f"image_size must be at least 1, found {image_size}")
         make = Builder(self, neuron)
@@ -286,41 +294,4 @@ class HDKDStudent(Network):
         return (self.head(tokens[:, 0]) + self.distill_head(tokens[:, 1])) / 2
 
 
-def hdkd_teacher(
-    name: str,
-    num_classes: int = 7,
-    in_channels: int = 3,
-    input: Input = "image",
-    time_steps: int | None = None,
-    width: float = 1.0,
-    neuron: "nn.Module | Mapping[str, Any] | None" = None,
-    encoding: str = "direct",
-    head: str = "linear",
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-) -> Network:
-    """HDKD's convolutional teacher, an ANN unless ``time_steps`` says otherwise."""
-    return HDKDTeacher(num_classes, in_channels, input, time_steps, width, neuron, encoding, head, mean, std)
-
-
-def hdkd_student(
-    name: str,
-    num_classes: int = 7,
-    in_channels: int = 3,
-    input: Input = "image",
-    time_steps: int | None = 4,
-    width: float = 1.0,
-    neuron: "nn.Module | Mapping[str, Any] | None" = None,
-    image_size: int = 224,
-    encoding: str = "direct",
-    head: str = "linear",
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-) -> Network:
-    """HDKD's hybrid student: the paper's ANN with ``time_steps=None``, else the spiking one; ``image_size``: of its positions."""
-    return HDKDStudent(
-        num_classes, in_channels, input, time_steps, width, neuron, image_size, encoding, head, mean, std
-    )  # fmt: skip
-
-
-NAMES: dict[str, Any] = {"hdkd_teacher": hdkd_teacher, "hdkd_student": hdkd_student}
+NAMES: dict[str, Callable[..., Network]] = {"hdkd_teacher": HDKDTeacher, "hdkd_student": HDKDStudent}

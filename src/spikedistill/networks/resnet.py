@@ -7,15 +7,17 @@ MS      pre-activation, shortcuts between membranes: the stream carries real val
         networks toward deep residual learning", IEEE TNNLS 2024.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SpikedistillError
-from ..neurons import LIF
-from .base import Builder, Input, Network, initialise, scaled
+from ..neurons import LIF, NormNeuron
+from .base import Initialisation, Input, Network
+from .builder import Builder, initialise, scaled
 
 # depth -> (channels per stage, blocks per stage, bottleneck, stem)
 DEPTHS: dict[int, tuple[tuple[int, ...], tuple[int, ...], bool, str]] = {
@@ -61,16 +63,30 @@ class Join(nn.Module):
 
 
 class BasicForm(nn.Module):
-    """Basic block or bottleneck: the last norm adds the shortcut before its neuron."""
+    """Basic block or bottleneck: the last norm adds the shortcut before its neuron; ``pooled``: spikes from a max-pool."""
 
     def __init__(
-        self, make: Builder, c_in: int, c: int, stride: int, bottleneck: bool, shortcut: nn.Module | None, connect: str
-    ):
+        self, make: Builder, c_in: int, c: int, stride: int, bottleneck: bool, shortcut: nn.Module | None, connect: str,
+        pooled: bool = False,
+    ):  # fmt: skip
         super().__init__()
+        self.pooled = pooled
         self.depth = _convs(self, c_in, c, stride, bottleneck)
         for i in range(1, self.depth + 1):
-            self.add_module(f"bn{i}", make.norm_neuron(self.get_submodule(f"conv{i}").out_channels, scale=1.0))  # type: ignore[arg-type]
+            self.add_module(f"bn{i}", self.norm_neuron(make, i, shortcut))
         self.downsample = shortcut
+
+    def norm_neuron(self, make: Builder, i: int, shortcut: nn.Module | None) -> NormNeuron:
+        """The norm and neuron behind the i-th convolution; the last one's current is a sum."""
+        channels, last = self.get_submodule(f"conv{i}").out_channels, i == self.depth
+        # The norm in a convolutional shortcut adds as much as this one: together they charge as one does.
+        half = last and isinstance(shortcut, nn.Sequential) and make.balance is not None
+        return make.norm_neuron(
+            channels,  # type: ignore[arg-type]
+            scale=0.5**0.5 if half else 1.0,
+            residual=last and not half,
+            pooled=self.pooled,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(T*N, C, H, W) to (T*N, C', H', W')."""
@@ -83,9 +99,13 @@ class BasicForm(nn.Module):
 class SEWForm(BasicForm):
     """Spike-element-wise block: the branch ends in its own neuron and joins the shortcut's spikes."""
 
+    def norm_neuron(self, make: Builder, i: int, shortcut: nn.Module | None) -> NormNeuron:
+        return make.norm_neuron(self.get_submodule(f"conv{i}").out_channels, scale=1.0)  # type: ignore[arg-type]
+
     def __init__(
-        self, make: Builder, c_in: int, c: int, stride: int, bottleneck: bool, shortcut: nn.Module | None, connect: str
-    ):
+        self, make: Builder, c_in: int, c: int, stride: int, bottleneck: bool, shortcut: nn.Module | None, connect: str,
+        pooled: bool = False,
+    ):  # fmt: skip
         super().__init__(make, c_in, c, stride, bottleneck, shortcut, connect)
         self.join = Join(connect)
 
@@ -100,8 +120,9 @@ class MSForm(nn.Module):
     """Membrane-shortcut block: neuron -> conv -> norm, twice (thrice), plus the real-valued stream."""
 
     def __init__(
-        self, make: Builder, c_in: int, c: int, stride: int, bottleneck: bool, shortcut: nn.Module | None, connect: str
-    ):
+        self, make: Builder, c_in: int, c: int, stride: int, bottleneck: bool, shortcut: nn.Module | None, connect: str,
+        pooled: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.neuron = make.activation()
         self.depth = _convs(self, c_in, c, stride, bottleneck)
@@ -136,12 +157,16 @@ FORMS: dict[str, Any] = {"basic": BasicForm, "sew": SEWForm, "ms": MSForm}
 
 
 class ResNet(Network):
-    """A residual network; parameter names are torchvision's (18, 34, 50) or the usual CIFAR ones (20, 56: head ``linear``)."""
+    """A residual network; parameter names are torchvision's (18, 34, 50) or the usual CIFAR ones (20, 56: head ``linear``).
+
+    ``stem``: "cifar" | "imagenet". ``shortcut``: "conv" | "pad" (parameter-free). ``connect`` (SEW): "add" | "and" | "iand".
+    """
 
     def __init__(
         self,
         form: str,
         depth: int,
+        /,
         num_classes: int = 10,
         in_channels: int = 3,
         input: Input = "image",
@@ -155,15 +180,17 @@ class ResNet(Network):
         head: str = "linear",
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
+        initialisation: Initialisation = "balanced",
+        firing_rate: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std)
+        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
         channels, blocks, bottleneck, own_stem = DEPTHS[depth]
         stem = stem or ("cifar" if form == "ms" else own_stem)
         shortcut = shortcut or ("pad" if form == "basic" and depth in (20, 56) else "conv")
         connect = connect.lower()
         check_options(form, stem, shortcut, connect, bottleneck, spiking=time_steps is not None)
         self.form = form
-        make = Builder(self, neuron, MS_NEURON if form == "ms" else None)
+        make = Builder(self, neuron, MS_NEURON if form == "ms" else None, residual=form == "basic")
         c = scaled(channels[0], width)
         self.conv1 = (
             nn.Conv2d(in_channels, c, 7, 2, 3, bias=False)
@@ -184,7 +211,8 @@ class ResNet(Network):
                 stride = 2 if b == 0 and s > 1 else 1
                 out = 4 * c_out if bottleneck else c_out
                 short = None if stride == 1 and c == out else _shortcut(make, form, shortcut, c, out, stride)
-                stage.append(FORMS[form](make, c, c_out, stride, bottleneck, short, connect))
+                pooled = stem == "imagenet" and s == 1 and b == 0
+                stage.append(FORMS[form](make, c, c_out, stride, bottleneck, short, connect, pooled))
                 c = out
             self.add_module(f"layer{s}", nn.Sequential(*stage))
         if form == "ms":
@@ -196,7 +224,9 @@ class ResNet(Network):
             self.fc1, self.fc1_neuron = make.linear(c, hidden), make.activation()
             c = hidden
         self.head_path = "linear" if depth in (20, 56) else "fc"
-        self.add_module(self.head_path, make.head(c, head))
+        # SEW's last stage sums the spikes of its shortcut and of each of its blocks.
+        summed = 1.0 + blocks[-1] if form == "sew" and connect == "add" and depth != 19 else 1.0
+        self.add_module(self.head_path, make.head(c, head, spikes=summed))
         initialise(self)
 
     def body(self, x: Tensor) -> Tensor:
@@ -219,7 +249,8 @@ def _shortcut(make: Builder, form: str, kind: str, c_in: int, c_out: int, stride
     if kind == "pad":
         return PadShortcut(c_in, c_out, stride)
     conv = nn.Conv2d(c_in, c_out, 1, stride, bias=False)
-    norm = make.norm_neuron(c_out, scale=1.0) if form == "sew" else make.norm(c_out, scale=1.0)
+    scale = 0.5**0.5 if form == "basic" and make.balance is not None else 1.0  # see BasicForm
+    norm = make.norm_neuron(c_out, scale=1.0) if form == "sew" else make.norm(c_out, scale=scale)
     return nn.Sequential(conv, norm)
 
 
@@ -241,58 +272,8 @@ def check_options(form: str, stem: str, shortcut: str, connect: str, bottleneck:
         )
 
 
-def _builder(form: str) -> Any:
-    def resnet(
-        name: str,
-        num_classes: int = 10,
-        in_channels: int = 3,
-        input: Input = "image",
-        time_steps: int | None = 4,
-        width: float = 1.0,
-        neuron: "nn.Module | Mapping[str, Any] | None" = None,
-        stem: str | None = None,
-        shortcut: str | None = None,
-        encoding: str = "direct",
-        head: str = "linear",
-        mean: float | Sequence[float] | None = None,
-        std: float | Sequence[float] | None = None,
-    ) -> Network:
-        """Residual network; ``stem``: "cifar" | "imagenet"; ``shortcut``: "conv" | "pad" (parameter-free)."""
-        return ResNet(
-            form, _depth(name), num_classes, in_channels, input, time_steps, width, neuron, stem, shortcut, "add",
-            encoding, head, mean, std,
-        )  # fmt: skip
-
-    return resnet
-
-
-def sew_resnet(
-    name: str,
-    num_classes: int = 10,
-    in_channels: int = 3,
-    input: Input = "image",
-    time_steps: int | None = 4,
-    width: float = 1.0,
-    neuron: "nn.Module | Mapping[str, Any] | None" = None,
-    stem: str | None = None,
-    shortcut: str | None = None,
-    connect: str = "add",
-    encoding: str = "direct",
-    head: str = "linear",
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-) -> Network:
-    """SEW residual network; ``connect``: "add" | "and" | "iand"."""
-    return ResNet(
-        "sew", _depth(name), num_classes, in_channels, input, time_steps, width, neuron, stem, shortcut, connect,
-        encoding, head, mean, std,
-    )  # fmt: skip
-
-
-def _depth(name: str) -> int:
-    return int(name.rsplit("resnet", 1)[1])
-
-
-NAMES: dict[str, Any] = {f"resnet{d}": _builder("basic") for d in DEPTHS}
-NAMES |= {f"sew_resnet{d}": sew_resnet for d in DEPTHS}
-NAMES |= {f"ms_resnet{d}": _builder("ms") for d in DEPTHS}
+NAMES: dict[str, Callable[..., Network]] = {
+    f"{prefix}resnet{depth}": partial(ResNet, form, depth)
+    for prefix, form in (("", "basic"), ("sew_", "sew"), ("ms_", "ms"))
+    for depth in DEPTHS
+}

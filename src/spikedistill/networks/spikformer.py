@@ -9,23 +9,27 @@ Tokens stay a map ``(T*N, C, H, W)``; linear layers on tokens are 1x1 convolutio
 neuron, also those of queries, keys and values: attention without softmax.
 """
 
+import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
-from .base import Builder, Input, Network, initialise
+from .base import Initialisation, Input, Network
+from .builder import Builder, initialise
 
 
 class Size(NamedTuple):
-    """Blocks, channels, heads, and how often the tokenizer halves the map."""
+    """Blocks, channels, heads, and how often the tokenizer halves the map; tokens at its own image size."""
 
     depth: int
     channels: int
     heads: int
     pools: int
+    tokens: int = 64
 
 
 # CIFAR (map / 4), ImageNet (map / 16), event frames of 128x128 (map / 16). Heads as in the official configurations; those
@@ -34,14 +38,14 @@ SIZES: dict[str, Size] = {
     "4_256": Size(4, 256, 16, 2),
     "2_384": Size(2, 384, 12, 2),
     "4_384": Size(4, 384, 12, 2),
-    "8_384": Size(8, 384, 8, 4),
-    "8_512": Size(8, 512, 8, 4),
-    "8_768": Size(8, 768, 8, 4),
+    "8_384": Size(8, 384, 8, 4, 196),
+    "8_512": Size(8, 512, 8, 4, 196),
+    "8_768": Size(8, 768, 8, 4, 196),
     "2_256": Size(2, 256, 16, 4),
 }
 EVENTS = "2_256"
 DOWNSAMPLING = ("cml", "original")
-SCALE = 0.125
+SCALE, TOKENS = 0.125, 64
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float = SCALE) -> Tensor:
@@ -58,12 +62,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float = SCALE) -> Tensor:
 class SpikingSelfAttention(nn.Module):
     """Spiking self-attention: queries, keys and values are spikes, ``attend`` charges a neuron, a projection follows.
 
-    Zhou et al., ICLR 2023. That neuron's threshold is half the others' (official code); with ``norm`` it has a norm in front
+    Zhou et al., ICLR 2023. That neuron's threshold is half the others' (official code), in a balanced network the one that
+    suits the sum over ``tokens`` (the family's own image size; at others :func:`spikedistill.balance` finds it); with ``norm`` it has a norm in front
     and its own threshold instead (ours: the sum grows with the number of tokens, and with few of them no neuron fires). The
     norm behind the projection is the block's. Shape: (T*N, C, H, W) to (T*N, C, H, W).
     """
 
-    def __init__(self, make: Builder, channels: int, heads: int, norm: bool = False) -> None:
+    def __init__(self, make: Builder, channels: int, heads: int, norm: bool = False, tokens: int = TOKENS) -> None:
         super().__init__()
         if channels % heads:
             raise SpikedistillError(f"{channels} channels cannot be divided among {heads} heads")
@@ -71,7 +76,7 @@ class SpikingSelfAttention(nn.Module):
         for name in ("q", "k", "v"):
             parts = {"conv": nn.Conv2d(channels, channels, 1, bias=False), "norm": make.norm_neuron(channels)}
             self.add_module(name, nn.Sequential(OrderedDict(parts)))
-        self.neuron = make.norm_neuron(channels) if norm else make.activation(threshold=0.5)
+        self.neuron = make.norm_neuron(channels) if norm else make.attention_neuron(tokens, channels // heads, SCALE)
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,7 +88,7 @@ class SpikingSelfAttention(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each with a residual; ``ms``: neuron first and norm last, else norm and neuron last.
 
-    ``attn_norm``: a norm between attention and its neuron. Shape: (T*N, C, H, W) to (T*N, C, H, W).
+    ``attn_norm``: a norm between attention and its neuron. ``branches``: of all blocks together. Shape: (T*N, C, H, W) to (T*N, C, H, W).
     """
 
     def __init__(
@@ -94,13 +99,19 @@ class Block(nn.Module):
         mlp_ratio: float = 4.0,
         ms: bool = True,
         attn_norm: bool = False,
+        branches: int = 1,
+        tokens: int = TOKENS,
     ) -> None:
         super().__init__()
         hidden = int(channels * mlp_ratio)
-        last = make.norm if ms else make.norm_neuron
+        # All branches of a balanced network together add as much to its real-valued stream as stood there before.
+        share = branches**-0.5 if ms and make.balance is not None else None
+        last = partial(make.norm, scale=share) if ms else make.norm_neuron
+        # A norm behind attention makes its common part small and its gradient large: such a branch begins smaller.
+        attended = partial(make.norm, scale=share / 3) if share and attn_norm else last
         self.attn_neuron = make.activation() if ms else nn.Identity()
-        self.attn = SpikingSelfAttention(make, channels, heads, attn_norm)
-        self.attn_norm = last(channels)
+        self.attn = SpikingSelfAttention(make, channels, heads, attn_norm, tokens)
+        self.attn_norm = attended(channels)
         self.mlp_neuron = make.activation() if ms else nn.Identity()
         self.fc1, self.fc1_norm = nn.Conv2d(channels, hidden, 1), make.norm_neuron(hidden)
         self.fc2, self.fc2_norm = nn.Conv2d(hidden, channels, 1), last(channels)
@@ -140,19 +151,26 @@ class Tokenizer(nn.Module):
 def _unit(make: Builder, c_in: int, c: int, pool: Sequence[nn.Module], cml: bool, first: bool) -> nn.Sequential:
     parts: dict[str, nn.Module] = {"conv": nn.Conv2d(c_in, c, 3, 1, 1, bias=False)}
     if pool and cml:
-        parts |= {"norm": make.norm(c), "pool": pool[0], "neuron": make.activation(first)}
+        parts |= {"norm": make.norm(c, pooled=True), "pool": pool[0], "neuron": make.activation(first)}
     else:
         parts |= {"norm": make.norm_neuron(c, first), **({"pool": pool[0]} if pool else {})}
     return nn.Sequential(OrderedDict(parts))
 
 
 class Spikformer(Network):
-    """Tokenizer, blocks, global average, head; ``stage1`` is the tokenizer's output, ``stage2`` on the blocks'."""
+    """Tokenizer, blocks, global average, head; ``stage1`` is the tokenizer's output, ``stage2`` on the blocks'.
+
+    ``spikformer_D_C`` and ``spikingformer_D_C`` have D blocks and C channels; those of ``2_256`` are the event versions, for
+    frames of 128x128 with two polarities. ``downsampling``: "cml" | "original". ``pools``: how often the tokenizer halves
+    the map (None: the network's own, 2 for CIFAR's sizes, 4 for ImageNet's). ``depth``: number of blocks. ``width`` scales
+    the number of heads.
+    """
 
     def __init__(
         self,
         size: Size,
         ms: bool,
+        /,
         num_classes: int = 10,
         in_channels: int = 3,
         input: Input = "image",
@@ -166,8 +184,10 @@ class Spikformer(Network):
         head: str = "linear",
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
+        initialisation: Initialisation = "balanced",
+        firing_rate: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std)
+        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
         if downsampling not in DOWNSAMPLING:
             raise SpikedistillError(f"downsampling must be 'cml' or 'original', found {downsampling!r}")
         pools = size.pools if pools is None else pools
@@ -180,10 +200,14 @@ class Spikformer(Network):
         if channels % heads:
             raise SpikedistillError(f"width {width} gives {heads} heads that do not divide {channels} channels")
         self.tokenizer = Tokenizer(make, in_channels, channels, pools, downsampling == "cml", ms)
-        self.blocks = nn.Sequential(*[Block(make, channels, heads, ms=ms) for _ in range(depth or size.depth)])
+        depth = depth or size.depth
+        self.blocks = nn.Sequential(
+            *[Block(make, channels, heads, ms=ms, branches=2 * depth, tokens=size.tokens) for _ in range(depth)]
+        )
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.head = make.head(channels, head)
+        # The head of Spikingformer reads the stream itself, an ANN's size; Spikformer's sums a neuron's spikes a branch.
+        self.head = make.head(channels, head, spikes=math.inf if ms else 2.0 + 2 * depth)
         initialise(self)
 
     def stage_paths(self) -> list[str]:
@@ -193,59 +217,9 @@ class Spikformer(Network):
         return self.head(self.flatten(self.pool(self.blocks(self.tokenizer(x)))))
 
 
-def spikformer(
-    name: str,
-    num_classes: int = 10,
-    in_channels: int = 3,
-    input: Input = "image",
-    time_steps: int | None = 4,
-    width: float = 1.0,
-    neuron: "nn.Module | Mapping[str, Any] | None" = None,
-    downsampling: str = "cml",
-    pools: int | None = None,
-    depth: int | None = None,
-    encoding: str = "direct",
-    head: str = "linear",
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-) -> Network:
-    """``spikformer_D_C`` and ``spikingformer_D_C``: D blocks, C channels.
-
-    ``downsampling``: "cml" | "original"; ``pools``: how often the tokenizer halves the map (None: the network's own, 2 for
-    CIFAR's sizes, 4 for ImageNet's); ``depth``: number of blocks; ``width`` scales the number of heads.
-    """
-    family, size = name.split("_", 1)
-    return Spikformer(
-        SIZES[size], family == "spikingformer", num_classes, in_channels, input, time_steps, width, neuron, downsampling,
-        pools, depth, encoding, head, mean, std,
-    )  # fmt: skip
-
-
-def event_spikformer(
-    name: str,
-    num_classes: int = 10,
-    in_channels: int = 2,
-    input: Input = "frames",
-    time_steps: int | None = 4,
-    width: float = 1.0,
-    neuron: "nn.Module | Mapping[str, Any] | None" = None,
-    downsampling: str = "cml",
-    pools: int | None = None,
-    depth: int | None = None,
-    encoding: str = "direct",
-    head: str = "linear",
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-) -> Network:
-    """``spikformer_2_256`` and ``spikingformer_2_256``: the event versions, for frames of 128x128 with two polarities."""
-    return spikformer(
-        name, num_classes, in_channels, input, time_steps, width, neuron, downsampling, pools, depth, encoding, head,
-        mean, std,
-    )  # fmt: skip
-
-
-NAMES: dict[str, Any] = {
-    f"{family}_{size}": event_spikformer if size == EVENTS else spikformer
-    for family in ("spikformer", "spikingformer")
-    for size in SIZES
+_EVENT_FRAMES = {"in_channels": 2, "input": "frames"}
+NAMES: dict[str, Callable[..., Network]] = {
+    f"{family}_{name}": partial(Spikformer, size, ms, **(_EVENT_FRAMES if name == EVENTS else {}))  # type: ignore[arg-type]
+    for family, ms in (("spikformer", False), ("spikingformer", True))
+    for name, size in SIZES.items()
 }

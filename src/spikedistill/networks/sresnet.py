@@ -5,14 +5,15 @@ convolutions whose spikes are added to the shortcut's, stride 1 throughout, glob
 1, hard reset. That configuration is 1-D over 49 frames of 10 MFCC.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
 from ..neurons import LIF
-from .base import Builder, Input, Network, initialise, scaled
+from .base import Initialisation, Input, Network
+from .builder import Builder, initialise, scaled
 from .resnet import Join
 
 FILTERS, STEM_KERNEL, KERNEL, BLOCKS = 64, 7, 3, 3
@@ -40,7 +41,12 @@ class Block(nn.Module):
 
 
 class SResNet(Network):
-    """Stem, blocks, global pooling, head; see :func:`sresnet8`."""
+    """Residual network for spectrograms and MFCC: stem, blocks, global pooling, head.
+
+    ``dims=1``: kernels run over the last axis only; the input is (N, C, 1, L), channels are the features; or, with
+    ``features=F``, it is (N, 1, F, L) and the F rows become channels. ``dims=2``: an image (N, 1, F, L), square kernels
+    (our reading: the public configuration is 1-D). ``pooling``: "max" | "avg".
+    """
 
     def __init__(
         self,
@@ -57,8 +63,10 @@ class SResNet(Network):
         head: str = "linear",
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
+        initialisation: Initialisation = "balanced",
+        firing_rate: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std)
+        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
         if dims not in (1, 2):
             raise SpikedistillError(f"dims must be 1 or 2, found {dims}")
         if features is not None and dims == 2:
@@ -90,31 +98,4 @@ class RowsToChannels(nn.Module):
         return x.flatten(1, 2).unsqueeze(2)
 
 
-def sresnet8(
-    name: str,
-    num_classes: int = 35,
-    in_channels: int = 1,
-    input: Input = "image",
-    time_steps: int | None = 4,
-    width: float = 1.0,
-    neuron: "nn.Module | Mapping[str, Any] | None" = None,
-    dims: int = 1,
-    features: int | None = None,
-    pooling: str = "max",
-    encoding: str = "direct",
-    head: str = "linear",
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-) -> Network:
-    """Residual network for spectrograms and MFCC.
-
-    ``dims=1``: kernels run over the last axis only; the input is (N, C, 1, L), channels are the features; or, with
-    ``features=F``, it is (N, 1, F, L) and the F rows become channels. ``dims=2``: an image (N, 1, F, L), square kernels
-    (our reading: the public configuration is 1-D). ``pooling``: "max" | "avg".
-    """
-    return SResNet(
-        num_classes, in_channels, input, time_steps, width, neuron, dims, features, pooling, encoding, head, mean, std
-    )  # fmt: skip
-
-
-NAMES: dict[str, Any] = {"sresnet8": sresnet8}
+NAMES: dict[str, Callable[..., Network]] = {"sresnet8": SResNet}

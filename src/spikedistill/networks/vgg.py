@@ -5,14 +5,16 @@ Zisserman's configurations A and D (ICLR 2015) with norms, 8 and 13 convolutions
 pooling (as CIFAR implementations have it); vgg9 (7 convolutions + 2 linear in the papers) and vgg5 follow that habit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
 from ..neurons import LIF, Neuron
-from .base import Builder, Input, Network, initialise, scaled
+from .base import Initialisation, Input, Network
+from .builder import Builder, initialise, scaled
 
 # A number is a convolution's channels, "M" a pooling by 2; a pair is (channels, stride).
 CONFIGURATIONS: dict[str, tuple[Any, ...]] = {
@@ -33,11 +35,18 @@ class Stage(nn.Sequential):
 
 
 class VGG(Network):
-    """Plain convolutional network: conv -> norm -> neuron, grouped in stages of one resolution."""
+    """Plain convolutional network: conv -> norm -> neuron, grouped in stages of one resolution.
+
+    ``pools``: only the first that many poolings are kept (small images). ``pooling``: "max" or "avg". ``dropout``: before
+    the head. ``hidden``: widths of linear layers with a neuron each before the head (None: the network's own; 0: none).
+    """
 
     def __init__(
         self,
         layers: Sequence[Any],
+        own_hidden: Sequence[int],
+        default: Neuron | None,
+        /,
         num_classes: int = 10,
         in_channels: int = 3,
         input: Input = "image",
@@ -47,14 +56,16 @@ class VGG(Network):
         pools: int | None = None,
         pooling: str = "max",
         dropout: float = 0.0,
-        hidden: int | Sequence[int] = (),
+        hidden: int | Sequence[int] | None = None,
         encoding: str = "direct",
         head: str = "linear",
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
-        default: Neuron | None = None,
+        initialisation: Initialisation = "balanced",
+        firing_rate: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std)
+        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
+        hidden = own_hidden if hidden is None else hidden
         if pooling not in ("max", "avg"):
             raise SpikedistillError(f"pooling must be 'max' or 'avg', found {pooling!r}")
         make = Builder(self, neuron, default)
@@ -104,33 +115,6 @@ class VGG(Network):
         return self.head(self.dropout(x))
 
 
-def vgg(
-    name: str,
-    num_classes: int = 10,
-    in_channels: int = 3,
-    input: Input = "image",
-    time_steps: int | None = 4,
-    width: float = 1.0,
-    neuron: "nn.Module | Mapping[str, Any] | None" = None,
-    pools: int | None = None,
-    pooling: str = "max",
-    dropout: float = 0.0,
-    hidden: int | Sequence[int] | None = None,
-    encoding: str = "direct",
-    head: str = "linear",
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-) -> Network:
-    """``conv6``, ``vgg5``, ``vgg9``, ``vgg11``, ``vgg16`` or ``svgg11``.
-
-    ``pools``: only the first that many poolings are kept (small images); ``pooling``: "max" or "avg"; ``hidden``: widths of
-    linear layers with a neuron each before the head (None: the network's own; 0: none).
-    """
-    hidden = HIDDEN.get(name, ()) if hidden is None else hidden
-    return VGG(
-        CONFIGURATIONS[name], num_classes, in_channels, input, time_steps, width, neuron, pools, pooling, dropout, hidden,
-        encoding, head, mean, std, NEURONS.get(name),
-    )  # fmt: skip
-
-
-NAMES = dict.fromkeys(CONFIGURATIONS, vgg)
+NAMES: dict[str, Callable[..., Network]] = {
+    name: partial(VGG, layers, HIDDEN.get(name, ()), NEURONS.get(name)) for name, layers in CONFIGURATIONS.items()
+}

@@ -24,7 +24,10 @@ RESETS = ("hard", "soft", None)
 
 
 class Neuron(nn.Module):
-    """What all neurons share: constants, the view of time, streaming and captures. Use ``IF``, ``LIF`` or ``PLIF``."""
+    """What all neurons share: constants, the view of time, streaming and captures. Use ``IF``, ``LIF`` or ``PLIF``.
+
+    ``surrogate``: None is ``atan``, and in a balanced network the one that suits the neuron.
+    """
 
     grid: Grid | None = None  # set by quantization: then current, H and V are integer codes
 
@@ -32,7 +35,7 @@ class Neuron(nn.Module):
         self,
         threshold: float = 1.0,
         reset: Reset = "hard",
-        surrogate: str | Surrogate | Mapping[str, Any] = "atan",
+        surrogate: str | Surrogate | Mapping[str, Any] | None = None,
         time_steps: int = 4,
         initial: float = 0.0,
         detach_reset: bool = True,
@@ -46,7 +49,10 @@ class Neuron(nn.Module):
             raise SpikedistillError(f"reset must be 'hard', 'soft' or None, found {reset!r}")
         if time_steps < 1:
             raise SpikedistillError(f"time_steps must be at least 1, found {time_steps}")
-        self.threshold, self.reset, self.surrogate = float(threshold), reset, Surrogate.of(surrogate)
+        self.threshold, self.reset = float(threshold), reset
+        # A balanced network chooses the surrogate where the user has not (networks/balanced.py).
+        self.surrogate_chosen = surrogate is not None
+        self.surrogate = Surrogate.of("atan" if surrogate is None else surrogate)
         self.time_steps, self.initial = time_steps, float(initial)
         self.detach_reset, self.encode, self.smooth = detach_reset, encode, smooth
 
@@ -82,6 +88,8 @@ class Neuron(nn.Module):
             if name in ("self", "time_steps"):
                 continue
             value = self._spec_value(name)
+            if name == "surrogate" and not self.surrogate_chosen:
+                continue
             if isinstance(value, Surrogate):
                 value = value.name if value == Surrogate(value.name) else {"name": value.name, "alpha": value.alpha}
             if value != parameter.default:
@@ -204,7 +212,7 @@ class LIF(Neuron):
         gain: float | None = None,
         threshold: float = 1.0,
         reset: Reset = "hard",
-        surrogate: str | Surrogate | Mapping[str, Any] = "atan",
+        surrogate: str | Surrogate | Mapping[str, Any] | None = None,
         time_steps: int = 4,
         initial: float = 0.0,
         detach_reset: bool = True,
@@ -254,7 +262,7 @@ class PLIF(Neuron):
         init_tau: float = 2.0,
         threshold: float = 1.0,
         reset: Reset = "hard",
-        surrogate: str | Surrogate | Mapping[str, Any] = "atan",
+        surrogate: str | Surrogate | Mapping[str, Any] | None = None,
         time_steps: int = 4,
         initial: float = 0.0,
         detach_reset: bool = True,

@@ -21,7 +21,7 @@ from ..randomness import seed_everything
 from ..recipe import Optimizer
 from . import checkpoint, metrics
 from .evaluate import Evaluation, evaluate, evaluating
-from .optim import MovingAverage, learning_rate, optimizer
+from .optim import MovingAverage, learning_rate, optimizer, restore_by_name, set_learning_rate, state_by_name
 from .progress import Progress
 from .tracking import scalars
 
@@ -150,8 +150,7 @@ class Training:
             seed_everything(self.s.seed, self.at.step, 0)
             self.optimizer.zero_grad(set_to_none=True)
             rate = learning_rate(self.s.optimizer, self.at.step, self.steps, self.per_epoch)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            set_learning_rate(self.optimizer, rate)
             for _ in range(micro):
                 x, y = next(batches)
                 if self.rank:
@@ -252,7 +251,7 @@ class Training:
                 "parts": {k.removeprefix("part."): v / n for k, v in sums.items() if k.startswith("part.")},
                 "accuracy": sums.get("right", 0.0) / images,
             },
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": learning_rate(self.s.optimizer, self.at.step - 1, self.steps, self.per_epoch),
             "images_per_second": images * self.world / max(seconds, 1e-9),
             "peak_memory_mb": peak_memory_mb(self.s.device),
             "step_time": {k: v / self.per_epoch for k, v in self.at.times.items()},
@@ -326,8 +325,7 @@ class Training:
         if self.s.folder is None or self.rank:
             return
         tensors = {f"model.{k}": v for k, v in self.distiller.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
+        tensors |= {f"optimizer.{k}": v for k, v in state_by_name(self.optimizer, self.distiller).items()}
         if self.average is not None:
             tensors |= {f"average.{k}": v for k, v in self.average.values.items()}
         if self.best is not None:
@@ -354,12 +352,8 @@ class Training:
         self.distiller.load_state_dict(
             {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         )
-        states: dict[int, dict[str, Any]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".", 2)
-                states.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({"state": states, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        states = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
+        restore_by_name(self.optimizer, self.distiller, states)
         if self.average is not None:
             for k in self.average.values:
                 self.average.values[k].copy_(tensors[f"average.{k}"])

@@ -1,36 +1,50 @@
 """Optimizer, learning-rate schedule, moving average."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ..neurons import Neuron, NormNeuron
+from ..parameter_groups import parameter_groups
 from ..recipe import Optimizer
-
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, NormNeuron)
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Trainable parameters in two groups; norms, biases, other vectors and neuron parameters are not decayed."""
-    spared = {id(p) for m in module.modules() if isinstance(m, (*_NORMS, Neuron)) for p in m.parameters(recurse=False)}
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for _, p in module.named_parameters():
-        if p.requires_grad:
-            (plain if id(p) in spared or p.dim() < 2 else decayed).append(p)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
 def optimizer(module: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
     """The optimizer over student and adapters, fused where torch has it for the device."""
-    groups = [g for g in parameter_groups(module, config.weight_decay) if g["params"]]
+    groups = parameter_groups(module, config.lr, config.weight_decay, config.name)
     fused = all(p.is_floating_point() and p.device.type in ("cuda", "cpu") for p in module.parameters())
     if config.name == "sgd":
         return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.nesterov, fused=fused)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(groups, config.lr, config.betas, fused=fused)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The schedule's rate, times each group's own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_factor", 1.0)
+
+
+def state_by_name(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state as ``{"parameter name|key": tensor}``: groups may be cut otherwise and it still fits."""
+    out = {}
+    for name, parameter in module.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                out[f"{name}|{key}"] = torch.as_tensor(value)
+    return out
+
+
+def restore_by_name(optimizer: torch.optim.Optimizer, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """What :func:`state_by_name` gave; raises ``KeyError`` for a parameter that the module lacks."""
+    places = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    parameters = dict(module.named_parameters())
+    states: dict[int, dict[str, Tensor]] = {}
+    for text, value in state.items():
+        name, key = text.rsplit("|", 1)
+        states.setdefault(places[id(parameters[name])], {})[key] = value
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def learning_rate(config: Optimizer, step: int, steps: int, steps_per_epoch: int) -> float:

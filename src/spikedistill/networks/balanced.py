@@ -1,0 +1,84 @@
+"""The balanced start: neurons that fire, gradients that arrive, whatever the neuron, T and depth.
+
+With an ANN's initial weights few neurons of a spiking network fire (3 to 7 % with LIF, tau = 2) and the surrogate passes a
+fraction of the gradient, layer by layer: what reaches the first layers is a hundredth of the ANN's. Two numbers cure it, both
+functions of the neuron and T alone (:mod:`.mean_field`): the initial weight of the norms, at which neurons fire at the rate
+wanted, and the width of the rectangular surrogate, at which a layer multiplies the gradients' variance by a number near 1.
+Nothing is left of either at inference: norms have the weights they have learned, a surrogate is a matter of training.
+
+A third number belongs to the classifier. It reads spikes averaged over T (and space), of the size of the firing rate, where
+the ANN's reads values of about 0.6; at the same learning rate its function moves 16 times slower. So its weights start, and
+learn, as if the inputs were ``HEAD_INPUT / rate`` times larger: ``linear.input_factor``, which
+:func:`spikedistill.parameter_groups` turns into a learning rate of its own.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ..errors import SpikedistillError
+from ..neurons import Neuron, build
+from .mean_field import MOST_STEPS, MeanField, crossing, normals
+
+FIRING_RATE = 0.16
+# What a layer (a residual block) multiplies the gradients' variance by. Pools and strides take back what is above 1 in
+# plain networks; a residual network has as many layers behind each other as it has blocks, and stays closer to 1.
+PLAIN_GAIN, BLOCK_GAIN = 2.0, 1.2
+HEAD_INPUT = 0.6
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Of one kind of neuron: the rate it is to fire at, the norms' initial weight, the shift of a block's last norm, the
+    width of the rectangular surrogate.
+    """
+
+    rate: float
+    scale: float
+    shift: float
+    width: float
+
+
+def balance_of(neuron: Neuron, rate: float | None = None, residual: bool = False) -> Balance:
+    """The balance of a network of such neurons at their ``time_steps``; ``rate``: None for the default."""
+    return _balance(json.dumps(neuron.spec(), sort_keys=True), neuron.time_steps, rate or FIRING_RATE, residual)
+
+
+@lru_cache(maxsize=256)
+def _balance(spec: str, time_steps: int, rate: float, residual: bool) -> Balance:
+    neuron = build(json.loads(spec))
+    assert isinstance(neuron, Neuron)
+    neuron.time_steps = time_steps
+    found = MeanField(neuron, rate, residual)
+    width = found.width(BLOCK_GAIN if residual else PLAIN_GAIN)
+    return Balance(rate, *(float(f"{v:.3g}") for v in (found.scale, found.shift, width)))
+
+
+@lru_cache(maxsize=256)
+def _threshold(spec: str, time_steps: int, rate: float, mean: float, deviation: float) -> float:
+    neuron = build(json.loads(spec))
+    assert isinstance(neuron, Neuron)
+    neuron.time_steps = time_steps
+    T = min(time_steps, MOST_STEPS)
+    current = (mean + deviation * normals(T, 0)).clamp(min=0)
+
+    def fires_more(threshold: float) -> bool:
+        neuron.threshold = threshold
+        return float(neuron.simulate(current, None, T, False)[0].mean()) > rate
+
+    return float(f"{crossing(fires_more, 0.01 * mean, 100 * mean):.3g}")
+
+
+def attention_threshold(neuron: Neuron, rate: float, mean: float) -> float:
+    """The threshold at which a neuron fires at ``rate`` on positive currents of that mean, such as attention's sums."""
+    return _threshold(json.dumps(neuron.spec(), sort_keys=True), neuron.time_steps, rate, mean, 0.6 * mean)
+
+
+def check_options(initialisation: str, firing_rate: float | None) -> None:
+    """Refuse options that mean nothing."""
+    if initialisation not in ("balanced", "plain"):
+        raise SpikedistillError(f"initialisation must be 'balanced' or 'plain', found {initialisation!r}")
+    if firing_rate is not None and not 0 < firing_rate < 0.5:
+        raise SpikedistillError(f"firing_rate must lie between 0 and 0.5, found {firing_rate}")
+    if firing_rate is not None and initialisation == "plain":
+        raise SpikedistillError("firing_rate aims a balanced start; leave it out, or set initialisation: balanced")

@@ -1,0 +1,149 @@
+"""What a neuron does to signals and gradients in a deep network: a mean-field model in which norms make currents Gaussian.
+
+Behind a norm the current of a layer is normal over samples, places and channels: ``I_t = s * z_t`` with s the norm's
+weight, and ``cov(z_t, z_t') = M / mean(diag M)``, M the covariance over time of the spikes that enter the convolution
+(its weights are random and independent, so covariances pass through it unchanged but for a factor). So one layer maps M
+to M, and a deep network settles at the fixed point. On the way back a convolution and a norm multiply the covariance G of
+the gradients over time by ``s^2 / v``, v the variance of the spikes that entered, and the neuron maps it through its
+surrogate: ``G <- s^2 / v * E[J^T G J]``. The growth of its trace is the layer's **gain**: below 1 gradients vanish with
+depth, above they explode. ReLU has 1.47 (pi / (pi - 1), the known figure for batch-normalised networks).
+
+Two forms of network are told apart: ``plain`` (also SEW and pre-activation networks, whose shortcuts carry gradients past
+the neurons) and ``residual``, in which a block's last neuron also receives the spikes that entered the block.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..neurons import Neuron, Surrogate
+
+SAMPLES = 512  # deterministic normal samples: rates are met to about 1 %
+MOST_STEPS = 16  # longer simulations look like their first steps: what a layer does has settled by then
+ITERATIONS = 5
+
+
+@lru_cache(maxsize=64)
+def normals(count: int, seed: int) -> Tensor:
+    """``(count, SAMPLES)`` normal samples, equally spread; the same on every call, whatever torch's random state."""
+    engine = torch.quasirandom.SobolEngine(count, scramble=True, seed=seed)
+    uniform = engine.draw(SAMPLES).double().clamp(1e-5, 1 - 1e-5)
+    return (torch.erfinv(2 * uniform - 1) * math.sqrt(2)).t().contiguous()
+
+
+def root(covariance: Tensor) -> Tensor:
+    """A square root of a (T, T) covariance."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * values.clamp(min=0).sqrt()
+
+
+def scaled(covariance: Tensor) -> Tensor:
+    """Divided by its mean variance."""
+    return covariance / covariance.diagonal().mean().clamp(min=1e-12)
+
+
+def crossing(
+    below: Callable[[float], bool], low: float, high: float, geometric: bool = True, halvings: int = 12
+) -> float:
+    """Where ``below`` turns from true to false between ``low`` and ``high``, by halving."""
+    for _ in range(halvings):
+        middle = math.sqrt(low * high) if geometric else (low + high) / 2
+        low, high = (middle, high) if below(middle) else (low, middle)
+    return math.sqrt(low * high) if geometric else (low + high) / 2
+
+
+class MeanField:
+    """Signals of one kind of neuron at firing rate ``rate``.
+
+    ``scale``: the weight s of a norm in front of it. With ``residual`` the block's last norm gets the bias ``shift``, which
+    takes back what the incoming spikes add. ``gain(width)``: the growth of the gradients' variance through a layer (through
+    a block of two with ``residual``) for a rectangular surrogate of that width.
+    """
+
+    def __init__(self, neuron: Neuron, rate: float, residual: bool = False) -> None:
+        self.neuron = copy.deepcopy(neuron).double().requires_grad_(False)
+        self.neuron.encode = False
+        self.T = min(neuron.time_steps, MOST_STEPS)
+        self.rate, self.shift = rate, 0.0
+        self.size = self.neuron.threshold / max(float(self.neuron.gain), 1e-6)  # a current that fires it at once
+        with torch.no_grad():
+            self._settle()
+            if residual:
+                self._settle_block()
+        self.residual = residual
+
+    def spikes(self, current: Tensor) -> Tensor:
+        """(T, n) to (T, n), differentiable by the surrogate."""
+        return self.neuron.simulate(current, None, self.T, False)[0]
+
+    def fires_less(self, current: Tensor) -> bool:
+        """Whether the mean rate lies below the aim."""
+        return float(self.spikes(current).mean()) < self.rate
+
+    @staticmethod
+    def _covariance(spikes: Tensor) -> Tensor:
+        centered = spikes - spikes.mean()
+        return centered @ centered.t() / spikes.shape[1]
+
+    def _fit_scale(self, z: Tensor) -> float:
+        return crossing(lambda s: self.fires_less(s * z), 0.02 * self.size, 50 * self.size)
+
+    def _settle(self) -> None:
+        T = self.T
+        M = (torch.ones(T, T) + torch.eye(T)).double() / 2
+        for k in range(ITERATIONS):
+            z = root(scaled(M)) @ normals(T, k % 2)
+            self.scale = self._fit_scale(z)
+            self.current = self.scale * z
+            M = self._covariance(self.spikes(self.current))
+        self.variance, self.covariance = float(M.diagonal().mean()), M
+
+    def _settle_block(self) -> None:
+        """Block input -> norm, neuron (A) -> norm, plus the block's input, neuron (B)."""
+        M_a = M_b = self.covariance
+        out = self.spikes(self.current)
+        order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0))  # another place's spikes
+        for k in range(ITERATIONS):
+            z = root(scaled(M_b)) @ normals(self.T, k % 2)
+            self.scale = self._fit_scale(z)
+            self.current = self.scale * z
+            M_a = self._covariance(self.spikes(self.current))
+            base = self.scale * root(scaled(M_a)) @ normals(self.T, 2 + k % 2) + out[:, order]
+            span = 4 * self.size + 4
+            self.shift = crossing(lambda b: self.fires_less(base + b), -span, span, geometric=False)  # noqa: B023
+            self.second = base + self.shift
+            out = self.spikes(self.second)
+            M_b = self._covariance(out)
+        self.variance_a, self.variance_b = float(M_a.diagonal().mean()), float(M_b.diagonal().mean())
+
+    def _back(self, current: Tensor, gradients: Tensor) -> Tensor:
+        """Covariance (T, T) of the gradients at the current from that at the spikes."""
+        noise = torch.randn(self.T, SAMPLES, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        with torch.enable_grad():
+            current = current.detach().requires_grad_()
+            (found,) = torch.autograd.grad((self.spikes(current) * (root(gradients) @ noise)).sum(), current)
+        return found @ found.t() / SAMPLES
+
+    def gain(self, width: float) -> float:
+        """See the class."""
+        self.neuron.surrogate = Surrogate("rectangle", width)
+        G = torch.ones(self.T, self.T, dtype=torch.float64)  # the loss reads the mean over time
+        growth = 1.0
+        for _ in range(ITERATIONS):
+            G = scaled(G)
+            if self.residual:
+                past = self._back(self.second, G)
+                through = self._back(self.current, self.scale**2 / self.variance_a * past)
+                G = past + self.scale**2 / self.variance_b * through
+            else:
+                G = self.scale**2 / self.variance * self._back(self.current, G)
+            growth = float(G.diagonal().mean())
+        return growth
+
+    def width(self, gain: float) -> float:
+        """The width of a rectangular surrogate at which the gain is ``gain`` (the widest of several), at most 16 thresholds."""
+        return crossing(lambda w: self.gain(w) > gain, 0.5 * self.neuron.threshold, 16 * self.neuron.threshold)

@@ -1,0 +1,80 @@
+"""Parameter groups of an optimizer: what is decayed, and what learns at a rate of its own."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from torch import nn
+
+from .errors import SpikedistillError, nearest
+from .neurons import Neuron, NormNeuron
+
+OptimizerName = Literal["sgd", "adam", "adamw"]
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, NormNeuron)
+LEARNED_SCALES = ("weight_scale", "membrane_unit")  # a quantized network's parameters that are no weights
+SCALES_RATE = 0.1
+
+
+def parameter_groups(
+    network: nn.Module,
+    lr: float,
+    weight_decay: float = 0.0,
+    optimizer: OptimizerName = "sgd",
+    eps: float = 1e-8,
+) -> list[dict[str, Any]]:
+    """Trainable parameters as groups for ``torch.optim.SGD``, ``Adam`` or ``AdamW``.
+
+    ``weights`` are decayed; ``vectors`` (norms, biases, other vectors, neurons' parameters) are not; ``learned scales`` of a
+    quantized network learn at a tenth of the rate, undecayed. A linear layer whose ``input_factor`` is c (a balanced
+    network's classifier and hidden linear layers) is a group named by its path, whose weight learns exactly as if the
+    layer's input were multiplied by c and the weight divided by it:
+
+        SGD     lr c^2    decay / c^2
+        Adam    lr c      decay / c^2    eps / c
+        AdamW   lr c      decay / c      eps / c
+
+    Each group has ``name``, ``params``, ``lr``, ``lr_factor``, ``weight_decay``, and ``eps`` for Adam and AdamW. A schedule
+    sets ``group["lr"] = rate * group["lr_factor"]``; torch's own schedulers scale every group alike and keep the factors.
+
+        optimizer = torch.optim.SGD(sd.parameter_groups(network, 0.1, weight_decay=5e-4), momentum=0.9)
+
+    Raises :class:`SpikedistillError` for an unknown optimizer's name.
+    """
+    if optimizer not in ("sgd", "adam", "adamw"):
+        raise SpikedistillError(f"unknown optimizer {optimizer!r}: {nearest(optimizer, ('sgd', 'adam', 'adamw'))}")
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter, factor in _named(network):
+        rate, decay, least = 1.0, weight_decay, eps
+        if name == "learned scales":
+            rate, decay = SCALES_RATE, 0.0
+        elif name == "vectors":
+            decay = 0.0
+        elif factor != 1:
+            rate = factor**2 if optimizer == "sgd" else factor
+            decay = weight_decay / (factor if optimizer == "adamw" else factor**2)
+            least = eps / factor
+        if name not in groups:
+            groups[name] = {
+                "name": name, "params": [], "lr": lr * rate, "lr_factor": rate, "weight_decay": decay,
+                **({} if optimizer == "sgd" else {"eps": least}),
+            }  # fmt: skip
+        groups[name]["params"].append(parameter)
+    return list(groups.values())
+
+
+def _named(network: nn.Module) -> Iterator[tuple[str, nn.Parameter, float]]:
+    """Group's name, parameter and input factor, each parameter once."""
+    seen: set[int] = set()
+    for path, module in network.named_modules():
+        factor = float(getattr(module, "input_factor", 1.0))
+        for key, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen or not parameter.requires_grad:
+                continue
+            seen.add(id(parameter))
+            if key in LEARNED_SCALES:
+                yield "learned scales", parameter, 1.0
+            elif parameter.dim() < 2 or isinstance(module, (*_NORMS, Neuron)):
+                yield "vectors", parameter, 1.0
+            elif factor != 1 and key == "weight":
+                yield path, parameter, factor
+            else:
+                yield "weights", parameter, 1.0
