@@ -274,7 +274,7 @@ class FoldedBuilder(Builder):
         if all(isinstance(part, FoldedLayer) for part in parts):
             membrane.layer = parts[0].layer
             bits = min(part.format.bits for part in parts)
-            membrane.step = Step(parts, WeightFormat(bits, "tensor", self.o.weight_range, self.o.percentile))
+            membrane.step = Step(parts, WeightFormat(bits, "tensor", self.o.range, self.o.percentile))
 
     def _norm(self, op: Op, own: dict[int, str], steps: dict[int, float]) -> None:
         norm: Any = self._module(op.path)
