@@ -11,6 +11,7 @@ from . import taps
 from .errors import SpikedistillError
 from .networks.base import Network
 from .neurons.kernels import wide
+from .neurons.strided import guard
 from .objectives import Objective, Setup, View, build
 from .randomness import seed_everything
 from .taps import Captures, Tap
@@ -121,7 +122,7 @@ class Distiller(nn.Module):
                 seed_everything(seed, "adapters", term.name)
                 term.setup(given)
             term.to(x.device, wide(logits).dtype)
-        return self
+        return guard(self)  # student and adapters
 
     def _own_steps(self, logits: Tensor) -> int:
         """The student's own T; that of its logits where it is somebody else's network."""

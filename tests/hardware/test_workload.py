@@ -297,3 +297,14 @@ def test_turned_network() -> None:
     assert (head.input_kind, head.input_bits) == ("real", 5)  # means of up to 4 x 4 spikes
     dense, event = (spikesim.evaluate(found, Config(activity=mode)).energy_pj for mode in ("dense", "event"))
     assert event < dense
+
+
+def test_a_neuron_with_equations_of_its_own_is_named_as_not_priced() -> None:
+    class Doubled(LIF):
+        def simulate(self, current, state, T, membrane):  # type: ignore[no-untyped-def]
+            return super().simulate(2 * current, state, T, membrane)
+
+    network = networks.create("vgg5", width=0.125)
+    network.stage2[2].neuron = Doubled()
+    counted = operations.count(layers(network, torch.rand(2, 3, 16, 16))).as_dict()
+    assert counted["unpriced"] == ["stage2.2.neuron (Doubled)"]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikedistill import simulation, taps
+from spikedistill.conversion import convert
 from spikedistill.errors import SpikedistillError
 from spikedistill.networks import create, spiking
 from spikedistill.networks.graph import trace
@@ -352,3 +353,89 @@ def test_own_networks_are_sent_to_create() -> None:
         spiking(Plain(), example=torch.rand(2, 1, 8, 8))
     with pytest.raises(SpikedistillError, match="neuron must be"):
         spiking(Plain(), neuron=nn.GELU(), example=torch.rand(2, 3, 8, 8))
+
+
+class Patches(nn.Module):
+    """Patches between two ReLUs, in front of the batch or behind it."""
+
+    def __init__(self, front: bool = True, back: bool = True) -> None:
+        super().__init__()
+        self.front, self.back = front, back
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv1(x))
+        n = x.shape[0]
+        parts = x.reshape(n, 4, 2, 4, 2, 4)
+        if self.front:
+            x = parts.permute(2, 4, 0, 1, 3, 5).reshape(4 * n, 4, 4, 4)
+        else:
+            x = parts.permute(0, 2, 4, 1, 3, 5).reshape(4 * n, 4, 4, 4)
+        x = torch.relu(self.conv2(x)).mean((2, 3))
+        x = x.reshape(4, n, 4).mean(0) if self.front else x.reshape(n, 4, 4).mean(1)
+        return self.head(x)
+
+
+class Neighbours(nn.Module):
+    """Looks across the batch, in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
+        self.norm = nn.BatchNorm2d(4, track_running_stats=False)
+        self.head = nn.Linear(4, 5)
+        self.seen = 0.0
+
+    def mix(self, x: Tensor) -> Tensor:
+        if self.way == "mean":
+            return x - x.mean(0, keepdim=True)
+        if self.way == "flip":
+            return x.flip(0)
+        if self.way == "roll":
+            return x.roll(1, 0)
+        if self.way == "sum":
+            return x.cumsum(0)
+        if self.way == "norm":
+            return self.norm(x)
+        if self.way == "state":
+            self.seen = 0.5 * self.seen + float(x.abs().mean())
+            return x + self.seen
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv1(x))
+        if self.way == "end":
+            x = torch.relu(self.conv2(x)).mean((2, 3))
+            return self.head(x - x.mean(0, keepdim=True))
+        return self.head(torch.relu(self.conv2(self.mix(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("input", ["image", "frames"])
+def test_patches_in_front_of_the_batch_are_refused_and_behind_it_they_stream(input, steps):
+    x = torch.rand(2, 3, 16, 16)
+    with pytest.raises(
+        SpikedistillError, match=r"(?s)neuron at model.relu_sites.1 reads mixes.*permute at .*test_surgery.py:\d+"
+    ):
+        spiking(Patches(), steps, example=x, input=input)
+    network = spiking(Patches(front=False), steps, example=x, input=input).eval()
+    given = torch.rand(3, steps, 3, 16, 16) if input == "frames" else torch.rand(3, 3, 16, 16)
+    state = None
+    for t, whole in enumerate(network(given)):
+        out, state = network.step(given[:, t] if input == "frames" else given, state)
+        torch.testing.assert_close(out, whole)
+
+
+@pytest.mark.parametrize("way", ["mean", "flip", "roll", "sum", "norm", "state", "end"])
+def test_what_looks_across_the_batch_is_refused(way):
+    words = "the logits mix" if way == "end" else "neuron at model.relu_sites.1 reads mixes"
+    with pytest.raises(SpikedistillError, match=rf"(?s){words}.*test_surgery.py:\d+"):
+        spiking(Neighbours(way), 2, example=(2, 3, 16, 16))
+    spiking(Neighbours("none"), 2, example=(2, 3, 16, 16))
+
+
+def test_conversion_refuses_what_mixes_images():
+    with pytest.raises(SpikedistillError, match=r"(?s)reads mixes.*permute at .*test_surgery.py:\d+"):
+        convert(Patches(), torch.rand(4, 3, 16, 16), 4)

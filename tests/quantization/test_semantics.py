@@ -15,7 +15,8 @@ from spikedistill.neurons import IF, LIF
 from spikedistill.neurons.compilation import eager
 from spikedistill.neurons.dynamics import Grid, round_ste
 from spikedistill.quantization import executor, quantize, to_integer
-from spikedistill.quantization.arithmetic import exact, holding
+from spikedistill.quantization.arithmetic import exact, holding, number, numbers
+from spikedistill.quantization.build import restore
 from spikedistill.quantization.membrane import Membrane
 from spikedistill.quantization.norm import offset_shift_for, shift_for
 from spikedistill.quantization.packing import pack, unpack
@@ -437,3 +438,76 @@ def test_thresholds_scale_with_the_weights():
     assert layer.scale().item() == pytest.approx(by_hand.item(), rel=1e-6)
     assert membrane.threshold == math.floor(1 / (membrane.layer.input_step.item() * by_hand.item()) + 0.5)
     assert layer.codes()[0, 0] == 127
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("options", [{"unit": "learned"}, {"weight_range": "learned"}, {"scheme": "mint"}], ids=str)
+def test_what_a_fused_optimizer_moves_is_computed_with(kind, options):
+    """Fused optimizers do not raise a tensor's version."""
+    x = images(4)
+    q = quantize(lively("vgg5", x, width=0.125), calibration=x, **options).train()
+    learned = [p for name, p in q.named_parameters() if name.endswith(("membrane_unit", "weight_scale"))]
+    before = [float(p.detach().mean()) for p in learned]
+    optimizer = kind(learned, 1e-4, fused=True)
+    for _ in range(4):
+        for p in learned:
+            p.grad = torch.full_like(p, 1e-1)
+        q.predict(x)
+        optimizer.step()
+    assert len(learned) >= 3
+    assert all(float(p.detach().mean()) < b for p, b in zip(learned, before))
+    again = restore(lively("vgg5", x, width=0.125), q.config["quantize"])
+    again.load_state_dict(q.state_dict())
+    assert torch.equal(q.eval()(x), again.eval()(x))
+    if "unit" in options:
+        units = {
+            id(m): m.forward.membrane.unit for m in q.modules() if hasattr(m, "membrane_unit") and "forward" in vars(m)
+        }
+        units |= {
+            id(m.neuron): m.grid.membrane.unit
+            for m in q.modules()
+            if hasattr(getattr(m, "neuron", None), "membrane_unit")
+        }
+        assert len(units) == len(learned)
+        assert sorted(units.values()) == pytest.approx(sorted(float(p.detach()) for p in learned))
+
+
+def test_a_learned_unit_keeps_a_usable_range_whatever_its_parameter_says():
+    membrane = Membrane(LIF(), 4, 8, 8, None, 1.0, learned=True)
+    for value, unit in ((-1 / 200, 1 / 200), (0.0, 2.0**-12), (-1e-9, 2.0**-12), (7.0, 1.0)):
+        with torch.no_grad():
+            membrane.neuron.membrane_unit.fill_(value)
+        assert membrane.grid().unit == pytest.approx(unit)
+        stored = membrane.grid().store(torch.tensor([300.0], requires_grad=True))
+        stored.backward()
+        assert stored.isfinite().all()
+        assert membrane.neuron.membrane_unit.grad.isfinite()
+
+
+def test_all_numbers_of_a_network_are_read_at_once():
+    x = images(4)
+    q = quantize(lively("vgg5", x, width=0.125), calibration=x, unit="learned")
+    known = numbers(q)
+    assert len(known) > 10
+    for module in q.modules():
+        for name, t in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            assert (t.dim() > 0) == (id(t) not in known)
+            assert t.dim() > 0 or known[id(t)] == number(module, name)
+
+
+@pytest.mark.parametrize("scheme, found", [("uniform", "max"), ("mint", "learned")])
+def test_the_range_of_weights_is_decided_once_and_recorded(scheme, found):
+    x = images(2)
+    network = lively("vgg5", x, width=0.125)
+    q = quantize(network, calibration=x, scheme=scheme)
+    assert q.config["quantize"]["weight_range"] == found
+    assert any(name.endswith("weight_scale") for name, _ in q.named_parameters()) == (found == "learned")
+    given = quantize(network, calibration=x, scheme=scheme, weight_range="max")  # as records before had it
+    assert given.config["quantize"]["weight_range"] == "max"
+    assert not any(name.endswith("weight_scale") for name, _ in given.named_parameters())
+    if scheme == "mint":
+        first = network.stage1[0].weight.detach()
+        start = q.stage1[0].weight_scale.detach()
+        a, _ = network.stage1[1].affine(network.stage1[1].running_mean, network.stage1[1].running_var)
+        folded = first * (a * network.stage1[1].neuron.gain).detach().view(-1, 1, 1, 1)
+        assert float(start) == pytest.approx(float(2 * folded.abs().mean() / limit(8) ** 0.5), rel=1e-5)

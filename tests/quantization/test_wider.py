@@ -9,6 +9,7 @@ from torch.nn import functional as F
 import spikedistill as sd
 from spikedistill import taps
 from spikedistill.errors import SpikedistillError
+from spikedistill.neurons import NormNeuron, SignedIF
 from spikedistill.neurons.compilation import eager
 from spikedistill.quantization import IntegerNetwork, quantize, to_integer
 
@@ -238,3 +239,101 @@ def test_wide_logits_are_exact_on_a_grid():
     integer = assert_equal(q, x, 0.6)
     assert torch.log2(torch.tensor(to_integer(q).scale)) % 1 == 0
     assert integer.header["ops"][-1]["high"] == 2**15 - 1
+
+
+class Between(nn.Module):
+    """One layer or pool between two neurons."""
+
+    def __init__(self, module: nn.Module, channels: int = 8):
+        super().__init__()
+        self.stem, self.norm = conv(3, 8), nn.BatchNorm2d(8)
+        self.module, self.norm2 = module, nn.BatchNorm2d(channels)
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(channels, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.module(F.relu(self.norm(self.stem(x))))
+        if isinstance(self.module, nn.Conv2d):
+            x = F.relu(self.norm2(x))
+        return self.fc(self.pool(x).flatten(1))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Conv2d(8, 8, 3, 1, 2, dilation=2), nn.Conv2d(8, 8, 3, 1, (1, 2), dilation=(1, 2), bias=False),
+        nn.Conv2d(8, 8, 3, 2, 3, dilation=3), nn.Conv2d(8, 8, 3, 1, 2, dilation=2, groups=4),
+        nn.Conv2d(8, 8, (1, 5), (2, 1), (0, 4), dilation=(5, 2), groups=8), nn.Conv2d(8, 8, 1, 2, dilation=4),
+        nn.Conv2d(8, 8, 2, 2), nn.Conv2d(8, 8, (3, 2), (1, 2), (2, 1), groups=2),
+        nn.MaxPool2d(3, 1, 1, dilation=2), nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d((2, 3), (1, 2), (1, 1)),
+        nn.AvgPool2d(3, 2, 1), nn.AvgPool2d((2, 1), divisor_override=3), nn.AvgPool2d(2, 2, ceil_mode=True),
+        nn.AdaptiveMaxPool2d(3), nn.AdaptiveAvgPool2d((4, 2)),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_whatever_is_accepted_runs_in_integers(module):
+    x = images(4)
+    q = quantize(turned(Between(module), x), calibration=x)
+    assert_equal(q, x, 0.5)
+    assert_equal(quantize(turned(Between(module), x), calibration=x, scheme="mint"), x, 0.0)
+
+
+def test_dilated_sequences_run_in_integers():
+    class Sequence(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.norm1 = nn.Conv1d(8, 8, 3, 1, 4, dilation=4, bias=False), nn.BatchNorm1d(8)
+            self.stem, self.norm, self.fc = conv(3, 8), nn.BatchNorm2d(8), nn.Linear(8 * 8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.norm(self.stem(x))).mean(2)
+            return self.fc(F.relu(self.norm1(self.conv1(x))).flatten(1))
+
+    x = images(4)
+    assert_equal(quantize(turned(Sequence(), x), calibration=x), x, 0.5)
+
+
+class Doubled(sd.LIF):
+    """LIF with equations of its own."""
+
+    def simulate(self, current, state, T, membrane):
+        return super().simulate(2 * current, state, T, membrane)
+
+
+class Running(sd.IF):
+    def run(self, current, owner, norm=None, residual=None):
+        return super().run(current, owner, norm, residual)
+
+
+class Calling(sd.IF):
+    def forward(self, current):
+        return super().forward(0.5 * current)
+
+
+class Shifted(NormNeuron):
+    def affine(self, mean, var):
+        a, b = super().affine(mean, var)
+        return a, b + 1
+
+
+@pytest.mark.parametrize("options", [{}, {"scheme": "mint"}], ids=str)
+@pytest.mark.parametrize(
+    "neuron, method", [(Doubled(), "simulate"), (Running(), "run"), (Calling(), "forward"), (SignedIF(), "simulate")]
+)
+def test_neurons_with_equations_of_their_own_are_refused_by_path(neuron, method, options):
+    network = sd.networks.create("vgg5", width=0.125)
+    network.stage2[2].neuron = neuron
+    with pytest.raises(SpikedistillError, match=rf"cannot quantize stage2\.2: .*computes by {method}\(\) of its own"):
+        quantize(network, calibration=images(2), **options)
+    alone = sd.networks.create("vgg5", width=0.125, head="spiking")
+    alone.head.neuron = neuron
+    with pytest.raises(
+        SpikedistillError, match=rf"cannot quantize head\.neuron: .*computes by {method}\(\) of its own"
+    ):
+        quantize(alone, calibration=images(2), **options)
+
+
+def test_norms_with_equations_of_their_own_are_refused_by_path():
+    network = sd.networks.create("vgg5", width=0.125)
+    network.stage2[2] = Shifted(network.stage2[2].channels, sd.LIF())
+    with pytest.raises(SpikedistillError, match=r"cannot quantize stage2\.2: .*computes by affine\(\) of its own"):
+        quantize(network, calibration=images(2))

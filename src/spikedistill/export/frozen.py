@@ -17,8 +17,6 @@ from ..quantization.norm import CodedNorm, NormGrid, Rescale
 class Known:
     """A number in the place of a buffer of one value: what reads it gets a Python number, which a trace keeps."""
 
-    _version = 0
-
     def __init__(self, value: Tensor) -> None:
         self.value = value
 

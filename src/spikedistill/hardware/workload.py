@@ -14,7 +14,7 @@ from spikedistill.hardware.events import measure
 from spikedistill.hardware.layer import InputKind, Layer
 from spikedistill.networks.base import Network
 from spikedistill.networks.graph import Graph, Node, trace
-from spikedistill.neurons import Neuron, NormNeuron
+from spikedistill.neurons import Neuron, NormNeuron, SignedIF
 
 SMALL = 8  # the largest integer that is fed pulse by pulse; above it a value is real, of as many bits as it needs
 
@@ -289,6 +289,8 @@ class _Reader:
         return made, _Value("real", bits=self._real_bits(node))
 
     def _neuron(self, node: Node, neuron: Neuron, name: str) -> Layer:
+        if type(neuron).simulate not in (Neuron.simulate, SignedIF.simulate):  # other equations than those priced
+            return self._base(node, name, kind="other", operator=type(neuron).__name__)
         return self._base(
             node, name, kind="neuron", neuron=type(neuron).__name__.lower(), leaky=neuron.leaky, encoding=neuron.encode,
             membrane_bits=self._bits(node, "membrane_bits", 32),

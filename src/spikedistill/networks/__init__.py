@@ -9,6 +9,7 @@ from torch import nn
 from ..errors import SpikedistillError, nearest
 from ..neurons import QCFS, Neuron
 from ..neurons.event_driven import equip
+from ..neurons.strided import guard
 from . import events, hybrid_vit, resnet, spikformer, sresnet, vgg
 from .base import Network
 from .surgery import spiking
@@ -50,7 +51,7 @@ def create(name: str, **given: Any) -> Network:
             raise SpikedistillError(f"network {name!r} has no option {key!r}; {nearest(key, allowed)}")
     network = BUILDERS[name](**given)
     network.config = {"name": name, "options": {k: _plain(v) for k, v in given.items()}}
-    return equip(network) if network.spiking else network
+    return equip(network) if network.spiking else guard(network)
 
 
 def _plain(value: Any) -> Any:

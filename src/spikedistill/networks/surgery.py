@@ -15,6 +15,7 @@ from ..neurons import IF, Neuron, NormNeuron, Repeat, build
 from ..neurons.event_driven import equip
 from .base import Input, Network
 from .graph import Graph, source_line, trace
+from .rows import refuse_mixing
 from .sites import RELU_FUNCTIONS, Flow, Site, entrance, find, is_relu
 from .wrapped import Wrapped, first_tensor, input_channels, published, statistics
 
@@ -338,9 +339,12 @@ def _verify(network: Spiking, example: Tensor, before: Graph, sites: list[Site],
                 f"{site.node.path or site.node.scope or '(top)'}: the ReLU called at {site.node.source} works in place and its "
                 "result is read under another name; write x = relu(x)"
             )
+    images = example if network.input == "image" else example[:, 0]
     rows = graph[graph.output].shape[0]
     if rows != T * len(example):
         raise SpikedistillError(f"the turned network gives {rows} rows of logits for {len(example)} images at T = {T}")
+    with _explained(images):
+        refuse_mixing(network, graph, images)
     _verify_training(network, example)
 
 

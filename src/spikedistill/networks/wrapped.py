@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SpikedistillError
+from ..neurons.strided import guard
 from .base import Input, Network
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
@@ -38,7 +39,7 @@ class Wrapped(Network):
             raise SpikedistillError(
                 f"interpolation must be one of {', '.join(INTERPOLATIONS)}, found {interpolation!r}"
             )
-        self.model = model
+        self.model = guard(model)
         self.input_size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size or ()) or None
         self.interpolation = interpolation
         self.aliases: dict[str, str] = {name: f"model.{name}" for name, _ in model.named_modules() if name}

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..precision import flags
-from . import compilation
+from . import compilation, strided
 
 SOURCE = Path(__file__).with_name("event_driven.cpp")
 # Spikes per neuron and step above which a dense convolution is faster (benchmarks/event_driven.py).
@@ -148,10 +148,8 @@ class _EventConvolution(torch.autograd.Function):
         return gx, None, gw, gb, None, None
 
 
-class Conv2d(nn.Conv2d):
+class Conv2d(strided.Conv2d):
     """torch's convolution, computed event by event where its input is few spikes and neurons run compiled on a CPU."""
-
-    graph_leaf = True  # one node of a network's graph, as torch's own layers are
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if compilation.mode() == "compiled" and self._applies(x, weight):
@@ -184,8 +182,8 @@ class Conv2d(nn.Conv2d):
 
 
 def equip(network: Some) -> Some:
-    """Let the convolutions of a network be computed event by event; returns it."""
+    """Let the convolutions of a network be computed event by event, and safely (:mod:`.strided`); returns it."""
     for module in network.modules():
-        if type(module) is nn.Conv2d:
+        if type(module) in (nn.Conv2d, strided.Conv2d):
             module.__class__ = Conv2d
-    return network
+    return strided.guard(network)

@@ -96,13 +96,11 @@ _OWN = {shared: own for own, shared in _SHARED.items()}
 def synchronize(network: nn.Module, on: bool = True) -> nn.Module:
     """Let all norms of ``network`` share their batch statistics between processes (or no longer), in place.
 
-    Both ``NormNeuron`` and batch norms that stand alone, on every device. Returns the network.
+    ``NormNeuron``, batch norms that stand alone, and quantized ones, on every device. Returns the network.
     """
-    from .modules import NormNeuron
-
     for module in network.modules():
-        if isinstance(module, NormNeuron):
-            module.sync = on
+        if isinstance(getattr(module, "sync", None), bool):  # norm and neuron, and norms on codes
+            module.sync = on  # type: ignore[assignment]
         else:
             module.__class__ = (_SHARED if on else _OWN).get(type(module), type(module))
     return network

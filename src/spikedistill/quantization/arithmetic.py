@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -45,14 +46,26 @@ def exact(x: Tensor) -> Iterator[None]:
 
 
 def number(module: nn.Module, name: str) -> float:
-    """A module's 0-dimensional buffer or parameter as a Python number, read from the device only after it has changed."""
+    """A module's 0-dimensional buffer or parameter as a Python number, as it is now.
+
+    Nothing is kept from one pass to the next: fused optimizers change parameters without raising their version, so no
+    cache could know. On an accelerator, where each read waits for all work queued, one pass reads all its numbers at once.
+    """
     tensor: Any = getattr(module, name)
-    known = module.__dict__.setdefault("_numbers_read", {})
-    if name in known and known[name][0] is tensor and known[name][1] == tensor._version:
-        return float(known[name][2])
-    value = tensor.item()
-    known[name] = (tensor, tensor._version, value)
-    return float(value)
+    sim = simulation.current()
+    if sim is None or not getattr(tensor, "is_cuda", False):
+        return float(tensor.item())
+    known = sim.__dict__.setdefault("numbers", {})
+    if not known:
+        known.update(numbers(sim.network))
+    return known[id(tensor)] if id(tensor) in known else float(tensor.item())
+
+
+def numbers(network: nn.Module) -> dict[int, float]:
+    """All 0-dimensional parameters and buffers of a network by their ``id``, in one transfer from the device."""
+    found = [t for t in chain(network.parameters(), network.buffers()) if t.dim() == 0]
+    values = torch.stack([t.detach().double() for t in found]).tolist() if found else []
+    return {id(t): value for t, value in zip(found, values)}
 
 
 def steps(neuron: nn.Module) -> int:

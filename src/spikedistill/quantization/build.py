@@ -1,7 +1,8 @@
 """``quantize``: a copy of a spiking network that computes on integer codes and can be trained."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from math import floor, log2
 from typing import Any, Literal
 
@@ -35,7 +36,7 @@ def quantize(
     input_bits: int = 8,
     first_last_bits: int | None = 8,
     weight_scale: Literal["channel", "tensor"] = "channel",
-    weight_range: Literal["max", "percentile", "mse", "learned"] = "max",
+    weight_range: Literal["max", "percentile", "mse", "learned"] | None = None,
     unit: Literal["threshold", "max", "percentile", "learned", "weights"] = "threshold",
     percentile: float = 99.9,
     scheme: Literal["uniform", "mint"] = "uniform",
@@ -51,30 +52,47 @@ def quantize(
     Bits 2 to 8, or None for not quantized: weights, stored membrane, norm multiplier and offset, leak. ``fraction_bits``:
     the threshold is ``2^fraction_bits`` units. ``residual_bits``: range of norms that stand alone (streams).
     ``first_last_bits``: weights of the first and last layer (None: ``weight_bits``). ``weight_range``: of the largest
-    magnitude, a percentile, least squared error, or learned (LSQ). ``unit``: the membrane's range is the threshold, the
-    largest (a percentile of the) stored membrane on ``calibration`` (a batch, or batches, ``x`` or ``(x, y)``), learned
-    from the threshold on, or ``weights``: norms are folded into the weights, one unit is one weight code, and thresholds
-    scale with the weights. ``scheme="mint"``: that, with one step for weights and membrane, and no multiplier (after Yin
-    et al., "MINT: Multiplier-less integer quantization for energy efficient spiking neural networks", ASP-DAC 2024;
-    without its tanh). ``freeze_norms``: norms use their running statistics in training too. ``input_size``: (C, H, W) of
-    an image or frame; None: the calibration's, else 32 x 32.
+    magnitude, a percentile, least squared error, or learned (LSQ); None: learned for mint, else of the largest magnitude.
+    ``unit``: the membrane's range is the threshold, the largest (a percentile of the) stored membrane on ``calibration``
+    (a batch, or batches, ``x`` or ``(x, y)``), learned from the threshold on, or ``weights``: norms are folded into the
+    weights, one unit is one weight code, and thresholds scale with the weights. ``scheme="mint"``: that, with one step for
+    weights and membrane, and no multiplier (after Yin et al., "MINT: Multiplier-less integer quantization for energy
+    efficient spiking neural networks", ASP-DAC 2024; without its tanh). ``freeze_norms``: norms use their running
+    statistics in training too. ``input_size``: (C, H, W) of an image or frame; None: the calibration's, else 32 x 32.
 
     ``network.requantize()``, once an epoch, moves what stands still between epochs (the binary shifts). Raises
     :class:`SpikedistillError`, naming the module, for what has no form on integer codes, before anything happens.
     """
     options = {k: v for k, v in locals().items() if k not in ("network", "calibration")}
-    o = Options(**options)
     batches = list(batches_of(calibration))
+    if unit in ("max", "percentile") and not batches:
+        raise SpikedistillError(f"unit={unit!r} is measured: give calibration=a batch of inputs")
+    return _quantized(network, options, batches)
+
+
+def restore(network: Network, options: Mapping[str, Any]) -> Network:
+    """The form of a network that was quantized with ``options`` (``network.config["quantize"]``), to load its state into.
+
+    Nothing is measured: ranges found on calibration batches, scales and shifts are buffers, so the state dict holds them.
+    """
+    return _quantized(network, {**DEFAULTS, **options}, [])
+
+
+def _quantized(network: Network, options: dict[str, Any], batches: list[Tensor]) -> Network:
+    o = Options(**options)
     example = _example(network, batches, o)
     kind = "frames" if network.input == "frames" else "image" if network.encoding == "direct" else "spikes"
     plan = _plan(network, example, kind, o)
-    options["input_size"] = list(example.shape[2 if network.input == "frames" else 1 :])
+    size = list(example.shape[2 if network.input == "frames" else 1 :])
 
     network = copy.deepcopy(network)
     seen = Seen(network, plan, batches, o)
     (FoldedBuilder if o.folded else Builder)(network, plan, seen, o).build(kind)
-    network.config["quantize"] = options
+    network.config["quantize"] = {**options, "weight_range": o.range, "input_size": size}
     return network
+
+
+DEFAULTS = {n: p.default for n, p in signature(quantize).parameters.items() if n not in ("network", "calibration")}
 
 
 def _example(network: Network, batches: list[Tensor], o: Options) -> Tensor:
@@ -87,8 +105,6 @@ def _example(network: Network, batches: list[Tensor], o: Options) -> Tensor:
         raise SpikedistillError("quantize takes a spiking network, found an ANN (time_steps=None); create it with T")
     if network.input_codes is not None:
         raise SpikedistillError("this network is quantized already; quantize the float network it was made from")
-    if o.unit in ("max", "percentile") and not batches:
-        raise SpikedistillError(f"unit={o.unit!r} is measured: give calibration=a batch of inputs")
     device = next(network.parameters()).device
     if batches:
         return batches[0][:2].to(device)

@@ -81,7 +81,18 @@ def layer(x: Tensor, weight: Tensor, op: dict[str, Any]) -> Tensor:
     if w.dim() == 2:
         return F.linear(x, w)
     convolve = F.conv2d if w.dim() == 4 else F.conv1d
-    return convolve(x, w, None, op["stride"], op["padding"], op["dilation"], op["groups"])
+    return convolve(x, spread(w, op["dilation"]), None, op["stride"], op["padding"], 1, op["groups"])
+
+
+def spread(weight: Tensor, dilation: list[int]) -> Tensor:
+    """A dilated kernel as a plain one, zeros between its weights: torch has no dilated convolution of integers."""
+    if all(d == 1 for d in dilation):
+        return weight
+    size = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:])]
+    out = weight.new_zeros(*weight.shape[:2], *size)
+    every: Any = (..., *(slice(None, None, d) for d in dilation))
+    out[every] = weight
+    return out
 
 
 def run(ops: list[dict[str, Any]], tensors: dict[str, Tensor], weights: list[Tensor | None], x: Tensor, T: int) -> Any:

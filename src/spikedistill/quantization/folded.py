@@ -88,12 +88,12 @@ class FoldedLayer(CodedLayer):
         return self.plain() if self.norm is None else affine(self.norm, self.norm.running_mean, self.norm.running_var)
 
     def batch(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``(a, b)`` by this batch's statistics, which also move the running ones."""
+        """``(a, b)`` by this batch's statistics (all processes'), which also move the running ones."""
         real = self.accumulate(x.float() * self.layer.input_step, self.layer.weight)
         var, mean = torch.var_mean(real, [d for d in range(real.dim()) if d != 1], unbiased=False)
         if self.layer.bias is not None:
             mean = mean + self.layer.bias
-        self.norm.track(mean.detach(), var.detach(), real.numel() // real.shape[1])
+        mean, var, _ = self.norm._read(mean, var, real.numel() // real.shape[1])
         return affine(self.norm, mean, var)
 
     def folded(self, a: Tensor) -> Tensor:
@@ -274,7 +274,7 @@ class FoldedBuilder(Builder):
         if all(isinstance(part, FoldedLayer) for part in parts):
             membrane.layer = parts[0].layer
             bits = min(part.format.bits for part in parts)
-            membrane.step = Step(parts, WeightFormat(bits, "tensor", self.o.weight_range, self.o.percentile))
+            membrane.step = Step(parts, WeightFormat(bits, "tensor", self.o.range, self.o.percentile))
 
     def _norm(self, op: Op, own: dict[int, str], steps: dict[int, float]) -> None:
         norm: Any = self._module(op.path)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from math import floor
 from pathlib import Path
 from typing import Any
@@ -147,13 +148,15 @@ def to_integer(network: nn.Module) -> IntegerNetwork:
     if not isinstance(network, Network) or not isinstance(plan, Plan):
         raise SpikedistillError("to_integer takes a quantized network; make one with sd.quantize(network, ...)")
     options = network.config["quantize"]
-    for name in ("weight_bits", "norm_bits", "leak_bits"):
-        if options[name] is None:
-            raise SpikedistillError(
-                f"to_integer: {name} is None, so real numbers would remain; quantize with 2 to 8 bits"
-            )
+    for name in real_parts(options):
+        raise SpikedistillError(f"to_integer: {name} is None, so real numbers would remain; quantize with 2 to 8 bits")
     with torch.no_grad():
         return _Converter(network, plan, options).convert()
+
+
+def real_parts(options: Mapping[str, Any]) -> list[str]:
+    """Options of :func:`quantize` that leave real numbers in a network, which then has no integer form."""
+    return [name for name in ("weight_bits", "norm_bits", "leak_bits") if options[name] is None]
 
 
 def entering(network: Network, x: Tensor) -> Tensor:

@@ -124,6 +124,7 @@ class CodedLayer:
         if self.outlet is not None:
             return self.outlet(code)
         assert self.membrane is not None
+        self.membrane.prepare()  # the neuron runs after this layer: its grid may be the last pass's
         bound = self.membrane.bound(self.rescale.bounds()[1], steps(self.membrane.neuron))
         return code.to(holding(bound, self.path))
 

@@ -17,7 +17,9 @@ Number = float | Tensor
 
 @dataclass(frozen=True)
 class LearnedGrid(Grid):
-    """A grid whose unit is learned, as in LSQ: the gradient of ``unit * Q(v / unit)``, over ``sqrt(values * limit)``."""
+    """A grid whose unit is learned by Q's step, as in LSQ: the gradient of ``unit * Q(v / unit)``, over ``sqrt(values *
+    limit)`` and over ``4^shift``, so that the step, ``2^shift`` units, moves as if it were the parameter itself.
+    """
 
     parameter: Tensor | None = field(default=None, compare=False)
 
@@ -25,8 +27,9 @@ class LearnedGrid(Grid):
         """Q; the factors around it are 1 and carry the gradient."""
         if self.bits is None or self.parameter is None:
             return super().store(v)
-        unit = learned_step(self.parameter.abs(), (v.numel() * limit(self.bits)) ** -0.5).to(v.dtype)
-        ratio = unit / unit.detach()
+        factor = (v.numel() * limit(self.bits)) ** -0.5 / 4**self.shift
+        learned = learned_step(self.parameter.abs(), factor)
+        ratio = (1 + (learned - learned.detach()) / self.unit).to(v.dtype)
         return super().store(v / ratio) * ratio
 
 
@@ -48,7 +51,7 @@ class Membrane:
         reach: float, learned: bool = False,
     ) -> None:  # fmt: skip
         self.neuron, self.bits, self.leak_bits, self.fraction_bits = neuron, bits, leak_bits, fraction_bits
-        self.streamed, self.learned = stream is not None, learned and stream is None
+        self.streamed, self.learned = stream is not None, learned and stream is None and bits is not None
         if stream is not None:
             neuron.register_buffer("input_step", torch.tensor(stream))
         elif self.learned:
@@ -65,10 +68,14 @@ class Membrane:
 
     @property
     def unit(self) -> float:
-        """Value of one code."""
+        """Value of one code; a learned one stays between 1/16 of its start and the whole reach, whatever its parameter says."""
         if self.streamed:
             return plain(self.neuron.gain) * number(self.neuron, "input_step")
-        return max(1e-12, abs(number(self.neuron, "membrane_unit")))
+        unit = abs(number(self.neuron, "membrane_unit"))
+        if not self.learned:
+            return max(1e-12, unit)
+        reach = number(self.neuron, "membrane_range")
+        return min(max(unit, reach / 2 ** (self.fraction_bits + 4)), reach)
 
     def per_unit(self) -> Number:
         """Codes of charge that a real current of 1 makes: ``gain / unit``."""

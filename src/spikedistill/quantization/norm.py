@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .. import simulation
 from ..neurons import NormNeuron
 from ..neurons.dynamics import round_ste, saturate_ste
+from ..neurons.sync import move, several, shared
 from .arithmetic import FLOAT32, holding, number, steps
 from .membrane import Membrane, Number, plain, ratio
 from .plan import binary
@@ -184,8 +185,7 @@ class CodedStatistics:
         real_mean, real_var = mean.double() * step, var.double() * step * step
         if bias is not None:
             real_mean = real_mean + bias
-        norm.track(real_mean.detach(), real_var.detach(), x.numel() // x.shape[1])
-        return real_mean, real_var
+        return norm._read(real_mean, real_var, x.numel() // x.shape[1])[:2]
 
 
 class NormGrid:
@@ -232,6 +232,7 @@ class CodedNorm(nn.modules.batchnorm._BatchNorm):
     graph_leaf = True
     rescale: Rescale | None = None  # None: the norm is folded into the layer before it
     outlet: Outlet
+    sync = False  # share batch statistics between processes (sync.synchronize)
 
     @classmethod
     def of(cls, norm: nn.modules.batchnorm._BatchNorm) -> "CodedNorm":
@@ -250,17 +251,22 @@ class CodedNorm(nn.modules.batchnorm._BatchNorm):
             a = self.weight * a
         return a, (0 if self.bias is None else self.bias) - mean * a
 
-    def track(self, mean: Tensor, var: Tensor, n: int) -> None:
+    def _read(self, mean: Tensor, var: Tensor, n: int) -> tuple[Tensor, Tensor, int | Tensor]:
+        """A batch's statistics were read: share them between processes if asked, track them. Also the count."""
+        count: int | Tensor = n
+        if self.sync and several():
+            mean, var, count = shared(mean, var, n)
+        self.track(mean.detach(), var.detach(), count)
+        return mean, var, count
+
+    def track(self, mean: Tensor, var: Tensor, n: int | Tensor) -> None:
         """Move the running statistics towards a batch's; ``n`` values per channel were read."""
         sim = simulation.current()
         if sim is not None and sim.recomputing:
             return
-        mine: Any = self
-        with torch.no_grad():
-            mine.num_batches_tracked += 1
-            share = self.momentum if self.momentum is not None else 1 / float(mine.num_batches_tracked)
-            mine.running_mean.lerp_(mean.to(mine.running_mean.dtype), share)
-            mine.running_var.lerp_((var * (n / max(n - 1, 1))).to(mine.running_var.dtype), share)
+        tracked: Any = self.num_batches_tracked
+        tracked += 1
+        move(self, mean, var, n, self.momentum if self.momentum is not None else 1 / float(tracked))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rescale is None:

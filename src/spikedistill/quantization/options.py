@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import SpikedistillError
-from .weights import WeightFormat
+from .weights import Range, WeightFormat
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,14 @@ class Options:
             if not isinstance(getattr(self, name), int) or not low <= getattr(self, name) <= high:
                 raise SpikedistillError(f"{name} must be {low} to {high}, found {getattr(self, name)!r}")
         allowed = {
-            "weight_scale": ("channel", "tensor"), "weight_range": ("max", "percentile", "mse", "learned"),
+            "weight_scale": ("channel", "tensor"), "weight_range": (None, "max", "percentile", "mse", "learned"),
             "unit": ("threshold", "max", "percentile", "learned", "weights"), "scheme": ("uniform", "mint"),
         }  # fmt: skip
         for name, values in allowed.items():
             if getattr(self, name) not in values:
-                raise SpikedistillError(f"{name} must be one of {', '.join(values)}, found {getattr(self, name)!r}")
+                raise SpikedistillError(
+                    f"{name} must be one of {', '.join(v or 'null' for v in values)}, found {getattr(self, name)!r}"
+                )
         if not 50 <= self.percentile <= 100:
             raise SpikedistillError(f"percentile must be between 50 and 100, found {self.percentile}")
 
@@ -57,6 +59,13 @@ class Options:
             raise SpikedistillError("unit='weights' counts membranes in weight codes; weight_bits is None")
 
     @property
+    def range(self) -> Range:
+        """How the weights' range is found; unless given, learned for mint, which trains its step (Yin et al., 2024)."""
+        if self.weight_range is not None:
+            return self.weight_range
+        return "learned" if self.scheme == "mint" else "max"
+
+    @property
     def folded(self) -> bool:
         """Whether norms are folded into the weights."""
         return self.scheme == "mint" or self.unit == "weights"
@@ -64,4 +73,4 @@ class Options:
     def weights(self, edge: bool) -> WeightFormat:
         """The format of a layer's weights; ``edge``: the first or last layer."""
         bits = self.first_last_bits if edge and self.first_last_bits is not None else self.weight_bits
-        return WeightFormat(bits, self.weight_scale, self.weight_range, self.percentile)
+        return WeightFormat(bits, self.weight_scale, self.range, self.percentile)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from math import log2
 from typing import Any, Literal
 
+from torch import nn
+
 from ..errors import SpikedistillError
 from ..networks.graph import Node, Ref
 from .weights import WeightFormat
@@ -86,6 +88,21 @@ def refuse(node: Node, why: str) -> SpikedistillError:
     where = node.path if node.path is not None else node.scope or "the network's own forward"
     source = f" ({node.source})" if node.path is None and node.source else ""
     return SpikedistillError(f"cannot quantize {where}{source}: {node.kind} {why}")
+
+
+def own_code(module: nn.Module, kind: type[nn.Module] | None, *methods: str) -> str | None:
+    """The method with which a module computes something of its own: what quantization replaces or takes as known.
+
+    ``kind``: the class whose methods are known; None: torch's and spikedistill's own classes.
+    """
+    for name in methods:
+        owner = next((cls for cls in type(module).__mro__ if name in vars(cls)), None)
+        if owner is None:
+            continue
+        known = owner is kind if kind is not None else owner.__module__.split(".")[0] in ("torch", "spikedistill")
+        if not known or name in vars(module):
+            return name
+    return None
 
 
 def binary(value: float) -> bool:

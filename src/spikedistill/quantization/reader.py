@@ -9,7 +9,7 @@ from ..networks.graph import Graph, Node
 from ..neurons import Neuron, NormNeuron, Repeat
 from .arithmetic import FLOAT32
 from .functions import RESHAPES, Functions
-from .plan import Edge, Plan, given, refuse
+from .plan import Edge, Plan, given, own_code, refuse
 
 _PASS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Flatten, nn.Unflatten)
 _MAX = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
@@ -47,6 +47,8 @@ class Reader(Functions):
         for name in given(node):
             if name not in self.plan.edges:
                 raise refuse(node, "reads something that is not an activation (a parameter or constant tensor)")
+        if module is not None:
+            self.known(node, module)
         if module is not None and not isinstance(module, (*_PASS, *_MAX, Repeat, nn.AvgPool2d)):
             if node.path in self.seen:
                 raise refuse(node, "is called more than once; codes have one scale a module: give each call its own")
@@ -74,6 +76,19 @@ class Reader(Functions):
         if module is not None:
             raise refuse(node, _why_not(module))
         return self.function(node)
+
+    def known(self, node: Node, module: nn.Module) -> None:
+        """Refuse a subclass with equations of its own: its codes would follow others."""
+        parts: list[tuple[nn.Module, type[nn.Module] | None, tuple[str, ...]]] = [
+            (module, None, ("forward", "_conv_forward", "statistics", "affine", "current"))
+        ]
+        neuron = module.neuron if isinstance(module, NormNeuron) else module
+        if isinstance(neuron, Neuron):
+            parts.append((neuron, Neuron, ("forward", "run", "simulate")))
+        for part, kind, methods in parts:
+            if name := own_code(part, kind, *methods):
+                where = "" if part is module else f"holds a {type(part).__name__} that "
+                raise refuse(node, f"{where}computes by {name}() of its own, which has no form on integer codes")
 
     def layer(self, node: Node, module: Any) -> None:
         edge, path = self.edge(node), str(node.path)

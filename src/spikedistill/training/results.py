@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ..networks.base import Network
+from ..quantization.integer import real_parts
 from ..recipe import Stage
 from .evaluate import evaluate, evaluate_integer, membrane_histograms
 from .loop import Training, peak_memory_mb
@@ -46,8 +47,9 @@ def stage_summary(
     x, _ = next(iter(batches("test")))
     x = x[:PRICED_IMAGES]
     costs = price(network, x, run.recipe.hardware)
-    if quantized:
+    if quantized and quantized["weight_bits"] is not None:  # crossbars hold integer weights
         add_crossbar(costs["hardware"], network, batches, info.num_classes, run.recipe.hardware)
+    whole = quantized and not real_parts(quantized)
     spiking = isinstance(network, Network) and network.spiking
     return StageSummary(
         name=stage.name,
@@ -71,7 +73,7 @@ def stage_summary(
         bits=bits(quantized) if quantized else None,
         confusion=test.confusion.tolist(),
         membranes=membrane_histograms(network, teacher, x[:64]) if spiking else None,
-        integer=integer(network, itertools.islice(batches("test"), 8)) if quantized else None,
+        integer=integer(network, itertools.islice(batches("test"), 8)) if whole else None,
         peak_memory_mb=peak_memory_mb(run.device),
         images_per_second=training.last["images_per_second"] if training else None,
         step_time=StepTime(**training.last["step_time"]) if training else None,
@@ -86,8 +88,9 @@ def _config(network: nn.Module) -> dict[str, Any]:
 
 
 def bits(options: dict[str, Any]) -> Bits:
-    """Bits of a quantized network from its options and their defaults."""
-    return Bits(**{k: options.get(f"{k}_bits", d) for k, d in (("weight", 4), ("membrane", 4), ("norm", 8))})
+    """Bits of a quantized network from its options and their defaults; 32 for what stays a float."""
+    found = {k: options.get(f"{k}_bits", d) for k, d in (("weight", 4), ("membrane", 4), ("norm", 8))}
+    return Bits(**{k: 32 if b is None else b for k, b in found.items()})
 
 
 def price(network: nn.Module, x: torch.Tensor, hardware: dict[str, Any]) -> dict[str, Any]:

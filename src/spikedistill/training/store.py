@@ -51,8 +51,11 @@ def load_network(
     tensors = read_tensors(folder / file, config.get("best_sha256" if best else "sha256"))
     if network is None:
         network = rebuild(config["network"], config.get("time_steps"), str(folder), factories or {})
-    elif "spiking" in config["network"] and not isinstance(network, Network):
-        network = networks.spiking(network, **config["network"]["spiking"])
+    else:
+        if "spiking" in config["network"] and not isinstance(network, Network):
+            network = networks.spiking(network, **config["network"]["spiking"])
+        if getattr(network, "input_codes", None) is None:  # else it was quantized by the caller
+            network = formed(network, config["network"], config.get("time_steps"))
     missing, unexpected = network.load_state_dict(tensors, strict=False)
     wrong = [*missing, *unexpected]
     if wrong:
@@ -66,7 +69,6 @@ def rebuild(config: Mapping[str, Any], time_steps: int | None, where: str, facto
     name = config.get("name")
     if name is None:
         raise SpikedistillError(f"{where}: the network is your own; pass it as sd.load(..., network=...)")
-    quantized = config.pop("quantize", None)
     if str(name).startswith("custom:"):
         key = str(name).removeprefix("custom:")
         if key not in factories:
@@ -80,16 +82,21 @@ def rebuild(config: Mapping[str, Any], time_steps: int | None, where: str, facto
         network = from_config(config)
     else:
         network = networks.create(str(name), **config.get("options", {}))
-    if "conversion" in config:
-        from ..conversion import restore
+    return formed(network, config, time_steps)
 
-        restore(network, config)
+
+def formed(network: nn.Module, config: Mapping[str, Any], time_steps: int | None) -> nn.Module:
+    """A network as it was made, brought into the form that its config records: converted, at its T, quantized."""
+    if "conversion" in config:
+        from ..conversion import restore as converted
+
+        converted(network, config)
     if time_steps is not None and getattr(network, "time_steps", None) not in (None, time_steps):
         network.time_steps = time_steps  # type: ignore[assignment]
-    if quantized is not None:
-        from ..quantization import quantize
+    if "quantize" in config:
+        from ..quantization.build import restore as quantized
 
-        network = quantize(network, **quantized)  # type: ignore[arg-type]
+        network = quantized(network, config["quantize"])  # type: ignore[arg-type]
     return network
 
 
