@@ -133,9 +133,9 @@ def test_numbers_of_layer_files_are_checked(key: str, words: str, tmp_path: Path
     "layer",
     [
         "kind: conv, in_channels: 3, out_channels: 8, kernel_size: 3, in_size: 8, padding: 4096, dilation: 100",
-        "kind: conv, in_channels: 1048576, out_channels: 1, kernel_size: 4096, in_size: 1048576, padding: 0, input: real",
-        "kind: conv, in_channels: 131072, out_channels: 131072, groups: 131072, kernel_size: 3, in_size: 1048576",
-        "kind: linear, in_channels: 1048576, out_channels: 1048576, in_size: 1048576, time_steps: 1048576",
+        "kind: conv, in_channels: 131072, out_channels: 1, kernel_size: 4096, in_size: 1048576, padding: 0, input: real",
+        "kind: conv, in_channels: 16384, out_channels: 16384, groups: 16384, kernel_size: 3, in_size: 1048576",
+        "kind: linear, in_channels: 131072, out_channels: 1048576, in_size: 1048576, time_steps: 1048576",
     ],
 )
 def test_the_largest_layers_are_priced_at_once(layer: str, tmp_path: Path):

@@ -26,7 +26,7 @@ from spikedistill.hardware.layer import InputKind, Layer
 
 _LAYER = TypeAdapter(Layer)
 _SHORT = ("bits", "input")
-MOST_BLOCKS = 1 << 18
+MOST_BLOCKS = 1 << 16
 
 
 class _Bits(Strict):
