@@ -44,7 +44,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def parse_json(text: str | bytes, where: str) -> Any:
     """A JSON value. Raises: SpikedistillError that begins with ``where``, also for what is nested too deep."""
     try:
-        return json.loads(text)
+        return _plain(json.loads(text))
     except RecursionError:
         raise SpikedistillError(f"{where}: not JSON that can be read: nested too deep") from None
     except ValueError as error:
@@ -98,12 +98,14 @@ class _Bounded(yaml.SafeLoader):
         return node
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     """A copy without shared parts, so that a change of one place leaves the others; refuses what JSON has not."""
+    if depth > 2 * MAX_DEPTH:
+        raise RecursionError
     if isinstance(value, dict):
-        return {_scalar(key): _plain(item) for key, item in value.items()}
+        return {_scalar(key): _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_plain(item, depth + 1) for item in value]
     return _scalar(value)
 
 
