@@ -168,7 +168,10 @@ def npz_audio(config: DataConfig, steps: int) -> Source:
                 raise SpikedistillError(f"data.group: no {config.group!r} with one entry a recording in {path}")
             groups = arrays.grouped(z[config.group], f"{path}, {config.group}")
         parts[role] = (recordings, arrays.labels(z["label"], len(recordings), f"{path}, label"), groups)
-        rates.add(_rate(int(arrays.whole(z["rate"].reshape(-1)[:2], f"{path}, rate")[0]), f"{path}, rate"))
+        rate = arrays.whole(z["rate"].reshape(-1), f"{path}, rate")
+        if len(rate) != 1:
+            raise SpikedistillError(f"{path}, rate: one number in Hz is needed, found {len(rate)}")
+        rates.add(_rate(int(rate[0]), f"{path}, rate"))
         words = z.get("names") if words is None else words
     if len(rates) > 1:
         raise SpikedistillError(f"{train} and {test} differ in rate: {sorted(rates)}")

@@ -242,7 +242,10 @@ def _uniform(name: str, what: str, values: Any) -> float:
 
 
 def _ints(value: Any, n: int = 2) -> tuple[int, ...]:
-    return tuple(int(v) for v in np.broadcast_to(np.ravel(value), (n,)))
+    numbers = tuple(int(v) for v in np.broadcast_to(np.ravel(value), (n,)))
+    if max(map(abs, numbers)) > 1 << 24:
+        raise ValueError(f"a window of {numbers}")
+    return numbers
 
 
 def _filled(module: Any, node: Any) -> nn.Module:
