@@ -78,13 +78,13 @@ def test_aliases_that_are_no_bombs_are_values_of_their_own():
 
 @pytest.mark.parametrize("text", ["title=[1", "title=&a [*a]", "title=2020-13-01", "title=*a", "seed=" + "[" * 200])
 def test_overrides_that_are_no_yaml(text):
-    with pytest.raises(SpikedistillError, match="override 'title|override 'seed") as raised:
+    with pytest.raises(SpikedistillError, match=r"override '(title|seed)") as raised:
         apply_override({}, text)
     assert "\n" not in str(raised.value)
 
 
 def test_json_that_is_nested_too_deep():
-    with pytest.raises(SpikedistillError, match="here: .*nested too deep"):
+    with pytest.raises(SpikedistillError, match=r"here: .*nested too deep"):
         parse_json("[" * 100_000, "here")
     with pytest.raises(SpikedistillError, match="here: not JSON"):
         parse_json("{", "here")
@@ -139,7 +139,7 @@ def test_numbers_of_layer_files_are_checked(key: str, words: str, tmp_path: Path
     ],
 )
 def test_the_largest_layers_are_priced_at_once(layer: str, tmp_path: Path):
-    (tmp_path / "a.yaml").write_text("layers: [{name: a, %s}]" % layer)
+    (tmp_path / "a.yaml").write_text("layers: [{name: a, " + layer + "}]")
     start = time.monotonic()
     assert price_file(tmp_path / "a.yaml")["energy_pj"] > 0
     assert time.monotonic() - start < 20

@@ -54,8 +54,8 @@ def parse_json(text: str | bytes, where: str) -> Any:
 def parse_yaml(text: str, where: str, words: str = "not readable as YAML", column: bool = True) -> Any:
     """A YAML document of mappings, lists, texts, numbers, true, false and null; aliases become values of their own.
 
-    Raises: SpikedistillError that begins with ``where`` and ``words`` and names line and column: for what is no YAML, for more than
-    200,000 values (aliases written out) or 40 levels, an alias of what it stands in, and values of other types.
+    Raises: SpikedistillError that begins with ``where`` and ``words`` and names line and column: for what is no YAML, for
+    more than 200,000 values (aliases written out) or 40 levels, an alias of what it stands in, and values of other types.
     """
     try:
         loader = _Bounded(text)

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,13 @@ def public(shared_data: Path) -> Path:
 def chain(*nodes: Any, size: Any = (1,), classes: int = 1) -> Any:
     """A graph of nodes one after the other."""
     named = {f"n{i}": node for i, node in enumerate(nodes)}
-    every = {"input": nir.Input({"input": np.array(size)}), **named, "output": nir.Output({"output": np.array([classes])})}
+    every = {
+        "input": nir.Input({"input": np.array(size)}),
+        **named,
+        "output": nir.Output({"output": np.array([classes])}),
+    }
     names = list(every)
-    return nir.NIRGraph(every, list(zip(names, names[1:])), type_check=False)
+    return nir.NIRGraph(every, list(pairwise(names)), type_check=False)
 
 
 def lif(tau: float = 1e-3, r: float = 1.0, threshold: float = 1.0) -> Any:
@@ -49,7 +54,9 @@ def firsts(network: sd.networks.Network, current: float, steps: int) -> list[int
 def test_the_papers_cnn_recognises_a_four(public: Path) -> None:
     e = read_bin(public / "events" / "nmnist_sample.bin")
     x = torch.from_numpy(bin_events(e, 104, (34, 34), FramesConfig())).float()[None]
-    with pytest.warns(UserWarning, match=r"paper_cnn_sinabs\.nir: at a time step of 1e-4 .* could never fire.*time_step=1"):
+    with pytest.warns(
+        UserWarning, match=r"paper_cnn_sinabs\.nir: at a time step of 1e-4 .* could never fire.*time_step=1"
+    ):
         network = from_nir(public / "nir" / "paper_cnn_sinabs.nir", time_steps=104)
     counts = network(x).sum((0, 1))
     assert (int(counts[4]), int(counts.sum())) == (66, 68)
@@ -170,7 +177,7 @@ def test_edges_to_nowhere_and_unfed_nodes(tmp_path: Path) -> None:
 def test_names_that_become_one_stay_apart(tmp_path: Path) -> None:
     nodes = {"input": nir.Input({"input": np.array([1])}), "a.b": nir.Linear(np.full((1, 1), 2.0)),
              "a_b": nir.Linear(np.full((1, 1), 3.0)), "output": nir.Output({"output": np.array([1])})}  # fmt: skip
-    nir.write(tmp_path / "a.nir", nir.NIRGraph(nodes, list(zip(nodes, [*nodes][1:]))))
+    nir.write(tmp_path / "a.nir", nir.NIRGraph(nodes, list(pairwise(nodes))))
     assert from_nir(tmp_path / "a.nir", time_steps=1)(torch.ones(1, 1, 1)).item() == 6
 
 

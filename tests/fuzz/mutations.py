@@ -28,7 +28,7 @@ def mutated_bytes(content: bytes, rng: random.Random) -> bytes:
         elif what == 3:
             out[at:at] = out[at : at + rng.choice((1, 4, 64))]
         elif what == 4:
-            kind = rng.choice("<H <I >I <Q >Q".split())
+            kind = rng.choice(["<H", "<I", ">I", "<Q", ">Q"])
             packed = struct.pack(kind, rng.choice(ODD) % (1 << 8 * struct.calcsize(kind)))
             out[at : at + len(packed)] = packed
         elif what == 5:

@@ -73,7 +73,9 @@ def events(n: int = 40) -> tuple[np.ndarray, ...]:
 @reader
 def bin_file(folder: Path) -> tuple[Make, Callable[[Path], Any]]:
     t, x, y, p = events()
-    return of_bytes(b"".join(int(w).to_bytes(5, "big") for w in (x << 32) | (y << 24) | (p << 23) | t), "a.bin"), read_bin
+    return of_bytes(
+        b"".join(int(w).to_bytes(5, "big") for w in (x << 32) | (y << 24) | (p << 23) | t), "a.bin"
+    ), read_bin
 
 
 @reader
@@ -110,7 +112,9 @@ def saved(**arrays: Any) -> bytes:
 
 @reader
 def npz(folder: Path) -> tuple[Make, Callable[[Path], Any]]:
-    return of_bytes(saved(x=np.arange(50), y=np.zeros((3, 4), np.float32), names=np.asarray(["a", "b"])), "a.npz"), read_npz
+    return of_bytes(
+        saved(x=np.arange(50), y=np.zeros((3, 4), np.float32), names=np.asarray(["a", "b"])), "a.npz"
+    ), read_npz
 
 
 def of_columns(columns: dict[str, Any]) -> Make:
@@ -126,7 +130,9 @@ def of_columns(columns: dict[str, Any]) -> Make:
             elif change == 1:
                 changed[key] = a[: rng.randrange(len(a) + 1)] if a.ndim else a[None]
             elif change == 2:
-                kinds = ["f8", "f2", "u8", "i1", "S3", "U4", "?", "c8", "M8[s]"] if a.dtype.kind in "ui" else ["S3", "U9"]
+                kinds = (
+                    ["f8", "f2", "u8", "i1", "S3", "U4", "?", "c8", "M8[s]"] if a.dtype.kind in "ui" else ["S3", "U9"]
+                )
                 changed[key] = a.astype(rng.choice(kinds))
             elif change == 3:
                 changed[key] = a[..., None]
@@ -160,8 +166,15 @@ def sound_columns(folder: Path) -> tuple[Make, Callable[[Path], Any]]:
 
 @reader
 def image_columns(folder: Path) -> tuple[Make, Callable[[Path], Any]]:
-    columns = {"x_train": np.zeros((6, 4, 4), np.uint8), "y_train": np.asarray([0, 1] * 3), "x_test": np.zeros((2, 4, 4), np.uint8),
-               "y_test": np.asarray([0, 1]), "class_names": np.asarray(["a", "b"]), "group_train": np.arange(6)}  # fmt: skip
+    x, y = np.zeros((6, 4, 4), np.uint8), np.asarray([0, 1] * 3)
+    columns = {
+        "x_train": x,
+        "y_train": y,
+        "x_test": x[:2],
+        "y_test": y[:2],
+        "class_names": np.asarray(["a", "b"]),
+        "group_train": np.arange(6),
+    }
     return of_columns(columns), lambda path: data.open(DataConfig(name="arrays", train=path))
 
 
@@ -249,7 +262,15 @@ def chip_file(folder: Path) -> tuple[Make, Callable[[Path], Any]]:
 def summary_file(folder: Path) -> tuple[Make, Callable[[Path], Any]]:
     stage = {"name": "student", "kind": "snn", "network": {"name": "vgg5"}, "parameters": 10, "epochs": 1, "seconds": 1.0,
              "accuracy": 0.5, "accuracy_at": {"2": 0.5}, "layers": [{"path": "a", "firing_rate": 0.1, "neurons": 3}]}  # fmt: skip
-    tree = {"kind": "run", "format": 1, "title": "t", "recipe": "r", "seed": 0, "stages": [stage], "environment": {"a": [1]}}
+    tree = {
+        "kind": "run",
+        "format": 1,
+        "title": "t",
+        "recipe": "r",
+        "seed": 0,
+        "stages": [stage],
+        "environment": {"a": [1]},
+    }
     return of_text(tree, "summary.json", json.dumps), lambda path: summary.read(path.parent)
 
 

@@ -7,7 +7,7 @@ from spikedistill import networks, taps
 from spikedistill.networks import Network
 from spikedistill.neurons import NormNeuron
 from spikedistill.quantization import IntegerNetwork, quantize, to_integer
-from spikedistill.quantization.header import read_header
+from spikedistill.quantization.header_check import read_header
 
 
 def lively(name: str, x: Tensor, **options: object) -> Network:

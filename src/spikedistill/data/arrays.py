@@ -60,7 +60,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
     """One array, after a look at what its header promises."""
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
+        version = np.lib.format.read_magic(file)
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in readers:
             raise ValueError(f"{member.filename}: format {version} of structured arrays")
@@ -69,7 +69,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
         if min(shape, default=0) < 0 or size != member.file_size - file.tell():
             raise ValueError(f"{member.filename}: {member.file_size} bytes for the shape {shape} of {dtype}")
     with archive.open(member) as file:
-        return np.asarray(np.lib.format.read_array(_Sips(file), allow_pickle=False))  # type: ignore[no-untyped-call]
+        return np.asarray(np.lib.format.read_array(_Sips(file), allow_pickle=False))
 
 
 class _Sips:
@@ -78,7 +78,7 @@ class _Sips:
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = 1 << 12, /) -> bytes:
         """At most ``size`` bytes."""
         return self.file.read(min(size, 1 << 12))
 

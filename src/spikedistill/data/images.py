@@ -1,6 +1,7 @@
 """Readers of image sets that fit into memory."""
 
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,12 @@ def read_batch(path: Path, *keys: str) -> dict[str, Any]:
         raise SpikedistillError(f"no file {path}; the official folder holds it")
     try:
         with path.open("rb") as file:
+            for opcode, number, _ in pickletools.genops(file):  # places in a table that unpickling makes that long
+                if "PUT" in opcode.name and isinstance(number, int) and number > 1 << 20:
+                    raise pickle.UnpicklingError(f"it remembers {number} values")
+                if isinstance(number, int) and abs(number) > 1 << 32:
+                    raise pickle.UnpicklingError(f"it holds the number {number}")
+            file.seek(0)
             found = _PlainPickle(file, encoding="latin1").load()
     except Exception as error:  # unpickling raises whatever damaged bytes lead it to
         raise SpikedistillError(

@@ -111,7 +111,9 @@ def _measure(path: str | os.PathLike[str]) -> None:
                     total += int(item.size or 0) * item.dtype.itemsize
     own = Path(path).stat().st_size
     if total > MOST_BYTES or total > max(FREE_BYTES, RATIO * own):
-        raise ValueError(f"its {own:,} bytes unpack to {total:,}; at most 8 GiB, and above 1 GiB at most {RATIO} times the file")
+        raise ValueError(
+            f"its {own:,} bytes unpack to {total:,}; at most 8 GiB, and above 1 GiB at most {RATIO} times the file"
+        )
 
 
 def finite(values: Any, name: str, what: str) -> Any:

@@ -52,7 +52,9 @@ class NIRNetwork(Network):
 
     head_path = ""
 
-    def __init__(self, graph: Any, notes: Notes, time_steps: int, dt: float | None, path: Any = "this NIR graph") -> None:
+    def __init__(
+        self, graph: Any, notes: Notes, time_steps: int, dt: float | None, path: Any = "this NIR graph"
+    ) -> None:
         names = {type(node).__name__: name for name, node in graph.nodes.items()}
         if "Input" not in names or "Output" not in names:
             raise SpikedistillError("this NIR graph has no input or no output node")
@@ -69,7 +71,9 @@ class NIRNetwork(Network):
         self.sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
         for source, target in graph.edges:
             if source not in self.sources or target not in self.sources:
-                raise SpikedistillError(f"this NIR graph has an edge from {source!r} to {target!r}, not both of them nodes")
+                raise SpikedistillError(
+                    f"this NIR graph has an edge from {source!r} to {target!r}, not both of them nodes"
+                )
             self.sources[target].append(source)
         try:
             self.order = list(TopologicalSorter(self.sources).static_order())
@@ -125,8 +129,8 @@ class NIRNetwork(Network):
                     raise SpikedistillError(f"node {name!r} does not fit its input {shapes}: {words}") from None
                 if out.numel() * time_steps > MOST_VALUES or out.numel() == 0:
                     raise SpikedistillError(
-                        f"node {name!r} gives the shape {tuple(out.shape[1:])} at {time_steps} steps; at most {MOST_VALUES:,} values "
-                        "are run"
+                        f"node {name!r} gives the shape {tuple(out.shape[1:])} at {time_steps} steps; at most "
+                        f"{MOST_VALUES:,} values are run"
                     )
                 values[name] = out
         if values[self.graph_output].dim() != 2:
@@ -154,7 +158,9 @@ def _shape(types: Any, what: str, name: str) -> tuple[int, ...]:
     except (TypeError, KeyError, ValueError, OverflowError):
         shape = ()
     if not 1 <= len(shape) <= 3 or min(shape) < 1 or prod(shape) > MOST_VALUES:
-        raise SpikedistillError(f"node {name!r}: the graph's {what} has the shape {shape}; give (C, H, W), (C, L) or (C,)")
+        raise SpikedistillError(
+            f"node {name!r}: the graph's {what} has the shape {shape}; give (C, H, W), (C, L) or (C,)"
+        )
     return shape
 
 
@@ -183,7 +189,9 @@ def _module(name: str, node: Any, extra: NodeNotes, time_steps: int, dt: float) 
     except SpikedistillError:
         raise
     except Exception as why:  # torch and numpy raise whatever odd options lead them to
-        raise SpikedistillError(f"node {name!r}, a {kind}, cannot be built: {' '.join(str(why).split())[:160]}") from None
+        raise SpikedistillError(
+            f"node {name!r}, a {kind}, cannot be built: {' '.join(str(why).split())[:160]}"
+        ) from None
     step = extra.step
     if step:  # sums of codes, exact in float64, and the one rounding behind them
         module.double().register_forward_pre_hook(lambda _, args: (args[0].double(),))

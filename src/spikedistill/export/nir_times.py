@@ -43,7 +43,9 @@ def time_step(graph: Any, order: list[str], sources: dict[str, list[str]], path:
             f"{words}, and at a step of 1 {short[0]!r} has a time constant below the step; give time_step=..., in the unit of "
             "the file's time constants"
         )
-    warnings.warn(f"{words}: read with time_step=1, one step as the unit of time; give time_step=... to choose", stacklevel=4)
+    warnings.warn(
+        f"{words}: read with time_step=1, one step as the unit of time; give time_step=... to choose", stacklevel=4
+    )
     return 1.0
 
 
@@ -54,7 +56,8 @@ def _bound(node: Any, kind: str, bound: float) -> float:
     if kind in ("Affine", "Linear", "Conv1d", "Conv2d"):
         weight = np.asarray(node.weight)
         positive = float(np.maximum(weight.reshape(len(weight), -1), 0).sum(1).max(initial=0))
-        return positive * bound + float(np.max(getattr(node, "bias", None) if getattr(node, "bias", None) is not None else 0.0))
+        bias = getattr(node, "bias", None)
+        return positive * bound + (0.0 if bias is None else float(np.max(bias)))
     if kind == "Scale":
         return float(np.max(np.abs(node.scale))) * bound
     return bound * float(np.prod(node.kernel_size)) if kind == "SumPool2d" else bound

@@ -15,7 +15,8 @@ from ..networks.encoding import encode
 from ..neurons import NormNeuron
 from ..reading import parse_json
 from . import executor
-from .header import FORMAT, VERSION, read_header
+from .header import FORMAT, VERSION
+from .header_check import read_header
 from .packing import pack, unpack
 from .plan import Plan
 
@@ -123,7 +124,9 @@ class IntegerNetwork:
             raise SpikedistillError(f"{path} holds weights, but no integer network; write one with IntegerNetwork.save")
         real = [name for name, tensor in tensors.items() if tensor.dtype not in INTEGERS]
         if real:
-            raise SpikedistillError(f"{path}: the tensor {real[0]!r} holds no integers; give a file of IntegerNetwork.save")
+            raise SpikedistillError(
+                f"{path}: the tensor {real[0]!r} holds no integers; give a file of IntegerNetwork.save"
+            )
         if _digest(metadata["network"], tensors) != metadata["sha256"]:
             raise SpikedistillError(f"{path} was damaged: its checksum differs; write it anew")
         header = parse_json(metadata["network"], f"{path}: its header")
