@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 # One thread a test process: two of them fill two cores.
 TEST_ENV := OMP_NUM_THREADS=1 SPIKEDISTILL_EAGER=1
 
-.PHONY: demo test test-slow bench lint check clean
+.PHONY: demo test test-slow test-fuzz bench lint check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/spikedistill train digits
@@ -18,7 +18,11 @@ test: $(VENV)/.dev
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/.dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m slow
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m 'slow and not fuzz'
+
+# 10,000 mutated files a reader: 20 minutes
+test-fuzz: $(VENV)/.dev
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m fuzz tests/fuzz
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/all.py

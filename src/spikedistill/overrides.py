@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import yaml
-
 from .errors import SpikedistillError, nearest
+from .reading import parse_yaml
 
 RESERVED = (
     "title",
@@ -48,7 +47,7 @@ def apply_override(tree: dict[str, Any], text: str) -> None:
         here = here[part]
     if isinstance(here, list):
         raise SpikedistillError(f"override {text!r} names an objective but none of its keys")
-    here[parts[-1]] = yaml.safe_load(value)
+    here[parts[-1]] = parse_yaml(value, f"override {text!r}")
 
 
 def _named(items: list[Any], name: str, what: str, text: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -26,6 +25,7 @@ from .data.config import DataConfig
 from .errors import SpikedistillError, nearest
 from .networks.pretrained import from_name
 from .overrides import RESERVED, apply_override
+from .reading import MAX_YAML_BYTES, parse_yaml, read_text
 from .typed import checked
 
 # Keys of a stage's `network` that are not options of its builder.
@@ -205,25 +205,10 @@ def locate(source: "str | Path") -> Path:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping; an error names line and column."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpikedistillError(f"{path}: not readable as YAML: {str(error).splitlines()[0]} {_mark(error)}") from None
+    tree = parse_yaml(read_text(path, MAX_YAML_BYTES), str(path))
     if not isinstance(tree, dict):
         raise SpikedistillError(f"{path}: a recipe is a mapping with `stages:`, found {type(tree).__name__}")
-    return _unshared(tree)
-
-
-def _unshared(value: Any) -> Any:
-    """A copy in which aliases (``*name``) are objects of their own, so that an override of one stage leaves the others."""
-    if isinstance(value, dict):
-        return {k: _unshared(v) for k, v in value.items()}
-    return [_unshared(v) for v in value] if isinstance(value, list) else value
-
-
-def _mark(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f"(line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+    return tree
 
 
 def check(recipe: Recipe, custom: Iterable[str] = ()) -> None:

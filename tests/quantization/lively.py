@@ -7,6 +7,7 @@ from spikedistill import networks, taps
 from spikedistill.networks import Network
 from spikedistill.neurons import NormNeuron
 from spikedistill.quantization import IntegerNetwork, quantize, to_integer
+from spikedistill.quantization.header_check import read_header
 
 
 def lively(name: str, x: Tensor, **options: object) -> Network:
@@ -49,6 +50,7 @@ def assert_equal(quantized: Network, x: Tensor, alive: float = 0.9) -> IntegerNe
         logits, seen = taps.captures(quantized, x, ["*@spikes"])
         predicted = quantized.predict(x)
     integer = to_integer(quantized)
+    read_header(integer.header, integer.tensors, "here")
     steps, spikes = integer.steps(x)
     assert len(spikes) == len(seen.tensors) > 0
     for path, mine in spikes.items():

@@ -1,10 +1,10 @@
 """Arrays given by the user, in memory or in .npz files, turned into parts of a data set."""
 
+import math
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -25,19 +25,99 @@ SPELLINGS = {
     "class_names": ("class_names", "names"),
 }
 EXTRA = ("name", "group_train")
+LARGEST_LABEL = 999_999
+
+
+NPZ_FREE, NPZ_RATIO, NPZ_BYTES = 1 << 30, 500, 32 << 30
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """All arrays of an .npz file; a missing, cut or foreign file is named in the error."""
+    """All arrays of an .npz file; a missing, cut or foreign file is named in the error.
+
+    Every array's size is known before it is read: refused are more than 32 GiB, and more than 1 GiB that is more than 500
+    times the file; arrays whose header says another size than the archive; objects.
+    """
     if not path.exists():
         raise SpikedistillError(f"no file {path}")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            total, own = sum(member.file_size for member in members), path.stat().st_size
+            if total > NPZ_BYTES or total > max(NPZ_FREE, NPZ_RATIO * own):
+                raise SpikedistillError(
+                    f"cannot read {path}: its {own:,} bytes unpack to {total:,}; at most 32 GiB are read, and above 1 GiB "
+                    f"at most {NPZ_RATIO} times the file"
+                )
+            return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
+    except SpikedistillError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise whatever a forged header leads them to
         raise SpikedistillError(
-            f"cannot read {path}: cut short, damaged, or no .npz of plain arrays ({error})"
+            f"cannot read {path}: cut short, damaged, or no .npz of plain arrays ({short(error)})"
         ) from error
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    """One array, after a look at what its header promises."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise ValueError(f"{member.filename}: format {version} of structured arrays")
+        shape, _, dtype = readers[version](file)
+        size = math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or size != member.file_size - file.tell():
+            raise ValueError(f"{member.filename}: {member.file_size} bytes for the shape {shape} of {dtype}")
+    with archive.open(member) as file:
+        return np.asarray(np.lib.format.read_array(_Sips(file), allow_pickle=False))
+
+
+class _Sips:
+    """Reads little at once: zipfile unpacks LZMA and bzip2 without a bound, all that it was asked to read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+
+    def read(self, size: int = 1 << 12, /) -> bytes:
+        """At most ``size`` bytes."""
+        return self.file.read(min(size, 1 << 12))
+
+
+def short(error: BaseException) -> str:
+    """An error's words in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def plain(values: Any, where: str) -> NDArray[Any]:
+    """An array of a tensor, an array or lists; rows that differ in length are refused."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu().numpy()
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise SpikedistillError(f"{where}: no array ({short(error)}); give one of numpy's") from None
+
+
+def whole(values: Any, where: str, low: int = 0, high: int = 1 << 62, dims: int = 1) -> NDArray[np.int64]:
+    """Whole numbers from ``low`` to ``high`` as int64, of ``dims`` axes; text, fractions and others are refused."""
+    array = plain(values, where)
+    if array.dtype.kind not in "uifb" or array.ndim != dims:
+        raise SpikedistillError(
+            f"{where}: found {array.dtype} of shape {array.shape}; give whole numbers"
+            + (f" of {dims} axis" if dims == 1 else ", one value" if dims == 0 else "")
+        )
+    if array.size == 0:
+        return array.astype(np.int64)
+    if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.floor(array)).all()):
+        raise SpikedistillError(f"{where}: found numbers that are not whole, such as {_odd(array)}; give integers")
+    if array.min() < low or array.max() > high:
+        raise SpikedistillError(f"{where}: found {array.min()} to {array.max()}; allowed are {low} to {high}")
+    return array.astype(np.int64)
+
+
+def _odd(array: NDArray[Any]) -> Any:
+    """The first number that is not whole."""
+    return array[~(np.isfinite(array) & (array == np.floor(array)))].flat[0]
 
 
 def images(x: Any, where: str) -> Tensor:
@@ -47,7 +127,7 @@ def images(x: Any, where: str) -> Tensor:
     square), else the second. Integers are 0..255, floats
     0..1; frames are counts, not below zero.
     """
-    array = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    array = plain(x, where)
     if array.dtype.kind not in "uifb":
         raise SpikedistillError(f"{where}: found numbers of type {array.dtype}; give uint8 or float32")
     if array.ndim == 3:
@@ -65,7 +145,7 @@ def images(x: Any, where: str) -> Tensor:
     if not (np.isfinite(low) and np.isfinite(high)):
         raise SpikedistillError(f"{where}: found NaN or infinity; give finite numbers")
     frames = array.ndim == 5
-    limit = np.inf if frames else 255 if array.dtype.kind in "ui" else 1
+    limit = float(np.finfo(np.float32).max) if frames else 255 if array.dtype.kind in "ui" else 1
     if low < 0 or high > limit:
         allowed = "counts, 0 and more" if frames else "0..255 as integers or 0..1 as floats (divide by 255)"
         raise SpikedistillError(f"{where}: found values from {low} to {high}; allowed are {allowed}")
@@ -75,15 +155,19 @@ def images(x: Any, where: str) -> Tensor:
 
 def labels(y: Any, count: int, where: str) -> Labels:
     """Class numbers (N,) or (N, 1), as many as samples, whole and not negative."""
-    array = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+    array = plain(y, where)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or len(array) != count:
         raise SpikedistillError(f"{where}: found shape {array.shape} for {count} samples; give one class number each")
+    if count == 0:
+        raise SpikedistillError(f"{where}: no samples")
     if array.dtype.kind not in "uif" or not np.all(array == np.floor(array)):
         raise SpikedistillError(f"{where}: found {array.dtype} values that are no whole numbers; give class numbers")
     if array.min() < 0:
         raise SpikedistillError(f"{where}: found the label {array.min()}; labels count from 0")
+    if array.max() > LARGEST_LABEL:
+        raise SpikedistillError(f"{where}: found the label {array.max()}; labels end at {LARGEST_LABEL}")
     return array.astype(np.int64)
 
 
@@ -92,7 +176,7 @@ def names(given: Any, parts: Iterable[Labels], where: str) -> tuple[str, ...]:
     train, *others = list(parts)
     highest = max(int(part.max()) for part in (train, *others) if len(part))
     if given is not None and len(np.atleast_1d(given)):
-        words = tuple(str(word) for word in given)
+        words = tuple(str(word) for word in np.atleast_1d(given))
         if highest >= len(words):
             raise SpikedistillError(f"{where}: found label {highest} but only {len(words)} class names")
         return words
@@ -103,6 +187,16 @@ def names(given: Any, parts: Iterable[Labels], where: str) -> tuple[str, ...]:
             "number the classes without gaps, or give class_names"
         )
     return tuple(str(c) for c in range(highest + 1))
+
+
+def grouped(values: Any, where: str) -> NDArray[np.int64]:
+    """Names or numbers of groups (N,) as numbers from 0."""
+    array = plain(values, where)
+    if array.ndim != 1 or array.dtype.kind not in "uifbUS":
+        raise SpikedistillError(
+            f"{where}: found {array.dtype} of shape {array.shape}; give one name or number a sample"
+        )
+    return np.unique(array, return_inverse=True)[1].astype(np.int64)
 
 
 def part(x: Any, y: Any, where: str, groups: Any = None) -> Part:
@@ -128,10 +222,10 @@ def source(arrays: Mapping[str, Any], where: str, name: str = "arrays") -> Sourc
         raise SpikedistillError(f"{where}: no {', '.join(missing)}; found {sorted(arrays)}")
     groups = None
     if "group_train" in found:
-        groups = np.unique(np.asarray(found["group_train"]), return_inverse=True)[1].astype(np.int64)
-        if len(groups) != len(found["x_train"]):
-            raise SpikedistillError(f"{where}, group_train: {len(groups)} for {len(found['x_train'])} samples")
+        groups = grouped(found["group_train"], f"{where}, group_train")
     train = part(found["x_train"], found["y_train"], f"{where}, train", groups)
+    if groups is not None and len(groups) != len(train.labels):
+        raise SpikedistillError(f"{where}, group_train: {len(groups)} for {len(train.labels)} samples")
     test = part(found["x_test"], found["y_test"], f"{where}, test")
     validation = None
     if "x_validation" in found:

@@ -17,6 +17,7 @@ from spikedistill.data.audio import LEVELS, Features, disturb, ranges
 from spikedistill.data.config import AudioAugmentConfig, AudioConfig, DataConfig, augmentation
 from spikedistill.data.stores import Labels, Memory, Part, Source
 from spikedistill.errors import SpikedistillError
+from spikedistill.reading import read_text
 
 RANGE_SAMPLES = 2000
 
@@ -76,8 +77,11 @@ def read_wav(path: Path) -> tuple[NDArray[np.int16], int]:
                 file.getnframes(),
             )
             body = file.readframes(promised)
-    except (wave.Error, EOFError, OSError) as error:
-        raise SpikedistillError(f"cannot read {path}: cut short or no PCM WAV file ({error})") from error
+    except Exception as error:  # the wave module raises whatever a forged header leads it to
+        raise SpikedistillError(f"cannot read {path}: cut short or no PCM WAV file ({arrays.short(error)})") from error
+    if width > 4:
+        raise SpikedistillError(f"{path}: samples of {8 * width} bits; 8, 16, 24 and 32 are read")
+    _rate(rate, str(path))
     if promised == 0 or len(body) != promised * width * channels:
         raise SpikedistillError(
             f"{path}: {len(body)} of {promised * width * channels} bytes of sound: empty or cut short"
@@ -89,6 +93,13 @@ def read_wav(path: Path) -> tuple[NDArray[np.int16], int]:
     else:
         samples = np.frombuffer(body, f"<i{width}").astype(np.int64) >> (8 * (width - 2))
     return (samples.reshape(-1, channels).sum(1) // channels).astype(np.int16), rate
+
+
+def _rate(rate: int, where: str) -> int:
+    """A rate in Hz that sound can have: a forged one would ask for gigabytes of silence."""
+    if not 100 <= rate <= 1_000_000:
+        raise SpikedistillError(f"{where}: a rate of {rate} Hz; allowed are 100 to 1000000")
+    return rate
 
 
 def fit(samples: NDArray[Any], length: int) -> NDArray[np.int16]:
@@ -146,17 +157,21 @@ def npz_audio(config: DataConfig, steps: int) -> Source:
         missing = [key for key in ("audio", "off", "label", "rate") if key not in z]
         if missing:
             raise SpikedistillError(f"{path}: no {', '.join(missing)} in it; found {sorted(z)}")
-        off = z["off"].astype(np.int64)
-        if off[0] != 0 or off[-1] != len(z["audio"]) or (np.diff(off) <= 0).any():
-            raise SpikedistillError(f"{path}: off must rise from 0 to the number of samples, {len(z['audio'])}")
-        recordings = [z["audio"][a:b] for a, b in pairwise(off)]
+        sound = arrays.whole(z["audio"], f"{path}, audio", -(1 << 15), (1 << 15) - 1).astype(np.int16)
+        off = arrays.whole(z["off"], f"{path}, off")
+        if len(off) < 2 or off[0] != 0 or off[-1] != len(sound) or (np.diff(off) <= 0).any():
+            raise SpikedistillError(f"{path}: off must rise from 0 to the number of samples, {len(sound)}")
+        recordings = [sound[a:b] for a, b in pairwise(off)]
         groups = None
         if config.group is not None and role == "train":
-            if config.group not in z or len(z[config.group]) != len(recordings):
+            if config.group not in z or z[config.group].shape != (len(recordings),):
                 raise SpikedistillError(f"data.group: no {config.group!r} with one entry a recording in {path}")
-            groups = np.unique(z[config.group], return_inverse=True)[1].astype(np.int64)
+            groups = arrays.grouped(z[config.group], f"{path}, {config.group}")
         parts[role] = (recordings, arrays.labels(z["label"], len(recordings), f"{path}, label"), groups)
-        rates.add(int(z["rate"]))
+        rate = arrays.whole(z["rate"].reshape(-1), f"{path}, rate")
+        if len(rate) != 1:
+            raise SpikedistillError(f"{path}, rate: one number in Hz is needed, found {len(rate)}")
+        rates.add(_rate(int(rate[0]), f"{path}, rate"))
         words = z.get("names") if words is None else words
     if len(rates) > 1:
         raise SpikedistillError(f"{train} and {test} differ in rate: {sorted(rates)}")
@@ -230,7 +245,7 @@ def speech_commands(config: DataConfig, steps: int) -> Source:
             "data set 'speechcommands' needs data.root, the folder with testing_list.txt, validation_list.txt"
         )
     lists = {
-        role: set((root / f"{file}_list.txt").read_text().split())
+        role: set(read_text(root / f"{file}_list.txt").split())
         for role, file in (("validation", "validation"), ("test", "testing"))
     }
     words = sorted(sub.name for sub in root.iterdir() if sub.is_dir() and not sub.name.startswith("_"))

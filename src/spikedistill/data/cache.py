@@ -5,6 +5,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from spikedistill.errors import SpikedistillError
 
@@ -12,6 +16,15 @@ from spikedistill.errors import SpikedistillError
 def folder(chosen: Path | None = None) -> Path:
     """``data.frames.cache``, else SPIKEDISTILL_CACHE, else ~/.cache/spikedistill."""
     return chosen or Path(os.environ.get("SPIKEDISTILL_CACHE", Path.home() / ".cache" / "spikedistill"))
+
+
+def array(path: Path, shape: tuple[int, ...]) -> NDArray[Any] | None:
+    """The array of ``shape`` in a .npy file, mapped; None where there is none, or it was damaged."""
+    try:
+        found = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.shape == shape else None
 
 
 @contextmanager

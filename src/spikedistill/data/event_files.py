@@ -5,6 +5,7 @@ A file that ends inside an event or a packet is refused by name.
 
 import csv
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spikedistill.data.arrays import whole
 from spikedistill.errors import SpikedistillError
+
+GESTURES = 11
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Events:
         missing = [key for key in "txyp" if key not in fields]
         if missing:
             raise SpikedistillError(f"{where}: events need the fields t, x, y, p; missing: {', '.join(missing)}")
-        columns = [np.asarray(found[key]).reshape(-1).astype(np.int64) for key in "txyp"]
+        columns = [whole(np.asarray(found[key]).reshape(-1), f"{where}, {key}", -(1 << 62)) for key in "txyp"]
         if len({len(column) for column in columns}) > 1:
             raise SpikedistillError(f"{where}: t, x, y, p differ in length: {[len(c) for c in columns]}")
         return cls(*columns)
@@ -42,9 +46,12 @@ class Events:
 
 
 def _bytes(path: Path) -> bytes:
-    if not path.exists():
-        raise SpikedistillError(f"no file {path}")
-    return path.read_bytes()
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise SpikedistillError(f"no file {path}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        raise SpikedistillError(f"cannot read {path} ({error})") from None
 
 
 def read_bin(path: Path) -> Events:
@@ -59,6 +66,8 @@ def read_bin(path: Path) -> Events:
     x, y, high, middle, low = raw.reshape(-1, 5).T.astype(np.int64)
     t = ((high & 127) << 16) | (middle << 8) | low
     marks = y == 240
+    if marks.all():
+        raise SpikedistillError(f"{path}: no events in it, only marks of the counter's overflow")
     t = t + np.cumsum(marks) * 8192
     return Events(t[~marks], x[~marks], y[~marks], (high >> 7)[~marks])
 
@@ -70,20 +79,35 @@ def read_aedat2(path: Path) -> Events:
     pixel. Rows count from the top. Li, Liu, Ji, Li, Shi, "CIFAR10-DVS", Frontiers in Neuroscience 2017.
     """
     body = _bytes(path)
-    file = io.BytesIO(body)
+    if not body.startswith(b"#!AER-DAT2."):
+        raise SpikedistillError(f"{path}: no AEDAT 2.0 header: it begins with {body[:16]!r}")
     start = 0
-    while file.readline().startswith(b"#"):
-        start = file.tell()
-    if start == 0 or len(body) == start or (len(body) - start) % 8:
+    while body[start : start + 1] == b"#":
+        end = body.find(b"\n", start)
+        start = len(body) if end < 0 else end + 1
+    _of_a_dvs128(body[:start].decode("latin-1"), path)
+    if len(body) == start or (len(body) - start) % 8:
         raise SpikedistillError(
-            f"{path}: no AEDAT 2.0 header"
-            if start == 0
-            else f"{path}: {len(body) - start} bytes is no whole number of 8-byte events: empty or cut short"
+            f"{path}: {len(body) - start} bytes is no whole number of 8-byte events: empty or cut short"
         )
     address, t = np.frombuffer(body, dtype=">u4", offset=start).reshape(-1, 2).T.astype(np.int64)
     pixel = address < 1 << 15
+    if 2 * pixel.sum() < len(pixel):  # a DVS128 itself gives a few others, synchronisation
+        raise SpikedistillError(
+            f"{path}: {len(pixel) - pixel.sum()} of {len(pixel)} addresses are no pixels of a DVS128; it is of another sensor"
+        )
     address, t = address[pixel], t[pixel]
     return Events(t, 127 - ((address >> 8) & 127), 127 - ((address >> 1) & 127), 1 - (address & 1))
+
+
+def _of_a_dvs128(header: str, path: Path) -> None:
+    """Refuse a header that names another sensor or another unit of time."""
+    chip = re.search(r"AEChip: *(\S+)", header)
+    if chip and "DVS128" not in chip[1].upper():
+        raise SpikedistillError(f"{path}: of the sensor {chip[1]}; only recordings of a DVS128 are read")
+    tick = re.search(r"Timestamps tick(?: is|:) *(\S+ *\S*)", header)
+    if tick and tick[1].split() != ["1", "us"]:
+        raise SpikedistillError(f"{path}: its times are in units of {tick[1].strip()}; only those of 1 us are read")
 
 
 def read_aedat3(path: Path) -> Events:
@@ -102,13 +126,20 @@ def read_aedat3(path: Path) -> Events:
         if len(body) - position < 28:
             raise SpikedistillError(f"{path}: cut short in the header of a packet at byte {position}")
         kind = int.from_bytes(body[position : position + 2], "little")
-        size, _, overflow, capacity, number, _ = np.frombuffer(body, "<u4", 6, position + 4).tolist()
+        size, place, overflow, capacity, number, valid = np.frombuffer(body, "<u4", 6, position + 4).tolist()
         position += 28
+        if not valid <= number <= capacity or overflow >= 1 << 31 or (kind == 1 and (size, place) != (8, 4)):
+            raise SpikedistillError(
+                f"{path}: the packet at byte {position - 28} says {valid} valid of {number} events in room for {capacity} of "
+                f"{size} bytes, time at byte {place}, overflow {overflow}: damaged"
+            )
         if len(body) - position < size * capacity:
             raise SpikedistillError(f"{path}: cut short in a packet at byte {position}")
         if kind == 1:
             words = np.frombuffer(body, "<u4", number * 2, position).reshape(-1, 2).astype(np.int64)
             words = words[words[:, 0] & 1 == 1]
+            if (words[:, 1] >= 1 << 31).any():
+                raise SpikedistillError(f"{path}: times beyond 31 bits in the packet at byte {position - 28}: damaged")
             data.append(words[:, 0])
             times.append(words[:, 1] | overflow << 31)
         position += size * capacity
@@ -122,8 +153,12 @@ def read_gesture_labels(path: Path) -> list[tuple[int, int, int]]:
     """Rows (class from 0, start, end in microseconds) of a label file of DVS Gesture, whose classes count from 1."""
     try:
         rows = list(csv.DictReader(io.StringIO(_bytes(path).decode())))
-        return [(int(r["class"]) - 1, int(r["startTime_usec"]), int(r["endTime_usec"])) for r in rows]
-    except (KeyError, TypeError, ValueError) as error:
+        found = [(int(r["class"]) - 1, int(r["startTime_usec"]), int(r["endTime_usec"])) for r in rows]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise SpikedistillError(
             f"{path}: rows must be class,startTime_usec,endTime_usec; could not read {error}"
         ) from error
+    for label, start, end in found:
+        if not (0 <= label < GESTURES and 0 <= start < end < 1 << 62):
+            raise SpikedistillError(f"{path}: class {label + 1} from {start} to {end} us; there are 1 to {GESTURES}")
+    return found

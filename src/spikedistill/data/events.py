@@ -18,6 +18,9 @@ from spikedistill.data.event_files import Events, read_aedat2, read_aedat3, read
 from spikedistill.data.frames import EventSet, framed
 from spikedistill.data.stores import Labels, Part, Source, sha256
 from spikedistill.errors import SpikedistillError
+from spikedistill.reading import read_text
+
+LARGEST_SENSOR = 1 << 14
 
 
 @dataclass
@@ -80,11 +83,14 @@ class EventFiles:
 def files_digest(paths: Sequence[Path], config: FramesConfig) -> str:
     """sha256 over the bytes of files, in order; kept in the cache under their names, sizes and times of change."""
     unique = list(dict.fromkeys(paths))
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in unique]
+    try:
+        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in unique]
+    except (OSError, ValueError) as error:
+        raise SpikedistillError(f"cannot read a recording of the set ({error})") from None
     listing = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
     note = cache.folder(config.cache) / "digests" / listing
-    if note.exists():
-        return note.read_text()
+    if note.exists() and re.fullmatch(rb"[0-9a-f]{64}", known := note.read_bytes()):
+        return known.decode()
     state = hashlib.sha256()
     for path in unique:
         state.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -163,27 +169,39 @@ def _part(recordings: EventSet, labels: Labels, number: int, config: DataConfig,
     return Part(framed(recordings, number, frames_config(config)), labels, groups)
 
 
+def _column(values: NDArray[Any], where: str) -> NDArray[Any]:
+    """One column of events as it is, after a look: small integers stay small, so that large sets fit."""
+    if values.dtype.kind in "bui" and values.dtype != np.uint64:
+        return values
+    return arrays.whole(values, where, -(1 << 62))
+
+
 def packed(path: Path, group: str | None = None) -> tuple[PackedEvents, Labels, Any, tuple[int, int], Any]:
     """(events, labels, class names, sensor size, groups or None) of an ``events`` .npz."""
     z = arrays.read_npz(path)
     missing = [key for key in ("t", "x", "y", "p", "off", "label", "sensor_size") if key not in z]
     if missing:
         raise SpikedistillError(f"{path}: no {', '.join(missing)} in it; found {sorted(z)}")
-    off = z["off"].astype(np.int64)
-    n = len(z["t"])
-    if off[0] != 0 or off[-1] != n or (np.diff(off) < 0).any() or any(len(z[k]) != n for k in "xyp"):
+    sensor = arrays.whole(z["sensor_size"], f"{path}, sensor_size", 1, LARGEST_SENSOR)
+    if len(sensor) not in (2, 3):  # tonic's third is the number of polarities
+        raise SpikedistillError(f"{path}: sensor_size is (width, height), found {sensor.tolist()}")
+    width, height = int(sensor[0]), int(sensor[1])
+    if any(z[key].ndim != 1 for key in "txyp"):
+        raise SpikedistillError(f"{path}: t, x, y, p have one axis; found {[z[key].shape for key in 'txyp']}")
+    columns = {key: _column(z[key], f"{path}, {key}") for key in "txyp"}
+    off, n = arrays.whole(z["off"], f"{path}, off"), len(z["t"])
+    if len(off) < 2 or off[0] != 0 or off[-1] != n or (np.diff(off) < 0).any() or any(len(z[k]) != n for k in "xyp"):
         raise SpikedistillError(f"{path}: off must rise from 0 to the number of events, equal in t, x, y and p ({n})")
     labels = arrays.labels(z["label"], len(off) - 1, f"{path}, label")
-    width, height = (int(v) for v in z["sensor_size"])
     groups = None
     name = group or ("rec" if "rec" in z else None)
     if name is not None:
         if name not in z or z[name].shape != labels.shape:
             allowed = sorted(key for key, value in z.items() if value.shape == labels.shape)
             raise SpikedistillError(f"data.group: no {name!r} with one entry a sample in {path}; there are {allowed}")
-        groups = np.unique(z[name], return_inverse=True)[1].astype(np.int64)
+        groups = arrays.grouped(z[name], f"{path}, {name}")
     return (
-        PackedEvents(z["t"], z["x"], z["y"], z["p"], off, (width, height), str(path)),
+        PackedEvents(columns["t"], columns["x"], columns["y"], columns["p"], off, (width, height), str(path)),
         labels,
         z.get("names"),
         (width, height),
@@ -213,7 +231,7 @@ def npz_events(config: DataConfig, number: int) -> Source:
 
 
 def _natural(path: Path) -> list[Any]:
-    return [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", path.name)]
+    return [int(word) if word.isdecimal() else word for word in re.split(r"(\d+)", path.name)]
 
 
 def _folder(config: DataConfig, *candidates: str) -> Path:
@@ -226,6 +244,8 @@ def _folder(config: DataConfig, *candidates: str) -> Path:
 
 
 def _classes(folder: Path, suffix: str) -> dict[str, list[Path]]:
+    if not folder.is_dir():
+        raise SpikedistillError(f"{folder}: no folder; it needs one folder of *{suffix} files per class")
     found = {sub.name: sorted(sub.glob(f"*{suffix}"), key=_natural) for sub in sorted(folder.iterdir()) if sub.is_dir()}
     found = {name: paths for name, paths in found.items() if paths}
     if not found:
@@ -248,6 +268,8 @@ def nmnist(config: DataConfig, number: int) -> Source:
         classes = _classes(_folder(config, role), ".bin")
         paths, labels = _listed(classes)
         words = tuple(classes) if role == "Train" else words
+        if tuple(classes) != words:
+            raise SpikedistillError(f"{config.root}: Train has the classes {list(words)}, Test has {list(classes)}")
         parts.append(_part(EventFiles(paths, (34, 34), read_bin, frames_config(config)), labels, number, config))
     return Source(config.name, parts[0], parts[1], words, "frames")
 
@@ -322,7 +344,7 @@ def dvsgesture(config: DataConfig, number: int) -> Source:
         if not listing.exists():
             raise SpikedistillError(f"no file {listing}; data.root is the folder of the official DvsGesture files")
         trials, labels, groups = [], [], []
-        for i, line in enumerate(filter(None, map(str.strip, listing.read_text().splitlines()))):
+        for i, line in enumerate(filter(None, map(str.strip, read_text(listing).splitlines()))):
             path = folder / line
             for label, start, end in read_gesture_labels(path.with_name(f"{path.stem}_labels.csv")):
                 trials.append((path, start, end))
@@ -337,7 +359,7 @@ def from_objects(
     train: Any, test: Any, sensor_size: Sequence[int], number: int, config: DataConfig, class_names: Any = None
 ) -> Source:
     """Two sequences (or generators) of (events, label), events with fields t, x, y, p."""
-    width, height = int(sensor_size[0]), int(sensor_size[1])
+    width, height = (int(v) for v in arrays.whole(list(sensor_size[:2]), "sensor_size", 1, LARGEST_SENSOR))
     parts = []
     for given, role in ((train, "train"), (test, "test")):
         items = given if hasattr(given, "__getitem__") and hasattr(given, "__len__") else list(given)

@@ -13,26 +13,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikedistill.data import cache, splits
+from spikedistill.data import arrays, cache, splits
 from spikedistill.data.config import DataConfig, augmentation
 from spikedistill.data.images import from_arrays_file, npz_in
 from spikedistill.data.stores import Labels, Memory, Part, Source
 from spikedistill.errors import SpikedistillError
+from spikedistill.reading import read_text
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
+LARGEST = 89_478_485  # pixels of one image: beyond this Pillow speaks of a decompression bomb
 IN_MEMORY = 2 << 30  # bytes of decoded images up to which a folder is held in memory
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def decode(path: Path) -> Any:
-    """An RGB Pillow image, read to its end; a damaged file is named."""
+    """An RGB Pillow image of at most ``LARGEST`` pixels, read to its end; a damaged file is named.
+
+    Only the formats of ``SUFFIXES`` are tried, whatever the name says: Pillow's others start programs.
+    """
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > LARGEST:
+                raise SpikedistillError(
+                    f"cannot read {path}: {image.width} x {image.height} pixels; at most {LARGEST:,} are read"
+                )
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise SpikedistillError(f"cannot read {path}: cut short, damaged or no image ({error})") from error
+    except SpikedistillError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
+        raise SpikedistillError(
+            f"cannot read {path}: cut short, damaged or no image ({arrays.short(error)})"
+        ) from error
 
 
 @dataclass
@@ -70,6 +84,8 @@ class Files:
             return T.pil_to_tensor(RandomResizedCrop(self.size, scale=self.area)(image))
         enlarge = max(height / image.height, width / image.width) / self.centre
         target = [max(round(image.height * enlarge), height), max(round(image.width * enlarge), width)]
+        if target[0] * target[1] > LARGEST:
+            raise SpikedistillError(f"{path}: {image.width} x {image.height} pixels cannot be brought to {self.size}")
         return T.pil_to_tensor(T.center_crop(T.resize(image, target), [height, width]))
 
     def take(self, index: Tensor, device: torch.device, train: bool = False) -> Tensor:
@@ -87,7 +103,7 @@ def loaded(files: Files) -> Memory:
     listing = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.paths]
     key = hashlib.sha256(json.dumps([listing, files.size, files.centre]).encode()).hexdigest()
     path = cache.folder() / "images" / f"{key}.npy"
-    if not path.exists():
+    if cache.array(path, (len(files), *files.shape)) is None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             decoded = np.stack([image.numpy() for image in pool.map(files.image, files.paths)])
         with cache.written(path) as part, part.open("wb") as file:
@@ -174,7 +190,7 @@ def tiny_imagenet(config: DataConfig, frames: int) -> Source:
     wnids = _words(root / "train")
     number = {wnid: k for k, wnid in enumerate(wnids)}
     paths, labels = [], []
-    for i, line in enumerate(notes.read_text().splitlines(), 1):
+    for i, line in enumerate(read_text(notes).splitlines(), 1):
         name, wnid, *_ = (*line.split("\t"), "", "")
         path = root / "val" / "images" / name
         if wnid not in number or not path.exists():
@@ -185,7 +201,7 @@ def tiny_imagenet(config: DataConfig, frames: int) -> Source:
         labels.append(number[wnid])
     names = dict(zip(wnids, wnids))
     if (root / "words.txt").exists():
-        pairs = (line.split("\t", 1) for line in (root / "words.txt").read_text().splitlines() if "\t" in line)
+        pairs = (line.split("\t", 1) for line in read_text(root / "words.txt").splitlines() if "\t" in line)
         names.update({wnid: word.split(",")[0] for wnid, word in pairs if wnid in number})
     roles = {"train": _listed(root / "train", wnids), "test": (paths, np.asarray(labels, np.int64))}
     return _source(config, roles, tuple(names[wnid] for wnid in wnids), False)

@@ -18,7 +18,8 @@ from spikedistill.data.event_files import Events
 from spikedistill.data.stores import Mapped, Memory, Store
 from spikedistill.errors import SpikedistillError
 
-VERSION = 1
+VERSION = 2
+DAY = 86_400_000_000  # us; what lasts longer is not in microseconds
 IN_MEMORY = 1 << 29  # bytes of counts up to which frames are held in memory, so that a device can keep them
 
 
@@ -65,7 +66,15 @@ def bin_events(
             f"{where}: events at x {events.x.min()}..{events.x.max()}, y {events.y.min()}..{events.y.max()} "
             f"do not fit a sensor of {sensor[0]} x {sensor[1]} pixels"
         )
+    if events.p.min() < 0 or events.p.max() > 1:
+        raise SpikedistillError(
+            f"{where}: polarities from {events.p.min()} to {events.p.max()}; 1 is ON and 0 is OFF: give p > 0"
+        )
     since = events.t - events.t.min()
+    if since.max() >= DAY:
+        raise SpikedistillError(
+            f"{where}: its times span {since.max() / DAY:.3g} days if they are microseconds; give t in microseconds"
+        )
     if config.duration is not None:
         step = since // config.duration
     elif config.split_by == "number":
@@ -98,9 +107,11 @@ def framed(recordings: EventSet, number: int, config: FramesConfig) -> Store:
     words = json.dumps([VERSION, content, number, list(recordings.sensor_size), settings], sort_keys=True)
     key = hashlib.sha256(words.encode()).hexdigest()
     path = cache.folder(config.cache) / "frames" / f"{key}.npy"
-    if not path.exists():
+    shape = (len(recordings), *frame_shape(number, recordings.sensor_size, config))
+    array = cache.array(path, shape)
+    if array is None:
         _write(recordings, number, config, path)
-    array = np.load(path, mmap_mode="r")
+        array = np.load(path, mmap_mode="r")
     if array.dtype == np.uint8 and array.nbytes <= IN_MEMORY:
         return Memory(torch.from_numpy(np.array(array)), content)
     return Mapped(array, content)
@@ -120,7 +131,10 @@ def _write(recordings: EventSet, number: int, config: FramesConfig, path: Path) 
 def _fill(out: NDArray[np.unsignedinteger], recordings: EventSet, number: int, config: FramesConfig) -> bool:
     limit = np.iinfo(out.dtype).max
     for i in range(len(recordings)):
-        counts = bin_events(recordings.events(i), number, recordings.sensor_size, config, recordings.where(i))
+        events = recordings.events(i)
+        if len(events) == 0:
+            raise SpikedistillError(f"{recordings.where(i)}: no events in it; leave the sample out")
+        counts = bin_events(events, number, recordings.sensor_size, config, recordings.where(i))
         if counts.max(initial=0) > limit:
             return False
         out[i] = counts

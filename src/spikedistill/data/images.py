@@ -1,6 +1,7 @@
 """Readers of image sets that fit into memory."""
 
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,9 @@ def torchvision_set(config: DataConfig, frames: int) -> Source:
     for role in ("train", "test"):
         try:
             part = kind(str(config.root), train=role == "train", download=config.download)
-        except (RuntimeError, OSError, ValueError, EOFError) as error:
+        except Exception as error:  # torchvision asserts, unpacks and indexes what it finds
             raise SpikedistillError(
-                f"data.root: no {config.name} in {config.root} ({error}); "
+                f"data.root: no {config.name} in {config.root} ({arrays.short(error)}); "
                 f"give torchvision's folder, a folder with {config.name}.npz, or data.download: true"
             ) from error
         found[f"x_{role}"], found[f"y_{role}"] = np.asarray(part.data), np.asarray(part.targets)
@@ -129,9 +130,17 @@ def read_batch(path: Path, *keys: str) -> dict[str, Any]:
         raise SpikedistillError(f"no file {path}; the official folder holds it")
     try:
         with path.open("rb") as file:
+            for opcode, number, _ in pickletools.genops(file):  # places in a table that unpickling makes that long
+                if "PUT" in opcode.name and isinstance(number, int) and number > 1 << 20:
+                    raise pickle.UnpicklingError(f"it remembers {number} values")
+                if isinstance(number, int) and abs(number) > 1 << 32:
+                    raise pickle.UnpicklingError(f"it holds the number {number}")
+            file.seek(0)
             found = _PlainPickle(file, encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
-        raise SpikedistillError(f"cannot read {path}: cut short or no official batch ({error})") from error
+    except Exception as error:  # unpickling raises whatever damaged bytes lead it to
+        raise SpikedistillError(
+            f"cannot read {path}: cut short or no official batch ({arrays.short(error)})"
+        ) from error
     # Python 2 wrote the official files, so their words come as text; repacked by Python 3 they may be bytes
     found = {_text(key): value for key, value in found.items()} if isinstance(found, dict) else {}
     missing = [key for key in keys if key not in found]
@@ -149,14 +158,20 @@ def cifar_batches(folder: Path, name: str) -> Source:
     _, train, test, meta = _CIFAR[name]
     key, label_names = ("labels", "label_names") if name == "cifar10" else ("fine_labels", "fine_label_names")
     words = read_batch(folder / meta, label_names)[label_names]
+    if not isinstance(words, list):
+        raise SpikedistillError(f"{folder / meta}: {label_names} is {type(words).__name__}, no list of names")
     found: dict[str, Any] = {"class_names": [_text(word) for word in words]}
     for role, files in (("train", train), ("test", test)):
         batches = [read_batch(folder / file, "data", key) for file in files]
         for batch, file in zip(batches, files):
-            if len(batch["data"]) != len(batch[key]) or batch["data"].shape[1] != 3072:
-                raise SpikedistillError(f"{folder / file}: {len(batch['data'])} images, {len(batch[key])} labels")
+            images, labels = batch["data"], arrays.plain(batch[key], f"{folder / file}, {key}")
+            if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape != (*labels.shape, 3072):
+                found_shape = getattr(images, "shape", type(images).__name__)
+                raise SpikedistillError(
+                    f"{folder / file}: images {found_shape}, {labels.size} labels: no official batch"
+                )
         found[f"x_{role}"] = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
-        found[f"y_{role}"] = np.concatenate([batch[key] for batch in batches])
+        found[f"y_{role}"] = np.concatenate([arrays.plain(batch[key], key) for batch in batches])
     return arrays.source(found, str(folder), name)
 
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spikedistill.errors import SpikedistillError, nearest
+from spikedistill.reading import MAX_YAML_BYTES, parse_yaml, read_text
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -14,7 +14,7 @@ Model = TypeVar("Model", bound=BaseModel)
 class Strict(BaseModel):
     """A pydantic model in which unknown keys are errors and values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Technology(Strict):
@@ -76,6 +76,15 @@ class Technology(Strict):
     """array size that the array constants are for; SpikeSim's README."""
     adc_reference_bits: float = 4
     """bits of the ADC that the constants are for: our reading of --ADC_precision 4 in SpikeSim's README."""
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "Technology":
+        divisors = ("value_bits", "columns_per_adc", "cycle_clocks", "array_rows", "adc_reference_bits")
+        for key, value in self:
+            low = 1e-3 if key in divisors else 0
+            if not low <= value <= 1e9:
+                raise ValueError(f"{key} must be from {low:g} to 1e9, found {value:g}")
+        return self
 
 
 class Switches(Strict):
@@ -161,9 +170,9 @@ class Config(Strict):
 
     mode: Literal["released", "corrected"] = "corrected"
     activity: Literal["dense", "event"] = "dense"
-    crossbar_size: int = Field(64, ge=1)
-    pe_per_tile: int = Field(8, ge=1)
-    clock_mhz: float = Field(250.0, gt=0)
+    crossbar_size: int = Field(64, ge=1, le=65536)
+    pe_per_tile: int = Field(8, ge=1, le=1_000_000)
+    clock_mhz: float = Field(250.0, gt=0, le=1e6)
     device: Literal["rram", "sram"] = "rram"
     cell_bits: int = Field(1, ge=1, le=8)
     adc_bits: int | None = Field(None, ge=1, le=16)
@@ -240,14 +249,7 @@ def read_yaml(path: str | Path) -> Any:
 
     Raises: SpikedistillError when the file is missing or no YAML.
     """
-    try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpikedistillError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark else ""
-        raise SpikedistillError(f"{path}: not YAML: {str(error).splitlines()[0]}{where}") from None
+    return parse_yaml(read_text(path, MAX_YAML_BYTES), str(path), "not YAML", column=False)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -44,11 +44,22 @@ def measure(layer: Layer, x: Tensor, images: int) -> Events:
     return Events(block=block, rows=tuple((rows / images).tolist()), patches=patches, sites=sites)
 
 
-def _touching(layer: Layer) -> Tensor:
-    """Kernel taps that lie inside the input, for each output position (Ho, Wo)."""
-    ones = torch.ones(1, 1, *layer.in_size, dtype=torch.float64)
-    kernel = torch.ones(1, 1, *layer.kernel_size, dtype=torch.float64)
-    return F.conv2d(ones, kernel, None, layer.stride, layer.pads, layer.dilation)[0, 0]
+def _touching(layer: Layer) -> tuple[Tensor, Tensor]:
+    """How many kernel taps lie inside the input: (each number that occurs, at how many output positions), (n,) each."""
+    if layer.kind != "conv":
+        return torch.ones(1, dtype=torch.float64), torch.tensor([float(prod(layer.in_size))], dtype=torch.float64)
+    axes = []
+    for n, m, kernel, stride, pad, d in zip(
+        layer.in_size, layer.positions, layer.kernel_size, layer.stride, layer.pads, layer.dilation
+    ):
+        start = torch.arange(m) * stride - pad
+        first, last = (-start.div(d, rounding_mode="floor")).clamp_min(0), (n - 1 - start).div(d, rounding_mode="floor")
+        axes.append((last.clamp_max(kernel - 1) - first + 1).clamp_min(0).unique(return_counts=True))
+    (rows, row_counts), (columns, column_counts) = axes
+    return (
+        torch.outer(rows.double(), columns.double()).flatten(),
+        torch.outer(row_counts.double(), column_counts.double()).flatten(),
+    )
 
 
 def expected(layer: Layer, rate: float) -> Events:
@@ -57,21 +68,21 @@ def expected(layer: Layer, rate: float) -> Events:
     ``rows = rate * taps * channels``; ``patches = sum over sites of 1 - (1 - rate)^(taps * channels of a tile)``.
     """
     block = _block(layer)
-    taps = _touching(layer) if layer.kind == "conv" else torch.ones(layer.in_size, dtype=torch.float64)
+    taps, places = _touching(layer)
     channels = [min(block, layer.in_channels - start) for start in range(0, layer.in_channels, block)]
-    total = float(taps.sum()) * rate * layer.runs
+    total = float((taps * places).sum()) * rate * layer.runs
     rows = tuple(total * c for c in channels)
     patches: dict[int, float] = {}
     width = block
     while len(channels) > 1:
-        patches[width] = sum(n * _hit(taps, c, rate) for c, n in Counter(channels).items()) * layer.runs
+        patches[width] = sum(n * _hit(taps, places, c, rate) for c, n in Counter(channels).items()) * layer.runs
         channels = [sum(channels[i : i + 2]) for i in range(0, len(channels), 2)]
         width *= 2
-    return Events(block=block, rows=rows, patches=patches, sites=_hit(taps, channels[0], rate) * layer.runs)
+    return Events(block=block, rows=rows, patches=patches, sites=_hit(taps, places, channels[0], rate) * layer.runs)
 
 
-def _hit(taps: Tensor, channels: int, rate: float) -> float:
-    return float((1 - (1 - rate) ** (taps * channels)).sum())
+def _hit(taps: Tensor, places: Tensor, channels: int, rate: float) -> float:
+    return float(((1 - (1 - rate) ** (taps * channels)) * places).sum())
 
 
 def at_rate(layers: Sequence[Layer], rate: float) -> list[Layer]:

@@ -26,6 +26,7 @@ from spikedistill.hardware.layer import InputKind, Layer
 
 _LAYER = TypeAdapter(Layer)
 _SHORT = ("bits", "input")
+MOST_BLOCKS = 1 << 16
 
 
 class _Bits(Strict):
@@ -100,6 +101,12 @@ def read_layers(path: str | Path) -> tuple[list[Layer], dict[str, Any]]:
     names = [layer.name for layer in layers]
     if double := sorted({name for name in names if names.count(name) > 1}):
         raise SpikedistillError(f"{path}: layer names must differ; found twice: {', '.join(double)}")
+    # what pricing walks over one by one: blocks of input channels
+    blocks = sum(layer.groups if layer.groups > 1 else -(-layer.in_channels // 8) for layer in layers)
+    if blocks > MOST_BLOCKS:
+        raise SpikedistillError(
+            f"{path}: {blocks:,} groups, or blocks of 8 input channels, in all layers; at most {MOST_BLOCKS:,} are priced"
+        )
     parse(Config, data.spikesim, f"{path}: spikesim")
     return layers, data.spikesim
 

@@ -15,7 +15,11 @@ def _pair(value: Any) -> Any:
 Pair = Annotated[tuple[int, int], BeforeValidator(_pair)]
 Kind = Literal["conv", "linear", "pool", "norm", "add", "neuron", "other"]
 InputKind = Literal["spikes", "integers", "real"]
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+LARGEST = 1 << 20  # of channels, sizes, steps and runs: far beyond any network, and sums stay exact
+LARGEST_KERNEL = 1 << 12
+LARGEST_BITS = 64
+LARGEST_INPUT = 1 << 31
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -32,6 +36,14 @@ class Events:
     rows: tuple[float, ...]
     patches: dict[int, float]
     sites: float
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "Events":
+        if not 1 <= self.block <= LARGEST:
+            raise ValueError(f"block must be from 1 to {LARGEST:,}, found {self.block}")
+        if min(self.sites, *self.rows, *self.patches.values()) < 0:
+            raise ValueError("rows, patches and sites must be at least 0")
+        return self
 
     def tile_rows(self, width: int) -> list[float]:
         """Rows of each tile of ``width`` channels, a multiple of ``block``."""
@@ -91,25 +103,34 @@ class Layer:
 
     @model_validator(mode="after")
     def _sensible(self) -> "Layer":
-        positive = {
-            "in_channels": (self.in_channels,),
-            "out_channels": (self.out_channels,),
-            "kernel_size": self.kernel_size,
-            "stride": self.stride,
-            "dilation": self.dilation,
-            "groups": (self.groups,),
-            "in_size": self.in_size,
-            "out_size": self.out_size or (1,),
-            "time_steps": (self.time_steps,),
-            "executions": (self.executions or 1,),
-            "weight_bits": (self.weight_bits,),
-            "membrane_bits": (self.membrane_bits,),
-            "norm_bits": (self.norm_bits,),
-            "input_bits": (self.input_bits,),
+        ranges = {
+            "in_channels": ((self.in_channels,), 1, LARGEST),
+            "out_channels": ((self.out_channels,), 1, LARGEST),
+            "kernel_size": (self.kernel_size, 1, LARGEST_KERNEL),
+            "stride": (self.stride, 1, LARGEST),
+            "padding": (self.padding or (0,), 0, LARGEST_KERNEL),
+            "dilation": (self.dilation, 1, LARGEST),
+            "groups": ((self.groups,), 1, LARGEST),
+            "in_size": (self.in_size, 1, LARGEST),
+            "out_size": (self.out_size or (1,), 1, LARGEST),
+            "time_steps": ((self.time_steps,), 1, LARGEST),
+            "executions": ((self.runs,), 1, LARGEST),
+            "weight_bits": ((self.weight_bits,), 1, LARGEST_BITS),
+            "membrane_bits": ((self.membrane_bits,), 1, LARGEST_BITS),
+            "norm_bits": ((self.norm_bits,), 1, LARGEST_BITS),
+            "input_bits": ((self.input_bits,), 1, LARGEST_BITS),
+            "input_max": ((self.input_max,), 0, LARGEST_INPUT),
         }
-        for key, values in positive.items():
-            if min(values) < 1:
-                raise ValueError(f"{key} must be at least 1")
+        for key, (values, low, high) in ranges.items():
+            if min(values) < low:
+                raise ValueError(f"{key} must be at least {low}")
+            if max(values) > high:
+                raise ValueError(f"{key} must be at most {high:,}, found {max(values):,}")
+        for key in ("spikes_in", "nonzero_in", "spikes_out"):
+            if (getattr(self, key) or 0) < 0:
+                raise ValueError(f"{key} must be at least 0, found {getattr(self, key):g}")
+        if self.kind in ("conv", "pool") and min(self.positions) < 1:
+            raise ValueError(f"kernel {self.kernel_size} is larger than its padded input")
         if self.in_channels % self.groups or self.out_channels % self.groups:
             raise ValueError(f"groups={self.groups} must divide in_channels and out_channels")
         return self
@@ -175,7 +196,7 @@ class Layer:
         if self.kind != "conv":
             return 0
         per_axis = [
-            sum(0 <= o * s - p + k * d < n for o in range(m) for k in range(kernel))
+            sum(_met(n, m, s, k * d - p) for k in range(kernel))
             for n, m, kernel, s, p, d in zip(
                 self.in_size, self.positions, self.kernel_size, self.stride, self.pads, self.dilation
             )
@@ -186,3 +207,9 @@ class Layer:
     def fan_out(self) -> float:
         """Outputs that one input value reaches, averaged over the input: connections / inputs."""
         return self.connections / self.inputs_per_run
+
+
+def _met(size: int, outputs: int, stride: int, offset: int) -> int:
+    """How many of ``outputs`` places ``o * stride + offset`` lie in 0..size-1."""
+    first, last = max(0, -(offset // stride)), min(outputs - 1, (size - 1 - offset) // stride)
+    return max(0, last - first + 1)

@@ -113,6 +113,14 @@ def run(ops: list[dict[str, Any]], tensors: dict[str, Tensor], weights: list[Ten
     return values[-1], spikes
 
 
+def one_shape(
+    i: int, op: dict[str, Any], tensors: dict[str, Tensor], weight: Tensor | None, given: list[Tensor]
+) -> Tensor:
+    """What one operation gives at one time step, folded; with tensors on torch's meta device its shape alone."""
+    out = _one(i, op, tensors, weight, given, 1)
+    return out.flatten(0, 1) if op["op"] in ("norm_neuron", "neuron") else out
+
+
 def _one(
     i: int, op: dict[str, Any], tensors: dict[str, Tensor], weight: Tensor | None, given: list[Tensor], T: int
 ) -> Tensor:

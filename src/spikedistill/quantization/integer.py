@@ -14,11 +14,14 @@ from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..networks.encoding import encode
 from ..neurons import NormNeuron
+from ..reading import parse_json
 from . import executor
+from .header import FORMAT, VERSION
+from .header_check import read_header
 from .packing import pack, unpack
 from .plan import Plan
 
-FORMAT, VERSION = "spikedistill-integer", 1
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class IntegerNetwork:
@@ -105,7 +108,7 @@ class IntegerNetwork:
 
     @classmethod
     def load(cls, path: str | Path) -> "IntegerNetwork":
-        """Read what :meth:`save` wrote; anything else, or a damaged file, is refused."""
+        """Read what :meth:`save` wrote; anything else, a damaged or a forged file, is refused before anything runs."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -120,14 +123,22 @@ class IntegerNetwork:
             ) from None
         if "network" not in metadata or "sha256" not in metadata:
             raise SpikedistillError(f"{path} holds weights, but no integer network; write one with IntegerNetwork.save")
+        real = [name for name, tensor in tensors.items() if tensor.dtype not in INTEGERS]
+        if real:
+            raise SpikedistillError(
+                f"{path}: the tensor {real[0]!r} holds no integers; give a file of IntegerNetwork.save"
+            )
         if _digest(metadata["network"], tensors) != metadata["sha256"]:
             raise SpikedistillError(f"{path} was damaged: its checksum differs; write it anew")
-        header = json.loads(metadata["network"])
+        header = parse_json(metadata["network"], f"{path}: its header")
+        if not isinstance(header, dict):
+            raise SpikedistillError(f"{path}: its header is {type(header).__name__}, no mapping; write it anew")
         if header.get("format") != FORMAT or header.get("version") != VERSION:
             raise SpikedistillError(
                 f"{path}: found format {header.get('format')!r} version {header.get('version')!r}; this release reads "
                 f"{FORMAT!r} version {VERSION}"
             )
+        read_header(header, tensors, str(path))
         return cls(header, tensors)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spikedistill.errors import SpikedistillError
+from spikedistill.reading import parse_json
 
 FILE = "metrics.jsonl"
 Event = Literal["start", "stage", "step", "epoch", "stage_end", "warning", "resume"]
@@ -46,21 +47,38 @@ def read(folder: str | os.PathLike[str]) -> Metrics:
     path = Path(folder) / FILE
     if not path.exists():
         return Metrics()
-    *lines, tail = path.read_bytes().split(b"\n")
+    try:
+        *lines, tail = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise SpikedistillError(f"{path}: cannot be read ({error.strerror or error})") from None
     events: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
             events.append(_event(line))
-        except ValueError as error:
-            raise SpikedistillError(f"{path}, line {number}: not an event ({line[:60]!r}): remove the line") from error
+        except SpikedistillError as error:
+            raise SpikedistillError(
+                f"{path}, line {number}: not an event ({line[:60]!r}; {error}): remove the line"
+            ) from None
     return Metrics(events, torn=bool(tail))
 
 
 def _event(line: bytes) -> dict[str, Any]:
-    found = json.loads(line)
-    if not isinstance(found, dict) or "event" not in found:
-        raise ValueError("an event is an object with the key 'event'")
+    found = parse_json(line, "this line")
+    if not isinstance(found, dict) or not isinstance(found.get("event"), str):
+        raise SpikedistillError("an event is an object with the key 'event'")
+    if found["event"] == "epoch":
+        epoch, stage = found.get("epoch"), found.get("stage")
+        if not isinstance(stage, str) or not isinstance(epoch, int) or isinstance(epoch, bool):
+            raise SpikedistillError("an epoch has its stage's name and a number")
+        for part in ("train", "validation"):
+            values = found.get(part) or {}
+            if not isinstance(values, dict) or not all(_number(values.get(key)) for key in ("loss", "accuracy")):
+                raise SpikedistillError(f"an epoch's {part} has numbers as loss and accuracy")
     return found
+
+
+def _number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _last_byte(file: Any, size: int) -> bytes:

@@ -1,6 +1,5 @@
 """What a run leaves behind in numbers: the typed form of ``summary.json``, for one seed and over seeds."""
 
-import json
 import os
 from collections.abc import Sequence
 from math import sqrt
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from spikedistill.errors import SpikedistillError
+from spikedistill.reading import parse_json, read_text
 
 FORMAT = 1
 FILE = "summary.json"
@@ -228,16 +228,19 @@ def read(folder: str | os.PathLike[str]) -> Summary:
     path = Path(folder) / FILE
     if not path.exists():
         raise SpikedistillError(f"no {FILE} in {folder}: give a run folder with at least one finished stage")
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, 1 << 28)
     try:
-        found = json.loads(text).get("format")
-        if found != FORMAT:
-            raise SpikedistillError(
-                f"{path} has format {found!r}; this version reads format {FORMAT}: use the version that wrote it"
-            )
+        found = parse_json(text, "it")
+    except SpikedistillError as error:
+        raise SpikedistillError(f"{path} is not a summary ({error}): finish or repeat the run") from None
+    if not isinstance(found, dict):
+        raise SpikedistillError(f"{path} is not a summary (a {type(found).__name__}): finish or repeat the run")
+    if found.get("format") != FORMAT:
+        raise SpikedistillError(
+            f"{path} has format {found.get('format')!r:.80}; this version reads format {FORMAT}: use the version that wrote it"
+        )
+    try:
         return _ADAPTER.validate_json(text)
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise SpikedistillError(f"{path} is not a summary ({error}): finish or repeat the run") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
