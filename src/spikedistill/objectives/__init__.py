@@ -65,14 +65,22 @@ TYPES |= {entry.name: entry.load() for entry in entry_points(group="spikedistill
 
 
 def build(options: "Mapping[str, Any] | Objective", where: str = "objective") -> Objective:
-    """An objective from a recipe's mapping ``{type: ..., ...}``; ``where`` begins every error."""
+    """An objective from a recipe's mapping ``{type: ..., teacher: ..., ...}``; ``where`` begins every error.
+
+    ``teacher``, the name of one of several teachers, is a key of every type.
+    """
     if isinstance(options, Objective):
         return options
     given = dict(options)
     kind = given.pop("type", None)
     if kind not in TYPES:
         raise SpikedistillError(f"{where}: unknown objective type {kind!r}; {nearest(str(kind), TYPES)}")
-    return TYPES[kind](**checked(TYPES[kind], given, where))
+    teacher = given.pop("teacher", None)
+    if teacher is not None and not isinstance(teacher, str):
+        raise SpikedistillError(f"{where}.teacher: a teacher's name is needed, found {teacher!r}")
+    built = TYPES[kind](**checked(TYPES[kind], given, where))
+    built.teacher = teacher
+    return built
 
 
 __all__ = [
