@@ -74,7 +74,7 @@ def price(
     if spiking and config.mode == "corrected":
         steps = max(layer.time_steps for layer in layers)
         tree["ann_twin"] = {"activation_bits": activation_bits(steps), **_all(twin(layers), config, memory_config)}
-        tree["break_even"] = asdict(break_even(layers, config))
+        tree["break_even"] = asdict(break_even(layers, config, memory_config))
     return tree
 
 
