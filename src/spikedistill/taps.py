@@ -148,7 +148,7 @@ def resolve(network: nn.Module, text: str, example: Tensor | None = None) -> lis
         return [Tap(path, call, what)]
     alias = _alias(network, path, example)
     if alias is None:
-        known = [*modules, "logits", "before_head", "pooled", "stage1", "stage2", "stage3"]
+        known = [*modules, "logits", "attention", "before_head", "pooled", "stage1", "stage2", "stage3"]
         raise SpikedistillError(f"tap {text!r}: the network has no {path!r}; {nearest(path, [k for k in known if k])}")
     if what != "output":
         _check_inside(modules[alias.path], what, text)

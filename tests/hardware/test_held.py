@@ -179,3 +179,14 @@ def test_break_even_rates_follow_the_memory_settings():
 )
 def test_signed_bits(low, high, bits):
     assert signed_bits(low, high) == bits
+
+
+def test_measuring_leaves_a_simulated_crossbar_in_place():
+    from spikedistill.hardware import crossbar
+
+    network, x = quantized(), digits()
+    with crossbar.simulate(network, Config(adc_bits=2)):
+        before = network(x)
+        layers(network, x)
+        assert torch.equal(network(x), before)
+    assert not any("accumulate" in m.__dict__["forward"].__dict__ for m in network.modules() if "forward" in m.__dict__)

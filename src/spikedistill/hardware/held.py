@@ -39,7 +39,7 @@ def _accumulators(network: nn.Module, found: dict[str, int]) -> Iterator[None]:
     """Note the width of every accumulator tensor of a quantized network."""
 
     def watch(path: str, coded: Any) -> None:
-        accumulate, calls = coded.accumulate, 0
+        accumulate, calls, before = coded.accumulate, 0, coded.__dict__.get("accumulate")
 
         def seen(x: Tensor, w: Tensor) -> Tensor:
             nonlocal calls
@@ -48,8 +48,13 @@ def _accumulators(network: nn.Module, found: dict[str, int]) -> Iterator[None]:
             calls += 1
             return acc
 
+        def restore() -> None:
+            del coded.accumulate
+            if before is not None:  # on a simulated crossbar
+                coded.accumulate = before
+
         coded.accumulate = seen
-        exits.callback(coded.__dict__.pop, "accumulate")
+        exits.callback(restore)
 
     with ExitStack() as exits:
         for path, module in network.named_modules():
