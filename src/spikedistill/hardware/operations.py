@@ -15,8 +15,8 @@ from spikedistill.hardware.layer import Layer
 
 
 def accumulator_bits(layer: Layer, operand_bits: int) -> int:
-    """Width of the layer's sums: as measured, else of every sum: bits of one operand and of the fan-in, at most 32."""
-    return layer.accumulator_bits or min(32, operand_bits + layer.fan_in.bit_length())
+    """Width that holds every sum of the layer: bits of one operand and of the fan-in, at most 32."""
+    return min(32, operand_bits + layer.fan_in.bit_length())
 
 
 def accumulate_energy(layer: Layer) -> float:
