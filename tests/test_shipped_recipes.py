@@ -144,3 +144,23 @@ def test_one_teacher_serves_students_of_all_bits_and_steps(name, own):
     assert bits == {2, 3, 4, 8}
     changed = load(name, ["student-t2.quantize.weight_bits=2", "student-t2.objectives.logit_distillation.weight=0.5"])
     assert [a.name for a, b in zip(changed.stages, recipe.stages) if a != b] == ["student-t2"]
+
+
+def options_of(name, stage, kind):
+    stages = {s.name: s for s in load(name).stages}
+    return next(o for o in stages[stage].objectives if o["type"] == kind)
+
+
+def test_settings_of_official_code_that_once_differed():
+    assert options_of("bkdsnn-cifar10dvs", "student", "blurred_feature")["tap"] == "stage5.up"
+    sizes = ("8-384", "8-512", "8-768")
+    for name in ("bkdsnn-cifar10", "bkdsnn-cifar100", *(f"bkdsnn-imagenet-spikingformer-{size}" for size in sizes)):
+        smoothing = [
+            options_of(name, "student", kind).get("label_smoothing")
+            for kind in ("cross_entropy", "weighted_soft_labels")
+        ]
+        assert smoothing == [0.1, 0.1], name
+    assert load("bkdsnn-cifar100").stages[0].network["interpolation"] == "bilinear"
+    assert load("bkdsnn-cifar10").stages[0].network["interpolation"] == "bicubic"
+    assert load("digits-sakd").optimizer.nesterov
+    assert options_of("digits-sakd", "student", "feature_distillation")["weight"] == 100.0

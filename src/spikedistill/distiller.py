@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from . import taps
 from .errors import SpikedistillError
@@ -15,6 +16,7 @@ from .neurons.strided import guard
 from .objectives import Objective, Setup, View, build
 from .randomness import seed_everything
 from .taps import Captures, Tap
+from .teachers import Shares, Teachers, learning_head, lessons, named, shares
 
 
 class Losses(NamedTuple):
@@ -25,50 +27,79 @@ class Losses(NamedTuple):
     logits: Tensor
 
 
+class Taught(NamedTuple):
+    """What one teacher gave for a batch: logits (T', N, K), captures, and where its head learns, that head's loss."""
+
+    logits: Tensor
+    captures: Captures
+    loss: Tensor | None = None
+
+
 class Distiller(nn.Module):
-    """Computes the weighted sum of objectives for a student and an optional frozen teacher.
+    """Computes the weighted sum of objectives for a student and its frozen teachers, none, one or several.
 
     Call ``setup(batch)`` once, before the optimizer is made: it resolves taps and builds the objectives' adapters without
-    touching norm statistics or random state. The teacher is frozen, in eval mode, without gradients, and is not part of
+    touching norm statistics or random state. Teachers are frozen, in eval mode, without gradients, and are not part of
     ``state_dict``. The student runs once per step, at the largest number of time steps any objective asks for; objectives,
     prediction and cross-entropy otherwise see the network's own T.
+
+    Several teachers: a list (``teacher1``, ``teacher2`` ...) or a mapping by name. An objective that needs a teacher learns from
+    each, in a copy with adapters of its own that is named after it (``logit_distillation_teacher1``), its weight times the
+    teacher's in ``teacher_weights`` (None: equal, summing to 1); with ``teacher: NAME`` it learns from that one, at its weight.
+
+    ``teacher_heads``: a copy of each teacher's classifier learns beside the student, by cross-entropy on the teacher's frozen
+    features (part ``teacher_head``, weight 1), and its logits, without gradient, are the teacher's. Where the teacher has other
+    classes than the student the copy begins anew. The teachers themselves do not change.
     """
 
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module | None = None,
+        teacher: Teachers = None,
         objectives: Sequence[Objective | Mapping[str, Any]] = (),
+        teacher_weights: Shares = None,
+        teacher_heads: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
         built = [build(o, f"objectives[{i}]") for i, o in enumerate(objectives or [{"type": "cross_entropy"}])]
+        self._teachers = named(teacher)  # a plain mapping: not submodules, not in the state dict
+        if any(t is student for t in self._teachers.values()):
+            raise SpikedistillError(
+                "student and teacher are the same module; give the teacher as copy.deepcopy(student)"
+            )
         names = [o.name for o in built]
         for name in names:
             if names.count(name) > 1:
                 raise SpikedistillError(f"two objectives are named {name!r}; give one of them another `name`")
             if "." in name:
                 raise SpikedistillError(f"an objective's name has no dots, found {name!r}")
-        needing = [o.name for o in built if o.needs_teacher]
-        if needing and teacher is None:
-            raise SpikedistillError(f"objective {needing[0]!r} needs a teacher, and none was given")
-        if teacher is student:
-            raise SpikedistillError(
-                "student and teacher are the same module; give the teacher as copy.deepcopy(student)"
-            )
-        self.objectives = nn.ModuleDict({o.name: o for o in built})
-        self._teacher = [teacher] if teacher is not None else []  # in a list: not a submodule, not in the state dict
-        if teacher is not None:
-            teacher.eval().requires_grad_(False)
+        self._lessons = {one.term.name: one for one in lessons(built, shares(list(self._teachers), teacher_weights))}
+        self.objectives = nn.ModuleDict({name: one.term for name, one in self._lessons.items()})
+        for one in self._teachers.values():
+            one.eval().requires_grad_(False)
         self.clock: Callable[[str], None] | None = None  # books the time that passed, split by who used it
         self._student_taps: dict[str, list[Tap]] | None = None
-        self._teacher_taps: dict[str, list[Tap]] = {}
-        self._asks_teacher = bool(needing)
+        self._teacher_taps: dict[str, dict[str, list[Tap]]] = {}
+        self._learning: dict[str, str] = {}  # teacher -> the tap of what its classifier reads
+        self._asks_heads = teacher_heads
+        if teacher_heads:
+            self.teacher_heads = nn.ModuleDict()
 
     @property
     def teacher(self) -> nn.Module | None:
-        """The frozen teacher."""
-        return self._teacher[0] if self._teacher else None
+        """The frozen teacher; of several the first."""
+        return next(iter(self._teachers.values()), None)
+
+    @property
+    def teachers(self) -> dict[str, nn.Module]:
+        """All frozen teachers by name."""
+        return dict(self._teachers)
+
+    def _asked(self) -> dict[str, nn.Module]:
+        """Teachers that some objective learns from."""
+        used = {one.teacher for one in self._lessons.values()}
+        return {name: t for name, t in self._teachers.items() if name in used}
 
     @property
     def terms(self) -> list[Objective]:
@@ -84,8 +115,8 @@ class Distiller(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Distiller":
         super()._apply(fn, recurse)
-        if self.teacher is not None:
-            self.teacher._apply(fn)
+        for teacher in self._teachers.values():
+            teacher._apply(fn)
         return self
 
     def setup(self, batch: "Tensor | Sequence[Tensor]", seed: int = 0) -> "Distiller":
@@ -96,9 +127,12 @@ class Distiller(nn.Module):
         """
         x = batch if isinstance(batch, Tensor) else batch[0]
         batch_size, x = x.shape[0], x[:2]
-        student, teacher = self.student, self.teacher if self._asks_teacher else None
+        student = self.student
         self._student_taps = _resolve(self.terms, student, "student", x)
-        self._teacher_taps = _resolve(self.terms, teacher, "teacher", x) if teacher is not None else {}
+        self._teacher_taps = {
+            name: _resolve([o.term for o in self._lessons.values() if o.teacher == name], teacher, "teacher", x)
+            for name, teacher in self._asked().items()
+        }
         flags = {m: m.training for m in student.modules()}
         student.eval()
         student.training = True  # norms stand still, and a quantized student may run longer than its T, as in training
@@ -106,23 +140,45 @@ class Distiller(nn.Module):
         try:
             with torch.random.fork_rng(devices=devices), torch.no_grad():
                 logits, mine = taps.run_resolved(student, x, self._student_taps, self.time_steps)
-                theirs = taps.run_resolved(teacher, x, self._teacher_taps) if teacher is not None else None
+                if self._asks_heads:
+                    self._make_heads(logits.shape[-1], wide(logits), seed)
+                theirs = {name: self._taught(name, x) for name in self._teacher_taps}
         finally:
             for module, flag in flags.items():
                 module.training = flag
         own = self._own_steps(logits)
-        for term in self.terms:
-            steps = max(term.time_steps or own, own)
+        for term, name, _ in self._lessons.values():
+            steps, taught = max(term.time_steps or own, own), theirs[name] if name else None
             given = Setup(
-                x=x, student_network=student, teacher_network=teacher, student=mine.cut(steps),
-                teacher=theirs[1] if theirs else None, logits=logits[:steps],
-                teacher_logits=theirs[0] if theirs else None, batch_size=batch_size, time_steps=own,
+                x=x, student_network=student, teacher_network=self._teachers[name] if name else None,
+                student=mine.cut(steps), teacher=taught.captures if taught else None, logits=logits[:steps],
+                teacher_logits=taught.logits if taught else None, batch_size=batch_size, time_steps=own,
             )  # fmt: skip
             with torch.random.fork_rng(devices=devices):
                 seed_everything(seed, "adapters", term.name)
                 term.setup(given)
             term.to(x.device, wide(logits).dtype)
         return guard(self)  # student and adapters
+
+    def _make_heads(self, classes: int, like: Tensor, seed: int) -> None:
+        """A learning classifier for each teacher that is asked."""
+        for name, teacher in self._asked().items():
+            seed_everything(seed, "teacher_head", name)
+            path, head = learning_head(teacher, classes)
+            tap = self._learning[name] = f"{path}@input"
+            self._teacher_taps[name][tap] = [Tap(path, 0, "input")]
+            self.teacher_heads[name] = head.to(like)
+
+    def _taught(self, name: str, x: Tensor, y: Tensor | None = None) -> Taught:
+        """One teacher on a batch, without gradient but for a head that learns."""
+        with torch.no_grad():
+            logits, captures = taps.run_resolved(self._teachers[name], x, self._teacher_taps[name])
+        if name not in self._learning:
+            return Taught(logits, captures)
+        with torch.autocast(x.device.type, enabled=False):
+            own = self.teacher_heads[name](wide(captures[self._learning[name]]))
+            loss = None if y is None else F.cross_entropy(own.mean(0), y.to(own.dtype) if y.is_floating_point() else y)
+        return Taught(own.detach(), captures, loss)
 
     def _own_steps(self, logits: Tensor) -> int:
         """The student's own T; that of its logits where it is somebody else's network."""
@@ -144,24 +200,17 @@ class Distiller(nn.Module):
             self.setup(x)
         assert self._student_taps is not None
         logits, mine = taps.run_resolved(self.student, x, self._student_taps, self.time_steps)
-        teacher_logits, theirs = None, None
-        if self.teacher is not None and self._asks_teacher:
-            with torch.no_grad():
-                if self.clock is not None:
-                    self.clock("forward")
-                teacher_logits, theirs = taps.run_resolved(self.teacher, x, self._teacher_taps)
-                if self.clock is not None:
-                    self.clock("teacher")
-        return self.losses(logits, mine, teacher_logits, theirs, y, progress)
+        taught = {}
+        if self._teacher_taps:
+            if self.clock is not None:
+                self.clock("forward")
+            taught = {name: self._taught(name, x, y) for name in self._teacher_taps}
+            if self.clock is not None:
+                self.clock("teacher")
+        return self.losses(logits, mine, taught, y, progress)
 
     def losses(
-        self,
-        logits: Tensor,
-        mine: Captures,
-        teacher_logits: Tensor | None,
-        theirs: Captures | None,
-        y: Tensor,
-        progress: float,
+        self, logits: Tensor, mine: Captures, taught: Mapping[str, Taught], y: Tensor, progress: float
     ) -> Losses:
         """The objectives over captures; in float32 or float64, but for adapters, which run in the student's precision."""
         T, kind = self._own_steps(logits), logits.device.type
@@ -171,13 +220,18 @@ class Distiller(nn.Module):
         with torch.autocast(kind, enabled=False):
             logits, mine = wide(logits), replace(mine, widen=True)
             y = y.to(logits.dtype) if y.is_floating_point() else y
-            teacher_logits = None if teacher_logits is None else wide(teacher_logits)
-            theirs = None if theirs is None else replace(theirs, widen=True)
-            for term in self.terms:
-                steps = max(term.time_steps or T, T)
-                view = View(mine.cut(steps), theirs, y, logits[:steps], teacher_logits, progress, T, autocast)
+            for term, name, share in self._lessons.values():
+                steps, theirs = max(term.time_steps or T, T), taught[name] if name else None
+                view = View(
+                    mine.cut(steps), replace(theirs.captures, widen=True) if theirs else None, y, logits[:steps],
+                    wide(theirs.logits) if theirs else None, progress, T, autocast,
+                )  # fmt: skip
                 parts[term.name] = term(view)
-                total = total + term.weight(progress) * parts[term.name]
+                total = total + term.weight(progress) * share * parts[term.name]
+            for name, one in taught.items():
+                if one.loss is not None:
+                    parts["teacher_head" if len(taught) == 1 else f"teacher_head_{name}"] = one.loss
+                    total = total + one.loss
         return Losses(total, {k: v.detach() for k, v in parts.items()}, logits[:T].mean(0).detach())
 
 

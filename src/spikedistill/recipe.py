@@ -26,6 +26,7 @@ from .errors import SpikedistillError, nearest
 from .networks.pretrained import from_name
 from .overrides import RESERVED, apply_override
 from .reading import MAX_YAML_BYTES, parse_yaml, read_text
+from .teachers import lessons, shares
 from .typed import checked
 
 # Keys of a stage's `network` that are not options of its builder.
@@ -88,7 +89,9 @@ class Stage(Strict):
 
     Its network is made anew (``network``), goes on from another stage's (``from``), or is another stage's ANN converted
     (``convert``, which trains nothing unless ``epochs`` says so). ``recalibrate``: measure the norms' statistics anew before
-    training; None: where the weights come from a spiking network with another T.
+    training; None: where the weights come from a spiking network with another T. ``teacher``: a stage, a list of stages (of
+    equal weight), or a mapping of stages to weights; ``teacher_heads``: copies of their classifiers learn beside the student
+    (:class:`spikedistill.Distiller`).
     """
 
     name: str
@@ -96,7 +99,8 @@ class Stage(Strict):
     from_: str | None = Field(default=None, alias="from")
     convert: Convert | None = None
     init: Init | None = None
-    teacher: str | None = None
+    teacher: str | list[str] | dict[str, float] | None = None
+    teacher_heads: bool = False
     epochs: NonNegativeInt = 1
     time_steps: PositiveInt | None = None
     objectives: list[dict[str, Any]] = []
@@ -104,6 +108,14 @@ class Stage(Strict):
     quantize: dict[str, Any] | None = None
     accuracy_at: list[PositiveInt] = []
     recalibrate: bool | None = None
+
+    @property
+    def teachers(self) -> dict[str, float] | None:
+        """Weight of each teacher by its stage; None where there is none."""
+        if self.teacher is None or isinstance(self.teacher, dict):
+            return self.teacher
+        names = [self.teacher] if isinstance(self.teacher, str) else self.teacher
+        return {name: 1 / len(names) for name in names}
 
     @model_validator(mode="after")
     def _conversion_trains_nothing(self) -> "Stage":
@@ -232,7 +244,7 @@ def check(recipe: Recipe, custom: Iterable[str] = ()) -> None:
             raise SpikedistillError(f"{where}: the stage name {stage.name!r} {why}; choose another")
         for key, other in (
             ("from", stage.from_),
-            ("teacher", stage.teacher),
+            *(("teacher", name) for name in stage.teachers or {}),
             ("init.from", stage.init.from_ if stage.init else None),
             ("convert.from", stage.convert.from_ if stage.convert else None),
         ):
@@ -289,11 +301,19 @@ def _check_objectives(stage: Stage, where: str) -> None:
         with at(f"{where}.objectives[{i}]"):
             built.append(objectives.build(options, f"{where}.objectives[{i}]"))
     names = [o.name for o in built]
+    with at(f"{where}.teacher"):
+        if stage.teacher is not None and not stage.teachers:
+            raise SpikedistillError("the list of teachers is empty; name at least one stage")
+        if stage.teacher_heads and stage.teacher is None:
+            raise SpikedistillError("teacher_heads needs a teacher; add `teacher: STAGE`")
     for objective in built:
         if names.count(objective.name) > 1:
             raise SpikedistillError(f"{where}.objectives: two are named {objective.name!r}; give one a `name`")
         if objective.needs_teacher and stage.teacher is None:
             raise SpikedistillError(f"{where}.objectives: {objective.name!r} needs a teacher; add `teacher: STAGE`")
+    if stage.teachers:
+        with at(f"{where}.objectives"):
+            lessons(built, shares(list(stage.teachers), stage.teachers))
 
 
 def check_network(options: Mapping[str, Any], where: str, custom: Iterable[str] = ()) -> None:

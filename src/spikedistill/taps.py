@@ -5,7 +5,8 @@ Grammar: ``path[#k][@what]``. ``k``: call of a reused module, from 0. ``what``: 
 Aliases: ``logits``; ``stage1``, ``stage2`` ...; ``before_head`` (input of the last global pool, else of the last linear
 layer); ``pooled`` (output of the last global pool). Several places at once: ``stages``; ``*@what``, every neuron layer;
 ``*``, the output of every neuron layer (in an ANN: of every ReLU); ``*@input``, what enters every convolution and linear
-layer. Captures are ``(T, N, ...)``; an ANN's T is 1 on images and the number of frames on frames.
+layer; ``attention``, the queries and keys of every attention. Captures are ``(T, N, ...)``; an ANN's T is 1 on images and the
+number of frames on frames.
 """
 
 import re
@@ -133,6 +134,8 @@ def resolve(network: nn.Module, text: str, example: Tensor | None = None) -> lis
     modules = dict(network.named_modules())
     if path == "stages" and path not in modules:
         return stages(network, example)
+    if path == "attention" and path not in modules:
+        return _attention(network, what, text)
     aliases: dict[str, str] = getattr(network, "aliases", {})
     if f"{path}#{call}" in aliases:  # one call of a reused module that became a module of its own
         path, call = aliases[f"{path}#{call}"], 0
@@ -145,7 +148,7 @@ def resolve(network: nn.Module, text: str, example: Tensor | None = None) -> lis
         return [Tap(path, call, what)]
     alias = _alias(network, path, example)
     if alias is None:
-        known = [*modules, "logits", "before_head", "pooled", "stage1", "stage2", "stage3"]
+        known = [*modules, "logits", "attention", "before_head", "pooled", "stage1", "stage2", "stage3"]
         raise SpikedistillError(f"tap {text!r}: the network has no {path!r}; {nearest(path, [k for k in known if k])}")
     if what != "output":
         _check_inside(modules[alias.path], what, text)
@@ -177,6 +180,27 @@ def _every(network: nn.Module, what: str, text: str, example: Tensor | None) -> 
     wanted_paths = set(paths)
     nodes = [n for n in graph_of(network, example) if n.path in wanted_paths]
     return [Tap(n.path or "", n.call, what) for n in nodes]
+
+
+def attention_paths(network: nn.Module) -> list[str]:
+    """Paths of the modules that attend, in order of definition: they have heads, and ``q`` and ``k``, or ``qkv``, inside."""
+    return [
+        path
+        for path, m in network.named_modules()
+        if (hasattr(m, "heads") or hasattr(m, "num_heads"))
+        and ({"q", "k"} <= (inside := dict(m.named_children()).keys()) or "qkv" in inside)
+    ]
+
+
+def _attention(network: nn.Module, what: str, text: str) -> list[Tap]:
+    paths = attention_paths(network)
+    if not paths:
+        raise SpikedistillError(f"tap {text!r}: the network has no attention (a module with heads and q, k or qkv)")
+    return [
+        Tap(f"{path}.{name}", 0, what)
+        for path in paths
+        for name in (("q", "k") if hasattr(network.get_submodule(path), "q") else ("qkv",))
+    ]
 
 
 def _alias(network: nn.Module, name: str, example: Tensor | None) -> Tap | None:
@@ -383,4 +407,15 @@ def run_resolved(
     return logits, Captures(tensors, {t: [str(tap) for tap in taps] for t, taps in resolved.items()}, thresholds)
 
 
-__all__ = ["Captures", "Tap", "captures", "graph_of", "neuron_paths", "resolve", "run", "run_resolved", "stages"]
+__all__ = [
+    "Captures",
+    "Tap",
+    "attention_paths",
+    "captures",
+    "graph_of",
+    "neuron_paths",
+    "resolve",
+    "run",
+    "run_resolved",
+    "stages",
+]

@@ -196,7 +196,7 @@ def test_event_energy_by_hand() -> None:
 def test_each_switch_changes_something(name: str) -> None:
     layers = [
         Layer(name="stem", in_channels=3, out_channels=200, kernel_size=3, in_size=16, out_size=8, time_steps=4,
-              executions=1, input_kind="real", input_bits=8, neuron="lif", weight_bits=4, membrane_bits=4),
+              executions=1, input_kind="real", input_bits=8, neuron="lif", weight_bits=4, membrane_bits=4, potential_bits=11),
         Layer(name="dw", in_channels=64, out_channels=64, kernel_size=3, groups=64, in_size=8, time_steps=4),
         *(Layer(name=f"c{i}", in_channels=200, out_channels=16, kernel_size=3, in_size=8, out_size=4 - i % 4, time_steps=4,
                 neuron="lif", input_kind="integers", input_max=2) for i in range(12)),

@@ -34,6 +34,12 @@ CASES: dict[str, tuple[dict, str | None]] = {
     "logits_regularization": ({}, None),
     "energy_regularization": ({}, None),
     "spike_count": ({"weight": 20.0}, None),
+    "stable_spike": ({}, None),
+    "activation_map_distillation": ({}, "ann"),
+    "noise_smoothed_distillation": ({}, "ann"),
+    "selective_alignment": ({}, "ann"),
+    "cumulative_consistency": ({"weight": 0.3}, None),
+    "attention_map_distillation": ({}, "ann"),
 }
 WITHOUT_CROSS_ENTROPY = ("cross_entropy", "temporal_efficient_training", "spike_count")
 
@@ -54,9 +60,21 @@ def network(T: int | None, seed: int, head: str = "linear") -> Network:
     return out
 
 
+def transformer(T: int | None, seed: int) -> Network:
+    torch.manual_seed(seed)
+    size = {"in_channels": 1, "width": 1 / 6, "pools": 1, "depth": 2, "mean": 0.3, "std": 0.38}
+    out = sd.networks.create("spikformer_2_384", time_steps=T, **size)
+    for module in out.modules():
+        if isinstance(module, sd.NormNeuron):
+            torch.nn.init.constant_(module.bias, 0.5)
+    return out
+
+
 def networks(case: str) -> tuple[Network, Network | None]:
     """Student (T = 2; 8 where spikes are counted, so that there is something to count) and teacher."""
     kind = CASES[case][1]
+    if case == "attention_map_distillation":
+        return transformer(2, 0), transformer(None, 1)
     teacher = {"ann": lambda: network(None, 1), "snn": lambda: network(4, 1), None: lambda: None}[kind]()
     student = network(8, 0, head="spiking") if case == "spike_count" else network(2, 0)
     return student, teacher

@@ -133,3 +133,18 @@ def test_gradient_against_finite_differences():
     assert torch.autograd.gradcheck(
         lambda x: objective(view_of(LOGITS, student=captures({"a": x}), teacher=teacher)), x
     )
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+def test_a_nearly_dead_map_has_a_bounded_gradient(p):
+    teacher = captures({"a": random(1, N, 3, 4, 4, seed=5)})
+
+    def slope(rate, **given):
+        x = (random(T, N, 3, 4, 4, seed=1, positive=True) * 2 * rate).requires_grad_()
+        objective = AttentionTransfer(layers=["a"], p=p, **given)
+        loss = objective(view_of(LOGITS, student=captures({"a": x}), teacher=teacher))
+        return float(torch.autograd.grad(loss, x)[0].abs().max())
+
+    assert slope(1e-5, epsilon=1e-30) > 5e3 * slope(0.1)  # what it was
+    assert max(slope(10.0**-k) for k in range(2, 9)) < 100 * slope(0.1)
+    assert slope(0.1) == pytest.approx(slope(0.1, epsilon=1e-30), rel=1e-12)  # a living map is not touched

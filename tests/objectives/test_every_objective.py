@@ -12,7 +12,7 @@ import spikedistill as sd
 from spikedistill.errors import SpikedistillError
 from spikedistill.objectives import TYPES, build
 
-BLURRED = ("blurred_feature", "blurred_feature_pooled")
+DRAWN = ("blurred_feature", "blurred_feature_pooled", "stable_spike", "noise_smoothed_distillation")
 
 
 def test_every_type_has_a_case():
@@ -48,7 +48,7 @@ def test_student_and_adapters_learn_and_the_teacher_does_not(case):
         assert not any("teacher" in name for name in d.state_dict())
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c not in BLURRED])
+@pytest.mark.parametrize("case", [c for c in CASES if c not in DRAWN])
 def test_the_order_of_the_batch_does_not_matter(case):
     x, y = batch()
     d = distiller(case).double().setup(x.double()).train()
@@ -75,7 +75,9 @@ def test_finite_under_bf16_autocast(case):
     assert all(torch.isfinite(p.grad).all() for p in d.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("case", ["feature_distillation", "membrane_distillation", "attention_transfer"])
+@pytest.mark.parametrize(
+    "case", ["feature_distillation", "membrane_distillation", "attention_transfer", "attention_map_distillation"]
+)
 def test_null_in_eval_where_student_equals_teacher(case):
     x, y = batch()
     student, _ = networks(case)

@@ -244,3 +244,19 @@ def test_wrong_options_are_refused_in_words(make, words):
 def test_gradients_against_finite_differences(objective):
     z = Z.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda z: objective(view_of(z, Y, TEACHER)), (z,))
+
+
+def test_smoothed_targets_in_the_weights_of_soft_labels():
+    def smooth(z, y):
+        return 0.9 * hard_ce(z, y) + 0.1 * average(hard_ce(z, k) for k in range(K))
+
+    tau, sharp = 2.0, [[20.0 if k == int(Y[b]) else 0.0 for k in range(K)] for b in range(N)]  # a teacher that is sure
+    given = {"teacher_logits": torch.tensor([sharp], dtype=torch.float64)}
+    weights = [1 - math.exp(-smooth(MEAN[b], Y[b]) / (smooth(sharp[b], Y[b]) + 1e-7)) for b in range(N)]
+    want = tau**2 * average(w * ce(sharp[b], MEAN[b], tau) for b, w in enumerate(weights))
+    assert value(WeightedSoftLabels(tau, label_smoothing=0.1), **given) == pytest.approx(want, abs=1e-12)
+    assert average(weights) < 0.9
+    plain = tau**2 * average(ce(sharp[b], MEAN[b], tau) for b in range(N))  # every weight 1
+    assert value(WeightedSoftLabels(tau), **given) == pytest.approx(plain, rel=0.01)
+    with pytest.raises(SpikedistillError, match=r"label_smoothing must be in \[0, 1\), found 1.5"):
+        WeightedSoftLabels(label_smoothing=1.5)

@@ -18,11 +18,13 @@ def twin(layers: Sequence[Layer]) -> list[Layer]:
     """The quantized ANN of the same shape: equal weight bits, one execution, activations of ceil(log2(T + 1)) bits.
 
     Where the SNN has spikes or small integers the twin has real values of that many bits (more for a sum of small
-    integers), fed bit by bit on a crossbar; what is real in the SNN keeps its bits. Neurons become ReLU.
+    integers), fed bit by bit on a crossbar; what is real in the SNN keeps its bits. Neurons become ReLU; widths measured in the
+    SNN are not the twin's.
     """
     out = []
     for layer in layers:
         changed: dict[str, object] = {"executions": 1, "time_steps": 1, "spikes_out": None, "encoding": False}
+        changed |= {"accumulator_bits": None, "potential_bits": None}
         if layer.kind == "neuron" or layer.neuron is not None:
             changed |= {"neuron": "relu", "leaky": False}
         if layer.kind in ("conv", "linear", "add") and layer.input_kind != "real":
@@ -65,7 +67,9 @@ def _straight(snn: Callable[[float], float], ann: float) -> float:
     return min(1.0, max(0.0, (ann - start) / (end - start)))
 
 
-def break_even(layers: Sequence[Layer], config: Config | None = None) -> BreakEven:
+def break_even(
+    layers: Sequence[Layer], config: Config | None = None, memory_config: memory.MemoryConfig | None = None
+) -> BreakEven:
     """Break-even rates against `twin` by operation counts (all terms), memory-inclusive energy and SpikeSim event energy."""
     chip = (config or Config()).model_copy(update={"activity": "event"})
     ann = twin(layers)
@@ -76,7 +80,9 @@ def break_even(layers: Sequence[Layer], config: Config | None = None) -> BreakEv
 
     return BreakEven(
         operations=_straight(lambda r: operations.count(spiking(r)).total_pj, operations.count(ann).total_pj),
-        memory=_straight(lambda r: memory.estimate(spiking(r)).total_pj, memory.estimate(ann).total_pj),
+        memory=_straight(
+            lambda r: memory.estimate(spiking(r), memory_config).total_pj, memory.estimate(ann, memory_config).total_pj
+        ),
         spikesim=_crossing(
             lambda r: spikesim.evaluate(spiking(r), chip).energy_pj, spikesim.evaluate(ann, chip).energy_pj, steps=16
         ),

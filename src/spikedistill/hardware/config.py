@@ -140,6 +140,9 @@ class Switches(Strict):
     memory_bits: bool = True
     """Input memory is 1 bit a spike (b bits a real value), membrane memory and the neuron's datapath have the
     membrane's bits; the published code has 22 bits everywhere."""
+    potential_bits: bool = True
+    """The neuron's datapath has the bits of the charged membrane H as the integer network was seen to hold it, not those
+    that are stored between steps; where H was not measured nothing changes."""
     norm: bool = True
     """A norm costs a multiplication and an addition an output and stores two values a channel; the published code
     has none."""

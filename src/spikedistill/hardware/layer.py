@@ -67,7 +67,9 @@ class Layer:
     of values that are not 0, ``spikes_out`` the spikes of the layer (of its ``neuron``), None where not measured.
     ``neuron``: the neuron that the layer feeds one to one, when it is no layer of its own. ``inputs``: names of the layers
     that feed this one; ``shortcut``: on a residual branch; ``operator``: class or function that it was read from.
-    32 bits mean floating point.
+    ``accumulator_bits``: of the sums that a weight layer makes (or a norm reads), ``potential_bits``: of the charged membrane H
+    that a neuron compares (or a weight layer charges), as measured in the integer network; None where there is none.
+    ``norm_stored_bits``: of a norm's two values a channel as they are kept. 32 bits mean floating point.
     """
 
     name: str
@@ -89,6 +91,9 @@ class Layer:
     weight_bits: int = 32
     membrane_bits: int = 32
     norm_bits: int = 32
+    accumulator_bits: int | None = None
+    potential_bits: int | None = None
+    norm_stored_bits: int | None = None
     spikes_in: float | None = None
     nonzero_in: float | None = None
     spikes_out: float | None = None
@@ -120,6 +125,9 @@ class Layer:
             "norm_bits": ((self.norm_bits,), 1, LARGEST_BITS),
             "input_bits": ((self.input_bits,), 1, LARGEST_BITS),
             "input_max": ((self.input_max,), 0, LARGEST_INPUT),
+            "accumulator_bits": ((self.accumulator_bits or 1,), 1, LARGEST_BITS),
+            "potential_bits": ((self.potential_bits or 1,), 1, LARGEST_BITS),
+            "norm_stored_bits": ((self.norm_stored_bits or 1,), 1, LARGEST_BITS),
         }
         for key, (values, low, high) in ranges.items():
             if min(values) < low:
@@ -144,6 +152,16 @@ class Layer:
     def taps(self) -> int:
         """Kernel positions, kh * kw."""
         return prod(self.kernel_size)
+
+    @property
+    def word_bits(self) -> int:
+        """Width of the word that inputs are added to and that becomes H: the wider of both; unmeasured, the stored bits."""
+        return max(self.accumulator_bits or 0, self.potential_bits or 0) or self.membrane_bits
+
+    @property
+    def norm_memory_bits(self) -> int:
+        """Bits of the values that a norm keeps: two a channel, as kept, else of ``norm_bits`` each."""
+        return self.out_channels * (self.norm_stored_bits or 2 * self.norm_bits)
 
     @property
     def pads(self) -> tuple[int, int]:

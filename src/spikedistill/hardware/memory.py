@@ -53,6 +53,13 @@ class MemoryConfig(Strict):
     """Additions, weight reads and potential accesses as measured (strides and edges exact) instead of theta k k Cout."""
     reset_adds: bool = True
     """theta_out additions for the resets."""
+    potentials: Literal["held", "stored"] = "held"
+    """``held``: potentials are added, read and written at the width that the integer network holds: the wider of a layer's
+    sums and the charged membrane H, as measured; ``stored``: at the bits of the membrane between steps, as the papers do."""
+
+    def word_bits(self, layer: Layer) -> int:
+        """Bits of one potential of a layer."""
+        return layer.word_bits if self.potentials == "held" else layer.membrane_bits
 
     def access(self, capacity_bits: float, word_bits: float) -> float:
         """Energy of one access to one word in a memory, pJ."""
@@ -71,7 +78,10 @@ SPIKINGJELLY = MemoryConfig(adds_without_bias=False, dense_linear_addresses="sum
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """Energy of one layer per inference and image, pJ, by term; ``counts``: operations and accesses behind it."""
+    """Energy of one layer per inference and image, pJ, by term; ``counts``: operations and accesses behind it.
+
+    ``potential_bits``: the width at which its potentials were priced.
+    """
 
     name: str
     kind: str
@@ -81,6 +91,7 @@ class LayerMemory:
     parameters_pj: float
     potentials_pj: float
     counts: dict[str, float]
+    potential_bits: int = 32
 
     @property
     def total_pj(self) -> float:
@@ -113,9 +124,8 @@ class MemoryEstimate:
         return {**asdict(self), "memory_pj": self.memory_pj}
 
 
-def _operations(layer: Layer, counts: dict[str, float], address_bits: int) -> tuple[float, float]:
-    """Energy of operations and of addressing, pJ."""
-    bits = layer.membrane_bits
+def _operations(layer: Layer, counts: dict[str, float], address_bits: int, bits: int) -> tuple[float, float]:
+    """Energy of operations, on potentials of ``bits``, and of addressing, pJ."""
     product = multiply_energy(layer.weight_bits, layer.input_bits) + add_energy(
         min(32, layer.weight_bits + layer.input_bits)
     )
@@ -183,11 +193,12 @@ def _neuron(layer: Layer, config: MemoryConfig) -> dict[str, float]:
 
 
 def _price(layer: Layer, counts: dict[str, float], config: MemoryConfig, real: bool) -> LayerMemory:
-    operations, addressing = _operations(layer, counts, config.message_bits)
+    word = config.word_bits(layer)
+    operations, addressing = _operations(layer, counts, config.message_bits, word)
     fifo, message = config.fifo_elements * config.message_bits, config.message_bits
     input_bits, input_size = (layer.input_bits, layer.inputs_per_run * layer.input_bits) if real else (message, fifo)
     parameters = layer.weights * layer.weight_bits + (layer.out_channels * layer.membrane_bits if layer.bias else 0)
-    membranes = layer.outputs_per_run * layer.membrane_bits
+    membranes = layer.outputs_per_run * word
     written = (layer.outputs_per_run * layer.input_bits, layer.input_bits) if real else (fifo, message)
     accesses = counts.get("potential_reads", 0.0) + counts.get("potential_writes", 0.0)
     messages = counts.get("input_reads", 0.0) * config.access(input_size, input_bits)
@@ -200,8 +211,9 @@ def _price(layer: Layer, counts: dict[str, float], config: MemoryConfig, real: b
         messages_pj=messages,
         parameters_pj=counts.get("weight_reads", 0.0) * config.access(parameters, layer.weight_bits)
         + counts.get("bias_reads", 0.0) * config.access(parameters, layer.membrane_bits),
-        potentials_pj=accesses * config.access(membranes, layer.membrane_bits),
+        potentials_pj=accesses * config.access(membranes, word),
         counts=counts,
+        potential_bits=word,
     )
 
 
@@ -225,6 +237,9 @@ def estimate(layers: Sequence[Layer], config: MemoryConfig | None = None) -> Mem
             if layer.spikes_out is None:
                 notes.append(f"{layer.name}: output spikes not measured, none counted")
             priced.append(_price(layer, _neuron(layer, config), config, real=False))
+    unseen = [layer for layer in layers if membrane_updates(layer) and layer.potential_bits is None]
+    if config.potentials == "held" and any(layer.membrane_bits < 32 for layer in unseen):
+        notes.append("charged membranes were not measured: their potentials have the stored bits, which is too few")
     if beyond := [layer.name for layer in layers if layer.kind in ("add", "other")]:
         notes.append(f"not part of this model: {', '.join(beyond)}")
     counts: dict[str, float] = {}

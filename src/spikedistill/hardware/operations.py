@@ -138,8 +138,8 @@ def membrane_updates(layer: Layer) -> int:
 
 
 def update_energy(layer: Layer) -> float:
-    """Energy of one membrane update, pJ: a multiply-add where the membrane leaks, else an addition."""
-    bits, floating = layer.membrane_bits, layer.membrane_bits >= 32
+    """Energy of one membrane update, pJ: a multiply-add where the membrane leaks, else an addition; at the bits of H."""
+    bits, floating = layer.potential_bits or layer.membrane_bits, layer.membrane_bits >= 32
     return add_energy(bits, floating) + (multiply_energy(bits, bits, floating) if layer.leaky else 0.0)
 
 
@@ -164,18 +164,19 @@ def addition_energy(layer: Layer) -> float:
 
 
 def norm_energy(layer: Layer) -> float:
-    """Energy of one normalised value, pJ: a multiplication by a value of ``norm_bits`` and an addition."""
+    """Energy of one normalised value, pJ: a sum times a value of ``norm_bits``, and an addition to the potential."""
     bits, floating = layer.norm_bits, layer.norm_bits >= 32
-    return multiply_energy(bits, layer.membrane_bits, floating) + add_energy(layer.membrane_bits, floating)
+    read, written = layer.accumulator_bits or layer.membrane_bits, layer.potential_bits or layer.membrane_bits
+    return multiply_energy(bits, read, floating) + add_energy(written, floating)
 
 
 def footprint(layers: Sequence[Layer]) -> float:
-    """Bytes of weights, biases (32 bits), norms (two values a channel) and membranes."""
+    """Bytes of weights, biases (32 bits), norms (two values a channel, as they are kept) and stored membranes."""
     bits = 0
     for layer in layers:
         bits += layer.weights * layer.weight_bits + (32 * layer.out_channels if layer.bias else 0)
         bits += membrane_updates(layer) // layer.time_steps * layer.membrane_bits
-        bits += 2 * layer.out_channels * layer.norm_bits if layer.kind == "norm" else 0
+        bits += layer.norm_memory_bits if layer.kind == "norm" else 0
     return bits / 8
 
 

@@ -19,7 +19,7 @@ def at_bits(
 
     First and last weight layer have ``first_last_bits`` where weights are quantized (None: no exception). Real values on
     residual streams and shortcuts get ``residual_bits``; images and pooled spikes keep the bits they need. Activity stays as
-    it was measured.
+    it was measured; widths that an integer network was seen to hold do not, as other bits hold others.
     """
     weighted = [layer.name for layer in layers if layer.kind in ("conv", "linear")]
     outer = {weighted[0], weighted[-1]} if weighted and weight_bits and first_last_bits else set()
@@ -29,6 +29,9 @@ def at_bits(
             "weight_bits": (first_last_bits if layer.name in outer else weight_bits) or 32,
             "membrane_bits": membrane_bits or 32,
             "norm_bits": norm_bits or 32,
+            "accumulator_bits": None,
+            "potential_bits": None,
+            "norm_stored_bits": None,
         }
         if layer.input_kind == "real" and layer.input_bits >= 32:
             changed["input_bits"] = residual_bits

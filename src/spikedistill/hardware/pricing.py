@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from spikedistill.errors import SpikedistillError
-from spikedistill.hardware import memory, operations, spikesim
+from spikedistill.hardware import floorline, memory, operations, spikesim
 from spikedistill.hardware.ann import activation_bits, break_even, twin
 from spikedistill.hardware.config import Config, parse, read_config
 from spikedistill.hardware.files import check_geometry, read_layers, resolve
+from spikedistill.hardware.floorline import FloorlineConfig
 from spikedistill.hardware.layer import Layer
 from spikedistill.hardware.memory import MemoryConfig
 from spikedistill.hardware.operations import membrane_updates
@@ -54,27 +55,30 @@ def price(
     layers: Sequence[Layer],
     config: Config | Mapping[str, Any] | None = None,
     memory_config: MemoryConfig | None = None,
+    floorline_config: FloorlineConfig | None = None,
 ) -> Tree:
     """Everything this package says of a network, as JSON-able values; keys are those of ``docs/run_folder.md``.
 
-    ``config``: the chip, or a recipe's ``hardware`` section (``{spikesim: ..., memory: ...}``).
+    ``config``: the chip, or a recipe's ``hardware`` section (``{spikesim: ..., memory: ..., floorline: ...}``).
 
-    ``spikesim.dense`` and ``.event``, ``operations``, ``memory``; for an SNN in corrected mode also ``ann_twin`` (the same
-    at equal bits, activations of ceil(log2(T + 1)) bits) and ``break_even`` (firing rates).
+    ``spikesim.dense`` and ``.event``, ``operations``, ``memory``, ``floorline``; for an SNN in corrected mode also
+    ``ann_twin`` (all but the last at equal bits, activations of ceil(log2(T + 1)) bits) and ``break_even`` (firing rates).
 
     Raises: SpikedistillError when no layer can be priced.
     """
     if isinstance(config, Mapping):
+        floorline_config = parse(FloorlineConfig, config.get("floorline") or {}, "hardware: floorline")
         config, memory_config = settings(("hardware", config))
     config, memory_config = config or Config(), memory_config or MemoryConfig()
     tree = _all(layers, config, memory_config)
+    tree["floorline"] = floorline.evaluate(layers, floorline_config).as_dict()
     tree["config"] = config.model_dump()
     tree["definitions"] = DEFINITIONS
     spiking = any(membrane_updates(layer) for layer in layers)
     if spiking and config.mode == "corrected":
         steps = max(layer.time_steps for layer in layers)
         tree["ann_twin"] = {"activation_bits": activation_bits(steps), **_all(twin(layers), config, memory_config)}
-        tree["break_even"] = asdict(break_even(layers, config))
+        tree["break_even"] = asdict(break_even(layers, config, memory_config))
     return tree
 
 
@@ -85,14 +89,17 @@ def headline(tree: Mapping[str, Any], activity: str = "dense") -> Tree:
 
 
 def settings(*sources: tuple[str, Mapping[str, Any] | None]) -> tuple[Config, MemoryConfig]:
-    """Chip and memory settings from ``hardware`` sections, later over earlier; keys ``spikesim`` and ``memory``.
+    """Chip and memory settings from ``hardware`` sections, later over earlier; keys ``spikesim``, ``memory``, ``floorline``.
 
     Raises: SpikedistillError for unknown keys.
     """
     given = [(name, source) for name, source in sources if source]
     for name, source in given:
-        if unknown := set(source) - {"spikesim", "memory"}:
-            raise SpikedistillError(f"{name}: unknown key {sorted(unknown)[0]!r}; known: 'memory', 'spikesim'")
+        if unknown := set(source) - {"spikesim", "memory", "floorline"}:
+            raise SpikedistillError(
+                f"{name}: unknown key {sorted(unknown)[0]!r}; known: 'floorline', 'memory', 'spikesim'"
+            )
+        parse(FloorlineConfig, source.get("floorline") or {}, f"{name}: floorline")
     chip = resolve(*((f"{name}: spikesim", source["spikesim"]) for name, source in given if source.get("spikesim")))
     merged: dict[str, Any] = {}
     for name, source in given:

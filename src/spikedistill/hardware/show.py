@@ -90,6 +90,20 @@ def beside_table(tree: Mapping[str, Any]) -> "Table":
     return table
 
 
+def floorline_table(found: Mapping[str, Any]) -> "Table":
+    """Loads of the busiest core of each layer, and what a step waits for where times are known."""
+    from rich.table import Table
+
+    title = f"Floorline, busiest core of each layer in a step ({found['cores']} cores)"
+    table = Table("layer", "cores", "synops", "updates", "messages", "time (ns)", "bound by", title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in found["layers"]:
+        loads = (_number(row[key]) for key in ("synops", "updates", "messages", "time_ns"))
+        table.add_row(row["name"], str(row["cores"]), *loads, row["bound"] or "-")
+    return table
+
+
 def ratios_table(ratios: Mapping[str, Mapping[str, float | None]]) -> "Table":
     """A / B for each figure and each B."""
     from rich.table import Table
@@ -114,6 +128,8 @@ def show(tree: Mapping[str, Any], console: "Console | None" = None) -> None:
     out.print(figures_table({f"{mode}, {name}": report for name, report in reports.items()}))
     out.print(layers_table(reports.get("event") or reports["dense"]))
     out.print(beside_table(tree))
+    if "floorline" in tree:
+        out.print(floorline_table(tree["floorline"]))
     seen = list(reports.values())
     lines = [f"no {figure}: {reason}" for figure, reason in seen[0]["reasons"].items()]
     lines += [f"not priced: {item['name']}: {item['reason']}" for item in seen[0]["unpriced"]]
@@ -121,5 +137,6 @@ def show(tree: Mapping[str, Any], console: "Console | None" = None) -> None:
     if dense := [item["name"] for item in tree["operations"]["layers"] if not item["measured"]]:
         lines.append(f"operations: spikes not measured, every input counts as active: {', '.join(dense)}")
     lines += [f"memory: {note}" for note in tree["memory"]["notes"]]
+    lines += [f"floorline: {note}" for note in (tree.get("floorline") or {}).get("notes", [])]
     for line in lines:
         out.print(line, markup=False, highlight=False)

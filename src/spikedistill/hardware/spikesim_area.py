@@ -79,5 +79,5 @@ def _memory_bits(
             layer.out_channels * prod(layer.typed_size) * layer.input_bits for layer in streams
         )
     if on.norm:
-        bits["norm_memory"] = sum(2 * layer.out_channels * layer.norm_bits for layer in layers if layer.kind == "norm")
+        bits["norm_memory"] = sum(layer.norm_memory_bits for layer in layers if layer.kind == "norm")
     return bits

@@ -93,8 +93,11 @@ def input_width(layer: Layer) -> int:
 
 
 def membrane_factor(layer: Layer, config: Config) -> float:
-    """The neuron's datapath against the published one: membrane bits over 22, linear as an adder is (our reading)."""
-    return layer.membrane_bits / config.technology.value_bits if config.switches.memory_bits else 1.0
+    """The neuron's datapath against the published one: bits of H (or of the stored membrane) over 22, linear as an adder's."""
+    if not config.switches.memory_bits:
+        return 1.0
+    bits = (config.switches.potential_bits and layer.potential_bits) or layer.membrane_bits
+    return bits / config.technology.value_bits
 
 
 def why_unpriced(layer: Layer, layers: Sequence[Layer], config: Config) -> str | None:

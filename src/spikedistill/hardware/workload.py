@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from spikedistill.errors import SpikedistillError
 from spikedistill.hardware.events import measure
+from spikedistill.hardware.held import STORED_NORM_BITS, Widths, with_potentials
+from spikedistill.hardware.held import measure as measure_widths
 from spikedistill.hardware.layer import InputKind, Layer
 from spikedistill.networks.base import Network
 from spikedistill.networks.graph import Graph, Node, trace
@@ -114,6 +116,8 @@ def _watch(network: nn.Module, see: Callable[[str, nn.Module, Tensor, Tensor], N
 def layers(network: nn.Module, batch: Tensor, image_bits: int = 8) -> list[Layer]:
     """The layers of a network with everything measured on ``batch``, in one forward pass (eval mode, no gradients).
 
+    Of a quantized network a second pass measures how wide accumulators and charged membranes are (`held`).
+
     Whether an input is 0/1 spikes, small integers or real follows from the graph: a neuron makes spikes, adding spikes makes
     integers, a convolution, norm, mean or image makes real values; where the graph cannot tell (event frames, other
     people's modules), from the batch. What cannot be priced is returned as a layer of kind ``other``, never left out.
@@ -134,7 +138,7 @@ def layers(network: nn.Module, batch: Tensor, image_bits: int = 8) -> list[Layer
 
     with _watch(network, see):
         graph = trace(network, batch)
-    reader = _Reader(network, graph, image_bits, seen)
+    reader = _Reader(network, graph, image_bits, seen, measure_widths(network, batch, graph))
     found: list[Layer] = []
     for node in graph:
         for layer in reader.read(node):
@@ -148,7 +152,8 @@ def layers(network: nn.Module, batch: Tensor, image_bits: int = 8) -> list[Layer
     if not any(layer.kind in ("conv", "linear") for layer in found):
         raise SpikedistillError(f"{type(network).__name__} has no convolution and no linear layer: nothing to price")
     shortcuts = _shortcuts(graph)
-    return [replace(layer, shortcut=True) if layer.name in shortcuts else layer for layer in found]
+    found = [replace(layer, shortcut=True) if layer.name in shortcuts else layer for layer in found]
+    return with_potentials(found)
 
 
 def _as_maps(x: Tensor, layer: Layer) -> Tensor:
@@ -165,7 +170,10 @@ def _name(node: Node) -> str:
 class _Reader:
     """Turns nodes into layers, remembering what each node's output holds and which layers it came from."""
 
-    def __init__(self, network: nn.Module, graph: Graph, image_bits: int, seen: dict[str, _Seen]) -> None:
+    def __init__(
+        self, network: nn.Module, graph: Graph, image_bits: int, seen: dict[str, _Seen], widths: Widths
+    ) -> None:
+        self.widths = widths
         self.graph, self.seen, self.steps = graph, seen, graph.time_steps or 1
         self.holds: dict[str, _Value] = {}
         self.sources: dict[str, tuple[str, ...]] = {}
@@ -251,6 +259,7 @@ class _Reader:
             "bias": module.bias is not None,
             "weight_bits": self._bits(node, "weight_bits", 32),
             "membrane_bits": self._bits(node, "membrane_bits", 32),
+            "accumulator_bits": self.widths.accumulators.get(node.name),
         }
         if isinstance(module, nn.Linear):
             tokens = prod(shape[1:-1])
@@ -293,7 +302,7 @@ class _Reader:
             return self._base(node, name, kind="other", operator=type(neuron).__name__)
         return self._base(
             node, name, kind="neuron", neuron=type(neuron).__name__.lower(), leaky=neuron.leaky, encoding=neuron.encode,
-            membrane_bits=self._bits(node, "membrane_bits", 32),
+            membrane_bits=self._bits(node, "membrane_bits", 32), potential_bits=self.widths.potentials.get(node.name),
         )  # fmt: skip
 
     def _relu(self, node: Node, name: str) -> Layer:
@@ -301,7 +310,11 @@ class _Reader:
 
     def _norm(self, node: Node, name: str) -> Layer:
         bits = self._bits(node, "norm_bits", 32)
-        return self._base(node, name, kind="norm", norm_bits=bits, membrane_bits=self._bits(node, "membrane_bits", 32))
+        rescales = getattr(getattr(node.module, "grid", node.module), "rescale", None) is not None and bits < 32
+        return self._base(
+            node, name, kind="norm", norm_bits=bits, membrane_bits=self._bits(node, "membrane_bits", 32),
+            norm_stored_bits=STORED_NORM_BITS if rescales else None,
+        )  # fmt: skip
 
     def _pool(self, node: Node) -> Layer:
         return self._base(node, _name(node), kind="pool", in_size=_hw(node.in_shapes[0]))

@@ -113,7 +113,8 @@ class Objective(nn.Module):
     """One term of the loss. Subclasses declare what they read and give a scalar.
 
     ``student_taps``, ``teacher_taps``: taps as text. ``needs_teacher``: whether it cannot do without. ``time_steps``: a
-    longer simulation than the network's own, of which it then sees all steps. ``cites``: keys of the papers in
+    longer simulation than the network's own, of which it then sees all steps. ``teacher``: the one of several that it learns
+    from (a recipe's key of each objective); None: each of them. ``cites``: keys of the papers in
     ``citations.bib``. Adapters are built in ``setup``; they train with the student and are gone at inference.
     """
 
@@ -122,6 +123,7 @@ class Objective(nn.Module):
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     time_steps: int | None = None
+    teacher: str | None = None
 
     def __init__(self, weight: Weight = 1.0, name: str | None = None) -> None:
         super().__init__()

@@ -34,8 +34,8 @@ class FeatureDistillation(Objective):
     - KDSNN (Q. Xu et al., CVPR 2023): one feature, ``aligner: conv1x1``; the paper's exact projection and weights are not
       public.
     - SAKD (H. Qiu et al., Neural Networks 2024): stages, a = 0; ``aligner: conv3x3_bn`` for CIFAR's ResNet-18, ``conv1x1_bn``
-      for ResNet-19 and ImageNet, both without bias; weight 100 on CIFAR and 10 on ImageNet, then 0.01, as in
-      ``weight: {start: 100, end: 0.01, shape: step, at: 0.05}`` (10 of 200 epochs; the official code counts batches where
+      for ResNet-19 and ImageNet, both without bias; weight 100 on CIFAR throughout; on ImageNet 10, then 0.01 from epoch 10
+      of 120 on, as in ``weight: {start: 10, end: 0.01, shape: step, at: 0.083}`` (the official code counts batches where
       epochs are meant).
 
     ``layers`` as in ``attention_transfer``. ``reduction``: "mean" over all elements, or "batch": summed over a sample's

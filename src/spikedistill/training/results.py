@@ -60,7 +60,7 @@ def stage_summary(
         epochs=stage.epochs,
         seconds=training.at.seconds if training else seconds,
         from_=stage.from_,
-        teacher=stage.teacher,
+        teacher=", ".join(stage.teachers) if stage.teachers else None,
         init=stage.init.model_dump(by_alias=True) if stage.init else None,
         convert=stage.convert.model_dump(by_alias=True) if stage.convert else None,
         objectives=stage.objectives,

@@ -251,7 +251,7 @@ class OneSeed:
         network = self.build(stage).to(self.device)
         if self.resolved["precision"] == "float64":
             network.double()
-        teacher = self.products[stage.teacher].network if stage.teacher else None
+        teachers = {name: self.products[name].network for name in stage.teachers or {}}
         started = time.perf_counter()
         settings = Settings(
             stage.name,
@@ -268,7 +268,8 @@ class OneSeed:
         )
         training: Training | None = None
         if stage.epochs:
-            distiller = Distiller(network, teacher, stage.objectives).to(self.device)
+            distiller = Distiller(network, teachers or None, stage.objectives, stage.teachers, stage.teacher_heads)
+            distiller.to(self.device)
             x, y = next(iter(self.data.batches("train", self.recipe.data.batch_size, device=self.device)))
             distiller.setup(x.double() if settings.precision == "float64" else x, self.seed)
             settings.precision, note = trainable_precision(
@@ -291,6 +292,7 @@ class OneSeed:
             ):
                 recalibrate(network, self.calibration())
         network.eval()
+        teacher = next(iter(teachers.values()), None)
         row = stage_summary(self, stage, network, teacher, training, time.perf_counter() - started)
         if self.accelerator.is_main_process:
             about = {"stage": stage.name, "class_names": list(self.data.info.class_names), "data": self.data.info.name}

@@ -1,0 +1,121 @@
+"""How wide the values of a quantized network are on a batch: what its integer network holds, not what it stores."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikedistill import taps
+from spikedistill.hardware.layer import Layer
+from spikedistill.networks.graph import Graph
+from spikedistill.neurons import Neuron, NormNeuron
+
+STORED_NORM_BITS = 16 + 32  # an integer network's file keeps a multiplier as int16 and an offset as int32
+
+
+def signed_bits(low: int, high: int) -> int:
+    """Bits of two's complement numbers from ``low`` to ``high``."""
+    return 1 + max(high.bit_length() if high > 0 else 0, (-low - 1).bit_length() if low < 0 else 0)
+
+
+@dataclass
+class Widths:
+    """Bits by name of the graph's node: accumulators of weight layers, charged membranes H of neurons."""
+
+    accumulators: dict[str, int] = field(default_factory=dict)
+    potentials: dict[str, int] = field(default_factory=dict)
+
+
+def _bits(codes: Tensor) -> int:
+    low, high = codes.aminmax()
+    return signed_bits(round(float(low)), round(float(high)))
+
+
+@contextmanager
+def _accumulators(network: nn.Module, found: dict[str, int]) -> Iterator[None]:
+    """Note the width of every accumulator tensor of a quantized network."""
+
+    def watch(path: str, coded: Any) -> None:
+        accumulate, calls, before = coded.accumulate, 0, coded.__dict__.get("accumulate")
+
+        def seen(x: Tensor, w: Tensor) -> Tensor:
+            nonlocal calls
+            acc: Tensor = accumulate(x, w)
+            found[f"{path}#{calls}"] = _bits(acc)
+            calls += 1
+            return acc
+
+        def restore() -> None:
+            del coded.accumulate
+            if before is not None:  # on a simulated crossbar
+                coded.accumulate = before
+
+        coded.accumulate = seen
+        exits.callback(restore)
+
+    with ExitStack() as exits:
+        for path, module in network.named_modules():
+            coded = module.__dict__.get("forward")
+            weighted = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and hasattr(coded, "accumulate")
+            if weighted and coded.format.bits is not None:
+                watch(path, coded)
+        yield
+
+
+@torch.no_grad()
+def measure(network: nn.Module, batch: Tensor, graph: Graph) -> Widths:
+    """Widths on ``batch``, in one forward pass in eval mode; none where the network is not quantized.
+
+    They are those of the integer network on the same batch, whose integers are the same. Generators are left as they were.
+    """
+    widths = Widths()
+    if getattr(network, "quantization", None) is None:
+        return widths
+    neurons: dict[str, tuple[taps.Tap, Neuron]] = {}
+    for node in graph:
+        inner = node.module.neuron if isinstance(node.module, NormNeuron) else node.module
+        if isinstance(inner, Neuron):
+            neurons[node.name] = taps.Tap(node.path or "", node.call, "membrane"), inner
+    training = {m: m.training for m in network.modules()}
+    network.eval()
+    try:
+        with (
+            torch.random.fork_rng(devices=[batch.device] if batch.is_cuda else []),
+            _accumulators(network, widths.accumulators),
+        ):
+            _, captured = taps.run(network, batch, [tap for tap, _ in neurons.values()])
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+    for name, (tap, neuron) in neurons.items():
+        if neuron.grid is not None:
+            widths.potentials[name] = _bits(captured[str(tap)].double() / neuron.grid.unit)
+    return widths
+
+
+def with_potentials(layers: list[Layer]) -> list[Layer]:
+    """Give each weight layer and norm the width of the neuron's potential that it charges, and each norm its accumulators'."""
+    by_name = {layer.name: layer for layer in layers}
+    potentials: dict[str, int] = {}
+    for layer in layers:
+        if layer.kind == "neuron" and layer.potential_bits is not None:
+            waiting = list(layer.inputs)
+            while waiting:
+                above = by_name.get(waiting.pop())
+                if above is None or above.kind not in ("norm", "add", "pool", "conv", "linear"):
+                    continue
+                if layer.potential_bits > potentials.get(above.name, 0):
+                    potentials[above.name] = layer.potential_bits
+                    waiting += [] if above.kind in ("conv", "linear") else above.inputs
+    out = []
+    for layer in layers:
+        if layer.kind in ("conv", "linear", "norm"):
+            layer = replace(layer, potential_bits=potentials.get(layer.name))
+        if layer.kind == "norm":
+            read = [by_name[name].accumulator_bits for name in layer.inputs if name in by_name]
+            layer = replace(layer, accumulator_bits=max((bits for bits in read if bits), default=None))
+        out.append(layer)
+    return out
