@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from . import data, export, hardware
     from .bibliography import citations
     from .conversion import convert
+    from .networks.balancing import balance
     from .networks.foreign import foreign
     from .networks.surgery import spiking
     from .parameter_groups import parameter_groups
@@ -29,6 +30,7 @@ _LATER = {
     "hardware": "hardware",
     "citations": "bibliography",
     "convert": "conversion",
+    "balance": "networks.balancing",
     "foreign": "networks.foreign",
     "spiking": "networks.surgery",
     "parameter_groups": "parameter_groups",
@@ -67,6 +69,7 @@ __all__ = [
     "Repeat",
     "Run",
     "SpikedistillError",
+    "balance",
     "citations",
     "convert",
     "data",

@@ -135,7 +135,8 @@ def images(calibration: Batches) -> list[Tensor]:
 def spiking_form(ann: nn.Module, time_steps: int, neuron: Neuron, example: Tensor) -> Network:
     """The spiking network of the same layers as ``ann``."""
     if not isinstance(ann, Network) or isinstance(ann, Wrapped):
-        return networks.spiking(ann, time_steps, neuron, None if isinstance(ann, Wrapped) else example)
+        given = None if isinstance(ann, Wrapped) else example
+        return networks.spiking(ann, time_steps, neuron, given, initialisation="plain")
     if ann.spiking:
         raise SpikedistillError("convert takes an ANN; this network has time steps already")
     name = ann.config.get("name")
@@ -144,7 +145,8 @@ def spiking_form(ann: nn.Module, time_steps: int, neuron: Neuron, example: Tenso
             "convert rebuilds spikedistill's own ANNs from their config; make the ANN with networks.create(...), or pass a "
             "plain nn.Module with ReLUs"
         )
-    return networks.create(str(name), **{**ann.config["options"], "time_steps": time_steps, "neuron": neuron})
+    chosen = {"time_steps": time_steps, "neuron": neuron, "initialisation": "plain", "firing_rate": None}
+    return networks.create(str(name), **(ann.config["options"] | chosen))
 
 
 def copy_weights(network: nn.Module, ann: nn.Module) -> None:

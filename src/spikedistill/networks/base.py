@@ -22,8 +22,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Network(nn.Module):
     """A network that owns its normalisation and its time steps.
 
-    Subclasses build their layers with :class:`.builder.Builder` and define ``body(x)``: from the normalised input, ``(N, C, H, W)``
-    where the stem runs once (``once``) and else ``(T*N, C, H, W)``, to folded logits ``(T*N, K)``.
+    Subclasses build their layers with :class:`.builder.Builder` and define ``body(x)``: from the normalised input,
+    ``(N, C, H, W)`` where the stem runs once (``once``) and else ``(T*N, C, H, W)``, to folded logits ``(T*N, K)``.
 
     ``initialisation``: "balanced" (:mod:`.balanced`) or "plain"; ``firing_rate``: what a balanced start aims at (None: 0.16).
 
@@ -64,6 +64,9 @@ class Network(nn.Module):
     mean: Tensor
     std: Tensor
     input_codes: Any = None  # set by quantization: x -> integer codes, in place of the normalisation
+    balanced_by: Literal["form", "data"] = (
+        "form"  # whether a balanced start wants a look at data (:func:`.balancing.balance`)
+    )
     dims = 2  # spatial dimensions of the input; 1 for sequences (N, C, L)
     head_path = "head"  # the classifier's module
 

@@ -157,7 +157,7 @@ class Builder:
         with torch.no_grad():
             nn.init.normal_(out.weight, std=scale / (rate / 2 * math.sqrt(c_in)))
             nn.init.zeros_(out.bias).sub_(rate * out.weight.sum(1))
-        out.input_factor = HEAD_INPUT / rate
+        out.input_factor = HEAD_INPUT / rate  # type: ignore[assignment]
         return out
 
     def head(
@@ -165,8 +165,9 @@ class Builder:
     ) -> nn.Module:
         """The classifier: linear, or linear and a neuron whose spikes are the logits.
 
-        ``spikes``: how many neurons' spikes are summed in one feature; ``pooled``: and averaged over space. In a balanced SNN the classifier starts, and learns,
-        as if its inputs were as large as an ANN's (:mod:`..parameter_groups`).
+        ``spikes``: how many neurons' spikes are summed in one feature; ``pooled``: and averaged over space. In a balanced
+        SNN the classifier starts, and learns, as if its inputs were as large as an ANN's
+        (:func:`spikedistill.parameter_groups`).
         """
         linear = nn.Linear(features, self.network.num_classes, bias)
         if self.balance is not None:

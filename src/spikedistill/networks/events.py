@@ -133,6 +133,8 @@ class DVSGestureCNN(Network):
                 "set image_size, or resize the frames"
             )
 
+    balanced_by = "data"  # event counts, no norms
+
     def stage_paths(self) -> list[str]:
         return ["neuron1", "neuron2", "neuron3"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError, nearest
-from .base import IMAGENET_MEAN, IMAGENET_STD, Network
+from .base import IMAGENET_MEAN, IMAGENET_STD, Initialisation, Network
 from .wrapped import Wrapped, input_channels, own_size, published, statistics
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".th", ".bin", ".tar")
@@ -117,6 +117,8 @@ def from_name(
     neuron: Any = None,
     gates: str = "refuse",
     options: Mapping[str, Any] | None = None,
+    initialisation: Initialisation = "balanced",
+    firing_rate: float | None = None,
 ) -> Network:
     """``timm:NAME`` or ``torchvision:NAME`` as a network with its own normalisation and input size.
 
@@ -142,7 +144,8 @@ def from_name(
         from .surgery import spiking
 
         network = spiking(
-            model, time_steps, neuron, _tiny(model, input_size), mean, std, gates, "image", input_size, interpolation
+            model, time_steps, neuron, _tiny(model, input_size), mean, std, gates, "image", input_size, interpolation,
+            initialisation, firing_rate,
         )  # fmt: skip
     else:
         channels = input_channels(model) if library == "torchvision" else in_channels
@@ -157,14 +160,17 @@ def from_name(
             "interpolation": interpolation, "in_channels": in_channels, "mean": network.mean.tolist(),
             "std": network.std.tolist(), "gates": gates, "options": dict(options or {}),
             "neuron": network.config["spiking"]["neuron"] if time_steps is not None else None,
+            "initialisation": initialisation, "firing_rate": firing_rate,
         },
+        **{key: network.config[key] for key in ("thresholds", "input_factors") if key in network.config},
     }  # fmt: skip
     return network
 
 
 def from_config(config: Mapping[str, Any]) -> Network:
-    """The untrained network that a recorded ``config`` describes; weights come from the file beside it."""
-    return from_name(str(config["name"]), **dict(config.get("options", {})))
+    """The untrained network that a recorded ``config`` describes; weights, and what balanced them, come from the record."""
+    plain = {"initialisation": "plain", "firing_rate": None}
+    return from_name(str(config["name"]), **{**config.get("options", {}), **plain})
 
 
 def _tiny(model: nn.Module, input_size: Any) -> Tensor | None:

@@ -62,10 +62,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float = SCALE) -> Tensor:
 class SpikingSelfAttention(nn.Module):
     """Spiking self-attention: queries, keys and values are spikes, ``attend`` charges a neuron, a projection follows.
 
-    Zhou et al., ICLR 2023. That neuron's threshold is half the others' (official code), in a balanced network the one that
-    suits the sum over ``tokens`` (the family's own image size; at others :func:`spikedistill.balance` finds it); with ``norm`` it has a norm in front
-    and its own threshold instead (ours: the sum grows with the number of tokens, and with few of them no neuron fires). The
-    norm behind the projection is the block's. Shape: (T*N, C, H, W) to (T*N, C, H, W).
+    Zhou et al., ICLR 2023. That neuron's threshold is half the others' (official code), in a balanced network the one
+    that suits the sum over ``tokens`` (of the family's own image size; at others :func:`spikedistill.balance` finds it).
+    With ``norm`` it has a norm in front and its own threshold instead (ours: the sum grows with the number of tokens, and
+    with few of them no neuron fires). The norm behind the projection is the block's.
+    Shape: (T*N, C, H, W) to (T*N, C, H, W).
     """
 
     def __init__(self, make: Builder, channels: int, heads: int, norm: bool = False, tokens: int = TOKENS) -> None:
@@ -88,7 +89,8 @@ class SpikingSelfAttention(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each with a residual; ``ms``: neuron first and norm last, else norm and neuron last.
 
-    ``attn_norm``: a norm between attention and its neuron. ``branches``: of all blocks together. Shape: (T*N, C, H, W) to (T*N, C, H, W).
+    ``attn_norm``: a norm between attention and its neuron. ``branches``: of all blocks together.
+    Shape: (T*N, C, H, W) to (T*N, C, H, W).
     """
 
     def __init__(
@@ -209,6 +211,8 @@ class Spikformer(Network):
         # The head of Spikingformer reads the stream itself, an ANN's size; Spikformer's sums a neuron's spikes a branch.
         self.head = make.head(channels, head, spikes=math.inf if ms else 2.0 + 2 * depth)
         initialise(self)
+
+    balanced_by = "data"  # attention's sums depend on the number of tokens and on how alike they are
 
     def stage_paths(self) -> list[str]:
         return ["tokenizer", *(f"blocks.{i}" for i in range(len(self.blocks)))]

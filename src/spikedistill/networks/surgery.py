@@ -11,9 +11,11 @@ from torch.overrides import TorchFunctionMode
 
 from .. import simulation
 from ..errors import SpikedistillError
-from ..neurons import IF, Neuron, NormNeuron, Repeat, build
+from ..neurons import IF, Neuron, NormNeuron, Repeat, Surrogate, build
 from ..neurons.event_driven import equip
-from .base import Input, Network
+from .balanced import balance_of, check_options
+from .balancing import balance
+from .base import Initialisation, Input, Network
 from .graph import Graph, source_line, trace
 from .rows import refuse_mixing
 from .sites import RELU_FUNCTIONS, Flow, Site, entrance, find, is_relu
@@ -76,6 +78,7 @@ class _RepeatAfter:
 class Spiking(Wrapped):
     """A ReLU network turned into spiking neurons by :func:`spiking`."""
 
+    balanced_by = "data"
     repeat: Repeat
     repeat_at: str | None = None  # path of the module after which time begins; "": the input; None: a neuron encodes
 
@@ -98,6 +101,8 @@ def spiking(
     input: Input = "image",
     input_size: int | Sequence[int] | None = None,
     interpolation: str = "bilinear",
+    initialisation: Initialisation = "balanced",
+    firing_rate: float | None = None,
 ) -> Network:
     """A copy of a ReLU network in which every ReLU call is a neuron of its own.
 
@@ -107,7 +112,9 @@ def spiking(
     ``IF()``). Where the first neuron dominates all that follows it encodes; else a :class:`Repeat` stands behind the last
     module that does, or at the input. Norm scales that are all zero become one. The result is run again: no ReLU is left,
     readers are the same, logits come out for T*N. ``mean``, ``std``: None takes timm's if the model has them, else 0 and 1.
-    ``gates="keep"`` leaves sigmoid gates real-valued. ``network.notes`` says what was changed; ``network.aliases`` maps the
+    ``initialisation``: "balanced" multiplies the norms (or thresholds) so that on ``example`` every layer fires at
+    ``firing_rate`` (None: 0.16), see :func:`spikedistill.balance`; "plain" leaves them. ``gates="keep"`` leaves sigmoid gates
+    real-valued. ``network.notes`` says what was changed; ``network.aliases`` maps the
     model's own paths.
 
     Shape: (N, C, H, W) in [0, 1] to (T, N, K).
@@ -128,6 +135,10 @@ def spiking(
     if not isinstance(prototype, Neuron):
         raise SpikedistillError(f"neuron must be IF, LIF or PLIF, found {type(prototype).__name__}")
     prototype.time_steps = time_steps
+    check_options(initialisation, firing_rate)
+    if initialisation == "balanced" and not prototype.surrogate_chosen:
+        width = balance_of(prototype, firing_rate).width
+        prototype.surrogate, prototype.surrogate_chosen = Surrogate("rectangle", width), True
     model = copy.deepcopy(model)
     notes = _prepare(model)
     example = _example(model, example, input_size)
@@ -146,14 +157,9 @@ def spiking(
         places = _turn(network, sites, prototype, where if way == "encode" else None)
         if way == "repeat":
             _repeat_after(network, where, time_steps)
+        given = example if input == "image" else example.unsqueeze(1).repeat(1, time_steps, 1, 1, 1)
         try:
-            _verify(
-                network,
-                example if input == "image" else example.unsqueeze(1).repeat(1, time_steps, 1, 1, 1),
-                graph,
-                sites,
-                places,
-            )
+            _verify(network, given, graph, sites, places)
         except SpikedistillError as error:
             failure = error  # of the last way, which asks least of the model
             continue
@@ -164,9 +170,13 @@ def spiking(
             "spiking": {
                 "time_steps": time_steps, "neuron": prototype.spec(), "gates": gates, "input": input,
                 "mean": network.mean.tolist(), "std": network.std.tolist(), "input_size": network.input_size,
-                "interpolation": interpolation, "example": list(example.shape),
+                "interpolation": interpolation, "example": list(example.shape), "initialisation": initialisation,
+                "firing_rate": firing_rate,
             }
         }  # fmt: skip
+        network.initialisation, network.firing_rate = initialisation, firing_rate
+        if initialisation == "balanced":
+            balance(network, given)
         return equip(network.train(model.training))
     assert failure is not None
     raise failure

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ..networks.base import SpikingHead
+from ..networks.builder import SpikingHead
 from .base import Objective, refuse
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import networks
 from ..data import DataInfo
+from ..networks.balancing import balance
 from ..networks.base import Network
 from ..randomness import seed_everything
 from ..recipe import Recipe, Stage, at
@@ -54,8 +55,13 @@ def build(
         else:
             assert stage.network is not None
             network = named(stage.network, T, info, factories)
+        copied = stage.init is not None and stage.init.method == "copy"
         if stage.init is not None:
             initialise(network, products[stage.init.from_].network, stage, calibration)
+        if stage.network is not None and isinstance(network, Network) and network.spiking:
+            by_data = network.balanced_by == "data" and stage.init is None
+            if network.initialisation == "balanced" and (copied or by_data):
+                balance(network, calibration())
         if isinstance(network, Network) and wants_recalibration(stage, network, products):
             device = next(network.parameters()).device
             recalibrate(network, [x.to(device) for x in calibration()])
@@ -86,6 +92,7 @@ def named(options: Mapping[str, Any], T: int, info: DataInfo, factories: Factori
             network = networks.spiking(
                 network, steps or T, _neuron(given), (2, info.in_channels, *info.size), info.mean, info.std,
                 given.pop("gates", "refuse"), "frames" if info.input == "frames" else "image",
+                initialisation=given.pop("initialisation", "balanced"), firing_rate=given.pop("firing_rate", None),
             )  # fmt: skip
         if isinstance(network, Network):
             network.config = {**network.config, "name": f"custom:{name}"}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import __version__, networks
 from ..errors import SpikedistillError
+from ..networks.balancing import restore_balance
 from ..networks.base import Network
 from .checkpoint import read_json, read_tensors, replace_folder
 
@@ -53,7 +54,7 @@ def load_network(
         network = rebuild(config["network"], config.get("time_steps"), str(folder), factories or {})
     else:
         if "spiking" in config["network"] and not isinstance(network, Network):
-            network = networks.spiking(network, **config["network"]["spiking"])
+            network = turned(network, config["network"]["spiking"])
         if getattr(network, "input_codes", None) is None:  # else it was quantized by the caller
             network = formed(network, config["network"], config.get("time_steps"))
     missing, unexpected = network.load_state_dict(tensors, strict=False)
@@ -75,7 +76,7 @@ def rebuild(config: Mapping[str, Any], time_steps: int | None, where: str, facto
             raise SpikedistillError(f"{where}: the network {key!r} is your own; pass it as sd.load(..., network=...)")
         network = factories[key]()
         if "spiking" in config:
-            network = networks.spiking(network, **config["spiking"])
+            network = turned(network, config["spiking"])
     elif str(name).startswith(("timm:", "torchvision:")):
         from ..networks.pretrained import from_config
 
@@ -85,12 +86,18 @@ def rebuild(config: Mapping[str, Any], time_steps: int | None, where: str, facto
     return formed(network, config, time_steps)
 
 
+def turned(model: nn.Module, record: Mapping[str, Any]) -> Network:
+    """Somebody's ReLU network as the spiking one that was saved; weights, and what balanced them, come from the record."""
+    return networks.spiking(model, **{**record, "initialisation": "plain", "firing_rate": None})
+
+
 def formed(network: nn.Module, config: Mapping[str, Any], time_steps: int | None) -> nn.Module:
     """A network as it was made, brought into the form that its config records: converted, at its T, quantized."""
     if "conversion" in config:
         from ..conversion import restore as converted
 
         converted(network, config)
+    restore_balance(network, config)
     if time_steps is not None and getattr(network, "time_steps", None) not in (None, time_steps):
         network.time_steps = time_steps  # type: ignore[assignment]
     if "quantize" in config:

@@ -1,0 +1,180 @@
+"""``balance``: a network's neurons and classifier balanced on a batch, whatever its weights are and where they came from."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SpikedistillError
+from ..neurons import Neuron, NormNeuron, Surrogate
+from .balanced import FIRING_RATE, HEAD_INPUT, balance_of
+from .base import Network
+from .mean_field import crossing
+
+SAMPLES = 20_000  # neurons whose currents are looked at in each layer
+_NORMS = (nn.modules.batchnorm._BatchNorm, NormNeuron)
+
+
+@torch.no_grad()
+def balance(network: Network, batch: "Tensor | Sequence[Tensor]", firing_rate: float | None = None) -> Network:
+    """Make every layer of neurons fire at about ``firing_rate`` on ``batch``, in place; returns the network.
+
+    For networks whose balance is no function of the neuron alone: without norms, with attention, on raw counts, with copied
+    or pretrained weights. One pass in training mode (norms use the batch's statistics, which are not tracked), layer by
+    layer: a layer's current is multiplied by the factor at which it fires as wanted. The factor lands in the norm in front
+    of the neuron (weight and bias), or, where the current is a sum or comes from no norm, in the neuron's threshold, which
+    ``network.config`` records. Neurons without a surrogate of the user's choice get the rectangular one that suits them.
+    Last, the classifier learns as if its input were as large as an ANN's (``input_factor``, see
+    :func:`spikedistill.parameter_groups`), and its weight is multiplied alike.
+
+    ``batch``: images (N, C, H, W) or frames, as the network takes them; of several batches the first counts.
+    ``firing_rate``: spikes a neuron and step (None: the network's own aim, else 0.16).
+    Raises :class:`SpikedistillError` for a network without neurons, and for a layer that no factor makes fire.
+    """
+    rate = firing_rate or getattr(network, "firing_rate", None) or FIRING_RATE
+    x = batch if isinstance(batch, Tensor) else batch[0]
+    owners = {id(m.neuron): m for m in network.modules() if isinstance(m, NormNeuron) and isinstance(m.neuron, Neuron)}
+    neurons = {name: m for name, m in network.named_modules() if isinstance(m, Neuron)}
+    if not neurons:
+        raise SpikedistillError("this network has no neurons to balance; an ANN needs no balance")
+    thresholds: dict[str, float] = dict(network.config.get("thresholds", {}))
+    residual = _Residuals(network)
+    for name, neuron in neurons.items():
+        norm = owners.get(id(neuron))
+        neuron.__dict__["simulate"] = _Fit(name, neuron, norm, rate, residual, thresholds)
+    flags = {m: m.training for m in network.modules()}
+    head_input: list[Tensor] = []
+    head = _head(network)
+    hook = head.register_forward_pre_hook(lambda _, args: head_input.append(args[0])) if head is not None else None
+    frozen = {k: v.clone() for k, v in network.named_buffers()}
+    try:
+        network.eval()
+        for module in network.modules():
+            if isinstance(module, _NORMS):
+                module.train()
+        from ..neurons.compilation import eager
+
+        with eager(), torch.random.fork_rng():
+            network(x)
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+        for neuron in neurons.values():
+            neuron.__dict__.pop("simulate", None)
+        residual.remove()
+        if hook is not None:
+            hook.remove()
+        for k, v in network.named_buffers():
+            v.copy_(frozen[k])
+    if thresholds:
+        network.config["thresholds"] = thresholds
+    if head is not None and head_input:
+        _balance_head(network, head, head_input[0])
+    return network
+
+
+class _Residuals:
+    """Which norm-neurons receive a residual in this pass: their norm alone does not make their current."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.received: set[int] = set()
+        self.hooks = [
+            m.register_forward_pre_hook(self._note, with_kwargs=True)
+            for m in network.modules()
+            if isinstance(m, NormNeuron)
+        ]
+
+    def _note(self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        if len(args) > 1 or kwargs.get("residual") is not None:
+            self.received.add(id(module))
+
+    def remove(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+class _Fit:
+    """Stands in for a neuron's ``simulate`` during one pass: finds the factor, applies it, goes on with what then fires."""
+
+    def __init__(
+        self, name: str, neuron: Neuron, norm: NormNeuron | None, rate: float, residuals: _Residuals,
+        thresholds: dict[str, float],
+    ) -> None:  # fmt: skip
+        self.name, self.neuron, self.norm, self.rate = name, neuron, norm, rate
+        self.residuals, self.thresholds = residuals, thresholds
+        self.done = False
+
+    def __call__(
+        self, current: Tensor, state: Tensor | None, T: int, membrane: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        simulate = type(self.neuron).simulate
+        if not self.done:
+            self.done = True
+            factor = self.factor(current.detach(), T)
+            if self.norm is not None and id(self.norm) not in self.residuals.received:
+                self.norm.weight.mul_(factor)
+                self.norm.bias.mul_(factor)
+                current = current * factor
+            else:
+                self.neuron.threshold /= factor
+                self.neuron.initial /= factor
+                self.thresholds[self.name] = self.neuron.threshold
+            if not self.neuron.surrogate_chosen:
+                width = balance_of(self.neuron, self.rate).width
+                self.neuron.surrogate, self.neuron.surrogate_chosen = Surrogate("rectangle", width), True
+        return simulate(self.neuron, current, state, T, membrane)
+
+    def factor(self, current: Tensor, T: int) -> float:
+        """Of the current, so that the layer fires as wanted."""
+        encode = self.neuron.encode
+        flat = current.reshape(1 if encode else T, -1)
+        if flat.shape[1] > SAMPLES:
+            places = torch.linspace(0, flat.shape[1] - 1, SAMPLES, device=flat.device).long()
+            flat = flat[:, places]
+        probe = copy.copy(self.neuron)
+        probe.__dict__.pop("simulate", None)
+
+        def rate_of(factor: float) -> float:
+            spikes, _, _ = probe.simulate(flat[0] * factor if encode else flat * factor, None, T, False)
+            return float(spikes.float().mean())
+
+        low, high = 1e-4, 1e4
+        if rate_of(high) < self.rate:
+            raise SpikedistillError(
+                f"{self.name or type(self.neuron).__name__}: no factor makes {100 * self.rate:.0f} % of its neurons fire: "
+                f"its current is positive in {100 * float((flat > 0).float().mean()):.1f} % of places; give a batch of "
+                "real data, or another initial bias"
+            )
+        return crossing(lambda f: rate_of(f) < self.rate, low, high, halvings=20)
+
+
+def _head(network: Network) -> nn.Linear | None:
+    """The classifier: the network's own, else its last linear layer."""
+    found = dict(network.named_modules()).get(network.head_path)
+    linears = [m for m in (found or network).modules() if isinstance(m, nn.Linear)]
+    return linears[-1] if linears else None
+
+
+def _balance_head(network: Network, head: nn.Linear, x: Tensor) -> None:
+    T = network.time_steps or 1
+    average = x.float().unflatten(0, (T, -1)).mean(0) if x.shape[0] % T == 0 else x.float()
+    size = float(average.square().mean().sqrt())
+    before = float(getattr(head, "input_factor", 1.0))
+    factor = max(1.0, HEAD_INPUT / size) if size > 0 else before
+    head.weight.mul_(factor / before)
+    head.input_factor = factor  # type: ignore[assignment]
+    path = next(name for name, m in network.named_modules() if m is head)
+    network.config["input_factors"] = {**network.config.get("input_factors", {}), path: factor}
+
+
+def restore_balance(network: nn.Module, config: Mapping[str, Any]) -> None:
+    """Thresholds and input factors that :func:`balance` found, from a network's record."""
+    modules = dict(network.named_modules())
+    for path, threshold in dict(config.get("thresholds") or {}).items():
+        neuron = modules[path]
+        neuron.initial *= threshold / neuron.threshold
+        neuron.threshold = threshold
+    for path, factor in dict(config.get("input_factors") or {}).items():
+        modules[path].input_factor = factor
