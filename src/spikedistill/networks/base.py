@@ -57,6 +57,7 @@ class Network(nn.Module):
 
     mean: Tensor
     std: Tensor
+    neuron_spec: dict[str, Any] | None = None  # of the neuron the layers were made with, where it can be said
     input_codes: Any = None  # set by quantization: x -> integer codes, in place of the normalisation
     dims = 2  # spatial dimensions of the input; 1 for sequences (N, C, L)
     head_path = "head"  # the classifier's module
@@ -209,6 +210,8 @@ class Builder:
         self.prototype = build(neuron, default or LIF())
         if isinstance(self.prototype, Neuron) and network.time_steps:
             self.prototype.time_steps = network.time_steps
+        if isinstance(self.prototype, Neuron | QCFS):
+            network.neuron_spec = self.prototype.spec()
 
     @property
     def threshold(self) -> float:
