@@ -18,6 +18,7 @@ RESERVED = (
     "precision",
     "compile",
     "memory",
+    "checkpoint",
     "optimizer",
 )
 

@@ -65,6 +65,16 @@ class Optimizer(Strict):
     accumulate: PositiveInt = 1
 
 
+class Checkpoint(Strict):
+    """How often a run writes its state: after so many ``seconds``, and, where given, after so many ``steps`` (updates).
+
+    The last two are kept. A stage's end writes one in any case.
+    """
+
+    seconds: Annotated[float, Field(gt=0)] = 30.0
+    steps: PositiveInt | None = None
+
+
 class Init(Strict):
     """Where initial weights come from: a stage; ``copy`` (equal names) or ``threshold_balancing`` (after LaSNN)."""
 
@@ -127,6 +137,7 @@ class Recipe(Strict):
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     compile: bool | Literal["auto"] = "auto"
     memory: Literal["default", "packed", "lean"] = "default"
+    checkpoint: Checkpoint = Checkpoint()
 
     def stage(self, name: str) -> Stage:
         """The stage of that name; raises with the nearest names."""

@@ -62,7 +62,7 @@ def complete(recipe: Recipe, factories: Iterable[str] = ()) -> dict[str, Any]:
             written["quantize"] = {**_defaults(quantize, ("network", "calibration")), **stage.quantize}
         if stage.network is not None:
             written["network"] = _network(stage, recipe, set(factories))
-    return json.loads(json.dumps(tree))  # type: ignore[no-any-return]
+    return dict(json.loads(json.dumps(tree)))
 
 
 def _defaults(target: Any, leave_out: Iterable[str] = ()) -> dict[str, Any]:

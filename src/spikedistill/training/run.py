@@ -222,6 +222,8 @@ class OneSeed:
             self.device,
             self.resolved["precision"],
             self.folder,
+            checkpoint_seconds=self.recipe.checkpoint.seconds,
+            checkpoint_steps=self.recipe.checkpoint.steps,
             memory=self.recipe.memory,
             label=stage.name if self.recipe.seeds == 1 else f"seed-{self.seed}/{stage.name}",
             first_epoch=self.epochs_before(stage),
