@@ -45,8 +45,15 @@ def words(names: Iterable[str]) -> str:
     return (f"{tensor} of layer {layer}" if layer else tensor) + (f" (and {len(others)} more)" if others else "")
 
 
+def check_batches(batches: Iterable[Tensor], what: str) -> None:
+    """Refuse inputs that hold NaN or infinity, by the number of their batch."""
+    names = faulty((str(i), x) for i, x in enumerate(batches))
+    if names:
+        raise SpikedistillError(f"{what}: batch {names[0]} holds NaN or infinity; give inputs that are numbers")
+
+
 def check(module: nn.Module, what: str, advice: str = "give a network whose weights are numbers") -> None:
     """Refuse a network that holds NaN or infinity; ``what`` says which and where it came from."""
-    names = of(module)
+    names = of(module) if isinstance(module, nn.Module) else []  # what is no module is refused by who asked for one
     if names:
         raise SpikedistillError(f"{what}: {words(names)} holds NaN or infinity; {advice}")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .. import finite
 from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..networks.graph import trace
@@ -89,6 +90,8 @@ def _example(network: Network, batches: list[Tensor], o: Options) -> Tensor:
         raise SpikedistillError("this network is quantized already; quantize the float network it was made from")
     if o.unit in ("max", "percentile") and not batches:
         raise SpikedistillError(f"unit={o.unit!r} is measured: give calibration=a batch of inputs")
+    finite.check(network, "quantize: the network")
+    finite.check_batches(batches, "quantize: calibration")
     device = next(network.parameters()).device
     if batches:
         return batches[0][:2].to(device)

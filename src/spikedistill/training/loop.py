@@ -28,6 +28,7 @@ from .progress import Progress
 from .tracking import scalars
 
 GATHER_EVERY = 20  # steps between reads of the loss from the device
+READ_EVERY_STEP = ("cpu",)  # devices that are asked at every step: reading them waits for nothing
 PARTS = ("data", "teacher", "forward", "backward", "optimizer")
 
 
@@ -181,7 +182,7 @@ class Training:
             # On a CPU the flag costs nothing to read; a GPU is asked rarely, its optimizer looks at the flag by itself.
             if (
                 len(pending) >= GATHER_EVERY * micro
-                or self.s.device.type == "cpu"
+                or self.s.device.type in READ_EVERY_STEP
                 or self.at.batch + 1 == self.per_epoch
             ):
                 self.gather(pending)
