@@ -24,7 +24,7 @@ data_app = typer.Typer(help="Look at data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 TrackOption = Annotated[str | None, typer.Option(help="Log to tensorboard, wandb, mlflow ...")]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="folder[/seed-N][:STAGE]")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="folder[/seed-N][:STAGE[@best]]")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -91,9 +91,9 @@ def watch(folder: Path, kill_at: int, count: Path | None = None) -> None:
         return text.startswith(str(folder)) or (bool(text) and not text.startswith("/"))
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event in CHANGES and mine(args[0]):
-            strike()
-        elif event == "open" and mine(args[0]) and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR):
+        if (event in CHANGES and mine(args[0])) or (
+            event == "open" and mine(args[0]) and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        ):
             strike()
 
     fsync = os.fsync
@@ -125,7 +125,9 @@ def outcome(folder: Path) -> dict[str, Any]:
     found["summary"] = summary
     for name in ("teacher", "student"):
         lines = metrics.read(folder).epochs(name)
-        found[name] = [(line["epoch"], line["step"], line["train"], line.get("validation"), line["lr"]) for line in lines]
+        found[name] = [
+            (line["epoch"], line["step"], line["train"], line.get("validation"), line["lr"]) for line in lines
+        ]
     found["left"] = sorted(p.name for p in folder.rglob(".*") if not p.name.startswith(".lock"))
     found["left"] += [p.name for p in folder.glob("checkpoints/*")]
     return found

@@ -97,7 +97,9 @@ def test_a_nan_pixel_is_the_datas_fault(alone, images, tmp_path, monkeypatch, on
     data = from_arrays(floats)
     store = data.splits["train"].pieces[0][0].store
     store.data[int(data.splits["train"].pieces[0][1][7]), 0, 2, 3] = math.nan
-    with pytest.raises(sd.SpikedistillError, match=r"the data: batch \d of epoch \d holds NaN .* image \d+ \(step \d\)"):
+    with pytest.raises(
+        sd.SpikedistillError, match=r"the data: batch \d of epoch \d holds NaN .* image \d+ \(step \d\)"
+    ):
         run(alone, data, tmp_path / "run")
 
 
