@@ -61,6 +61,8 @@ def child(work: Callable[[], Any]) -> int:
         try:
             work()
             status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
         except BaseException:
             traceback.print_exc()
         finally:

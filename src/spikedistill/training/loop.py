@@ -19,7 +19,7 @@ from ..neurons.packing import lean, packed_spikes
 from ..neurons.sync import synchronize
 from ..randomness import seed_everything
 from ..recipe import Optimizer
-from . import checkpoint, metrics
+from . import checkpoint, metrics, signals
 from .diagnosis import explain
 from .evaluate import Evaluation, evaluate, evaluating, recalibrate
 from .guard import Guard
@@ -144,8 +144,9 @@ class Training:
         if self.accelerator is not None and self.world > 1:
             self.distiller.student = synchronize(self.student)
             model = self.accelerator.prepare_model(self.distiller)
-        while self.at.epoch < self.s.epochs:
-            self.epoch(model)
+        with signals.watch.finishing():
+            while self.at.epoch < self.s.epochs:
+                self.epoch(model)
         if self.average is not None:
             self.average.swap(self.student)
             self.settle()
@@ -193,12 +194,14 @@ class Training:
             self.at.step += 1
             self.at.batch += 1
             self.progress.step(self.s.batch_size * self.world * micro)
-            if self.due() and self.at.batch < self.per_epoch:
+            save, stop = self.wishes(bool(pending))
+            if (save or stop) and self.at.batch < self.per_epoch:
                 self.gather(pending)
                 self.at.seconds += time.perf_counter() - start
                 start = time.perf_counter()
                 self.save()
                 clock.last = time.perf_counter()
+                self.leave(stop)
         self.at.seconds += time.perf_counter() - start
         self.finish_epoch()
 
@@ -247,6 +250,25 @@ class Training:
             if self.channels_last and x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
             yield (x[self.rank :: self.world], y[self.rank :: self.world]) if self.world > 1 else (x, y)
+
+    def wishes(self, unread: bool) -> tuple[bool, bool]:
+        """Whether to write the state, and whether to stop then: what one process wants, all do, where all have read alike."""
+        wanted = [self.due(), signals.watch.asked is not None]
+        if self.world > 1:
+            if unread:
+                return False, False
+            each = torch.tensor(wanted, dtype=torch.float32, device=self.s.device)
+            torch.distributed.all_reduce(each, torch.distributed.ReduceOp.MAX)
+            wanted = [bool(value) for value in each.tolist()]
+        return wanted[0], wanted[1]
+
+    def leave(self, stop: bool) -> None:
+        """Stop where that was asked, the state being written."""
+        if not stop:
+            return
+        if self.world > 1:
+            self.accelerator.wait_for_everyone()
+        raise signals.Stopped(signals.watch.asked or signals.SIGNALS[0])
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint."""
@@ -304,8 +326,10 @@ class Training:
         self.progress.epoch(text)
         self.at.last = line
         self.at.sums, self.at.images, self.at.times = {}, 0, dict.fromkeys(PARTS, 0.0)
-        if self.due() or self.at.epoch == self.s.epochs:
+        save, stop = self.wishes(False)
+        if save or stop or self.at.epoch == self.s.epochs:
             self.save()
+            self.leave(stop)
 
     def validate(self) -> Evaluation | None:
         """Accuracy and firing rates on the validation part, with the averaged weights where there are such.

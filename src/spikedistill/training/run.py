@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,10 +27,12 @@ from .bfloat16 import trainable_precision
 from .compiling import compiling, worth_compiling
 from .evaluate import recalibrate
 from .fits import estimate
+from .lock import locked
 from .loop import Settings, Training, autocast, peak_memory_mb, saving
 from .progress import Progress
 from .results import stage_summary
-from .run_folder import Claim, card, claim, clean, environment, read_claim, recorded_environment
+from .run_folder import Claim, card, claim, clean, environment, prepare, read_claim, recorded_environment
+from .signals import watching
 from .stages import Factories, Product, build
 from .store import load_network, save_network
 from .summary import RunSummary, StageSummary, Summary, write_atomically
@@ -109,7 +112,14 @@ def run(
 ) -> Run:
     """Run a checked recipe on opened data; continues what the folder already holds."""
     found: list[RunSummary] = []
-    with Progress(not quiet) as progress, accelerator(device, track, folder) as engaged, compiling(False):
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(not quiet))
+        engaged = stack.enter_context(accelerator(device, track, folder))
+        stack.enter_context(compiling(False))
+        stack.enter_context(watching())
+        if engaged.is_main_process:
+            prepare(folder)
+            stack.enter_context(locked(folder, progress.note))
         with engaged.main_process_first():
             claimed = claim(folder, recipe, name, data.info, factories)
         if engaged.is_main_process:

@@ -53,20 +53,28 @@ def claim(folder: Path, recipe: Recipe, name: str, info: DataInfo | None = None,
                 )
         _same_data(folder, held, info)
         return theirs
-    foreign = [p for p in folder.iterdir() if not any(p.match(kind) for kind in OURS)] if folder.exists() else []
-    if foreign:
-        raise SpikedistillError(f"{folder} exists and holds no run; choose another --out")
+    prepare(folder)
     tree: dict[str, Any] = {"name": name, "record": RECORD, "recipe": complete(recipe, custom), "given": recipe.plain()}
     if info is not None:
         tree["data"] = {"name": info.name, "hash": info.hash, "split_hash": info.split_hash}
     try:
-        checkpoint.make_folder(folder)
         write_atomically(folder / FILE, yaml.safe_dump(tree, sort_keys=False))
     except OSError as error:
         raise SpikedistillError(
             f"cannot write {folder / FILE}: {error.strerror or error}; choose another --out"
         ) from None
     return Claim(name, load_recipe(tree["recipe"], custom=custom), recipe)
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder; one that holds something else than a run is refused and left as it is."""
+    try:
+        inside = [] if not folder.exists() or (folder / FILE).exists() else list(folder.iterdir())
+        if any(not any(p.match(kind) for kind in OURS) for p in inside):
+            raise SpikedistillError(f"{folder} exists and holds no run; choose another --out")
+        checkpoint.make_folder(folder)
+    except OSError as error:
+        raise SpikedistillError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from None
 
 
 def read_claim(folder: Path) -> tuple[str, Recipe]:
