@@ -120,8 +120,16 @@ def _finish(folder: Path, summary: Any) -> None:
 
 
 @app.command()
-def resume(run: RunArgument, device: Annotated[str | None, typer.Option()] = None, track: TrackOption = None) -> None:
-    """Go on where a run was stopped; finished stages are not trained again."""
+def resume(
+    run: RunArgument,
+    changes: Annotated[list[str] | None, typer.Argument(metavar="[path=value ...]")] = None,
+    device: Annotated[str | None, typer.Option()] = None,
+    track: TrackOption = None,
+) -> None:
+    """Go on where a run was stopped; finished stages are not trained again.
+
+    optimizer.lr, .min_lr and .clip (also of a stage), data.workers and checkpoint may change; the record says from which step.
+    """
     from . import data as datasets
     from .training.reevaluate import split_run
     from .training.run import read_claim
@@ -132,7 +140,7 @@ def resume(run: RunArgument, device: Annotated[str | None, typer.Option()] = Non
     if not (folder / "recipe.yaml").exists():
         folder = folder.parent
     data = datasets.open(recipe.data, recipe.all_time_steps())
-    done = run_recipe(recipe, name, folder, data, {}, device, track=track)
+    done = run_recipe(None, name, folder, data, {}, device, track=track, changed=changes or [])
     _finish(done.folder, done.summary)
 
 

@@ -134,7 +134,8 @@ def upgraded_recipe(tree: Mapping[str, Any], record: int) -> dict[str, Any]:
     whole: dict[str, Any] = json.loads(json.dumps(tree))
     if record >= RECORD:
         return whole
-    for stage in whole.get("stages") or []:
+    stages = whole.get("stages")
+    for stage in stages if isinstance(stages, list) else []:
         if not isinstance(stage, dict):
             continue
         for key, value in ADDED_TO_STAGES.items():

@@ -24,6 +24,7 @@ from ..recipe import Recipe, Stage, at
 from ..recipe import load as load_recipe
 from . import checkpoint, metrics, summary
 from .bfloat16 import trainable_precision
+from .changes import change, edited
 from .compiling import compiling, worth_compiling
 from .evaluate import recalibrate
 from .fits import estimate
@@ -101,7 +102,7 @@ def _refuse_seeds(seeds: int) -> Recipe:
 
 
 def run(
-    recipe: Recipe,
+    recipe: Recipe | None,
     name: str,
     folder: Path,
     data: Data,
@@ -109,8 +110,12 @@ def run(
     device: str | None = None,
     quiet: bool = False,
     track: Any = None,
+    changed: Sequence[str] = (),
 ) -> Run:
-    """Run a checked recipe on opened data; continues what the folder already holds."""
+    """Run a checked recipe on opened data; continues what the folder already holds (``recipe`` None: whatever it is).
+
+    ``changed``: ``path=value`` of the few keys that may change in a run that has begun (:mod:`.changes`).
+    """
     found: list[RunSummary] = []
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(not quiet))
@@ -120,6 +125,10 @@ def run(
         if engaged.is_main_process:
             prepare(folder)
             stack.enter_context(locked(folder, progress.note))
+        if engaged.is_main_process:
+            if (folder / "recipe.yaml").exists():
+                edited(folder, factories)
+            change(folder, changed, factories)
         with engaged.main_process_first():
             claimed = claim(folder, recipe, name, data.info, factories)
         if engaged.is_main_process:

@@ -23,7 +23,8 @@ from .summary import StageSummary, write_atomically
 
 FILE = "recipe.yaml"
 LEFTOVERS = (".*.tmp", ".*.new-*")  # what a process that died left aside
-OURS = (*LEFTOVERS, ".lock*", "tracking")  # and what may lie in a folder before it is a run's
+TWIN = ".recipe.json"  # what recipe.yaml said when it was written
+OURS = (TWIN, *LEFTOVERS, ".lock*", "tracking")  # and what may lie in a folder before it is a run's
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,17 @@ class Claim:
     given: Recipe
 
 
-def claim(folder: Path, recipe: Recipe, name: str, info: DataInfo | None = None, custom: Iterable[str] = ()) -> Claim:
+def claim(
+    folder: Path, recipe: Recipe | None, name: str, info: DataInfo | None = None, custom: Iterable[str] = ()
+) -> Claim:
     """Make the folder this recipe's, or see that it already is; what it holds is then the recipe in force.
 
-    ``info``: the data opened for it; another hash than the run's is refused. ``custom``: names of the caller's networks.
+    ``recipe`` None: what the folder holds, whatever it is. ``info``: the data opened for it; another hash than the run's is refused. ``custom``: names of the caller's networks.
     """
     custom = set(custom)
     if (folder / FILE).exists():
-        held, theirs = _read(folder / FILE, custom)
-        if held.get("given") != recipe.plain():
+        held, theirs = read_file(folder / FILE, custom)
+        if recipe is not None and held.get("given") != recipe.plain():
             then = load_recipe(upgraded_recipe(recipe.plain(), held["record"]), custom=custom)
             mine, other = complete(then, custom), complete(theirs.recipe, custom)
             if mine != other:
@@ -53,17 +56,28 @@ def claim(folder: Path, recipe: Recipe, name: str, info: DataInfo | None = None,
                 )
         _same_data(folder, held, info)
         return theirs
+    if recipe is None:
+        raise SpikedistillError(f"{folder} is no run folder: it has no recipe.yaml")
     prepare(folder)
     tree: dict[str, Any] = {"name": name, "record": RECORD, "recipe": complete(recipe, custom), "given": recipe.plain()}
     if info is not None:
         tree["data"] = {"name": info.name, "hash": info.hash, "split_hash": info.split_hash}
+    write_claim(folder, tree)
+    return Claim(name, load_recipe(tree["recipe"], custom=custom), recipe)
+
+
+def write_claim(folder: Path, tree: Mapping[str, Any]) -> None:
+    """``recipe.yaml``, and a twin by which a change by hand is known."""
     try:
-        write_atomically(folder / FILE, yaml.safe_dump(tree, sort_keys=False))
+        twin = (folder / TWIN, checkpoint.sealed({"recipe": tree["recipe"]}).decode())
+        file = (folder / FILE, yaml.safe_dump(dict(tree), sort_keys=False))
+        # A new run is one with a twin; of a change, killed between the two, the file that people read is the truth.
+        for path, text in (file, twin) if (folder / FILE).exists() else (twin, file):
+            write_atomically(path, text)
     except OSError as error:
         raise SpikedistillError(
             f"cannot write {folder / FILE}: {error.strerror or error}; choose another --out"
         ) from None
-    return Claim(name, load_recipe(tree["recipe"], custom=custom), recipe)
 
 
 def prepare(folder: Path) -> None:
@@ -87,11 +101,12 @@ def read_whole_claim(folder: Path, custom: Iterable[str] = ()) -> Claim:
     """The claim of a run folder (or one of its seeds)."""
     for place in (folder, folder.parent):
         if (place / FILE).exists():
-            return _read(place / FILE, set(custom))[1]
+            return read_file(place / FILE, set(custom))[1]
     raise SpikedistillError(f"{folder} is no run folder: it has no recipe.yaml")
 
 
-def _read(path: Path, custom: set[str]) -> tuple[dict[str, Any], Claim]:
+def read_file(path: Path, custom: set[str]) -> tuple[dict[str, Any], Claim]:
+    """A ``recipe.yaml`` as it stands there, and as a claim."""
     try:
         held = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -108,7 +123,7 @@ def _read(path: Path, custom: set[str]) -> tuple[dict[str, Any], Claim]:
         given = load_recipe(held["given"], custom=custom) if isinstance(held.get("given"), dict) else recipe
         if "given" not in held:  # an older record is what its author gave
             given = load_recipe(held["recipe"], custom=custom)
-    except SpikedistillError as error:
+    except (SpikedistillError, TypeError, RecursionError) as error:
         raise SpikedistillError(f"{path}: {error}") from None
     return held, Claim(held["name"], recipe, given)
 
