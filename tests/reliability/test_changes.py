@@ -28,7 +28,9 @@ def begun(small, images, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Training, "save", save)
-        assert cli.main(["train", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "run"), "--device", "cpu"]) == 130
+        assert (
+            cli.main(["train", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "run"), "--device", "cpu"]) == 130
+        )
     return tmp_path / "run"
 
 
@@ -81,7 +83,9 @@ def test_the_same_rule_for_a_change_by_hand(begun, capsys):
     assert "changed by hand at student.network.width" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", "name: x", "name: x\nrecipe: 3", "\xff{", "name: x\nrecipe: {stages: 1}", "a: [1"])
+@pytest.mark.parametrize(
+    "text", ["", "[1, 2]", "name: x", "name: x\nrecipe: 3", "\xff{", "name: x\nrecipe: {stages: 1}", "a: [1"]
+)
 def test_a_damaged_record_ends_in_words(begun, text, capsys):
     (begun / "recipe.yaml").write_bytes(text.encode("latin-1"))
     assert cli.main(["resume", str(begun)]) == 2
@@ -110,7 +114,9 @@ def test_arrays_obey_the_recipes_data_keys(small, images, tmp_path, monkeypatch)
     small["data"] = {"batch_size": 16, "validation": 8, "mean": [0.25], "std": [0.5], "augment": {"cutout": 4}}
     seen = []
     original = loop.Training.__init__
-    monkeypatch.setattr(loop.Training, "__init__", lambda self, d, data, *a: (seen.append(data), original(self, d, data, *a))[1])
+    monkeypatch.setattr(
+        loop.Training, "__init__", lambda self, d, data, *a: (seen.append(data), original(self, d, data, *a))[1]
+    )
     found = run(small, images, tmp_path / "run")
     (data,) = seen
     assert data.info.sizes == {"train": 48, "validation": 8, "test": 16}

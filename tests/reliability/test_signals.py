@@ -167,3 +167,29 @@ def test_interrupted_while_importing_and_twice(command, tmp_path, after):
     _, err = process.communicate(timeout=60)
     assert process.returncode in (130, -2)
     assert "Traceback" not in err or after < 0.3  # before a line of ours has run, the interpreter itself answers
+
+
+# Devices
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda", "cuda:7", "cpu:x", "meta"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "resume"])
+def test_a_device_that_is_not_there_is_an_error(device, command, small, images, tmp_path, capsys, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    if command == "train":
+        arguments = ["train", "digits", "--out", str(tmp_path / "run"), "--device", device]
+    else:
+        folder = tmp_path / "run"
+        np.savez(tmp_path / "arrays.npz", **images)
+        small["data"] |= {"name": "arrays", "root": str(tmp_path)}
+        small["stages"] = [{**small["stages"][0], "epochs": 0}]
+        if device == "banana":
+            run(small, None, folder)
+        else:
+            folder.mkdir()
+            (folder / "recipe.yaml").write_text(yaml.safe_dump({"name": "x", "recipe": small}))
+        arguments = [command, str(folder), "--device", device]
+    assert cli.main(arguments) == 2
+    assert f"--device {device!r}" in capsys.readouterr().err

@@ -292,7 +292,7 @@ class Training:
 
     def finish_epoch(self) -> None:
         """Validation, the epoch's line in the log, best weights, checkpoint."""
-        sums, images = self.at.sums, max(self.at.images, 1)
+        sums, images = self.over_processes(self.at.sums, self.at.images)
         n = max(sums.get("count", 1.0), 1.0)
         self.at.epoch += 1
         self.at.batch = 0
@@ -309,7 +309,7 @@ class Training:
                 "accuracy": sums.get("right", 0.0) / images,
             },
             "lr": self.optimizer.param_groups[0]["lr"],
-            "images_per_second": images * self.world / max(seconds, 1e-9),
+            "images_per_second": images / max(seconds, 1e-9),
             "peak_memory_mb": peak_memory_mb(self.s.device),
             "step_time": {k: v / self.per_epoch for k, v in self.at.times.items()},
         }
@@ -330,6 +330,16 @@ class Training:
         if save or stop or self.at.epoch == self.s.epochs:
             self.save()
             self.leave(stop)
+
+    def over_processes(self, sums: dict[str, float], images: int) -> tuple[dict[str, float], int]:
+        """An epoch's sums and images of all processes together."""
+        if self.world > 1:
+            names = sorted(sums)
+            kind = torch.float32 if self.s.device.type == "mps" else torch.float64
+            each = torch.tensor([images, *(sums[name] for name in names)], dtype=kind, device=self.s.device)
+            torch.distributed.all_reduce(each)
+            images, sums = int(each[0]), dict(zip(names, each[1:].tolist()))
+        return sums, max(images, 1)
 
     def validate(self) -> Evaluation | None:
         """Accuracy and firing rates on the validation part, with the averaged weights where there are such.
@@ -367,6 +377,8 @@ class Training:
     def settle(self) -> None:
         """Statistics of the averaged weights: an average of other weights' statistics is not that."""
         batches = [x.double() if self.s.precision == "float64" else x for x in self.calibration()]
+        if self.world > 1:  # the norms share their statistics: each process gives its part
+            batches = [x[self.rank :: self.world] for x in batches]
         if batches:
             with autocast(self.s):
                 recalibrate(self.student, batches, getattr(self.student, "time_steps", None) or 1)  # type: ignore[arg-type]

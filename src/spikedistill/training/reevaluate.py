@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import data as datasets
 from .. import heap
 from ..data import Data
+from ..devices import checked
 from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..recipe import Recipe
@@ -69,6 +70,7 @@ def reevaluate(
     Further columns: ``recalibrate``, norm statistics of that T; ``rebin``, each recording cut anew into T frames, statistics
     recalibrated; ``integer``, the integer network; ``crossbar``, partial sums through the ADCs of the recipe's chip.
     """
+    device = str(checked(device))
     _, stage, recipe, opened, network = open_run(text, data)
     heap.keep()
     network.to(device)

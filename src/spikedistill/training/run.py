@@ -220,7 +220,8 @@ class OneSeed:
 
     def calibration(self) -> list[Tensor]:
         """A few training batches, unaugmented."""
-        return calibration_batches(self.data, self.recipe.data.batch_size, CALIBRATION_BATCHES, self.device)
+        batch = self.recipe.data.batch_size * self.accelerator.num_processes  # as many as a step of all processes sees
+        return calibration_batches(self.data, batch, CALIBRATION_BATCHES, self.device)
 
     def train_stage(self, stage: Stage, place: Path) -> StageSummary:
         """Train one stage, evaluate it, write its folder and its row."""

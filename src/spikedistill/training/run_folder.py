@@ -41,7 +41,8 @@ def claim(
 ) -> Claim:
     """Make the folder this recipe's, or see that it already is; what it holds is then the recipe in force.
 
-    ``recipe`` None: what the folder holds, whatever it is. ``info``: the data opened for it; another hash than the run's is refused. ``custom``: names of the caller's networks.
+    ``recipe`` None: what the folder holds, whatever it is. ``info``: the data opened for it; another hash than the run's is
+    refused. ``custom``: names of the caller's networks.
     """
     custom = set(custom)
     if (folder / FILE).exists():
