@@ -26,13 +26,13 @@ from .data.config import DataConfig
 from .errors import SpikedistillError, nearest
 from .networks.pretrained import from_name
 from .overrides import RESERVED, apply_override
-from .typed import checked
+from .typed import Numbers, checked
 
 # Keys of a stage's `network` that are not options of its builder.
 NETWORK_KEYS = ("name", "ann", "spiking", "weights", "pretrained", "input_size", "neuron")
 
 
-class Strict(BaseModel):
+class Strict(Numbers):
     """Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)

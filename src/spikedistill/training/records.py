@@ -109,18 +109,18 @@ def _network(stage: Stage, recipe: Recipe, factories: set[str]) -> dict[str, Any
         return given
     keys = [key for key in networks.options(name) if key not in NOT_THE_RECIPES or key in given]
     steps = None if ann else stage.time_steps or recipe.time_steps
-    made = _untrained(name, {k: v for k, v in given.items() if k in networks.options(name)}, steps)
+    made = untrained(name, {k: v for k, v in given.items() if k in networks.options(name)}, steps)
     return {**given, **{key: made.config["options"][key] for key in keys}}
 
 
-def _untrained(name: str, options: dict[str, Any], time_steps: int | None) -> networks.Network:
+def untrained(name: str, options: dict[str, Any], time_steps: int | None) -> networks.Network:
     """The network without memory for its weights: what it says of itself is asked, nothing else."""
     given = {**options, "time_steps": time_steps}
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
                 return networks.create(name, **given)
-        except SpikedistillError:
+        except (SpikedistillError, MemoryError):
             raise
         except Exception:  # initial weights that must look at values
             return networks.create(name, **given)

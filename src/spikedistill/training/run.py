@@ -31,8 +31,9 @@ from .fits import estimate
 from .lock import locked
 from .loop import Settings, Training, autocast, peak_memory_mb, saving
 from .progress import Progress
+from .rehearsal import rehearse
 from .results import stage_summary
-from .run_folder import Claim, card, claim, clean, environment, prepare, read_claim, recorded_environment
+from .run_folder import FILE, Claim, card, claim, clean, environment, prepare, read_claim, recorded_environment
 from .signals import watching
 from .stages import Factories, Product, build
 from .store import load_network, save_network
@@ -83,6 +84,8 @@ def train(
     checked = load_recipe(recipe, overrides, factories)
     if seeds is not None:
         checked = checked.model_copy(update={"seeds": seeds}) if seeds >= 1 else _refuse_seeds(seeds)
+    if seed is not None and seed < 0:
+        raise SpikedistillError(f"--seed must be at least 0, found {seed}")
     if seed is not None:
         checked = checked.model_copy(update={"seeds": 1, "seed": seed})
     name = Path(recipe).stem if isinstance(recipe, str | Path) else (checked.title or "recipe")
@@ -122,11 +125,13 @@ def run(
         engaged = stack.enter_context(accelerator(device, track, folder))
         stack.enter_context(compiling(False))
         stack.enter_context(watching())
+        if recipe is not None and not (folder / FILE).exists():
+            rehearse(recipe, data, factories)
         if engaged.is_main_process:
             prepare(folder)
             stack.enter_context(locked(folder, progress.note))
         if engaged.is_main_process:
-            if (folder / "recipe.yaml").exists():
+            if (folder / FILE).exists():
                 edited(folder, factories)
             change(folder, changed, factories)
         with engaged.main_process_first():
