@@ -20,7 +20,9 @@ def whole_numbers(cls: type[BaseModel], values: Any) -> Any:
                 value = values.get(key) if key is not None else None
                 each = value if isinstance(value, list | tuple) else [value]
                 if any(isinstance(v, bool) for v in each) and not _takes_bool(field.annotation):
-                    raise PydanticCustomError("no_number", "{key}: {value} is no number", {"key": key, "value": value})
+                    raise PydanticCustomError(
+                        "no_number", "{key}: {value} is no number", {"key": key, "value": str(value).lower()}
+                    )
     return values
 
 

@@ -5,6 +5,7 @@ that seeds it before every step gets the same batch again.
 """
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -156,6 +157,11 @@ class _timm:
 
     def __init__(self, words: str) -> None:
         self.words = words if words.startswith("rand") else f"rand-{words}"
+        word = r"((mstd|mmax|inc|m|n|p|w)[\d.]+|t\w+)"
+        if not re.fullmatch(rf"rand(-{word})*", self.words):  # timm passes over what it does not know
+            raise SpikedistillError(
+                f"data.augment.randaugment: cannot read {self.words!r}; write it as in 'rand-m9-mstd0.5-inc1'"
+            )
         self.operations: dict[int, Any] = {}
         self._of(32)
 

@@ -81,7 +81,9 @@ def _stage(
         network.double()
     if stage.epochs:
         distiller = Distiller(network, teacher, stage.objectives)
-        distiller.setup(x, recipe.seed)
+        distiller.setup(
+            x[:1].expand(recipe.data.batch_size, *x.shape[1:]), recipe.seed
+        )  # adapters know the batch's size
         distiller.train()
         losses = distiller(x, y, 0.0)
         _classes(losses.logits, data)
