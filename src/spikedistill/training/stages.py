@@ -40,7 +40,11 @@ def build(
 ) -> nn.Module:
     """The network a stage begins with; ``calibration`` gives a few training batches where something is to be measured."""
     T = stage.time_steps or recipe.time_steps
-    for role, other in (("teacher", stage.teacher), ("from", stage.from_), ("init", stage.init and stage.init.from_)):
+    for role, other in (
+        ("teacher", stage.teacher),
+        ("from", stage.from_),
+        ("init", stage.init.from_ if stage.init else None),
+    ):
         if other is not None and products[other].network is not None:
             what = f"stage {stage.name!r}, {role}: the network of stage {other!r}"
             finite.check(products[other].network, what, "repeat that stage")
