@@ -243,13 +243,14 @@ class Training:
             train=True,
             device=self.s.device,
             start=start,
+            shard=(self.rank, self.world),
         )
         for x, y in each:
             if self.s.precision == "float64":
                 x = x.double()
             if self.channels_last and x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
-            yield (x[self.rank :: self.world], y[self.rank :: self.world]) if self.world > 1 else (x, y)
+            yield x, y
 
     def wishes(self, unread: bool) -> tuple[bool, bool]:
         """Whether to write the state, and whether to stop then: what one process wants, all do, where all have read alike."""
