@@ -130,6 +130,6 @@ def outcome(folder: Path) -> dict[str, Any]:
         found[name] = [
             (line["epoch"], line["step"], line["train"], line.get("validation"), line["lr"]) for line in lines
         ]
-    found["left"] = sorted(p.name for p in folder.rglob(".*") if not p.name.startswith(".lock"))
+    found["left"] = sorted(p.name for p in folder.rglob(".*") if p.name not in (".lock", ".recipe.json"))
     found["left"] += [p.name for p in folder.glob("checkpoints/*")]
     return found
