@@ -2,12 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
-from . import networks, objectives
-from .distiller import Distiller, Losses
-from .errors import SpikedistillError
-from .neurons import IF, LIF, PLIF, NormNeuron, Repeat
-from .neurons.compilation import eager
-from .simulation import time_steps
+from .interrupt import while_importing
+
+while_importing()
+
+from . import networks, objectives  # noqa: E402
+from .distiller import Distiller, Losses  # noqa: E402
+from .errors import SpikedistillError  # noqa: E402
+from .neurons import IF, LIF, PLIF, NormNeuron, Repeat  # noqa: E402
+from .neurons.compilation import eager  # noqa: E402
+from .simulation import time_steps  # noqa: E402
 
 if TYPE_CHECKING:
     from . import data, export, hardware

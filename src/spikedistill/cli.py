@@ -11,6 +11,10 @@ import typer
 
 from . import __version__
 from .errors import SpikedistillError
+from .interrupt import STATUS as INTERRUPTED
+from .interrupt import while_running
+
+TRY_AGAIN = 75  # a run that was asked to stop (training.signals)
 
 app = typer.Typer(
     name="spikedistill",
@@ -24,21 +28,28 @@ data_app = typer.Typer(help="Look at data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 TrackOption = Annotated[str | None, typer.Option(help="Log to tensorboard, wandb, mlflow ...")]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="folder[/seed-N][:STAGE]")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="folder[/seed-N][:STAGE[@best]]")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 for what the user has to mend, 130 when stopped."""
+    """Run a command; returns the exit status: 0, 2 for what the user has to mend, 75 and 130 when stopped.
+
+    docs/reliability.md has them all.
+    """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn  # type: ignore[assignment]
             result = app(list(argv) if argv is not None else None, standalone_mode=False)
-        return int(result or 0)
+        return _interrupted() if result == INTERRUPTED else int(result or 0)
     except SpikedistillError as error:
         return _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        print("stopped; what was finished is kept: `spikedistill resume RUN` goes on", file=sys.stderr)
-        return 130
+        return _interrupted()
+    except SystemExit as stop:
+        if not isinstance(stop.code, int) or stop.code != TRY_AGAIN:
+            raise
+        print(f"{stop}; the state is kept: `spikedistill resume RUN` goes on", file=sys.stderr)
+        return TRY_AGAIN
     except OSError as error:
         if error.strerror is None:
             raise
@@ -52,6 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(message(), file=sys.stderr)
             return 2
         return _fail(message())
+
+
+def _interrupted() -> int:
+    """After Ctrl-C, which some versions of typer hand on as KeyboardInterrupt and others as this status."""
+    print("stopped; what was finished is kept: `spikedistill resume RUN` goes on", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _warn(message: Warning | str, *_: Any) -> None:
@@ -103,8 +120,16 @@ def _finish(folder: Path, summary: Any) -> None:
 
 
 @app.command()
-def resume(run: RunArgument, device: Annotated[str | None, typer.Option()] = None, track: TrackOption = None) -> None:
-    """Go on where a run was stopped; finished stages are not trained again."""
+def resume(
+    run: RunArgument,
+    changes: Annotated[list[str] | None, typer.Argument(metavar="[path=value ...]")] = None,
+    device: Annotated[str | None, typer.Option()] = None,
+    track: TrackOption = None,
+) -> None:
+    """Go on where a run was stopped; finished stages are not trained again.
+
+    optimizer.lr, .min_lr and .clip (also of a stage), data.workers and checkpoint may change; the record says from which step.
+    """
     from . import data as datasets
     from .training.reevaluate import split_run
     from .training.run import read_claim
@@ -115,7 +140,7 @@ def resume(run: RunArgument, device: Annotated[str | None, typer.Option()] = Non
     if not (folder / "recipe.yaml").exists():
         folder = folder.parent
     data = datasets.open(recipe.data, recipe.all_time_steps())
-    done = run_recipe(recipe, name, folder, data, {}, device, track=track)
+    done = run_recipe(None, name, folder, data, {}, device, track=track, changed=changes or [])
     _finish(done.folder, done.summary)
 
 
@@ -356,7 +381,10 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 def script() -> None:
     """Entry point of the installed command."""
-    sys.exit(main())
+    while_running()
+    status = main()
+    sys.stdout.flush()
+    sys.exit(status)
 
 
 __all__: list[str] = ["main"]

@@ -17,6 +17,7 @@ RESERVED = (
     "precision",
     "compile",
     "memory",
+    "checkpoint",
     "optimizer",
 )
 

@@ -27,13 +27,13 @@ from .networks.pretrained import from_name
 from .overrides import RESERVED, apply_override
 from .reading import MAX_YAML_BYTES, parse_yaml, read_text
 from .teachers import lessons, shares
-from .typed import checked
+from .typed import Numbers, checked
 
 # Keys of a stage's `network` that are not options of its builder.
 NETWORK_KEYS = ("name", "ann", "spiking", "weights", "pretrained", "input_size", "neuron")
 
 
-class Strict(BaseModel):
+class Strict(Numbers):
     """Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
@@ -64,6 +64,16 @@ class Optimizer(Strict):
     clip: Annotated[float, Field(gt=0)] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     accumulate: PositiveInt = 1
+
+
+class Checkpoint(Strict):
+    """How often a run writes its state: after so many ``seconds``, and, where given, after so many ``steps`` (updates).
+
+    The last two are kept. A stage's end writes one in any case.
+    """
+
+    seconds: Annotated[float, Field(gt=0)] = 30.0
+    steps: PositiveInt | None = None
 
 
 class Init(Strict):
@@ -139,6 +149,7 @@ class Recipe(Strict):
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     compile: bool | Literal["auto"] = "auto"
     memory: Literal["default", "packed", "lean"] = "default"
+    checkpoint: Checkpoint = Checkpoint()
 
     def stage(self, name: str) -> Stage:
         """The stage of that name; raises with the nearest names."""

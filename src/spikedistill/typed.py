@@ -6,9 +6,49 @@ from collections.abc import Iterable, Mapping
 from functools import cache, partial
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
+from pydantic_core import PydanticCustomError
 
 from .errors import SpikedistillError, nearest
+
+
+def whole_numbers(cls: type[BaseModel], values: Any) -> Any:
+    """For a validator before all others: ``true`` is no number (YAML's ``validation: true`` is not 1)."""
+    if isinstance(values, Mapping):
+        for name, field in cls.model_fields.items():
+            for key in (name, field.alias):
+                value = values.get(key) if key is not None else None
+                each = value if isinstance(value, list | tuple) else [value]
+                if any(isinstance(v, bool) for v in each) and not _takes_bool(field.annotation):
+                    raise PydanticCustomError(
+                        "no_number", "{key}: {value} is no number", {"key": key, "value": str(value).lower()}
+                    )
+    return values
+
+
+def _takes_bool(annotation: Any) -> bool:
+    if annotation in (bool, Any, object):
+        return True
+    if any(value is True or value is False for value in typing.get_args(annotation)):
+        return True
+    return any(_takes_bool(inner) for inner in typing.get_args(annotation))
+
+
+class Numbers(BaseModel):
+    """Numbers are finite, and ``true`` is none."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers(cls, values: Any) -> Any:
+        return whole_numbers(cls, values)
+
+
+class _Options(Numbers):
+    model_config = ConfigDict(
+        extra="forbid", arbitrary_types_allowed=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 @cache
@@ -24,8 +64,7 @@ def model_of(target: Any, leave_out: tuple[str, ...] = ()) -> type[BaseModel]:
         if name in leave_out or p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL, p.VAR_KEYWORD):
             continue
         fields[name] = (hints.get(name, Any), ... if p.default is p.empty else p.default)
-    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
-    return create_model(getattr(inner, "__name__", "Options").title(), __config__=config, **fields)
+    return create_model(getattr(inner, "__name__", "Options").title(), __base__=_Options, **fields)
 
 
 def checked(target: Any, given: Mapping[str, Any], where: str, leave_out: Iterable[str] = ()) -> dict[str, Any]:

@@ -51,3 +51,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path, recipe: dict, array
             torch.testing.assert_close(theirs[name], value, rtol=1e-6, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
     events = [line["event"] for line in metrics.read(tmp_path / "two").events]
     assert events == [line["event"] for line in metrics.read(one.folder).events]
+    for a, b in zip(metrics.read(one.folder).epochs("student"), metrics.read(tmp_path / "two").epochs("student")):
+        assert b["train"]["accuracy"] == a["train"]["accuracy"], "of all processes, not the first's alone"
+        assert b["train"]["loss"] == pytest.approx(a["train"]["loss"], rel=1e-6)
+        assert b["train"]["parts"] == pytest.approx(a["train"]["parts"], rel=1e-6)

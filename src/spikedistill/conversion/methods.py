@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import networks
+from .. import finite, networks
 from ..errors import SpikedistillError, nearest
 from ..networks.base import Network
 from ..networks.graph import trace
@@ -47,6 +47,7 @@ def convert(
     if not 0 <= initial < 1:
         raise SpikedistillError(f"initial is a part of the threshold, from 0 to less than 1; found {initial}")
     check_percentile(percentile)
+    finite.check(ann, "convert: the ANN")
     learned = _learned(ann)
     if method == "qcfs" and not learned:
         raise SpikedistillError(
@@ -60,6 +61,7 @@ def convert(
         raise SpikedistillError(
             "conversion needs calibration: give at least one batch of images (N, C, H, W) in [0, 1]"
         )
+    finite.check_batches(batches, "convert: calibration")
     depths = {q.levels for q in learned.values()}
     if method == "signed" and len(depths) > 1:
         raise SpikedistillError(f"QCFS activations of several levels {sorted(depths)} in one network; use one")

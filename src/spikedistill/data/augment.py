@@ -5,8 +5,10 @@ that seeds it before every step gets the same batch again.
 """
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spikedistill.data.config import AugmentConfig, RandAugmentConfig
+from spikedistill.data.draws import drawn
 from spikedistill.errors import SpikedistillError
 
 
@@ -25,7 +28,7 @@ def crop(x: Tensor, padding: int, fill: str = "zero") -> Tensor:
         padded = F.pad(x.float(), (padding,) * 4, mode="reflect").to(x.dtype)
     else:
         padded = F.pad(x, (padding,) * 4)
-    down, right = torch.randint(0, 2 * padding + 1, (2, n)).to(x.device)
+    down, right = drawn(lambda n: torch.randint(0, 2 * padding + 1, (2, n)), n, 1).to(x.device)
     windows = padded.unfold(2, h, 1).unfold(3, w, 1)
     return windows[torch.arange(n, device=x.device), :, down, right]
 
@@ -33,13 +36,13 @@ def crop(x: Tensor, padding: int, fill: str = "zero") -> Tensor:
 def resized_crop(x: Tensor, area: tuple[float, float]) -> Tensor:
     """Each image (N, C, H, W): a random part of its area, sides 3:4 to 4:3, stretched to the old size (bilinear)."""
     n, _, h, w = x.shape
-    part = torch.empty(n).uniform_(*area)
-    aspect = torch.empty(n).uniform_(float(np.log(3 / 4)), float(np.log(4 / 3))).exp()
+    part = drawn(lambda n: torch.empty(n).uniform_(*area), n)
+    aspect = drawn(lambda n: torch.empty(n).uniform_(float(np.log(3 / 4)), float(np.log(4 / 3))), n).exp()
     high, wide = (part / aspect).sqrt().clamp_max(1), (part * aspect).sqrt().clamp_max(1)
     matrix = torch.zeros(n, 2, 3)
     matrix[:, 0, 0], matrix[:, 1, 1] = wide, high
-    matrix[:, 0, 2] = (torch.rand(n) * 2 - 1) * (1 - wide)
-    matrix[:, 1, 2] = (torch.rand(n) * 2 - 1) * (1 - high)
+    matrix[:, 0, 2] = (drawn(torch.rand, n) * 2 - 1) * (1 - wide)
+    matrix[:, 1, 2] = (drawn(torch.rand, n) * 2 - 1) * (1 - high)
     grid = F.affine_grid(matrix, [n, 1, h, w], align_corners=False).to(x.device)
     out = F.grid_sample(x.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
     return out.round().to(torch.uint8) if x.dtype == torch.uint8 else out
@@ -47,7 +50,7 @@ def resized_crop(x: Tensor, area: tuple[float, float]) -> Tensor:
 
 def flip(x: Tensor) -> Tensor:
     """Each image (N, ..., W) mirrored left to right with probability 1/2."""
-    chosen = torch.nonzero(torch.rand(len(x)) < 0.5).flatten().to(x.device)
+    chosen = torch.nonzero(drawn(torch.rand, len(x)) < 0.5).flatten().to(x.device)
     return x.index_copy(0, chosen, x[chosen].flip(-1))
 
 
@@ -55,7 +58,7 @@ def boxes(x: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
     """Mask (N, 1, H, W), true inside a box of the given sides around a uniform centre, cut at the border."""
     h, w = x.shape[-2:]
     n = len(x)
-    centre_y, centre_x = (torch.rand(n) * h).long(), (torch.rand(n) * w).long()
+    centre_y, centre_x = (drawn(torch.rand, n) * h).long(), (drawn(torch.rand, n) * w).long()
     top, left = centre_y - heights // 2, centre_x - widths // 2
     rows, columns = torch.arange(h), torch.arange(w)
     inside_y = (rows >= top[:, None]) & (rows < (top + heights)[:, None])
@@ -78,13 +81,15 @@ def erase(x: Tensor, probability: float, fill: Tensor | None = None) -> Tensor:
     Zhong, Zheng, Kang, Li, Yang, "Random erasing data augmentation", AAAI 2020; area and sides from there.
     """
     n, _, h, w = x.shape
-    area = torch.empty(n).uniform_(0.02, 1 / 3) * h * w
-    aspect = torch.empty(n).uniform_(float(np.log(0.3)), float(np.log(1 / 0.3))).exp()
+    area = drawn(lambda n: torch.empty(n).uniform_(0.02, 1 / 3), n) * h * w
+    aspect = drawn(lambda n: torch.empty(n).uniform_(float(np.log(0.3)), float(np.log(1 / 0.3))), n).exp()
     heights = (area * aspect).sqrt().round().clamp(1, h).long()
     widths = (area / aspect).sqrt().round().clamp(1, w).long()
-    hit = (torch.rand(n) < probability).to(x.device)
+    hit = (drawn(torch.rand, n) < probability).to(x.device)
     mask = boxes(x, heights, widths) & hit.view(-1, 1, 1, 1)
-    return torch.where(mask, torch.rand(x.shape).to(x.device) if fill is None else fill.view(-1, 1, 1), x)
+    if fill is None:
+        return torch.where(mask, drawn(lambda n: torch.rand(n, *x.shape[1:]), n).to(x.device), x)
+    return torch.where(mask, fill.view(-1, 1, 1), x)
 
 
 def mix(x: Tensor, y: Tensor, classes: int, mixup: float, cutmix: float, probability: float) -> tuple[Tensor, Tensor]:
@@ -98,21 +103,43 @@ def mix(x: Tensor, y: Tensor, classes: int, mixup: float, cutmix: float, probabi
     Shape: x (N, C, H, W) or (N, F, C, H, W), y (N,) -> x, (N, K).
     """
     target = F.one_hot(y, classes).float()
-    if torch.rand(()) >= probability:
+    plan = mixing(len(x), (x.shape[-2], x.shape[-1]), mixup, cutmix, probability)
+    if plan is None:
         return x, target
+    other = plan.other.to(x.device)
+    return plan(x, x[other], target, target[other])
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How a batch is mixed: with which ``other`` samples (N,), ``keep`` of its own; ``box`` (H, W): where cutmix cuts."""
+
+    keep: float
+    other: Tensor
+    box: Tensor | None
+
+    def __call__(self, x: Tensor, other: Tensor, target: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples and labels (N, K) with those of their partners."""
+        labels = torch.lerp(others, target, self.keep)
+        if self.box is None:
+            return torch.lerp(other, x, self.keep), labels
+        return torch.where(self.box.to(x.device), other, x), labels
+
+
+def mixing(n: int, size: tuple[int, int], mixup: float, cutmix: float, probability: float) -> Mixing | None:
+    """The draws of :func:`mix` for a batch of ``n``; None where it stays as it is."""
+    if torch.rand(()) >= probability:
+        return None
     use_mixup = mixup > 0 and (cutmix == 0 or bool(torch.rand(()) < 0.5))
     alpha = mixup if use_mixup else cutmix
     keep = float(torch.distributions.Beta(alpha, alpha).sample())
-    other = torch.randperm(len(x)).to(x.device)
+    other = torch.randperm(n)
     if use_mixup:
-        return torch.lerp(x[other], x, keep), torch.lerp(target[other], target, keep)
-    h, w = x.shape[-2:]
+        return Mixing(keep, other, None)
+    h, w = size
     side = (1 - keep) ** 0.5
-    one = x.new_empty(1, 1, h, w)
-    box = boxes(one, torch.tensor([round(h * side)]), torch.tensor([round(w * side)]))
-    keep = 1 - float(box.float().mean())  # the border may have cut the box
-    box = box.view(*[1] * (x.dim() - 2), h, w)
-    return torch.where(box, x[other], x), torch.lerp(target[other], target, keep)
+    box = boxes(torch.empty(1, 1, h, w), torch.tensor([round(h * side)]), torch.tensor([round(w * side)]))
+    return Mixing(1 - float(box.float().mean()), other, box.view(h, w))  # the border may have cut the box
 
 
 @contextmanager
@@ -156,6 +183,11 @@ class _timm:
 
     def __init__(self, words: str) -> None:
         self.words = words if words.startswith("rand") else f"rand-{words}"
+        word = r"((mstd|mmax|inc|m|n|p|w)[\d.]+|t\w+)"
+        if not re.fullmatch(rf"rand(-{word})*", self.words):  # timm passes over what it does not know
+            raise SpikedistillError(
+                f"data.augment.randaugment: cannot read {self.words!r}; write it as in 'rand-m9-mstd0.5-inc1'"
+            )
         self.operations: dict[int, Any] = {}
         self._of(32)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from spikedistill.data import augment
 from spikedistill.data.config import AugmentConfig
 from spikedistill.data.distort import distort
+from spikedistill.data.draws import share
 from spikedistill.data.events_augment import augment_events
 from spikedistill.data.splits import key, order, scramble
 from spikedistill.data.stores import Split
@@ -78,7 +79,8 @@ class Data:
         ``train``: shuffled, the order a pure function of (seed, epoch), and augmented; augmentation of whole batches
         draws from torch's global generator when the batch is asked for, what workers do is seeded by
         (seed, epoch, sample). ``scattered``: unaugmented, in one fixed mixed order, for calibration on a few batches: files
-        often come sorted by class. ``shard`` (rank, world): every world-th sample of each batch.
+        often come sorted by class. ``shard`` (rank, world): every world-th sample of each batch, as it
+        is in the whole one: draws are made for all and sliced; no other sample is read but partners to mix with.
 
         Shape: x (N, C, H, W) in [0, 1], or frames (N, F, C, H, W) of counts; y (N,) int64, or (N, K) float where
         mixup or cutmix is on.
@@ -89,14 +91,17 @@ class Data:
         if train or scattered:
             sequence = torch.from_numpy(shuffle(n, seed, epoch) if train else order(n, salt=6))
         rank, world = shard
-        plan = [
-            sequence[i * batch_size : (i + 1) * batch_size][rank::world]
+        whole = [
+            sequence[i * batch_size : (i + 1) * batch_size]
             for i in range(start, self.num_batches(split, batch_size, train))
         ]
+        plan = [batch[rank::world] for batch in whole]
         labels = source.labels
-        for positions, x in self._read(source, plan, where, train, key(seed, epoch)):
+        for batch, (positions, x) in zip(whole, self._read(source, plan, where, train, key(seed, epoch))):
             y = labels[positions].to(where)
-            if train:
+            if train and world > 1:
+                x, y = self._share(source, batch, x, y, epoch, key(seed, epoch), shard)
+            elif train:
                 x, y = self._augment(x, y, epoch, source.streams)
             elif x.dtype == torch.uint8:
                 x = x.float() if self.info.input == "frames" else x.float().div_(255)
@@ -108,7 +113,13 @@ class Data:
         return self.splits[name]
 
     def _read(
-        self, source: Split, plan: list[Tensor], device: torch.device, train: bool, seed: int
+        self,
+        source: Split,
+        plan: list[Tensor],
+        device: torch.device,
+        train: bool,
+        seed: int,
+        workers: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         single = train and self.info.input == "image" and _has_policy(self.augment)
         if not (single or source.streams):
@@ -119,14 +130,52 @@ class Data:
         loader = torch.utils.data.DataLoader(
             samples,
             batch_sampler=plan,  # type: ignore[arg-type]
-            num_workers=min(self.workers, len(plan)),
+            num_workers=min(self.workers if workers is None else workers, len(plan)),
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # the loader must not draw its workers' seed from the global generator
         )
         for positions, batch in zip(plan, loader):
             yield positions, batch.to(device, non_blocking=True)
 
+    def _share(
+        self, source: Split, batch: Tensor, x: Tensor, y: Tensor, epoch: int, seed: int, shard: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """A process's part of an augmented ``batch`` (positions): the rows that it would have in the whole one."""
+        rank, world = shard
+        n, rows, config = len(batch), torch.arange(len(batch))[rank::world], self.augment
+        begin = torch.get_rng_state()
+        with share(rows, n):
+            x = self._alter(x, source.streams)
+        if not self._mixes(epoch):
+            return x, y
+        target = torch.nn.functional.one_hot(y, self.info.num_classes).float()
+        size = (x.shape[-2], x.shape[-1])
+        plan = augment.mixing(n, size, config.mixup, config.cutmix, config.mix_probability)
+        if plan is None:
+            return x, target
+        partners, end = plan.other[rows], torch.get_rng_state()
+        # Partners are augmented as their own process does it: the same draws from the batch's beginning, other rows.
+        (positions, other) = next(self._read(source, [batch[partners]], x.device, True, seed, workers=0))
+        torch.set_rng_state(begin)
+        with share(partners, n):
+            other = self._alter(other, source.streams)
+        torch.set_rng_state(end)
+        others = torch.nn.functional.one_hot(source.labels[positions].to(y.device), self.info.num_classes).float()
+        return plan(x, other, target, others)
+
+    def _mixes(self, epoch: int) -> bool:
+        config = self.augment
+        on = config.mix_until is None or epoch < config.mix_until
+        return on and bool(config.mixup or config.cutmix)
+
     def _augment(self, x: Tensor, y: Tensor, epoch: int, streams: bool) -> tuple[Tensor, Tensor]:
+        config, x = self.augment, self._alter(x, streams)
+        if self._mixes(epoch):
+            return augment.mix(x, y, self.info.num_classes, config.mixup, config.cutmix, config.mix_probability)
+        return x, y
+
+    def _alter(self, x: Tensor, streams: bool) -> Tensor:
+        """Each image by itself."""
         config = self.augment
         if self.info.input == "frames":
             x = augment_events(x.float(), config.events)
@@ -140,10 +189,7 @@ class Data:
             if config.erasing:
                 fill = x.new_tensor(self.info.mean) if config.erasing_fill == "mean" else None
                 x = augment.erase(x, config.erasing, fill)
-        on = config.mix_until is None or epoch < config.mix_until
-        if on and (config.mixup or config.cutmix):
-            return augment.mix(x, y, self.info.num_classes, config.mixup, config.cutmix, config.mix_probability)
-        return x, y
+        return x
 
 
 def _has_policy(config: AugmentConfig) -> bool:

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -14,8 +13,10 @@ from pydantic import (
     PositiveInt,
 )
 
+from spikedistill.typed import Numbers
 
-class _Strict(BaseModel):
+
+class _Strict(Numbers):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

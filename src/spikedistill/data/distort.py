@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spikedistill.data.config import AugmentConfig
+from spikedistill.data.draws import drawn
 from spikedistill.data.events_augment import affine
 from spikedistill.errors import SpikedistillError
 
@@ -23,22 +24,22 @@ def distort(x: Tensor, config: AugmentConfig) -> Tensor:
     if config.rotate:
         x = rotate(x, _spread(n, config.rotate))
     if config.vertical_flip:
-        x = torch.where(_column(torch.rand(n) < 0.5, x), x.flip(-2), x)
+        x = torch.where(_column(drawn(torch.rand, n) < 0.5, x), x.flip(-2), x)
     if config.brightness or config.contrast:
         light, range_of_grey = 1 + _spread(n, config.brightness), 1 + _spread(n, config.contrast)
-        light_first = torch.rand(n) < 0.5
+        light_first = drawn(torch.rand, n) < 0.5
         x = brightness(x, torch.where(light_first, light, 1.0))
         x = contrast(x, range_of_grey)
         x = brightness(x, torch.where(light_first, 1.0, light))
     if config.sharpness != 1:
-        x = sharpness(x, torch.where(torch.rand(n) < 0.5, config.sharpness, 1.0))
+        x = sharpness(x, torch.where(drawn(torch.rand, n) < 0.5, config.sharpness, 1.0))
     if config.blur:
-        x = blur(x, config.blur, torch.empty(n).uniform_(0.1, 2.0))
+        x = blur(x, config.blur, drawn(lambda n: torch.empty(n).uniform_(0.1, 2.0), n))
     return x
 
 
 def _spread(n: int, limit: float) -> Tensor:
-    return (torch.rand(n) * 2 - 1) * limit
+    return (drawn(torch.rand, n) * 2 - 1) * limit
 
 
 def _column(draws: Tensor, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from spikedistill.data.augment import boxes, flip
 from spikedistill.data.config import EventAugmentConfig
+from spikedistill.data.draws import drawn
 
 # After Li, Kim, Park, Geller, Panda, "Neuromorphic data augmentation for training spiking neural networks", ECCV 2022:
 # flip, then one of rolling, rotation, shear, cutout. The sizes are our reading, of its weaker setting.
@@ -24,17 +25,17 @@ def augment_events(x: Tensor, config: EventAugmentConfig) -> Tensor:
     given = [name for name in ("roll", "rotate", "shear", "cutout") if getattr(config, name)]
     if given:
         n = len(x)
-        chosen = torch.randint(len(given), (n,)) if config.pick == "one" else None
+        chosen = drawn(lambda n: torch.randint(len(given), (n,)), n) if config.pick == "one" else None
         active = {name: torch.ones(n) if chosen is None else (chosen == i).float() for i, name in enumerate(given)}
-        amount = {name: (torch.rand(n) * 2 - 1) * active[name] * getattr(config, name) for name in given}
+        amount = {name: (drawn(torch.rand, n) * 2 - 1) * active[name] * getattr(config, name) for name in given}
         if "rotate" in amount or "shear" in amount:
             x = affine(x, amount.get("rotate", torch.zeros(n)), amount.get("shear", torch.zeros(n)))
         if "roll" in amount:
             limit = config.roll
-            steps = torch.randint(-limit, limit + 1, (2, n)) * active["roll"].long()
+            steps = drawn(lambda n: torch.randint(-limit, limit + 1, (2, n)), n, 1) * active["roll"].long()
             x = roll(x, steps[0], steps[1])
         if "cutout" in amount:
-            sides = torch.randint(1, config.cutout + 1, (n,)) * active["cutout"].long()
+            sides = drawn(lambda n: torch.randint(1, config.cutout + 1, (n,)), n) * active["cutout"].long()
             x = x.masked_fill(boxes(x, sides, sides)[:, None], 0)
     return flip(x) if config.flip else x
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import finite
 from ..errors import SpikedistillError
 from ..networks.base import Network, frames
 from ..simulation import Simulation
@@ -68,6 +69,7 @@ def to_nir(
     """
     nir = nir_module()
     target = destination(path)
+    finite.check(network, "to_nir: the network")
     lowered = lower(network, example)
     _max_of_spikes(lowered)
     for layer in lowered.layers.values():

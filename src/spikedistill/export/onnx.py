@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from .. import finite
 from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..neurons import Neuron, NormNeuron
@@ -41,6 +42,7 @@ def to_onnx(
     target = destination(path)
     _packages()
     _check(network, per_step)
+    finite.check(network, "to_onnx: the network")
     network = freeze(copy.deepcopy(network).eval().cpu())
     example = example.detach().cpu()
     example = torch.cat([example, example])[:2]  # one example would fix the batch dimension at 1

@@ -50,7 +50,11 @@ def create(name: str, **given: Any) -> Network:
         if key not in allowed:
             raise SpikedistillError(f"network {name!r} has no option {key!r}; {nearest(key, allowed)}")
     network = BUILDERS[name](**given)
-    network.config = {"name": name, "options": {k: _plain(v) for k, v in given.items()}}
+    # Every value in force: a default that changes later must not change what this network is.
+    whole = {**{k: p.default for k, p in allowed.items() if p.default is not p.empty}, **given}
+    if network.neuron_spec is not None and (network.spiking or whole.get("neuron") is not None):
+        whole["neuron"] = network.neuron_spec
+    network.config = {"name": name, "options": {k: _plain(v) for k, v in whole.items()}}
     return equip(network) if network.spiking else guard(network)
 
 

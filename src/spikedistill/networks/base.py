@@ -63,10 +63,9 @@ class Network(nn.Module):
 
     mean: Tensor
     std: Tensor
+    neuron_spec: dict[str, Any] | None = None  # of the neuron the layers were made with, where it can be said
     input_codes: Any = None  # set by quantization: x -> integer codes, in place of the normalisation
-    balanced_by: Literal["form", "data"] = (
-        "form"  # whether a balanced start wants a look at data (:func:`.balancing.balance`)
-    )
+    balanced_by: Literal["form", "data"] = "form"  # "data": a balanced start wants a look at some
     dims = 2  # spatial dimensions of the input; 1 for sequences (N, C, L)
     head_path = "head"  # the classifier's module
 

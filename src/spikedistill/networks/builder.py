@@ -40,6 +40,12 @@ class Builder:
         self.network = network
         self.prototype = build(neuron, default or LIF())
         self.balance: Balance | None = None
+        self._balance(neuron, residual)
+        if isinstance(self.prototype, Neuron | QCFS):
+            network.neuron_spec = self.prototype.spec()
+
+    def _balance(self, neuron: Any, residual: bool) -> None:
+        network = self.network
         if not isinstance(self.prototype, Neuron) or not network.time_steps:
             return
         self.prototype.time_steps = network.time_steps

@@ -82,18 +82,16 @@ class Neuron(nn.Module):
         return 1.0 if self.grid is None else self.grid.unit
 
     def spec(self) -> dict[str, Any]:
-        """The neuron as a recipe's mapping: ``build(neuron.spec())`` makes its like."""
+        """The neuron as a recipe's mapping, every value in force: ``build(neuron.spec())`` makes its like under any default.
+
+        ``encode``, which is the site's matter, is named only where it is on.
+        """
         out: dict[str, Any] = {"type": type(self).__name__.lower()}
-        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
-            if name in ("self", "time_steps"):
+        for name in inspect.signature(type(self).__init__).parameters:
+            if name in ("self", "time_steps") or (name == "encode" and not self.encode):
                 continue
             value = self._spec_value(name)
-            if name == "surrogate" and not self.surrogate_chosen:
-                continue
-            if isinstance(value, Surrogate):
-                value = value.name if value == Surrogate(value.name) else {"name": value.name, "alpha": value.alpha}
-            if value != parameter.default:
-                out[name] = value
+            out[name] = {"name": value.name, "alpha": value.alpha} if isinstance(value, Surrogate) else value
         return out
 
     def _spec_value(self, name: str) -> Any:
@@ -187,7 +185,15 @@ class Neuron(nn.Module):
             sim.keep(owner, k, "current", kept * self.unit if self.grid else kept)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{k}={v!r}" for k, v in self.spec().items() if k != "type")
+        said = []
+        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
+            value = None if name in ("self", "time_steps") else self._spec_value(name)
+            if isinstance(value, Surrogate):
+                plain = value == Surrogate(value.name)
+                value = value.name if plain else {"name": value.name, "alpha": value.alpha}
+            if name not in ("self", "time_steps") and value != parameter.default:
+                said.append(f"{name}={value!r}")
+        return ", ".join(said)
 
 
 class IF(Neuron):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .. import finite
 from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..networks.graph import trace
@@ -105,6 +106,8 @@ def _example(network: Network, batches: list[Tensor], o: Options) -> Tensor:
         raise SpikedistillError("quantize takes a spiking network, found an ANN (time_steps=None); create it with T")
     if network.input_codes is not None:
         raise SpikedistillError("this network is quantized already; quantize the float network it was made from")
+    finite.check(network, "quantize: the network")
+    finite.check_batches(batches, "quantize: calibration")
     device = next(network.parameters()).device
     if batches:
         return batches[0][:2].to(device)

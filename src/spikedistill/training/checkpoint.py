@@ -4,13 +4,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import SpikedistillError
+from ..finite import faulty
 
 FORMAT = 1
 STATE = "state.json"
@@ -19,7 +20,10 @@ STATE = "state.json"
 def save(
     folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], extra: Mapping[str, str] | None = None
 ) -> None:
-    """Write ``tensors.safetensors`` and ``state.json`` (with the tensors' checksum) so that a crash leaves old or new."""
+    """Write ``tensors.safetensors`` and ``state.json`` (with both checksums); what stood there becomes :func:`previous`.
+
+    A crash at any place leaves at least one whole checkpoint, where there was one.
+    """
     from safetensors.torch import save as to_bytes
 
     data = to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
@@ -28,31 +32,74 @@ def save(
         folder,
         {
             "tensors.safetensors": data,
-            STATE: json.dumps(document, indent=1).encode(),
+            STATE: sealed(document),
             **{k: v.encode() for k, v in (extra or {}).items()},
         },
+        previous(folder),
     )
 
 
-def replace_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """A folder with these files, in place of any old one, at once; a full disk or a kill leaves the old one whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+def previous(folder: Path) -> Path:
+    """Where the checkpoint before the last one is kept (no stage's name has a dot)."""
+    return folder.with_name(f"{folder.name}.previous")
+
+
+def sealed(document: Mapping[str, Any]) -> bytes:
+    """JSON with a checksum of its own, which :func:`read_json` looks at."""
+    return json.dumps({**document, "checksum": _checksum(document)}, indent=1).encode()
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps({k: v for k, v in document.items() if k != "checksum"}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def make_folder(folder: Path) -> None:
+    """The folder and its parents, each told to the disk by its parent."""
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in reversed(missing):
+        sync_folder(made.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Names in a folder, on the disk."""
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def replace_folder(folder: Path, contents: Mapping[str, bytes], before: Path | None = None) -> None:
+    """A folder with these files, in place of any old one, at once; a full disk or a kill leaves the old one whole.
+
+    ``before``: where the old one is kept; None: nowhere.
+    """
     aside = folder.with_name(f".{folder.name}.new-{os.getpid()}")
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
     try:
+        make_folder(folder.parent)
+        shutil.rmtree(aside, ignore_errors=True)  # of a dead process that had our number
         aside.mkdir()
         for name, data in contents.items():
             with open(aside / name, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+        sync_folder(aside)
         if folder.exists():
-            os.rename(folder, old)
+            if before is not None and before.exists():
+                os.rename(before, old)
+            os.rename(folder, before or old)
         os.rename(aside, folder)
+        sync_folder(folder.parent)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if old.exists() and not folder.exists():
-            os.rename(old, folder)
+        if not folder.exists() and (kept := next((p for p in (before, old) if p is not None and p.exists()), None)):
+            os.rename(kept, folder)
+        if before is not None and old.exists() and not before.exists():
+            os.rename(old, before)
         raise SpikedistillError(
             f"cannot write {folder}: {error.strerror or error}; what was there before is unchanged. Free space or choose "
             "another --out, then resume"
@@ -64,33 +111,74 @@ def recover(folder: Path) -> None:
     """Put back a folder that a kill left renamed, and remove halves that a kill left aside."""
     if not folder.parent.is_dir():
         return
+    before = previous(folder)
     for old in sorted(folder.parent.glob(f".{folder.name}.old-*")):
-        if folder.exists():
+        if folder.exists() or before.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.rename(old, folder)
+    if not folder.exists() and before.exists():
+        os.rename(before, folder)
     for aside in folder.parent.glob(f".{folder.name}.new-*"):
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def load_latest(
+    folder: Path, note: Callable[[str], None] = lambda text: None
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The last checkpoint that is whole, or None where there is none; ``note`` hears of an older one that is taken.
+
+    Raises for the last one's damage where no older one is whole.
+    """
+    recover(folder)
+    if not folder.exists():
+        return None
+    try:
+        return load(folder)
+    except SpikedistillError as error:
+        before = previous(folder)
+        if not before.exists():
+            raise
+        try:
+            found = load(before)
+        except SpikedistillError:
+            raise error from None
+        # The damaged one goes first: the next save must not push the whole one out.
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(before, folder)
+        note(f"{error}; going on from the checkpoint before it, of step {found[1].get('position', {}).get('step')}")
+        return found
+
+
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and state; raises for a damaged or foreign folder."""
+    """Tensors and state; raises for a damaged or foreign folder, and for tensors that hold NaN."""
     state = read_json(folder / STATE)
     if state.get("format") != FORMAT:
         raise SpikedistillError(f"{folder}: checkpoint format {state.get('format')!r}, this version reads {FORMAT}")
-    return read_tensors(folder / "tensors.safetensors", state.get("sha256")), state
+    tensors = read_tensors(folder / "tensors.safetensors", state.get("sha256"))
+    wrong = faulty(tensors.items())
+    if wrong:
+        raise SpikedistillError(
+            f"{folder / 'tensors.safetensors'}: {wrong[0]} holds NaN or infinity ({len(wrong)} tensors do); use an older "
+            "checkpoint or repeat the run"
+        )
+    return tensors, state
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
+    """A JSON object from a file, held against its checksum where it has one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SpikedistillError(f"{path} is missing; the folder is no (whole) checkpoint") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SpikedistillError(f"{path} is damaged ({error}); use an older checkpoint or repeat the run") from None
     if not isinstance(value, dict):
         raise SpikedistillError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    if "checksum" in value and value["checksum"] != _checksum(value):
+        raise SpikedistillError(
+            f"{path} is damaged: it is not what was written (its checksum differs); use an older checkpoint or repeat the run"
+        )
     return value
 
 
@@ -105,7 +193,8 @@ def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256:
         raise SpikedistillError(
-            f"{path} is damaged: sha256 {found[:12]}..., {sha256[:12]}... was written; use an older checkpoint or repeat the run"
+            f"{path} is damaged: sha256 {found[:12]}..., {str(sha256)[:12]}... was written; "
+            "use an older checkpoint or repeat the run"
         )
     try:
         return from_bytes(data)

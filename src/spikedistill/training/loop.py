@@ -1,9 +1,8 @@
 """The training loop of one stage. It reads top to bottom; every random draw is seeded by its position."""
 
-import math
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import finite
 from ..data import Data
 from ..distiller import Distiller
 from ..errors import SpikedistillError
@@ -19,13 +19,16 @@ from ..neurons.packing import lean, packed_spikes
 from ..neurons.sync import synchronize
 from ..randomness import seed_everything
 from ..recipe import Optimizer
-from . import checkpoint, metrics
-from .evaluate import Evaluation, evaluate, evaluating
+from . import checkpoint, metrics, signals
+from .diagnosis import explain
+from .evaluate import Evaluation, evaluate, evaluating, settle
+from .guard import Guard
 from .optim import MovingAverage, learning_rate, optimizer, restore_by_name, set_learning_rate, state_by_name
 from .progress import Progress
 from .tracking import scalars
 
 GATHER_EVERY = 20  # steps between reads of the loss from the device
+READ_EVERY_STEP = ("cpu",)  # devices that are asked at every step: reading them waits for nothing
 PARTS = ("data", "teacher", "forward", "backward", "optimizer")
 
 
@@ -42,7 +45,9 @@ class Settings:
     precision: str = "float32"
     folder: Path | None = None
     checkpoint_seconds: float = 30.0
+    checkpoint_steps: int | None = None
     memory: str = "default"
+    settle: bool = True
     label: str = ""
     first_epoch: int = 0
 
@@ -59,6 +64,7 @@ class Position:
     sums: dict[str, float] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     images: int = 0
+    last: dict[str, Any] | None = None  # the last epoch's line, which the finished stage shows
 
 
 class Clock:
@@ -96,24 +102,33 @@ class Training:
     """Trains one stage: ``Training(distiller, data, settings, ...).run()``."""
 
     def __init__(
-        self, distiller: Distiller, data: Data, settings: Settings, progress: Progress, accelerator: Any = None
+        self,
+        distiller: Distiller,
+        data: Data,
+        settings: Settings,
+        progress: Progress,
+        accelerator: Any = None,
+        calibration: Callable[[], list[Tensor]] = list,
     ) -> None:
         self.distiller, self.data, self.s, self.progress = distiller, data, settings, progress
-        self.accelerator = accelerator
+        self.accelerator, self.calibration = accelerator, calibration
         self.rank: int = accelerator.process_index if accelerator else 0
         self.world: int = accelerator.num_processes if accelerator else 1
-        self.per_epoch = max(
-            1, data.num_batches("train", settings.batch_size * self.world, train=True) // settings.optimizer.accumulate
-        )
+        batches = data.num_batches("train", settings.batch_size * self.world, train=True)
+        # Batches to an update. As with images to a batch, an incomplete last window is dropped unless it is the only one.
+        self.micro = min(settings.optimizer.accumulate, max(1, batches))
+        self.per_epoch = max(1, batches // self.micro)
+        self.dropped_batches = max(0, batches - self.per_epoch * self.micro)
         self.steps = self.per_epoch * settings.epochs
         self.optimizer = optimizer(distiller, settings.optimizer)
         self.average = MovingAverage(distiller.student, settings.optimizer.ema) if settings.optimizer.ema else None
         self.best: dict[str, Tensor] | None = None
         self.at = Position()
+        self.guard = Guard(settings.device, self.world)
         self.channels_last = False
         self.warned: set[str] = set()
         self.suspects: set[str] = set()
-        self.saved = time.perf_counter()
+        self.saved, self.saved_step = time.perf_counter(), 0
 
     @property
     def student(self) -> nn.Module:
@@ -130,10 +145,13 @@ class Training:
         if self.accelerator is not None and self.world > 1:
             self.distiller.student = synchronize(self.student)
             model = self.accelerator.prepare_model(self.distiller)
-        while self.at.epoch < self.s.epochs:
-            self.epoch(model)
+        with signals.watch.finishing():
+            while self.at.epoch < self.s.epochs:
+                self.epoch(model)
         if self.average is not None:
             self.average.swap(self.student)
+        if self.settles:
+            self.settle()
 
     def epoch(self, model: nn.Module) -> None:
         """One pass over the training set, from the current batch on, then validation."""
@@ -144,44 +162,47 @@ class Training:
         start = time.perf_counter()
         clock = Clock(self.at.times, self.s.device)
         pending: list[tuple[Tensor, dict[str, Tensor], Tensor]] = []
-        micro = self.s.optimizer.accumulate
-        batches = self.batches()
+        micro = self.micro
+        batches = self.batches(self.at.epoch, self.at.batch * micro)
         while self.at.batch < self.per_epoch:
-            seed_everything(self.s.seed, self.at.step, 0)
             self.optimizer.zero_grad(set_to_none=True)
             rate = learning_rate(self.s.optimizer, self.at.step, self.steps, self.per_epoch)
             set_learning_rate(self.optimizer, rate)
-            for _ in range(micro):
-                x, y = next(batches)
-                if self.rank:
-                    seed_everything(self.s.seed, self.at.step, self.rank)
+            seen: list[Tensor] = []
+            for k in range(micro):
+                x, y = self.next_batch(batches, self.at.step, k)
                 clock.lap("data")
                 total, parts, right = self.loss(model, x, y, clock)
                 (total / micro).backward()
                 clock.lap("backward")
                 pending.append((total.detach(), parts, right))
+                seen += [x, total.detach()]
                 self.at.images += len(x)
+            self.guard.look(self.at.step, seen, self.distiller.parameters())
             if self.s.optimizer.clip:
                 nn.utils.clip_grad_norm_(self.distiller.parameters(), self.s.optimizer.clip)
+            # On a CPU the flag costs nothing to read; a GPU is asked rarely, its optimizer looks at the flag by itself.
             if (
                 len(pending) >= GATHER_EVERY * micro
-                or self.s.device.type == "cpu"
+                or self.s.device.type in READ_EVERY_STEP
                 or self.at.batch + 1 == self.per_epoch
             ):
                 self.gather(pending)
-            self.optimizer.step()
+            self.guard.update(self.optimizer)
             if self.average is not None:
                 self.average.update(self.student)
             clock.lap("optimizer")
             self.at.step += 1
             self.at.batch += 1
             self.progress.step(self.s.batch_size * self.world * micro)
-            if time.perf_counter() - self.saved > self.s.checkpoint_seconds and self.at.batch < self.per_epoch:
+            save, stop = self.wishes(bool(pending))
+            if (save or stop) and self.at.batch < self.per_epoch:
                 self.gather(pending)
                 self.at.seconds += time.perf_counter() - start
                 start = time.perf_counter()
                 self.save()
                 clock.last = time.perf_counter()
+                self.leave(stop)
         self.at.seconds += time.perf_counter() - start
         self.finish_epoch()
 
@@ -195,38 +216,76 @@ class Training:
         hard = y if y.dim() == 1 else y.argmax(-1)
         return losses.total, losses.parts, (losses.logits.argmax(-1) == hard).sum()
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This epoch's training batches of this process, from the current position on."""
+    def next_batch(self, batches: Iterator[tuple[Tensor, Tensor]], step: int, k: int) -> tuple[Tensor, Tensor]:
+        """Batch ``k`` of a step; its augmentation is drawn alike by all processes, what the network draws is not."""
+        seed_everything(self.s.seed, step, 0, *([k] if k else []))
+        x, y = next(batches)
+        self.seed_draws(step, k)
+        return x, y
+
+    def seed_draws(self, step: int, k: int) -> None:
+        """Other draws inside the network on each process and in each batch of a step (the first process goes on)."""
+        if self.rank:
+            seed_everything(self.s.seed, step, self.rank, k)
+
+    def micro_batches(self, step: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one step once more, ``start`` batches into its epoch."""
+        batches = self.batches(step // self.per_epoch, start)
+        for k in range(self.micro):
+            yield self.next_batch(batches, step, k)
+
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """An epoch's training batches of this process, from batch ``start`` on."""
         each = self.data.batches(
             "train",
             self.s.batch_size * self.world,
-            epoch=self.at.epoch,
+            epoch=epoch,
             seed=self.s.seed,
             train=True,
             device=self.s.device,
-            start=self.at.batch * self.s.optimizer.accumulate,
+            start=start,
+            shard=(self.rank, self.world),
         )
         for x, y in each:
             if self.s.precision == "float64":
                 x = x.double()
             if self.channels_last and x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
-            yield (x[self.rank :: self.world], y[self.rank :: self.world]) if self.world > 1 else (x, y)
+            yield x, y
+
+    def wishes(self, unread: bool) -> tuple[bool, bool]:
+        """Whether to write the state, and whether to stop then: what one process wants, all do, where all have read alike."""
+        wanted = [self.due(), signals.watch.asked is not None]
+        if self.world > 1:
+            if unread:
+                return False, False
+            each = torch.tensor(wanted, dtype=torch.float32, device=self.s.device)
+            torch.distributed.all_reduce(each, torch.distributed.ReduceOp.MAX)
+            wanted = [bool(value) for value in each.tolist()]
+        return wanted[0], wanted[1]
+
+    def leave(self, stop: bool) -> None:
+        """Stop where that was asked, the state being written."""
+        if not stop:
+            return
+        if self.world > 1:
+            self.accelerator.wait_for_everyone()
+        raise signals.Stopped(signals.watch.asked or signals.SIGNALS[0])
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        steps = self.s.checkpoint_steps
+        late = time.perf_counter() - self.saved > self.s.checkpoint_seconds
+        return late or (steps is not None and self.at.step - self.saved_step >= steps)
 
     def gather(self, pending: list[tuple[Tensor, dict[str, Tensor], Tensor]]) -> None:
-        """Read losses from the device and refuse to go on from one that is not finite."""
+        """Read losses from the device; refuse to go on where a step was not finite, and say which and why."""
+        bad = self.guard.first_bad_step()
+        if bad is not None:
+            raise explain(self, bad)
         sums = self.at.sums
         for total, parts, right in pending:
-            value = float(total)
-            if not math.isfinite(value):
-                broken = [name for name, part in parts.items() if not math.isfinite(float(part))] or ["total"]
-                where = f"; the last checkpoint is in {self.s.folder}" if self.s.folder else ""
-                raise SpikedistillError(
-                    f"stage {self.s.name!r}: the loss is {value} at step {self.at.step} ({', '.join(broken)}){where}. "
-                    "Lower the learning rate, add a warm-up or clip the gradient "
-                    "(optimizer: {lr: ..., warm_up: ..., clip: 1.0}), then resume"
-                )
-            sums["loss"] = sums.get("loss", 0.0) + value
+            sums["loss"] = sums.get("loss", 0.0) + float(total)
             for name, part in parts.items():
                 sums[f"part.{name}"] = sums.get(f"part.{name}", 0.0) + float(part)
             sums["right"] = sums.get("right", 0.0) + float(right)
@@ -235,7 +294,7 @@ class Training:
 
     def finish_epoch(self) -> None:
         """Validation, the epoch's line in the log, best weights, checkpoint."""
-        sums, images = self.at.sums, max(self.at.images, 1)
+        sums, images = self.over_processes(self.at.sums, self.at.images)
         n = max(sums.get("count", 1.0), 1.0)
         self.at.epoch += 1
         self.at.batch = 0
@@ -252,7 +311,7 @@ class Training:
                 "accuracy": sums.get("right", 0.0) / images,
             },
             "lr": learning_rate(self.s.optimizer, self.at.step - 1, self.steps, self.per_epoch),
-            "images_per_second": images * self.world / max(seconds, 1e-9),
+            "images_per_second": images / max(seconds, 1e-9),
             "peak_memory_mb": peak_memory_mb(self.s.device),
             "step_time": {k: v / self.per_epoch for k, v in self.at.times.items()},
         }
@@ -261,37 +320,79 @@ class Training:
         if validation is not None:
             line["validation"] = {"loss": validation.loss, "accuracy": validation.accuracy}
             text += f", validation {100 * validation.accuracy:.1f} %"
-            if self.at.best is None or validation.accuracy > self.at.best["validation_accuracy"]:
-                self.at.best = {"epoch": self.at.epoch, "validation_accuracy": validation.accuracy}
-                self.best = {k: v.detach().cpu().clone() for k, v in self.student.state_dict().items()}
             self.watch(validation)
         if self.s.folder is not None and self.rank == 0:
             metrics.append(self.s.folder, "epoch", **line)
         if self.accelerator is not None:
             self.accelerator.log(scalars(self.s.label, line), step=self.s.first_epoch + self.at.epoch)
         self.progress.epoch(text)
-        self.last = line
+        self.at.last = line
         self.at.sums, self.at.images, self.at.times = {}, 0, dict.fromkeys(PARTS, 0.0)
-        if time.perf_counter() - self.saved > self.s.checkpoint_seconds or self.at.epoch == self.s.epochs:
+        save, stop = self.wishes(False)
+        if save or stop or self.at.epoch == self.s.epochs:
             self.save()
+            self.leave(stop)
+
+    def over_processes(self, sums: dict[str, float], images: int) -> tuple[dict[str, float], int]:
+        """An epoch's sums and images of all processes together."""
+        if self.world > 1:
+            names = sorted(sums)
+            kind = torch.float32 if self.s.device.type == "mps" else torch.float64
+            each = torch.tensor([images, *(sums[name] for name in names)], dtype=kind, device=self.s.device)
+            torch.distributed.all_reduce(each)
+            images, sums = int(each[0]), dict(zip(names, each[1:].tolist()))
+        return sums, max(images, 1)
 
     def validate(self) -> Evaluation | None:
-        """Accuracy and firing rates on the validation part, with the averaged weights where there are such."""
+        """Accuracy and firing rates on the validation part, with the averaged weights where there are such.
+
+        The weights and statistics of the best epoch are kept as they were measured.
+        """
         if not self.data.info.sizes.get("validation"):
             return None
-        if self.average is not None:
-            self.average.swap(self.student)
-        try:
+        with self.measured():
             with autocast(self.s), evaluating(self.student):
-                return evaluate(
+                found = evaluate(
                     self.student,
                     self.plain_batches("validation"),
                     self.data.info.num_classes,
                     position=("validation", self.s.seed),
                 )
+            if self.at.best is None or found.accuracy > self.at.best["validation_accuracy"]:
+                self.at.best = {"epoch": self.at.epoch, "validation_accuracy": found.accuracy}
+                self.best = {k: v.detach().cpu().clone() for k, v in self.student.state_dict().items()}
+        return found
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """The student as its product would be now: averaged weights, settled statistics; afterwards as it was."""
+        if self.average is not None:
+            self.average.swap(self.student)
+        buffers = {name: value.clone() for name, value in self.student.named_buffers()}
+        try:
+            if self.settles:
+                self.settle()
+            yield
         finally:
+            with torch.no_grad():
+                for name, value in self.student.named_buffers():
+                    value.copy_(buffers[name])
             if self.average is not None:
                 self.average.swap(self.student)
+
+    @property
+    def settles(self) -> bool:
+        """Averaged weights always: an average of other weights' statistics is not theirs."""
+        return self.s.settle or self.average is not None
+
+    def settle(self) -> None:
+        """Statistics of the weights as they are, from unaugmented training images."""
+        batches = [x.double() if self.s.precision == "float64" else x for x in self.calibration()]
+        if self.world > 1:  # the norms share their statistics: each process gives its part
+            batches = [x[self.rank :: self.world] for x in batches]
+        if batches:
+            with autocast(self.s):
+                settle(self.student, batches)
 
     def plain_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches without shuffling or augmentation."""
@@ -305,11 +406,14 @@ class Training:
             if layer.warning and layer.path in self.suspects and layer.path not in self.warned:
                 self.warned.add(layer.path)
                 rate = f"{100 * layer.firing_rate:.2f} % (epoch {self.at.epoch})"
-                text = f"layer {layer.path} is {layer.warning}: it fires at {rate}"
-                self.progress.note(f"{self.s.name}: warning: {text}")
-                if self.s.folder is not None and self.rank == 0:
-                    metrics.append(self.s.folder, "warning", stage=self.s.name, text=text)
+                self.note(f"layer {layer.path} is {layer.warning}: it fires at {rate}")
         self.suspects = suspects
+
+    def note(self, text: str) -> None:
+        """A warning, on the screen and in the log."""
+        self.progress.note(f"{self.s.name}: warning: {text}")
+        if self.s.folder is not None and self.rank == 0:
+            metrics.append(self.s.folder, "warning", stage=self.s.name, text=text)
 
     # Checkpoints: weights, adapters, optimizer, average, best, position.
 
@@ -320,8 +424,8 @@ class Training:
         return self.s.folder / "checkpoints" / self.s.name
 
     def save(self) -> None:
-        """Write the full training state, atomically."""
-        self.saved = time.perf_counter()
+        """Write the full training state, atomically; nothing of a network that holds NaN."""
+        self.saved, self.saved_step = time.perf_counter(), self.at.step
         if self.s.folder is None or self.rank:
             return
         tensors = {f"model.{k}": v for k, v in self.distiller.state_dict().items()}
@@ -330,20 +434,26 @@ class Training:
             tensors |= {f"average.{k}": v for k, v in self.average.values.items()}
         if self.best is not None:
             tensors |= {f"best.{k}": v for k, v in self.best.items()}
-        checkpoint.save(
-            self.checkpoint_folder,
-            tensors,
-            {"position": self.at.__dict__, "warned": sorted(self.warned), "steps": self.steps},
-        )
+        # Buffers may hold infinity on purpose (masks); a statistic that does is as broken as a NaN.
+        wrong = [f"model.{k}" for k in finite.of(self.distiller)]
+        wrong += finite.faulty((k, v) for k, v in tensors.items() if not k.startswith(("model.", "best.")))
+        if wrong:
+            raise SpikedistillError(
+                f"stage {self.s.name!r}, step {self.at.step}: {finite.words(wrong)} holds NaN or infinity; no checkpoint is "
+                f"written of it, the last good one is in {self.checkpoint_folder}. Look for what gives such values (the "
+                "data, a layer of your own), then resume"
+            )
+        state = {"warned": sorted(self.warned), "suspects": sorted(self.suspects), "steps": self.steps}
+        checkpoint.save(self.checkpoint_folder, tensors, {"position": self.at.__dict__, **state})
 
     def restore(self) -> None:
         """Continue from this stage's checkpoint, if there is one."""
         if self.s.folder is None:
             return
-        checkpoint.recover(self.checkpoint_folder)
-        if not self.checkpoint_folder.exists():
+        found = checkpoint.load_latest(self.checkpoint_folder, self.note)
+        if found is None:
             return
-        tensors, state = checkpoint.load(self.checkpoint_folder)
+        tensors, state = found
         if state["steps"] != self.steps:
             raise SpikedistillError(
                 f"{self.checkpoint_folder} is of a training of {state['steps']} steps, this one has {self.steps}; the data or "
@@ -359,7 +469,11 @@ class Training:
                 self.average.values[k].copy_(tensors[f"average.{k}"])
         self.best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")} or None
         self.at = Position(**state["position"])
-        self.warned = set(state["warned"])
+        self.warned, self.suspects = set(state["warned"]), set(state.get("suspects", ()))
+        self.saved_step = self.at.step
+        if self.at.last is None and self.at.epoch:  # a checkpoint from before the line was kept in it
+            lines = metrics.read(self.s.folder).epochs(self.s.name)
+            self.at.last = lines[-1] if lines else None
         if self.rank == 0:
             metrics.append(self.s.folder, "resume", stage=self.s.name, epoch=self.at.epoch, step=self.at.step)
 

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from .. import data as datasets
 from .. import heap
 from ..data import Data
+from ..devices import checked
 from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..recipe import Recipe
 from .evaluate import evaluate, evaluate_integer, recalibrated
 from .evaluate import recalibrate as recalibrate_norms
 from .run import CALIBRATION_BATCHES, calibration_batches, read_claim
-from .store import find_stage, load_network
+from .store import find_stage, load_network, split_best
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Reading:
 
 
 def split_run(text: str) -> tuple[Path, str | None]:
-    """``folder[/seed-N][:STAGE]`` into folder and stage; a run of one seed has no folder for it."""
+    """``folder[/seed-N][:STAGE[@best]]`` into folder and stage; a run of one seed has no folder for it."""
     before, colon, after = text.rpartition(":")
     folder, stage = (Path(before), after) if colon and not Path(text).exists() else (Path(text), None)
     if not folder.exists() and (folder.parent / "recipe.yaml").exists():
@@ -47,10 +48,11 @@ def open_run(text: str, data: Data | None = None) -> tuple[Path, str, Recipe, Da
     folder, stage = split_run(text)
     if not folder.exists():
         raise SpikedistillError(f"no run at {folder}; give the folder that `spikedistill train` wrote")
+    stage, best = split_best(stage)
     place = find_stage(folder, stage)
     _, recipe = read_claim(place.parents[1])
     opened = data if data is not None else datasets.open(recipe.data, recipe.all_time_steps())
-    return place, place.name, recipe, opened, load_network(place)
+    return place, place.name, recipe, opened, load_network(place, best=best)
 
 
 def reevaluate(
@@ -68,6 +70,7 @@ def reevaluate(
     Further columns: ``recalibrate``, norm statistics of that T; ``rebin``, each recording cut anew into T frames, statistics
     recalibrated; ``integer``, the integer network; ``crossbar``, partial sums through the ADCs of the recipe's chip.
     """
+    device = str(checked(device))
     _, stage, recipe, opened, network = open_run(text, data)
     heap.keep()
     network.to(device)

@@ -50,11 +50,13 @@ def stage_summary(
     if quantized and quantized["weight_bits"] is not None:  # crossbars hold integer weights
         add_crossbar(costs["hardware"], network, batches, info.num_classes, run.recipe.hardware)
     whole = quantized and not real_parts(quantized)
+    last = (training.at.last if training else None) or {}
+    given = run.given.stage(stage.name)  # as its author wrote it; the record holds every value
     spiking = isinstance(network, Network) and network.spiking
     return StageSummary(
         name=stage.name,
         kind="snn" if T else "ann",
-        network=dict(stage.network) if stage.network else _config(network),
+        network=dict(given.network) if given.network else _config(network),
         parameters=sum(p.numel() for p in network.parameters()),
         time_steps=T,
         epochs=stage.epochs,
@@ -63,7 +65,7 @@ def stage_summary(
         teacher=", ".join(stage.teachers) if stage.teachers else None,
         init=stage.init.model_dump(by_alias=True) if stage.init else None,
         convert=stage.convert.model_dump(by_alias=True) if stage.convert else None,
-        objectives=stage.objectives,
+        objectives=given.objectives,
         accuracy=test.accuracy,
         validation_accuracy=validation.accuracy if validation else None,
         best=Best(**training.at.best) if training and training.at.best else None,
@@ -75,8 +77,8 @@ def stage_summary(
         membranes=membrane_histograms(network, teacher, x[:64]) if spiking else None,
         integer=integer(network, itertools.islice(batches("test"), 8)) if whole else None,
         peak_memory_mb=peak_memory_mb(run.device),
-        images_per_second=training.last["images_per_second"] if training else None,
-        step_time=StepTime(**training.last["step_time"]) if training else None,
+        images_per_second=last.get("images_per_second"),
+        step_time=StepTime(**last["step_time"]) if "step_time" in last else None,
         warnings=[f"layer {r.path} is {r.warning}: it fires at {100 * r.firing_rate:.2f} %" for r in rows if r.warning],
         **costs,
     )

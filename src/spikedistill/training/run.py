@@ -1,19 +1,16 @@
 """A whole recipe: stages in order, for one seed or several, into a run folder that can be stopped and continued."""
 
 import json
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from .. import data as datasets
@@ -25,20 +22,25 @@ from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..recipe import Recipe, Stage, at
 from ..recipe import load as load_recipe
-from . import metrics, summary
+from . import checkpoint, metrics, summary
 from .bfloat16 import trainable_precision
+from .changes import change, edited
 from .compiling import compiling, worth_compiling
 from .evaluate import recalibrate
 from .fits import estimate
+from .lock import locked
 from .loop import Settings, Training, autocast, peak_memory_mb, saving
 from .progress import Progress
+from .rehearsal import rehearse
 from .results import stage_summary
+from .run_folder import FILE, Claim, card, claim, clean, environment, prepare, read_claim, recorded_environment
+from .signals import watching
 from .stages import Factories, Product, build
 from .store import load_network, save_network
 from .summary import RunSummary, StageSummary, Summary, write_atomically
 from .tracking import accelerator, begin
 
-CALIBRATION_BATCHES = 4
+CALIBRATION_IMAGES = 1024  # at least, where there are as many
 
 
 @dataclass
@@ -82,14 +84,18 @@ def train(
     checked = load_recipe(recipe, overrides, factories)
     if seeds is not None:
         checked = checked.model_copy(update={"seeds": seeds}) if seeds >= 1 else _refuse_seeds(seeds)
+    if seed is not None and seed < 0:
+        raise SpikedistillError(f"--seed must be at least 0, found {seed}")
     if seed is not None:
         checked = checked.model_copy(update={"seeds": 1, "seed": seed})
     name = Path(recipe).stem if isinstance(recipe, str | Path) else (checked.title or "recipe")
     folder = Path(out) if out is not None else Path("runs") / name.replace(" ", "-").replace("/", "-")
-    source = datasets.from_arrays(data) if isinstance(data, Mapping) else data
+    source = data if not isinstance(data, Mapping) else None
     with at(f"{recipe}" if isinstance(recipe, str | Path) else "the recipe"):
         citations(checked)  # a paper's key that is not known
-        if source is None:
+        if isinstance(data, Mapping):
+            source = datasets.from_arrays(data, checked.data, checked.all_time_steps())
+        elif source is None:
             source = datasets.open(checked.data, checked.all_time_steps())
     return run(checked, name, folder, source, factories, device, quiet, track)
 
@@ -99,7 +105,7 @@ def _refuse_seeds(seeds: int) -> Recipe:
 
 
 def run(
-    recipe: Recipe,
+    recipe: Recipe | None,
     name: str,
     folder: Path,
     data: Data,
@@ -107,68 +113,44 @@ def run(
     device: str | None = None,
     quiet: bool = False,
     track: Any = None,
+    changed: Sequence[str] = (),
 ) -> Run:
-    """Run a checked recipe on opened data; continues what the folder already holds."""
+    """Run a checked recipe on opened data; continues what the folder already holds (``recipe`` None: whatever it is).
+
+    ``changed``: ``path=value`` of the few keys that may change in a run that has begun (:mod:`.changes`).
+    """
     found: list[RunSummary] = []
-    with Progress(not quiet) as progress, accelerator(device, track, folder) as engaged, compiling(False):
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(not quiet))
+        engaged = stack.enter_context(accelerator(device, track, folder))
+        stack.enter_context(compiling(False))
+        stack.enter_context(watching())
+        if recipe is not None and not (folder / FILE).exists():
+            rehearse(recipe, data, factories)
+        if engaged.is_main_process:
+            prepare(folder)
+            stack.enter_context(locked(folder, progress.note))
+        if engaged.is_main_process:
+            if (folder / FILE).exists():
+                edited(folder, factories)
+            change(folder, changed, factories)
         with engaged.main_process_first():
-            claim(folder, recipe, name)
-        begin(engaged, name, recipe.plain())
+            claimed = claim(folder, recipe, name, data.info, factories)
+        if engaged.is_main_process:
+            clean(folder)
+        recipe = claimed.recipe
+        begin(engaged, name, claimed.given.plain())
         for index in range(recipe.seeds):
             seed = recipe.seed + index
             inner = folder / f"seed-{seed}" if recipe.seeds > 1 else folder
             if recipe.seeds > 1:
                 progress.note(f"seed {seed} ({index + 1} of {recipe.seeds})")
-            found.append(OneSeed(recipe, name, inner, data, factories, seed, engaged, progress).run())
+            found.append(OneSeed(claimed, inner, data, factories, seed, engaged, progress).run())
     result: Summary = found[0]
     if recipe.seeds > 1:
         result = summary.merge(found)
         summary.write(folder, result)
     return Run(folder, result)
-
-
-def claim(folder: Path, recipe: Recipe, name: str) -> None:
-    """Make the folder this recipe's, or see that it already is."""
-    path = folder / "recipe.yaml"
-    tree = {"name": name, "recipe": recipe.plain()}
-    if path.exists():
-        held = yaml.safe_load(path.read_text())
-        if held.get("recipe") != tree["recipe"]:
-            raise SpikedistillError(
-                f"{folder} holds a run of another recipe ({_first_difference(held.get('recipe') or {}, tree['recipe'])}); choose "
-                "another --out, or remove the folder"
-            )
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise SpikedistillError(f"{folder} exists and holds no run; choose another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, yaml.safe_dump(tree, sort_keys=False))
-    except OSError as error:
-        raise SpikedistillError(f"cannot write {path}: {error.strerror or error}; choose another --out") from None
-
-
-def _first_difference(a: Any, b: Any, path: str = "") -> str:
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in [*a, *b]:
-            if a.get(key) != b.get(key):
-                return _first_difference(a.get(key), b.get(key), f"{path}.{key}".lstrip("."))
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        for x, y in zip(a, b):
-            if x != y:
-                label = x.get("name", x.get("type", "")) if isinstance(x, dict) else ""
-                return _first_difference(x, y, f"{path}.{label}")
-    return f"{path}: {a!r} there, {b!r} here"
-
-
-def read_claim(folder: Path) -> tuple[str, Recipe]:
-    """Name and resolved recipe of a run folder (or one of its seeds)."""
-    for place in (folder, folder.parent):
-        path = place / "recipe.yaml"
-        if path.exists():
-            held = yaml.safe_load(path.read_text())
-            return held["name"], load_recipe(held["recipe"])
-    raise SpikedistillError(f"{folder} is no run folder: it has no recipe.yaml")
 
 
 def calibration_batches(data: Data, batch_size: int, count: int, device: "str | torch.device") -> list[Tensor]:
@@ -181,8 +163,7 @@ class OneSeed:
 
     def __init__(
         self,
-        recipe: Recipe,
-        name: str,
+        claimed: Claim,
         folder: Path,
         data: Data,
         factories: Factories,
@@ -190,7 +171,8 @@ class OneSeed:
         accelerator: Any,
         progress: Progress,
     ) -> None:
-        self.recipe, self.name, self.folder, self.data = recipe, name, folder, data
+        self.recipe, self.given, self.name = claimed.recipe, claimed.given, claimed.name
+        self.folder, self.data = folder, data
         self.factories, self.seed, self.accelerator, self.progress = factories, seed, accelerator, progress
         self.device: torch.device = accelerator.device
         self.products: dict[str, Product] = {}
@@ -203,8 +185,10 @@ class OneSeed:
         stages: list[StageSummary] = []
         for stage in self.recipe.stages:
             place = self.folder / "stages" / stage.name
-            if (place / "config.json").exists():
-                row = StageSummary.model_validate_json((place / "summary.json").read_text())
+            if (place / "config.json").exists() and (place / summary.FILE).exists():
+                row = summary.read_stage(place)
+                if self.accelerator.is_main_process:
+                    self.forget_checkpoints(stage)
                 network = load_network(place, self._fresh(stage), self.factories).to(self.device)
                 self.products[stage.name] = Product(stage.name, network, place)
             else:
@@ -219,13 +203,13 @@ class OneSeed:
         """What "auto" means on this machine: decided once, stored, so that a continued run repeats it."""
         path = self.folder / "resolved.json"
         if path.exists():
-            held = json.loads(path.read_text())
+            held = checkpoint.read_json(path)
         else:
             from ..precision import resolve_precision
 
             held = {"precision": resolve_precision(self.recipe.precision, self.device)}
             write_atomically(path, json.dumps(held))
-        if not (self.folder / "environment.json").exists():
+        if not recorded_environment(self.folder):
             write_atomically(self.folder / "environment.json", json.dumps(environment(), indent=1))
         return held
 
@@ -241,7 +225,8 @@ class OneSeed:
 
     def calibration(self) -> list[Tensor]:
         """A few training batches, unaugmented."""
-        return calibration_batches(self.data, self.recipe.data.batch_size, CALIBRATION_BATCHES, self.device)
+        batch = self.recipe.data.batch_size * self.accelerator.num_processes  # as many as a step of all processes sees
+        return calibration_batches(self.data, batch, -(-CALIBRATION_IMAGES // batch), self.device)
 
     def train_stage(self, stage: Stage, place: Path) -> StageSummary:
         """Train one stage, evaluate it, write its folder and its row."""
@@ -262,7 +247,10 @@ class OneSeed:
             self.device,
             self.resolved["precision"],
             self.folder,
+            checkpoint_seconds=self.recipe.checkpoint.seconds,
+            checkpoint_steps=self.recipe.checkpoint.steps,
             memory=self.recipe.memory,
+            settle=bool(stage.settle),
             label=stage.name if self.recipe.seeds == 1 else f"seed-{self.seed}/{stage.name}",
             first_epoch=self.epochs_before(stage),
         )
@@ -277,8 +265,8 @@ class OneSeed:
             )
             if note:
                 self.progress.note(note)
-            training = Training(distiller, self.data, settings, self.progress, self.accelerator)
-            self.say_what_fits(stage, distiller, x, y, settings)
+            training = Training(distiller, self.data, settings, self.progress, self.accelerator, self.calibration)
+            self.say_what_fits(stage, distiller, x, y, training)
             compiled = self.compiles(stage, distiller, x, y, training)
             training.channels_last = compiled or settings.precision == "bfloat16"
             with compiling(compiled):
@@ -289,6 +277,7 @@ class OneSeed:
                 and longer is not None
                 and network.time_steps is not None
                 and longer > network.time_steps
+                and not training.settles
             ):
                 recalibrate(network, self.calibration())
         network.eval()
@@ -296,15 +285,26 @@ class OneSeed:
         row = stage_summary(self, stage, network, teacher, training, time.perf_counter() - started)
         if self.accelerator.is_main_process:
             about = {"stage": stage.name, "class_names": list(self.data.info.class_names), "data": self.data.info.name}
+            # The folder, its summary in it, appears at once: until then all of the above can be repeated.
             save_network(
-                place, network, about, card(self.name, stage, row, self.data), training.best if training else None
+                place,
+                network,
+                about,
+                card(self.name, stage, row, self.data),
+                training.best if training else None,
+                {summary.FILE: row.model_dump_json(indent=1)},
             )
-            write_atomically(place / "summary.json", row.model_dump_json(indent=1))
-            shutil.rmtree(self.folder / "checkpoints" / stage.name, ignore_errors=True)
+            self.forget_checkpoints(stage)
         self.log("stage_end", stage=stage.name, accuracy=row.accuracy, seconds=row.seconds)
         self.products[stage.name] = Product(stage.name, network, place)
         heap.trim()
         return row
+
+    def forget_checkpoints(self, stage: Stage) -> None:
+        """A finished stage needs none."""
+        folder = self.folder / "checkpoints" / stage.name
+        for place in (checkpoint.previous(folder), folder):
+            shutil.rmtree(place, ignore_errors=True)
 
     def log(self, event: metrics.Event, **values: Any) -> None:
         """One line of the log, by one process."""
@@ -316,13 +316,15 @@ class OneSeed:
         epochs = [s.epochs for s in self.recipe.stages]
         return (self.seed - self.recipe.seed) * sum(epochs) + sum(epochs[: self.recipe.stages.index(stage)])
 
-    def say_what_fits(self, stage: Stage, distiller: Distiller, x: Tensor, y: Tensor, settings: Settings) -> None:
-        """Log what a step will keep in memory; warn where that is more than there is."""
+    def say_what_fits(self, stage: Stage, distiller: Distiller, x: Tensor, y: Tensor, training: Training) -> None:
+        """Log what a step will keep in memory and what an epoch is; warn where that is more than there is."""
+        settings = training.s
+        updates = {"updates_per_epoch": training.per_epoch, "dropped_batches_per_epoch": training.dropped_batches}
         if settings.precision == "float64":
             x = x.double()
         with autocast(settings), saving(settings.memory, distiller.student):
             fit = estimate(distiller, x, y, settings.batch_size, states=1 if settings.optimizer.name == "sgd" else 2)
-        self.log("start", stage=stage.name, step_mb=fit.step_mb, fixed_mb=fit.fixed_mb)
+        self.log("start", stage=stage.name, step_mb=fit.step_mb, fixed_mb=fit.fixed_mb, **updates)
         if not fit.fits:
             self.progress.note(
                 f"{stage.name}: warning: a step keeps about {fit.step_mb:,.0f} MB, {fit.available_mb:,.0f} MB are free; "
@@ -350,71 +352,11 @@ class OneSeed:
             title=self.recipe.title or self.name,
             recipe=self.name,
             seed=self.seed,
-            environment=json.loads((self.folder / "environment.json").read_text()) | {"resolved": self.resolved},
+            environment=recorded_environment(self.folder) | {"resolved": self.resolved},
             data=json.loads(json.dumps(asdict(self.data.info), default=str)),
             citations=citations(self.recipe),
             stages=stages,
         )
-
-
-def card(name: str, stage: Stage, row: StageSummary, data: Data) -> str:
-    """A short model card."""
-    kind = "ANN" if row.kind == "ann" else f"SNN, T = {row.time_steps}"
-    bits = (
-        f", {row.bits.weight}-bit weights, {row.bits.membrane}-bit membranes, {row.bits.norm}-bit norms"
-        if row.bits
-        else ""
-    )
-    return (
-        "---\nlibrary_name: spikedistill\ntags: [spiking-neural-network, knowledge-distillation]\n---\n"
-        f"# {name}: {stage.name}\n\n"
-        f"{kind}{bits}, {row.parameters:,} parameters, trained on {data.info.name} for {row.epochs} epochs; "
-        f"{100 * row.accuracy:.2f} % on its test set.\n\n"
-        "```python\nimport spikedistill as sd\n\nnetwork = sd.load('this folder')   # images in [0, 1], (N, C, H, W)\n"
-        "logits = network.predict(images)\n```\n"
-    )
-
-
-PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "safetensors", "scikit-learn", "pydantic")
-
-
-def environment() -> dict[str, Any]:
-    """Versions, commit, machine."""
-    from .. import __version__
-
-    def installed(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    return {
-        "spikedistill": __version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "packages": {p: installed(p) for p in PACKAGES},
-        "machine": {
-            "system": platform.system(),
-            "processor": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
-    }
-
-
-def _commit() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
 
 
 __all__ = ["Run", "environment", "peak_memory_mb", "read_claim", "run", "train"]

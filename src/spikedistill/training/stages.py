@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import networks
+from .. import finite, networks
 from ..data import DataInfo
 from ..networks.balancing import balance
 from ..networks.base import Network
@@ -41,6 +41,14 @@ def build(
 ) -> nn.Module:
     """The network a stage begins with; ``calibration`` gives a few training batches where something is to be measured."""
     T = stage.time_steps or recipe.time_steps
+    for role, other in (
+        ("teacher", stage.teacher),
+        ("from", stage.from_),
+        ("init", stage.init.from_ if stage.init else None),
+    ):
+        if other is not None and products[other].network is not None:
+            what = f"stage {stage.name!r}, {role}: the network of stage {other!r}"
+            finite.check(products[other].network, what, "repeat that stage")
     with torch.random.fork_rng():
         seed_everything(seed, "initial weights")
         if stage.from_ is not None:
@@ -56,6 +64,7 @@ def build(
             assert stage.network is not None
             network = named(stage.network, T, info, factories)
         copied = stage.init is not None and stage.init.method == "copy"
+        finite.check(network, f"stage {stage.name!r}: its initial weights")
         if stage.init is not None:
             initialise(network, products[stage.init.from_].network, stage, calibration)
         if stage.network is not None and isinstance(network, Network) and network.spiking:

@@ -1,32 +1,43 @@
 """Finished networks on disk: ``model.safetensors``, ``config.json``, a model card. The layout the Hugging Face hub expects."""
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from .. import __version__, networks
+from .. import __version__, finite, networks
 from ..errors import SpikedistillError
 from ..networks.balancing import restore_balance
 from ..networks.base import Network
-from .checkpoint import read_json, read_tensors, replace_folder
+from . import records
+from .checkpoint import read_json, read_tensors, replace_folder, sealed
 
 FORMAT = 1
 Factories = Mapping[str, Callable[[], nn.Module]]
 
 
 def save_network(
-    folder: Path, network: nn.Module, about: Mapping[str, Any], card: str, best: Mapping[str, Tensor] | None = None
+    folder: Path,
+    network: nn.Module,
+    about: Mapping[str, Any],
+    card: str,
+    best: Mapping[str, Tensor] | None = None,
+    extra: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a network's folder; ``about`` joins config.json; ``best`` are the weights of the best validation epoch."""
+    """Write a network's folder in one exchange; ``about`` joins config.json; ``extra``: further files.
+
+    ``best``: the weights and statistics of the best validation epoch, as they were measured. Raises for a network that
+    holds NaN: a finished folder is never written of one.
+    """
     from safetensors.torch import save as to_bytes
 
+    finite.check(network, f"{folder}: the trained network", "nothing was written; the last checkpoint is kept")
     data = to_bytes({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()})
     config = {
         "format": FORMAT,
+        "record": records.RECORD,
         "library": f"spikedistill {__version__}",
         "network": getattr(network, "config", {}),
         "time_steps": getattr(network, "time_steps", None),
@@ -37,30 +48,38 @@ def save_network(
     if best is not None:
         contents["best.safetensors"] = to_bytes({k: v.detach().cpu().contiguous() for k, v in best.items()})
         config["best_sha256"] = hashlib.sha256(contents["best.safetensors"]).hexdigest()
-    contents["config.json"] = json.dumps(config, indent=1).encode()
+    contents |= {name: text.encode() for name, text in (extra or {}).items()}
+    contents["config.json"] = sealed(config)
     replace_folder(folder, contents)
 
 
 def load_network(
     folder: Path, network: nn.Module | None = None, factories: Factories | None = None, best: bool = False
 ) -> nn.Module:
-    """The network of a folder, in eval mode; one that spikedistill cannot build by itself is given as ``network``."""
+    """The network of a folder, in eval mode; one that spikedistill cannot build by itself is given as ``network``.
+
+    ``best``: with the weights of the best validation epoch in place of the last ones.
+    """
     config = read_json(folder / "config.json")
     if config.get("format") != FORMAT or "network" not in config:
         raise SpikedistillError(f"{folder}: not a network folder of this version (format {config.get('format')!r})")
+    if best and "best_sha256" not in config:
+        raise SpikedistillError(f"{folder} keeps no best epoch: its stage had no validation; load it without best")
     file = "best.safetensors" if best else "model.safetensors"
     tensors = read_tensors(folder / file, config.get("best_sha256" if best else "sha256"))
+    described = records.upgraded_config(config["network"], int(config.get("record", 1)))
     if network is None:
-        network = rebuild(config["network"], config.get("time_steps"), str(folder), factories or {})
+        network = rebuild(described, config.get("time_steps"), str(folder), factories or {})
     else:
-        if "spiking" in config["network"] and not isinstance(network, Network):
-            network = turned(network, config["network"]["spiking"])
+        if "spiking" in described and not isinstance(network, Network):
+            network = turned(network, described["spiking"])
         if getattr(network, "input_codes", None) is None:  # else it was quantized by the caller
-            network = formed(network, config["network"], config.get("time_steps"))
+            network = formed(network, described, config.get("time_steps"))
     missing, unexpected = network.load_state_dict(tensors, strict=False)
     wrong = [*missing, *unexpected]
     if wrong:
         raise SpikedistillError(f"{folder}: the weights do not fit the network: {', '.join(wrong[:4])} ...")
+    finite.check(network, f"{folder / file}", "repeat the stage, or use another file")
     return network.eval()
 
 
@@ -130,9 +149,20 @@ def find_stage(run: Path, stage: str | None) -> Path:
     return found[stage]
 
 
-def load(folder: "str | Path", stage: str | None = None, network: nn.Module | None = None) -> nn.Module:
+def load(
+    folder: "str | Path", stage: str | None = None, network: nn.Module | None = None, best: bool = False
+) -> nn.Module:
     """A trained network from a run folder (its last stage, or ``stage``), a seed folder or a network folder, in eval mode.
 
-    ``network``: an instance of your own class to load the weights into, where the run used one.
+    ``network``: an instance of your own class to load the weights into, where the run used one. ``best``: the network of
+    the best validation epoch, exactly as it was measured, in place of the last (also ``stage="STAGE@best"``).
     """
-    return load_network(find_stage(Path(folder), stage), network)
+    stage, at_best = split_best(stage)
+    return load_network(find_stage(Path(folder), stage), network, best=best or at_best)
+
+
+def split_best(stage: str | None) -> tuple[str | None, bool]:
+    """``STAGE@best`` into the stage and whether its best epoch is meant; ``@best`` alone: of the last stage."""
+    if stage is None or not stage.endswith("@best"):
+        return stage, False
+    return stage.removesuffix("@best") or None, True

@@ -247,6 +247,18 @@ def read(folder: str | os.PathLike[str]) -> Summary:
         raise SpikedistillError(f"{path}: at {where}: {first['msg']} (found {first['input']!r:.80})") from error
 
 
+def read_stage(folder: str | os.PathLike[str]) -> StageSummary:
+    """The row of a finished stage, from its folder."""
+    path = Path(folder) / FILE
+    try:
+        return StageSummary.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SpikedistillError(
+            f"{path} is not a stage's summary ({str(error).splitlines()[0]}); remove {Path(folder)} and resume: the stage is "
+            "trained anew"
+        ) from error
+
+
 def merge(runs: Sequence[RunSummary]) -> MultiSummary:
     """One recipe's runs as means, spreads and paired differences; runs are put in the order of their seeds.
 

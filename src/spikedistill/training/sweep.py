@@ -5,6 +5,7 @@ from typing import Any
 
 from ..errors import SpikedistillError
 from ..recipe import load, read_yaml
+from .lock import locked
 from .run import train
 
 
@@ -14,7 +15,7 @@ def sweep(
     """Rows of the trials, best first. ``space``: YAML, ``path: {low, high, log, step}`` or ``path: [values]``.
 
     The test set takes no part in the choice. With ``storage`` (optuna's address of a database) several machines share a
-    study; a study that exists is continued.
+    study; a study that exists is continued, a trial whose process died is tried again, and one that diverges is marked and left.
     """
     try:
         import optuna
@@ -36,9 +37,17 @@ def sweep(
         load_if_exists=True,
     )
 
+    failures: list[SpikedistillError] = []
+
     def objective(trial: Any) -> float:
         overrides = [f"{path}={_suggest(trial, path, values)}" for path, values in ranges.items()]
-        run = train(recipe, out=out / f"trial-{trial.number}", overrides=overrides, device=device)
+        folder = out / trial.user_attrs.get("folder", f"trial-{trial.number}")
+        try:
+            run = train(recipe, out=folder, overrides=overrides, device=device)
+        except SpikedistillError as error:  # one trial that diverges is an answer too
+            trial.set_user_attr("error", str(error))
+            failures.append(error)
+            raise optuna.TrialPruned(str(error)) from None
         last = run.summary.stages[-1]
         figures = getattr(last, "figures", None)
         value = figures["validation_accuracy"].mean if figures else last.validation_accuracy  # type: ignore[union-attr]
@@ -46,9 +55,27 @@ def sweep(
             raise SpikedistillError("a sweep chooses by validation accuracy; set data.validation above 0")
         return float(value)
 
+    _retry(study, out, optuna)
     study.optimize(objective, n_trials=trials)
+    if failures and not any(t.state == optuna.trial.TrialState.COMPLETE for t in study.trials):
+        raise failures[-1]
     done = sorted(((t.value, t) for t in study.trials if t.value is not None), key=lambda pair: -pair[0])
     return [{"trial": t.number, "validation": f"{100 * value:.2f} %", **t.params} for value, t in done]
+
+
+def _retry(study: Any, out: Path, optuna: Any) -> None:
+    """Trials whose process died are asked again first, and go on in their folder; what still runs elsewhere is left alone."""
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        folder = trial.user_attrs.get("folder", f"trial-{trial.number}")
+        if not (out / folder).is_dir():  # another machine's, or not begun
+            continue
+        try:
+            with locked(out / folder):
+                pass
+        except SpikedistillError:
+            continue
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial(trial.params, user_attrs={"folder": folder})
 
 
 def _first(path: str, values: Any) -> Any:

@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..devices import checked
 from ..errors import SpikedistillError, nearest
 
 
@@ -22,7 +25,12 @@ def accelerator(device: str | None, track: Any, folder: Path) -> Iterator[Any]:
     if isinstance(track, str):
         _check(track)
     places = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "tracking"))
-    made = Accelerator(mixed_precision="no", cpu=device == "cpu", log_with=track, project_config=places)
+    asked = checked(device)
+    if asked is not None and asked.index is not None:
+        torch.accelerator.set_device_index(asked.index)
+    made = Accelerator(
+        mixed_precision="no", cpu=asked is not None and asked.type == "cpu", log_with=track, project_config=places
+    )
     try:
         yield made
     finally:

@@ -1,0 +1,25 @@
+"""Random draws, one per sample, of a batch that several processes share: drawn for the whole batch, each keeps its own."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from torch import Tensor
+
+_held: ContextVar[tuple[Tensor, int] | None] = ContextVar("held", default=None)
+
+
+@contextmanager
+def share(rows: Tensor, total: int) -> Iterator[None]:
+    """Samples in hand are ``rows`` (int64) of a batch of ``total``."""
+    token = _held.set((rows, total))
+    try:
+        yield
+    finally:
+        _held.reset(token)
+
+
+def drawn(draw: Callable[[int], Tensor], n: int, dim: int = 0) -> Tensor:
+    """``draw(n)``; in a share ``draw(total)``, of which the rows in hand along ``dim``."""
+    held = _held.get()
+    return draw(n) if held is None else draw(held[1]).index_select(dim, held[0])

@@ -1,0 +1,37 @@
+"""Ctrl-C for the command: quiet while it is still importing, quiet when pressed a second time."""
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+STATUS = 130  # 128 + SIGINT, as shells have it
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(STATUS)
+
+
+def _first(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, _leave)
+    raise KeyboardInterrupt
+
+
+def while_importing() -> None:
+    """Where this process is the command, end at once and without a traceback: nothing has begun."""
+    started = sys.orig_argv[1:3]
+    command = started == ["-m", "spikedistill.cli"] or os.path.basename(sys.argv[0] or "") == "spikedistill"
+    if command and _free():
+        signal.signal(signal.SIGINT, _leave)
+
+
+def while_running() -> None:
+    """The first Ctrl-C raises KeyboardInterrupt, a second one ends the process."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _first)
+
+
+def _free() -> bool:
+    main = threading.current_thread() is threading.main_thread()
+    return main and signal.getsignal(signal.SIGINT) is signal.default_int_handler

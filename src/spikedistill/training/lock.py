@@ -1,0 +1,52 @@
+"""One process at a time in a run's folder: a lock of the system's, which a dead process does not hold."""
+
+import errno
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import SpikedistillError
+
+FILE = ".lock"
+_held: set[tuple[int, Path]] = set()  # by this process, which the system's lock does not keep apart from itself
+
+
+@contextmanager
+def locked(folder: Path, note: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+    """Hold ``folder``; raises where another process does, with its number and machine.
+
+    POSIX record locks: they go with the process, children do not inherit them, and network file systems carry them from
+    machine to machine. Where a file system has none, ``note`` is told.
+    """
+    place = (os.getpid(), folder.resolve())
+    if place in _held:
+        raise SpikedistillError(f"{folder} is being trained by this process already; choose another --out")
+    file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(file, folder, note)
+        _held.add(place)
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+        yield
+    finally:
+        _held.discard(place)
+        os.close(file)
+
+
+def _lock(file: int, folder: Path, note: Callable[[str], None]) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        note(f"{folder}: this system has no file locks; see that no other process trains there")
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            holder = os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
+            raise SpikedistillError(
+                f"{folder} is being trained by {holder}; wait for it, stop it, or choose another --out"
+            ) from None
+        note(f"{folder}: the file system has no locks ({error.strerror}); see that no other process trains there")

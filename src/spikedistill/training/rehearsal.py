@@ -1,0 +1,156 @@
+"""Everything is checked before anything runs: two images go through every stage, its loss, its optimizer, its results.
+
+Earlier stages stand in untrained, nothing is compiled, the generators are put back. What fails here would have failed after
+the stages before it had trained.
+"""
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from .. import networks
+from ..data import Data
+from ..data.stores import Split
+from ..distiller import Distiller
+from ..errors import SpikedistillError
+from ..recipe import Recipe, Stage, at
+from .fits import available
+from .optim import optimizer
+from .records import untrained
+from .results import stage_summary
+from .stages import Factories, Product, build
+
+IMAGES = 2
+
+
+def rehearse(recipe: Recipe, data: Data, factories: Factories) -> None:
+    """Raises :class:`SpikedistillError`, naming the stage, for what a run of this recipe would fail at."""
+    _labels(data)
+    few = _few(data)
+    products: dict[str, Product] = {}
+    logging.disable(logging.INFO)  # networks are told of again when they are made for the run
+    try:
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with at("data"):
+                x, y = _explained(lambda: next(iter(few.batches("train", IMAGES, train=True))))
+            for stage in recipe.stages:
+                with at(f"stages.{stage.name}"):
+                    _fits(stage, recipe)
+                    network = _explained(lambda stage=stage: _stage(stage, recipe, few, products, factories, x, y))
+                products[stage.name] = Product(stage.name, network)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _explained(work):  # type: ignore[no-untyped-def]
+    """What the libraries say of a shape, a label or a memory that does not fit, in one line."""
+    try:
+        return work()
+    except (SpikedistillError, OSError):
+        raise
+    except Exception as error:
+        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise SpikedistillError(f"two images do not pass: {said.strip()} ({type(error).__name__})") from error
+
+
+def _stage(
+    stage: Stage,
+    recipe: Recipe,
+    data: Data,
+    products: Mapping[str, Product],
+    factories: Factories,
+    x: torch.Tensor,
+    y: torch.Tensor,
+) -> nn.Module:
+    def calibration() -> list[torch.Tensor]:
+        return [next(iter(data.batches("train", IMAGES)))[0]]
+
+    double = recipe.precision == "float64"
+    network = build(stage, recipe, data.info, products, factories, calibration, recipe.seed)
+    teacher = copy.deepcopy(products[stage.teacher].network) if stage.teacher else None
+    x = x.double() if double else x
+    if double:
+        network.double()
+    if stage.epochs:
+        distiller = Distiller(network, teacher, stage.objectives)
+        distiller.setup(
+            x[:1].expand(recipe.data.batch_size, *x.shape[1:]), recipe.seed
+        )  # adapters know the batch's size
+        distiller.train()
+        losses = distiller(x, y, 0.0)
+        _classes(losses.logits, data)
+        if losses.total.requires_grad:
+            losses.total.backward()
+        optimizer(distiller, recipe.optimizer_of(stage))
+        distiller.zero_grad(set_to_none=True)
+    network.eval()
+    with torch.no_grad():
+        out = network(x)
+        _classes(out.mean(0) if out.dim() == 3 else out, data)
+    run = SimpleNamespace(
+        data=data, recipe=recipe, given=recipe, device=torch.device("cpu"), seed=recipe.seed,
+        resolved={"precision": "float64" if double else "float32"},
+    )  # fmt: skip
+    row = stage_summary(run, stage, network, teacher, None, 0.0)  # type: ignore[arg-type]
+    json.loads(row.model_dump_json())
+    return network
+
+
+def _few(data: Data) -> Data:
+    """The data set with so few images in each split, read in this process."""
+    splits = {}
+    for name, split in data.splits.items():
+        left, pieces = IMAGES, []
+        for part, rows in split.pieces:
+            pieces.append((part, rows[:left]))
+            left -= len(pieces[-1][1])
+        splits[name] = Split(pieces)
+    sizes = {name: min(IMAGES, size) for name, size in data.info.sizes.items()}
+    return Data(replace(data.info, sizes=sizes), splits, data.augment, 0)
+
+
+def _labels(data: Data) -> None:
+    for name in data.splits:
+        labels = data.labels(name)
+        if len(labels) and int(labels.max()) >= data.info.num_classes:
+            raise SpikedistillError(
+                f"data: the {name} part has the label {int(labels.max())}; there are {data.info.num_classes} classes, "
+                "counted from 0"
+            )
+    if not len(data.labels("train")) or not len(data.labels("test")):
+        raise SpikedistillError("data: the train or the test part is empty; lower data.validation, or give more images")
+
+
+def _classes(logits: torch.Tensor, data: Data) -> None:
+    if logits.shape[-1] < data.info.num_classes:
+        raise SpikedistillError(
+            f"the network tells {logits.shape[-1]} classes apart, the data have {data.info.num_classes}; leave num_classes out"
+        )
+
+
+def _fits(stage: Stage, recipe: Recipe) -> None:
+    """Weights, gradients and one optimizer state of a network that is known by name, against the memory there is."""
+    options = dict(stage.network or {})
+    if options.get("name") not in networks.names():
+        return
+    known = networks.options(options["name"])
+    given = {key: value for key, value in options.items() if key in known and key != "name"}
+    made = untrained(options["name"], given, None if options.get("ann") else stage.time_steps or recipe.time_steps)
+    needed = 3 * sum(p.numel() * 4 for p in made.parameters())
+    free = available(torch.device("cpu"))
+    if free is not None and needed > free:
+        raise SpikedistillError(
+            f"network {options['name']!r} takes {needed / 1e9:,.1f} GB with gradients and optimizer, "
+            f"{free / 1e9:,.1f} GB are free; lower its width"
+        )
+
+
+__all__ = ["rehearse"]

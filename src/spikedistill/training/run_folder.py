@@ -1,0 +1,237 @@
+"""What makes a folder a run: whose recipe and data it is (``recipe.yaml``), where it ran, what lies in it."""
+
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ..data import Data, DataInfo
+from ..errors import SpikedistillError
+from ..recipe import Recipe, Stage
+from ..recipe import load as load_recipe
+from . import checkpoint
+from .records import RECORD, complete, upgraded_recipe
+from .summary import StageSummary, write_atomically
+
+FILE = "recipe.yaml"
+LEFTOVERS = (".*.tmp", ".*.new-*")  # what a process that died left aside
+TWIN = ".recipe.json"  # what recipe.yaml said when it was written
+OURS = (TWIN, *LEFTOVERS, ".lock*", "tracking")  # and what may lie in a folder before it is a run's
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``recipe``: every value in force; ``given``: as its author wrote it, for the summary and the page."""
+
+    name: str
+    recipe: Recipe
+    given: Recipe
+
+
+def claim(
+    folder: Path, recipe: Recipe | None, name: str, info: DataInfo | None = None, custom: Iterable[str] = ()
+) -> Claim:
+    """Make the folder this recipe's, or see that it already is; what it holds is then the recipe in force.
+
+    ``recipe`` None: what the folder holds, whatever it is. ``info``: the data opened for it; another hash than the run's is
+    refused. ``custom``: names of the caller's networks.
+    """
+    custom = set(custom)
+    if (folder / FILE).exists():
+        held, theirs = read_file(folder / FILE, custom)
+        if recipe is not None and held.get("given") != recipe.plain():
+            then = load_recipe(upgraded_recipe(recipe.plain(), held["record"]), custom=custom)
+            mine, other = complete(then, custom), complete(theirs.recipe, custom)
+            if mine != other:
+                raise SpikedistillError(
+                    f"{folder} holds a run of another recipe ({_first_difference(other, mine)}); choose "
+                    "another --out, or remove the folder"
+                )
+        _same_data(folder, held, info)
+        return theirs
+    if recipe is None:
+        raise SpikedistillError(f"{folder} is no run folder: it has no recipe.yaml")
+    prepare(folder)
+    tree: dict[str, Any] = {"name": name, "record": RECORD, "recipe": complete(recipe, custom), "given": recipe.plain()}
+    if info is not None:
+        tree["data"] = {"name": info.name, "hash": info.hash, "split_hash": info.split_hash}
+    write_claim(folder, tree)
+    return Claim(name, load_recipe(tree["recipe"], custom=custom), recipe)
+
+
+def write_claim(folder: Path, tree: Mapping[str, Any]) -> None:
+    """``recipe.yaml``, and a twin by which a change by hand is known."""
+    try:
+        twin = (folder / TWIN, checkpoint.sealed({"recipe": tree["recipe"]}).decode())
+        file = (folder / FILE, yaml.safe_dump(dict(tree), sort_keys=False))
+        # A new run is one with a twin; of a change, killed between the two, the file that people read is the truth.
+        for path, text in (file, twin) if (folder / FILE).exists() else (twin, file):
+            write_atomically(path, text)
+    except OSError as error:
+        raise SpikedistillError(
+            f"cannot write {folder / FILE}: {error.strerror or error}; choose another --out"
+        ) from None
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder; one that holds something else than a run is refused and left as it is."""
+    try:
+        inside = [] if not folder.exists() or (folder / FILE).exists() else list(folder.iterdir())
+        if any(not any(p.match(kind) for kind in OURS) for p in inside):
+            raise SpikedistillError(f"{folder} exists and holds no run; choose another --out")
+        checkpoint.make_folder(folder)
+    except OSError as error:
+        raise SpikedistillError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from None
+
+
+def read_claim(folder: Path) -> tuple[str, Recipe]:
+    """Name and resolved recipe of a run folder (or one of its seeds)."""
+    found = read_whole_claim(folder)
+    return found.name, found.recipe
+
+
+def read_whole_claim(folder: Path, custom: Iterable[str] = ()) -> Claim:
+    """The claim of a run folder (or one of its seeds)."""
+    for place in (folder, folder.parent):
+        if (place / FILE).exists():
+            return read_file(place / FILE, set(custom))[1]
+    raise SpikedistillError(f"{folder} is no run folder: it has no recipe.yaml")
+
+
+def read_file(path: Path, custom: set[str]) -> tuple[dict[str, Any], Claim]:
+    """A ``recipe.yaml`` as it stands there, and as a claim."""
+    try:
+        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise SpikedistillError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from None
+    whole = isinstance(held, dict) and isinstance(held.get("recipe"), dict) and isinstance(held.get("name"), str)
+    if not whole or not isinstance(held.setdefault("record", 1), int):
+        raise SpikedistillError(f"{path} is not a run's record (name, record, recipe); restore it, or repeat the run")
+    if held["record"] > RECORD:
+        raise SpikedistillError(
+            f"{path} is of record {held['record']}, this version reads up to {RECORD}: use the version that wrote it"
+        )
+    try:
+        recipe = load_recipe(upgraded_recipe(held["recipe"], held["record"]), custom=custom)
+        given = load_recipe(held["given"], custom=custom) if isinstance(held.get("given"), dict) else recipe
+        if "given" not in held:  # an older record is what its author gave
+            given = load_recipe(held["recipe"], custom=custom)
+    except (SpikedistillError, TypeError, RecursionError) as error:
+        raise SpikedistillError(f"{path}: {error}") from None
+    return held, Claim(held["name"], recipe, given)
+
+
+def _same_data(folder: Path, held: Mapping[str, Any], info: DataInfo | None) -> None:
+    known = held.get("data")
+    if info is None or not isinstance(known, dict):
+        return
+    where = f"{folder} was trained on {known.get('name')!r}"
+    if known.get("hash") != info.hash:
+        raise SpikedistillError(
+            f"{where} of content {str(known.get('hash'))[:12]}..., found {info.name!r} of {info.hash[:12]}...: the data "
+            "changed, or were given by the caller (sd.train(recipe, data=..., out=...)); give the same, or another --out"
+        )
+    if known.get("split_hash") != info.split_hash:
+        raise SpikedistillError(
+            f"{where}, split otherwise ({str(known.get('split_hash'))[:12]}... there, {info.split_hash[:12]}... here): "
+            "use the same split files and version, or another --out"
+        )
+
+
+def clean(folder: Path) -> None:
+    """Remove what processes that died left aside; only for who holds the run's lock."""
+    for place in (folder, *folder.glob("seed-*")):
+        for inner in (place, place / "stages", place / "checkpoints"):
+            for kind in LEFTOVERS:
+                for left in inner.glob(kind):
+                    shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _first_difference(a: Any, b: Any, path: str = "") -> str:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in [*a, *b]:
+            if a.get(key) != b.get(key):
+                return _first_difference(a.get(key), b.get(key), f"{path}.{key}".lstrip("."))
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        for x, y in zip(a, b):
+            if x != y:
+                label = x.get("name") or x.get("type", "") if isinstance(x, dict) else ""
+                return _first_difference(x, y, f"{path}.{label}")
+    return f"{path}: {a!r} there, {b!r} here"
+
+
+def card(name: str, stage: Stage, row: StageSummary, data: Data) -> str:
+    """A short model card."""
+    kind = "ANN" if row.kind == "ann" else f"SNN, T = {row.time_steps}"
+    bits = (
+        f", {row.bits.weight}-bit weights, {row.bits.membrane}-bit membranes, {row.bits.norm}-bit norms"
+        if row.bits
+        else ""
+    )
+    return (
+        "---\nlibrary_name: spikedistill\ntags: [spiking-neural-network, knowledge-distillation]\n---\n"
+        f"# {name}: {stage.name}\n\n"
+        f"{kind}{bits}, {row.parameters:,} parameters, trained on {data.info.name} for {row.epochs} epochs; "
+        f"{100 * row.accuracy:.2f} % on its test set.\n\n"
+        "```python\nimport spikedistill as sd\n\nnetwork = sd.load('this folder')   # images in [0, 1], (N, C, H, W)\n"
+        "logits = network.predict(images)\n```\n"
+    )
+
+
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "safetensors", "scikit-learn", "pydantic")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit, machine."""
+    from .. import __version__
+
+    def installed(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return {
+        "spikedistill": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {p: installed(p) for p in PACKAGES},
+        "machine": {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def recorded_environment(folder: Path) -> dict[str, Any]:
+    """What ``environment.json`` says; nothing of a file that is damaged or gone, which harms no run."""
+    try:
+        found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,135 @@
+"""Two checkpoints are kept; damage is found, said, and lived with."""
+
+import json
+import os
+import re
+
+import pytest
+import torch
+
+import spikedistill as sd
+from spikedistill.training import checkpoint, loop, metrics
+from spikedistill.training.run_folder import clean
+
+from .conftest import outcome, run
+
+
+class Stop(BaseException):
+    pass
+
+
+def stopped(small, images, folder, monkeypatch, after=5):
+    """The run, left after so many updates of its first stage."""
+    original = loop.Training.save
+
+    def save(self):
+        original(self)
+        if self.at.step >= after:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "save", save)
+        with pytest.raises(Stop):
+            run(small, images, folder)
+
+
+@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "gone"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(small, images, tmp_path, monkeypatch, file, harm):
+    small["stages"] = small["stages"][:1]
+    small["stages"][0]["epochs"] = 3
+    run(small, images, tmp_path / "whole")
+    stopped(small, images, tmp_path / "run", monkeypatch)
+    last = tmp_path / "run" / "checkpoints" / "teacher"
+    assert (
+        checkpoint.load(last)[1]["position"]["step"] > checkpoint.load(checkpoint.previous(last))[1]["position"]["step"]
+    )
+    content = (last / file).read_bytes()
+    if harm == "gone":
+        (last / file).unlink()
+    else:
+        where = content.index(b'"seconds": ') + 12 if file == "state.json" else len(content) - 9
+        flipped = content[:where] + (b"7" if content[where : where + 1] != b"7" else b"8") + content[where + 1 :]
+        (last / file).write_bytes(flipped if harm == "flip" else content[: len(content) // 2])
+    run(small, images, tmp_path / "run")
+    lines = [line for line in metrics.read(tmp_path / "run").events if line["event"] == "warning"]
+    assert any(re.search(r"going on from the checkpoint before it, of step \d", line["text"]) for line in lines)
+    whole = outcome_of_one(tmp_path / "whole")
+    assert outcome_of_one(tmp_path / "run") == whole
+
+
+def outcome_of_one(folder):
+    return {k: v for k, v in outcome(folder).items() if k not in ("student",)}
+
+
+def test_both_damaged_is_an_error_that_names_the_file(tmp_path):
+    checkpoint.save(tmp_path / "a", {"w": torch.ones(2)}, {"position": {"step": 1}})
+    checkpoint.save(tmp_path / "a", {"w": torch.ones(3)}, {"position": {"step": 2}})
+    for place in (tmp_path / "a", tmp_path / "a.previous"):
+        (place / "tensors.safetensors").write_bytes(b"x")
+    with pytest.raises(sd.SpikedistillError, match=r"a/tensors\.safetensors is damaged"):
+        checkpoint.load_latest(tmp_path / "a")
+
+
+def test_a_changed_config_is_found(small, images, tmp_path):
+    small["stages"] = small["stages"][:1]
+    folder = run(small, images, tmp_path / "run").folder
+    file = folder / "stages" / "teacher" / "config.json"
+    config = json.loads(file.read_text())
+    config["network"]["options"]["width"] = 0.125
+    file.write_text(json.dumps(config))
+    with pytest.raises(sd.SpikedistillError, match=r"config\.json is damaged: it is not what was written"):
+        sd.load(folder)
+
+
+def test_files_folders_and_parents_are_told_to_the_disk(tmp_path, monkeypatch):
+    told = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (told.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    checkpoint.save(tmp_path / "new" / "inner" / "state", {"w": torch.ones(2)}, {})
+    names = [os.path.relpath(path, tmp_path) for path in told]
+    assert names[:2] == [".", "new"]
+    assert sum(name.endswith((".safetensors", "state.json")) for name in names) == 2
+    assert names[-1] == "new/inner"
+
+
+def test_leftovers_of_dead_processes_are_cleaned(small, images, tmp_path):
+    small["stages"] = small["stages"][:1]
+    folder = run(small, images, tmp_path / "run").folder
+    for left in (".summary.json.77.tmp", "stages/.teacher.new-77/x", "checkpoints/.teacher.new-1/x", "seed-1/.a.9.tmp"):
+        (folder / left).parent.mkdir(parents=True, exist_ok=True)
+        (folder / left).write_text("half")
+    clean(folder)
+    assert [p for p in folder.rglob(".*") if p.name not in (".lock", ".recipe.json")] == []
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early" / ".recipe.yaml.12.tmp").write_text("name: half")
+    run(small, images, tmp_path / "early")
+
+
+def test_cadence_by_steps(small, images, tmp_path, monkeypatch):
+    small["stages"] = small["stages"][:1]
+    steps = []
+    original = loop.Training.save
+    monkeypatch.setattr(loop.Training, "save", lambda self: (steps.append(self.at.step), original(self))[1])
+    run(small, images, tmp_path / "a")
+    assert steps == [2, 4, 6]
+    steps.clear()
+    small["checkpoint"] = {"seconds": 1000.0}
+    run(small, images, tmp_path / "b")
+    assert steps == [6]
+    with pytest.raises(sd.SpikedistillError, match=r"checkpoint\.seconds"):
+        run({**small, "checkpoint": {"seconds": 0}}, images, tmp_path / "c")
+
+
+def test_damaged_side_files_end_in_words_or_harm_nothing(small, images, tmp_path):
+    small["stages"] = small["stages"][:1]
+    folder = run(small, images, tmp_path / "run").folder
+    (folder / "environment.json").write_text("{not json")
+    (folder / "summary.json").write_text("")
+    run(small, images, folder)
+    (folder / "stages" / "teacher" / "summary.json").write_text("{}")
+    with pytest.raises(sd.SpikedistillError, match="is not a stage's summary"):
+        run(small, images, folder)
+    (folder / "resolved.json").write_text("[")
+    with pytest.raises(sd.SpikedistillError, match=r"resolved\.json is damaged"):
+        run(small, images, folder)
