@@ -99,7 +99,8 @@ class Stage(Strict):
 
     Its network is made anew (``network``), goes on from another stage's (``from``), or is another stage's ANN converted
     (``convert``, which trains nothing unless ``epochs`` says so). ``recalibrate``: measure the norms' statistics anew before
-    training; None: where the weights come from a spiking network with another T. ``teacher``: a stage, a list of stages (of
+    training; None: where the weights come from a spiking network with another T. ``settle``: measure them for each
+    validation and for the finished network (auto: yes), so that they are those of the weights as they are. ``teacher``: a stage, a list of stages (of
     equal weight), or a mapping of stages to weights; ``teacher_heads``: copies of their classifiers learn beside the student
     (:class:`spikedistill.Distiller`).
     """
@@ -118,6 +119,7 @@ class Stage(Strict):
     quantize: dict[str, Any] | None = None
     accuracy_at: list[PositiveInt] = []
     recalibrate: bool | None = None
+    settle: Literal["auto"] | bool = "auto"
 
     @property
     def teachers(self) -> dict[str, float] | None:

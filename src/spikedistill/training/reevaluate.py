@@ -17,7 +17,7 @@ from ..networks.base import Network
 from ..recipe import Recipe
 from .evaluate import evaluate, evaluate_integer, recalibrated
 from .evaluate import recalibrate as recalibrate_norms
-from .run import CALIBRATION_BATCHES, calibration_batches, read_claim
+from .run import CALIBRATION_IMAGES, calibration_batches, read_claim
 from .store import find_stage, load_network, split_best
 
 
@@ -112,7 +112,7 @@ def reevaluate(
 
 
 def _calibration(data: Data, recipe: Recipe, device: str) -> list[Tensor]:
-    return calibration_batches(data, recipe.data.batch_size, CALIBRATION_BATCHES * 4, device)
+    return calibration_batches(data, recipe.data.batch_size, 4 * CALIBRATION_IMAGES, device)
 
 
 def _rebinned(network: nn.Module, recipe: Recipe, T: int, device: str, stage: str) -> float:

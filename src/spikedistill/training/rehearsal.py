@@ -27,7 +27,7 @@ from .records import untrained
 from .results import stage_summary
 from .stages import Factories, Product, build
 
-IMAGES = 2
+IMAGES, CALIBRATION = 2, 16
 
 
 def rehearse(recipe: Recipe, data: Data, factories: Factories) -> None:
@@ -71,16 +71,16 @@ def _stage(
     y: torch.Tensor,
 ) -> nn.Module:
     def calibration() -> list[torch.Tensor]:
-        return [next(iter(data.batches("train", IMAGES)))[0]]
+        return [next(iter(data.batches("train", CALIBRATION)))[0]]
 
     double = recipe.precision == "float64"
     network = build(stage, recipe, data.info, products, factories, calibration, recipe.seed)
-    teacher = copy.deepcopy(products[stage.teacher].network) if stage.teacher else None
+    teachers = {name: copy.deepcopy(products[name].network) for name in stage.teachers or {}}
     x = x.double() if double else x
     if double:
         network.double()
     if stage.epochs:
-        distiller = Distiller(network, teacher, stage.objectives)
+        distiller = Distiller(network, teachers or None, stage.objectives, stage.teachers, stage.teacher_heads)
         distiller.setup(
             x[:1].expand(recipe.data.batch_size, *x.shape[1:]), recipe.seed
         )  # adapters know the batch's size

@@ -153,8 +153,9 @@ def run(
     return Run(folder, result)
 
 
-def calibration_batches(data: Data, batch_size: int, count: int, device: "str | torch.device") -> list[Tensor]:
-    """The first ``count`` training batches, unaugmented, classes mixed."""
+def calibration_batches(data: Data, batch_size: int, images: int, device: "str | torch.device") -> list[Tensor]:
+    """The first training batches, unaugmented, classes mixed: with at least ``images``, where there are as many."""
+    count = -(-images // batch_size)
     return [x for x, _ in islice(data.batches("train", batch_size, scattered=True, device=device), count)]
 
 
@@ -226,7 +227,7 @@ class OneSeed:
     def calibration(self) -> list[Tensor]:
         """A few training batches, unaugmented."""
         batch = self.recipe.data.batch_size * self.accelerator.num_processes  # as many as a step of all processes sees
-        return calibration_batches(self.data, batch, -(-CALIBRATION_IMAGES // batch), self.device)
+        return calibration_batches(self.data, batch, CALIBRATION_IMAGES, self.device)
 
     def train_stage(self, stage: Stage, place: Path) -> StageSummary:
         """Train one stage, evaluate it, write its folder and its row."""

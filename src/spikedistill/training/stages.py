@@ -42,7 +42,7 @@ def build(
     """The network a stage begins with; ``calibration`` gives a few training batches where something is to be measured."""
     T = stage.time_steps or recipe.time_steps
     for role, other in (
-        ("teacher", stage.teacher),
+        *(("teacher", name) for name in stage.teachers or {}),
         ("from", stage.from_),
         ("init", stage.init.from_ if stage.init else None),
     ):
