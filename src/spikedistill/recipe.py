@@ -98,11 +98,12 @@ class Stage(Strict):
     """One training run; its product is a checkpoint and one row of the results table.
 
     Its network is made anew (``network``), goes on from another stage's (``from``), or is another stage's ANN converted
-    (``convert``, which trains nothing unless ``epochs`` says so). ``recalibrate``: measure the norms' statistics anew before
-    training; None: where the weights come from a spiking network with another T. ``settle``: measure them for each
-    validation and for the finished network (auto: yes), so that they are those of the weights as they are. ``teacher``: a stage, a list of stages (of
-    equal weight), or a mapping of stages to weights; ``teacher_heads``: copies of their classifiers learn beside the student
-    (:class:`spikedistill.Distiller`).
+    (``convert``, which trains nothing unless ``epochs`` says so).
+
+    ``recalibrate``: measure the norms' statistics anew before training; None: where the weights come from a spiking network
+    with another T. ``settle``: measure them for each validation and for the finished network (auto: yes), so that they are
+    those of the weights as they are. ``teacher``: a stage, a list of stages (of equal weight), or a mapping of stages to
+    weights; ``teacher_heads``: copies of their classifiers learn beside the student (:class:`spikedistill.Distiller`).
     """
 
     name: str

@@ -99,22 +99,22 @@ def _stage(
         data=data, recipe=recipe, given=recipe, device=torch.device("cpu"), seed=recipe.seed,
         resolved={"precision": "float64" if double else "float32"},
     )  # fmt: skip
-    row = stage_summary(run, stage, network, teacher, None, 0.0)  # type: ignore[arg-type]
+    row = stage_summary(run, stage, network, next(iter(teachers.values()), None), None, 0.0)  # type: ignore[arg-type]
     json.loads(row.model_dump_json())
     return network
 
 
 def _few(data: Data) -> Data:
     """The data set with so few images in each split, read in this process."""
+    few = {name: min(CALIBRATION if name == "train" else IMAGES, size) for name, size in data.info.sizes.items()}
     splits = {}
     for name, split in data.splits.items():
-        left, pieces = IMAGES, []
+        left, pieces = few[name], []
         for part, rows in split.pieces:
             pieces.append((part, rows[:left]))
             left -= len(pieces[-1][1])
         splits[name] = Split(pieces)
-    sizes = {name: min(IMAGES, size) for name, size in data.info.sizes.items()}
-    return Data(replace(data.info, sizes=sizes), splits, data.augment, 0)
+    return Data(replace(data.info, sizes=few), splits, data.augment, 0)
 
 
 def _labels(data: Data) -> None:
