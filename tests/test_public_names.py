@@ -37,7 +37,7 @@ def test_signatures():
     assert parameters(sd.NormNeuron)[:4] == ["channels", "neuron", "eps", "momentum"]
     assert parameters(sd.Distiller) == ["student", "teacher", "objectives", "teacher_weights", "teacher_heads"]
     assert parameters(sd.train)[:3] == ["recipe", "networks", "data"]
-    assert parameters(sd.load) == ["folder", "stage", "network"]
+    assert parameters(sd.load) == ["folder", "stage", "network", "best"]
     assert parameters(sd.spiking)[:4] == ["model", "time_steps", "neuron", "example"]
     assert parameters(sd.convert)[:4] == ["ann", "calibration", "time_steps", "method"]
     assert set(parameters(sd.quantize)) >= {

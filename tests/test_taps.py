@@ -173,7 +173,7 @@ def test_hooks_are_gone_afterwards():
 @pytest.mark.parametrize("name", ["ms_resnet20", "sew_resnet20"])
 def test_captures_of_a_quantized_network_are_real_values(name):
     quantization = pytest.importorskip("spikedistill.quantization")
-    net = network(name, width=0.25)
+    net = network(name, width=0.25, initialisation="plain")
     for module in net.modules():
         if isinstance(module, sd.NormNeuron):
             nn.init.constant_(module.bias, 0.5)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .networks.balancing import balance
     from .networks.foreign import foreign
     from .networks.surgery import spiking
-    from .parameter_groups import parameter_groups
+    from .optimizer_groups import parameter_groups
     from .quantization import IntegerNetwork, quantize, to_integer
     from .training.run import Run, train
     from .training.store import load
@@ -37,7 +37,7 @@ _LATER = {
     "balance": "networks.balancing",
     "foreign": "networks.foreign",
     "spiking": "networks.surgery",
-    "parameter_groups": "parameter_groups",
+    "parameter_groups": "optimizer_groups",
     "IntegerNetwork": "quantization",
     "quantize": "quantization",
     "to_integer": "quantization",

@@ -40,7 +40,7 @@ def test_recordings_of_another_sensor_are_refused(public: Path, tmp_path: Path) 
         read_aedat2(public / "aedat2_header_dvs128.aedat")
     header = (public / "aedat2_header_dvs128.aedat").read_bytes()
     write_aedat2(tmp_path / "a.aedat", some(50, 128, 128))
-    body = (tmp_path / "a.aedat").read_bytes().split(b"\r\n", 2)[2]
+    body = (tmp_path / "a.aedat").read_bytes()[-8 * 50 :]
     (tmp_path / "b.aedat").write_bytes(header + body)
     assert len(read_aedat2(tmp_path / "b.aedat")) == 50
     for change in ((b"tick: 1 us", b"tick: 1 ms"), (b"AER-DAT2.0", b"AER-DAT1.0"), (b"DVS128", b"DAVIS240C")):

@@ -164,7 +164,9 @@ def test_one_dimension(tmp_path: Path) -> None:
 
 def on_a_grid(neuron: nn.Module, steps: int, unit: float) -> Network:
     """Currents in multiples of a unit, whose membranes often meet the threshold exactly."""
-    network = sd.networks.create("vgg5", pooling="avg", width=0.1, time_steps=steps, neuron=neuron).eval()
+    network = sd.networks.create(
+        "vgg5", pooling="avg", width=0.1, time_steps=steps, neuron=neuron, initialisation="plain"
+    ).eval()
     with torch.no_grad():
         for m in network.modules():
             if isinstance(m, nn.Conv2d):

@@ -98,6 +98,8 @@ def test_two_steps_of_training(name: str, time_steps: int | None) -> None:
     torch.manual_seed(1)
     network = make(name, time_steps=time_steps, neuron={"type": "if", "threshold": 0.3} if time_steps else None)
     x, y = example(name, 4), torch.tensor([0, 1, 2, 3])
+    if network.spiking and network.balanced_by == "data":
+        networks.balance(network, x)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
     losses = []
     for _ in range(2):

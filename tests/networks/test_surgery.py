@@ -76,7 +76,7 @@ def test_every_relu_call_becomes_a_neuron_and_nothing_else_changes(
     model = make(name)
     randomise(model)
     x = torch.rand(2, 3, size, size)
-    network = spiking(model, 3, example=x, mean=0.4, std=0.3).eval()
+    network = spiking(model, 3, example=x, mean=0.4, std=0.3, initialisation="plain").eval()
     assert len(taps.neuron_paths(network)) == neurons
     assert entrance in network.notes[-1]
     with torch.no_grad():
@@ -136,7 +136,11 @@ def test_default_example_and_statistics_are_timms() -> None:
 
 def test_shared_relu_gets_a_neuron_per_call_and_aliases() -> None:
     network = spiking(
-        models.resnet18(num_classes=10), 2, PLIF(init_tau=1.2, threshold=0.2), example=torch.rand(2, 3, 32, 32)
+        models.resnet18(num_classes=10),
+        2,
+        PLIF(init_tau=1.2, threshold=0.2),
+        example=torch.rand(2, 3, 32, 32),
+        initialisation="plain",
     )
     modules = dict(network.named_modules())
     assert isinstance(modules["model.layer1.0.bn1"], NormNeuron)
@@ -275,7 +279,7 @@ class Half(nn.Module):
 def test_functional_calls_and_reused_blocks() -> None:
     model, x = Functional(), torch.rand(4, 3, 8, 8)
     randomise(model)
-    network = spiking(model, 3, example=x).eval()
+    network = spiking(model, 3, example=x, initialisation="plain").eval()
     assert len(taps.neuron_paths(network)) == 7  # norm+relu, block twice, .relu(), act, torch.relu, relu
     assert isinstance(network.get_submodule("model.norm"), NormNeuron)
     assert isinstance(network.get_submodule("model.block.relu_sites.1"), IF)
@@ -296,7 +300,7 @@ def test_stages_of_turned_networks_are_taps() -> None:
 
 
 def test_two_passes_then_backward_and_copies_are_independent() -> None:
-    network = spiking(Functional(), 2, LIF(), example=torch.rand(2, 3, 8, 8))
+    network = spiking(Functional(), 2, LIF(), example=torch.rand(2, 3, 8, 8), initialisation="plain")
     x = torch.rand(2, 3, 8, 8)
     (network(x).sum() + network(x).sum()).backward()
     assert all(p.grad is not None for p in network.parameters())
@@ -311,7 +315,7 @@ def test_two_passes_then_backward_and_copies_are_independent() -> None:
 def test_streaming_equals_one_forward() -> None:
     for model in (Functional(), make("timm:resnetv2_18")):
         x = torch.rand(2, 3, 32, 32)
-        network = spiking(model, 3, example=x).eval()
+        network = spiking(model, 3, example=x, initialisation="plain").eval()
         with torch.no_grad():
             whole = network(x)
             state, steps = None, []
@@ -323,10 +327,10 @@ def test_streaming_equals_one_forward() -> None:
 
 def test_time_steps_and_frames() -> None:
     x = torch.rand(2, 3, 8, 8)
-    network = spiking(Plain(), 4, example=x).eval()
+    network = spiking(Plain(), 4, example=x, initialisation="plain").eval()
     with torch.no_grad(), simulation.time_steps(network, 2):
         assert network(x).shape == (2, 2, 5)
-    events = spiking(Plain(), 4, example=x, input="frames").eval()
+    events = spiking(Plain(), 4, example=x, input="frames", initialisation="plain").eval()
     events.load_state_dict(network.state_dict())
     with torch.no_grad():
         same = events(x.unsqueeze(1).expand(-1, 4, -1, -1, -1))

@@ -51,7 +51,9 @@ def options(case: str) -> dict:
 
 def network(T: int | None, seed: int, head: str = "linear") -> Network:
     torch.manual_seed(seed)
-    out = sd.networks.create("vgg5", in_channels=1, width=0.125, pools=1, time_steps=T, mean=0.3, std=0.38, head=head)
+    out = sd.networks.create(
+        "vgg5", in_channels=1, width=0.125, pools=1, time_steps=T, mean=0.3, std=0.38, head=head, initialisation="plain"
+    )
     for module in out.modules():
         if isinstance(module, sd.NormNeuron):
             torch.nn.init.constant_(module.bias, 0.5)  # enough spikes for the few steps that tests take
@@ -63,7 +65,7 @@ def network(T: int | None, seed: int, head: str = "linear") -> Network:
 def transformer(T: int | None, seed: int) -> Network:
     torch.manual_seed(seed)
     size = {"in_channels": 1, "width": 1 / 6, "pools": 1, "depth": 2, "mean": 0.3, "std": 0.38}
-    out = sd.networks.create("spikformer_2_384", time_steps=T, **size)
+    out = sd.networks.create("spikformer_2_384", time_steps=T, initialisation="plain", **size)
     for module in out.modules():
         if isinstance(module, sd.NormNeuron):
             torch.nn.init.constant_(module.bias, 0.5)

@@ -26,7 +26,7 @@ def test_a_converted_stage_is_what_convert_gives(tmp_path, converting, arrays):
     assert (row.epochs, row.time_steps, row.convert["percentile"]) == (0, 2, 99)
     data = from_arrays(arrays, sd.data.DataConfig(name="arrays", batch_size=16, validation=0.1))
     teacher = sd.load(run.folder, "teacher")
-    own = sd.convert(teacher, calibration_batches(data, 16, 4, "cpu"), time_steps=2, percentile=99)
+    own = sd.convert(teacher, calibration_batches(data, 16, 1024, "cpu"), time_steps=2, percentile=99)
     curve = accuracy_over_time(own, data.batches("test", 80), STEPS)
     assert row.accuracy_at == pytest.approx(curve)
     assert row.accuracy == pytest.approx(curve[2])

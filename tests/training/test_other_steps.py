@@ -42,7 +42,7 @@ def test_statistics_are_those_of_the_students_steps(tmp_path, recipe, arrays, as
     assert torch.equal(statistics(sd.load(run.folder, "same")), before)
     data = from_arrays(arrays, sd.data.DataConfig(name="arrays", batch_size=16, validation=0.1))
     with sd.eager():
-        want = of_batches(sd.load(run.folder, "other"), calibration_batches(data, 16, 4, "cpu"))
+        want = of_batches(sd.load(run.folder, "other"), calibration_batches(data, 16, 1024, "cpu"))
     for name in ("other", "copied"):
         found = statistics(sd.load(run.folder, name))
         if asked is False:

@@ -51,7 +51,7 @@ def test_a_run_of_record_1_is_resumed_and_ends_as_it_would_have(old):
 
 
 def test_defaults_that_change_later_change_no_old_run(old, other_defaults):
-    assert surrogates(networks.create("conv6", width=0.0625)) == {("triangle", 1.0)}
+    assert surrogates(networks.create("conv6", width=0.0625, initialisation="plain")) == {("atan", 7.0)}
     claimed = read_whole_claim(old)
     neuron = claimed.recipe.stage("student").network["neuron"]
     assert neuron["surrogate"] == {"name": "atan", "alpha": 2.0}
@@ -93,7 +93,10 @@ def test_todays_record_holds_every_value_and_outlives_other_defaults(tmp_path, m
     ann, snn, four = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["recipe"]["stages"]
     assert set(snn["optimizer"]) == set(type(recipe.optimizer).model_fields)
     assert "temperature" in snn["objectives"][0]
-    assert snn["network"]["neuron"] == LIF(tau=2.0, reset="soft").spec()
+    neuron = snn["network"]["neuron"]
+    assert {**neuron, "surrogate": None} == {**LIF(tau=2.0, reset="soft").spec(), "surrogate": None}
+    assert neuron["surrogate"]["name"] == "rectangle", "what a balanced network chose"
+    assert snn["network"]["initialisation"] == "balanced"
     assert snn["network"]["pooling"] == "max"
     assert "mean" not in snn["network"], "the data say it"
     assert four["quantize"]["weight_bits"] == 3
@@ -107,7 +110,7 @@ def test_todays_record_holds_every_value_and_outlives_other_defaults(tmp_path, m
 
 def test_a_networks_config_is_whole(other_defaults, monkeypatch):
     monkeypatch.undo()
-    options = networks.create("ms_resnet18", width=0.125).config["options"]
+    options = networks.create("ms_resnet18", width=0.125, initialisation="plain").config["options"]
     assert options["neuron"]["surrogate"] == {"name": "rectangle", "alpha": 1.0}
     assert options["encoding"] == "direct"
     assert set(options) == set(networks.options("ms_resnet18"))

@@ -11,6 +11,7 @@ from ..neurons import QCFS, Neuron
 from ..neurons.event_driven import equip
 from ..neurons.strided import guard
 from . import events, hybrid_vit, resnet, spikformer, sresnet, vgg
+from .balancing import balance
 from .base import Network
 from .surgery import spiking
 
@@ -68,4 +69,4 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-__all__ = ["BUILDERS", "Network", "create", "names", "options", "spiking"]
+__all__ = ["BUILDERS", "Network", "balance", "create", "names", "options", "spiking"]

@@ -16,6 +16,8 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 
+import torch
+
 from ..errors import SpikedistillError
 from ..neurons import Neuron, build
 from .mean_field import MOST_STEPS, MeanField, crossing, normals
@@ -23,35 +25,37 @@ from .mean_field import MOST_STEPS, MeanField, crossing, normals
 FIRING_RATE = 0.16
 # What a layer (a residual block) multiplies the gradients' variance by. Pools and strides take back what is above 1 in
 # plain networks; a residual network has as many layers behind each other as it has blocks, and stays closer to 1.
-PLAIN_GAIN, BLOCK_GAIN = 2.0, 1.2
+PLAIN_GAIN, BLOCK_GAIN, SUMMED_GAIN = 2.0, 1.2, 1.2  # summed: branches of transformers that add spikes to a stream
 HEAD_INPUT = 0.6
 
 
 @dataclass(frozen=True)
 class Balance:
-    """Of one kind of neuron: the rate it is to fire at, the norms' initial weight, the shift of a block's last norm, the
-    width of the rectangular surrogate.
+    """Of one kind of neuron: the rate it is to fire at, the norms' initial weight (the first one's, whose current is
+    constant, apart), the shift of a block's last norm, the width of the rectangular surrogate.
     """
 
     rate: float
     scale: float
+    first_scale: float
     shift: float
     width: float
 
 
-def balance_of(neuron: Neuron, rate: float | None = None, residual: bool = False) -> Balance:
-    """The balance of a network of such neurons at their ``time_steps``; ``rate``: None for the default."""
-    return _balance(json.dumps(neuron.spec(), sort_keys=True), neuron.time_steps, rate or FIRING_RATE, residual)
+def balance_of(neuron: Neuron, rate: float | None = None, residual: bool = False, gain: float | None = None) -> Balance:
+    """The balance of a network of such neurons at their ``time_steps``; ``rate``, ``gain``: None for the default."""
+    gain = gain or (BLOCK_GAIN if residual else PLAIN_GAIN)
+    return _balance(json.dumps(neuron.spec(), sort_keys=True), neuron.time_steps, rate or FIRING_RATE, residual, gain)
 
 
 @lru_cache(maxsize=256)
-def _balance(spec: str, time_steps: int, rate: float, residual: bool) -> Balance:
+def _balance(spec: str, time_steps: int, rate: float, residual: bool, gain: float) -> Balance:
     neuron = build(json.loads(spec))
     assert isinstance(neuron, Neuron)
     neuron.time_steps = time_steps
     found = MeanField(neuron, rate, residual)
-    width = found.width(BLOCK_GAIN if residual else PLAIN_GAIN)
-    return Balance(rate, *(float(f"{v:.3g}") for v in (found.scale, found.shift, width)))
+    width = found.width(gain)
+    return Balance(rate, *(float(f"{v:.3g}") for v in (found.scale, found.first_scale, found.shift, width)))
 
 
 @lru_cache(maxsize=256)
@@ -64,7 +68,8 @@ def _threshold(spec: str, time_steps: int, rate: float, mean: float, deviation: 
 
     def fires_more(threshold: float) -> bool:
         neuron.threshold = threshold
-        return float(neuron.simulate(current, None, T, False)[0].mean()) > rate
+        with torch.no_grad():
+            return float(neuron.simulate(current, None, T, False)[0].mean()) > rate
 
     return float(f"{crossing(fires_more, 0.01 * mean, 100 * mean):.3g}")
 

@@ -23,7 +23,8 @@ class Builder:
 
     ``norm_neuron(channels)`` is a :class:`NormNeuron`; ``activation()`` a neuron alone; the first one asked for with
     ``first=True`` is the encoding neuron where the network's stem runs once. ``neuron`` is the user's choice, ``default`` the
-    family's. ``residual``: blocks add the spikes that entered them to their last neuron's current.
+    family's. ``residual``: blocks add the spikes that entered them to their last neuron's current; ``gain``: of the gradients'
+    variance in a layer (None: the usual).
 
     A balanced network (``network.initialisation``, see :mod:`.balanced`) starts its norms so that neurons fire at the
     network's firing rate and gradients neither vanish nor explode; where the user names no surrogate it gets the
@@ -36,21 +37,22 @@ class Builder:
         neuron: "nn.Module | Mapping[str, Any] | None" = None,
         default: Neuron | None = None,
         residual: bool = False,
+        gain: float | None = None,
     ) -> None:
         self.network = network
         self.prototype = build(neuron, default or LIF())
         self.balance: Balance | None = None
-        self._balance(neuron, residual)
+        self._balance(neuron, residual, gain)
         if isinstance(self.prototype, Neuron | QCFS):
             network.neuron_spec = self.prototype.spec()
 
-    def _balance(self, neuron: Any, residual: bool) -> None:
+    def _balance(self, neuron: Any, residual: bool, gain: float | None) -> None:
         network = self.network
         if not isinstance(self.prototype, Neuron) or not network.time_steps:
             return
         self.prototype.time_steps = network.time_steps
         if network.initialisation == "balanced":
-            self.balance = balance_of(self.prototype, network.firing_rate, residual)
+            self.balance = balance_of(self.prototype, network.firing_rate, residual, gain)
             if neuron is None or not self.prototype.surrogate_chosen:
                 self.prototype.surrogate = Surrogate("rectangle", self.balance.width)
                 self.prototype.surrogate_chosen = True
@@ -88,12 +90,13 @@ class Builder:
             neuron.threshold = attention_threshold(neuron, self.balance.rate, mean)
         return neuron
 
-    def _weight(self, scale: float | None) -> float:
+    def _weight(self, scale: float | None, first: bool = False) -> float:
         """A norm's initial weight; ``scale`` is what the family asks for in units of what charges a neuron."""
         if not self.network.spiking:
             return 1.0 if scale is None else scale
         if self.balance is not None:
-            return self.balance.scale * (1.0 if scale is None else scale)
+            unit = self.balance.first_scale if first and self.network.once else self.balance.scale
+            return unit * (1.0 if scale is None else scale)
         return 1.0 if scale is None else scale * self.threshold
 
     def norm_neuron(
@@ -109,7 +112,7 @@ class Builder:
         ``residual``: the block's spikes are added behind the norm; ``pooled``: behind a 3x3 max-pool, so that they are more.
         """
         out = NormNeuron(channels, self.activation(first))
-        nn.init.constant_(out.weight, self._weight(scale))
+        nn.init.constant_(out.weight, self._weight(scale, first))
         if residual and self.balance is not None:
             rate = self.balance.rate
             more = 1 - (1 - rate) ** POOLED_PLACES - rate if pooled else 0.0

@@ -59,7 +59,8 @@ def crossing(
 class MeanField:
     """Signals of one kind of neuron at firing rate ``rate``.
 
-    ``scale``: the weight s of a norm in front of it. With ``residual`` the block's last norm gets the bias ``shift``, which
+    ``scale``: the weight s of a norm in front of it; ``first_scale``: where the current is constant over time, as the first
+    layer's is on images. With ``residual`` the block's last norm gets the bias ``shift``, which
     takes back what the incoming spikes add. ``gain(width)``: the growth of the gradients' variance through a layer (through
     a block of two with ``residual``) for a rectangular surrogate of that width.
     """
@@ -101,6 +102,7 @@ class MeanField:
             self.current = self.scale * z
             M = self._covariance(self.spikes(self.current))
         self.variance, self.covariance = float(M.diagonal().mean()), M
+        self.first_scale = self._fit_scale(normals(1, 0).expand(T, -1))
 
     def _settle_block(self) -> None:
         """Block input -> norm, neuron (A) -> norm, plus the block's input, neuron (B)."""
@@ -122,7 +124,8 @@ class MeanField:
 
     def _back(self, current: Tensor, gradients: Tensor) -> Tensor:
         """Covariance (T, T) of the gradients at the current from that at the spikes."""
-        noise = torch.randn(self.T, SAMPLES, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        signs = torch.randint(0, 2, (self.T, SAMPLES), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+        noise = signs.double()  # of variance 1, sample by sample: nothing is left to chance at T = 1
         with torch.enable_grad():
             current = current.detach().requires_grad_()
             (found,) = torch.autograd.grad((self.spikes(current) * (root(gradients) @ noise)).sum(), current)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
+from .balanced import SUMMED_GAIN
 from .base import Initialisation, Input, Network
 from .builder import Builder, initialise
 
@@ -195,7 +196,7 @@ class Spikformer(Network):
         pools = size.pools if pools is None else pools
         if not 0 <= pools <= 4:
             raise SpikedistillError(f"pools must be from 0 to 4 (one a convolution of the tokenizer), found {pools}")
-        make = Builder(self, neuron)
+        make = Builder(self, neuron, gain=None if ms else SUMMED_GAIN)
         heads = max(1, round(size.heads * width))
         # Channels a head stay as they are, and the tokenizer starts with an eighth of the channels.
         channels = -(-heads * (size.channels // size.heads) // 8) * 8

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..parameter_groups import parameter_groups
+from ..optimizer_groups import parameter_groups
 from ..recipe import Optimizer
 
 
@@ -40,11 +40,25 @@ def restore_by_name(optimizer: torch.optim.Optimizer, module: nn.Module, state: 
     """What :func:`state_by_name` gave; raises ``KeyError`` for a parameter that the module lacks."""
     places = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     parameters = dict(module.named_parameters())
+    if any("|" not in text for text in state):
+        state = _named_state(state, module)
     states: dict[int, dict[str, Tensor]] = {}
     for text, value in state.items():
         name, key = text.rsplit("|", 1)
         states.setdefault(places[id(parameters[name])], {})[key] = value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _named_state(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """A state by number ("3.momentum_buffer"), as checkpoints had it when there were two groups: decayed, then vectors."""
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    group = {id(p): g["name"] == "vectors" for g in parameter_groups(module, 1.0) for p in g["params"]}
+    order = [name for last in (False, True) for name, p in named if group[id(p)] == last]
+    out = {}
+    for text, value in state.items():
+        index, key = text.split(".", 1)
+        out[f"{order[int(index)]}|{key}"] = value
+    return out
 
 
 def learning_rate(config: Optimizer, step: int, steps: int, steps_per_epoch: int) -> float:

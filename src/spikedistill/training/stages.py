@@ -63,7 +63,9 @@ def build(
         else:
             assert stage.network is not None
             network = named(stage.network, T, info, factories)
-        copied = stage.init is not None and stage.init.method == "copy"
+        # What comes from an ANN is balanced anew; what comes from a spiking stage is as that stage left it.
+        source = products[stage.init.from_].network if stage.init is not None else None
+        copied = source is not None and stage.init.method == "copy" and not getattr(source, "spiking", False)  # type: ignore[union-attr]
         finite.check(network, f"stage {stage.name!r}: its initial weights")
         if stage.init is not None:
             initialise(network, products[stage.init.from_].network, stage, calibration)

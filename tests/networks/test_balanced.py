@@ -1,0 +1,165 @@
+"""The balanced start: neurons fire, gradients arrive, the classifier's rate; measured on networks, not on the model."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import spikedistill as sd
+from spikedistill import taps
+from spikedistill.networks.balanced import FIRING_RATE, balance_of
+from spikedistill.networks.mean_field import MeanField
+from spikedistill.neurons import IF, LIF, Neuron
+
+NEURONS = {
+    "if": {"type": "if"},
+    "if soft": {"type": "if", "reset": "soft"},
+    "lif": {"type": "lif"},
+    "lif soft": {"type": "lif", "reset": "soft"},
+    "plif": {"type": "plif"},
+    "small": {"type": "lif", "decay": 0.25, "threshold": 0.5},
+}
+CASES = [
+    *(("conv6", neuron, T) for neuron in NEURONS for T in (1, 4)),
+    ("conv6", "if", 16), ("vgg9", "lif", 4), ("vgg9", "if soft", 16), ("sew_resnet20", "lif", 4),
+    ("sew_resnet20", "if soft", 4), ("ms_resnet20", "small", 4), ("ms_resnet20", "lif soft", 4),
+    ("resnet20", "lif", 4), ("resnet20", "if", 4), ("resnet20", "small", 1), ("resnet18", "lif", 4),
+    ("spikformer_4_256", "lif", 4), ("spikingformer_2_384", "lif", 4), ("sew_7b_wide", "plif", 4),
+]  # fmt: skip
+
+
+def smooth(n: int, channels: int, size: int) -> torch.Tensor:
+    """Images whose neighbours are alike, as real ones'."""
+    x = torch.randn(n, channels, size // 4, size // 4)
+    return (
+        F.interpolate(x, size=(size, size), mode="bilinear") * 0.5 + 0.5 + 0.05 * torch.randn(n, channels, size, size)
+    )
+
+
+def measured(network: nn.Module, x: torch.Tensor) -> tuple[dict[str, float], list[float]]:
+    """Firing rates by layer, and |w| |grad| of the convolutions, in training mode."""
+    network.train()
+    _, seen = taps.captures(network, x, ["*@spikes"])
+    rates = {k.removesuffix("@spikes"): float(v.detach().mean()) for k, v in seen.tensors.items()}
+    F.cross_entropy(network.predict(x), torch.arange(len(x)) % 10).backward()
+    convolutions = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d)]
+    return rates, [float(w.detach().norm() * w.grad.norm()) for w in convolutions if w.grad is not None]
+
+
+@pytest.mark.parametrize(("name", "neuron", "T"), CASES)
+def test_rates_and_gradients_are_balanced(name: str, neuron: str, T: int) -> None:
+    frames = name == "sew_7b_wide"
+    size = 128 if frames else 32
+    width = 0.25 if "former" in name or frames else 0.5
+    network = sd.networks.create(name, num_classes=10, width=width, time_steps=T, neuron=NEURONS[neuron])
+    x = smooth(24, network.in_channels, size)
+    if frames:
+        x = x[:6].abs().unsqueeze(1).repeat(1, T, 1, 1, 1)
+    if network.balanced_by == "data":
+        sd.balance(network, x)
+    rates, gradients = measured(network, x)
+    assert all(0.08 < rate < 0.30 for rate in rates.values()), rates
+    middle = math.exp(sum(math.log(g) for g in gradients) / len(gradients))
+    assert all(middle / 8 < g < middle * 8 for g in gradients), gradients
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize("T", [1, 4])
+@pytest.mark.parametrize("name", ["resnet56", "ms_resnet56", "vgg16", "sew_resnet56"])
+def test_deep_networks_are_balanced(name: str, T: int, neuron: str) -> None:
+    options = {"pools": 4} if name == "vgg16" else {}
+    network = sd.networks.create(name, width=0.5, time_steps=T, neuron=NEURONS[neuron], **options)
+    rates, gradients = measured(network, smooth(24, 3, 32))
+    assert all(0.08 < rate < 0.30 for rate in rates.values()), rates
+    middle = math.exp(sum(math.log(g) for g in gradients) / len(gradients))
+    assert all(middle / 8 < g < middle * 8 for g in gradients), gradients
+
+
+def test_a_plain_start_is_what_balance_cures() -> None:
+    rates, gradients = measured(sd.networks.create("conv6", initialisation="plain"), smooth(24, 3, 32))
+    assert max(list(rates.values())[1:]) < 0.06
+    assert gradients[0] < gradients[-1] / 3
+
+
+def test_the_model_of_one_step_is_the_normal_distribution() -> None:
+    """T = 1, gain 1: the rate is P(s z >= threshold), and the surrogate of width w has E[sigma'^2] = P(|u| < w/2) / w^2."""
+    normal = torch.distributions.Normal(0.0, 1.0)
+    found = MeanField(IF(time_steps=1), 0.16)
+    assert found.scale == pytest.approx(1 / float(normal.icdf(torch.tensor(0.84))), rel=0.01)
+    s, w = found.scale, 1.5
+    inside = float(normal.cdf(torch.tensor((1 + w / 2) / s)) - normal.cdf(torch.tensor((1 - w / 2) / s)))
+    assert found.gain(w) == pytest.approx(s**2 * inside / w**2 / (0.16 * 0.84), rel=0.06)
+
+
+def test_units_do_not_matter() -> None:
+    """A neuron of half the threshold needs half the current and half the width."""
+    one, half = balance_of(LIF(decay=0.5)), balance_of(LIF(decay=0.5, threshold=0.5))
+    assert half.scale == pytest.approx(one.scale / 2, rel=0.02)
+    assert half.width == pytest.approx(one.width / 2, rel=0.02)
+    quarter = balance_of(LIF(decay=0.5, gain=0.25))
+    assert quarter.scale == pytest.approx(4 * one.scale, rel=0.02)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.25])
+def test_the_rate_is_aimed_at(rate: float) -> None:
+    rates, _ = measured(sd.networks.create("vgg9", width=0.25, firing_rate=rate), smooth(24, 3, 32))
+    mean = sum(rates.values()) / len(rates)
+    assert mean == pytest.approx(rate, rel=0.35)
+
+
+def test_the_users_surrogate_is_kept() -> None:
+    neuron = {"type": "lif", "surrogate": {"name": "triangle", "alpha": 0.5}}
+    network = sd.networks.create("conv6", neuron=neuron)
+    assert {m.surrogate.name for m in network.modules() if isinstance(m, Neuron)} == {"triangle"}
+    assert {m.surrogate.name for m in sd.networks.create("conv6").modules() if isinstance(m, Neuron)} == {"rectangle"}
+
+
+def test_copied_weights_are_balanced_by_factors_that_files_keep(tmp_path) -> None:
+    from spikedistill.training.store import load_network, save_network
+
+    x = smooth(16, 3, 32)
+    for name in ("vgg9", "resnet20"):
+        ann = sd.networks.create(name, width=0.25, time_steps=None)
+        snn = sd.networks.create(name, width=0.25)
+        snn.load_state_dict(ann.state_dict())
+        before = {k: v.clone() for k, v in snn.state_dict().items()}
+        sd.balance(snn, x)
+        rates, _ = measured(snn, x)
+        assert all(0.08 < rate < 0.30 for rate in rates.values()), rates
+        for key, value in snn.state_dict().items():
+            if "conv" in key and value.dim() == 4:
+                assert torch.equal(value, before[key])
+        assert snn.config.get("thresholds") if name == "resnet20" else "thresholds" not in snn.config
+        save_network(tmp_path / name, snn, {}, "")
+        found = load_network(tmp_path / name)
+        assert torch.equal(found.predict(x), snn.eval().predict(x))
+
+
+def test_balance_leaves_statistics_and_flags_alone() -> None:
+    network = sd.networks.create("vgg5", in_channels=1, width=0.25, pools=1).train()
+    x = torch.rand(8, 1, 8, 8)
+    state = torch.get_rng_state()
+    buffers = {k: v.clone() for k, v in network.named_buffers()}
+    sd.balance(network, x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(v, buffers[k]) for k, v in network.named_buffers())
+    assert all(m.training for m in network.modules())
+    assert not any("simulate" in m.__dict__ for m in network.modules())
+
+
+def test_an_ann_needs_no_balance() -> None:
+    with pytest.raises(sd.SpikedistillError, match="no neurons to balance"):
+        sd.balance(sd.networks.create("conv6", time_steps=None), torch.rand(2, 3, 32, 32))
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(sd.SpikedistillError, match="initialisation must be 'balanced' or 'plain', found 'kaiming'"):
+        sd.networks.create("conv6", initialisation="kaiming")
+    with pytest.raises(sd.SpikedistillError, match=r"firing_rate must lie between 0 and 0\.5, found 0\.6"):
+        sd.networks.create("conv6", firing_rate=0.6)
+    with pytest.raises(sd.SpikedistillError, match="firing_rate aims a balanced start"):
+        sd.networks.create("conv6", firing_rate=0.1, initialisation="plain")
+    assert 0.08 < FIRING_RATE < 0.3

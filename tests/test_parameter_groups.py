@@ -1,0 +1,86 @@
+"""Groups with rates of their own: a layer with an input factor learns as one whose input is multiplied."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import spikedistill as sd
+
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+class Multiplied(nn.Module):
+    """The layer that the factor stands for: its input is multiplied, its weight as much smaller."""
+
+    def __init__(self, layer: nn.Linear, factor: float) -> None:
+        super().__init__()
+        self.layer, self.factor = copy.deepcopy(layer), factor
+        with torch.no_grad():
+            self.layer.weight.div_(factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.factor * x)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_twenty_steps_equal_those_of_the_multiplied_input(name: str) -> None:
+    hidden, head = nn.Linear(6, 5).double(), nn.Linear(5, 3).double()
+    hidden.input_factor, head.input_factor = 2.5, 4.0
+    ours = nn.Sequential(hidden, nn.Tanh(), head)
+    theirs = nn.Sequential(Multiplied(hidden, 2.5), nn.Tanh(), Multiplied(head, 4.0))
+    extra = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
+    mine = OPTIMIZERS[name](sd.parameter_groups(ours, 0.05, 0.1, name), **extra)
+    weights = [p for p in theirs.parameters() if p.dim() > 1]
+    vectors = [p for p in theirs.parameters() if p.dim() == 1]
+    groups = [{"params": weights, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    other = OPTIMIZERS[name](groups, lr=0.05, **extra)
+    for step in range(20):
+        x, y = torch.randn(8, 6).double(), torch.randint(0, 3, (8,))
+        for network, optimizer in ((ours, mine), (theirs, other)):
+            for group in optimizer.param_groups:  # a schedule: rates move, factors stay
+                group["lr"] = 0.05 * (1 + step / 20) * group.get("lr_factor", 1.0)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(x), y).backward()
+            optimizer.step()
+    torch.testing.assert_close(head.weight, theirs[2].layer.weight * 4.0, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(hidden.weight, theirs[0].layer.weight * 2.5, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(head.bias, theirs[2].layer.bias, rtol=1e-9, atol=1e-9)
+
+
+def test_norms_biases_and_neuron_parameters_are_not_decayed() -> None:
+    network = sd.networks.create("conv6", width=0.125, neuron={"type": "plif"})
+    groups = {g["name"]: g for g in sd.parameter_groups(network, 0.1, 0.1)}
+    names = {id(p): n for n, p in network.named_parameters()}
+    assert set(groups) == {"weights", "vectors", "head"}
+    assert all(names[id(p)].endswith("weight") and p.dim() > 1 for p in groups["weights"]["params"])
+    assert {names[id(p)].split(".")[-1] for p in groups["vectors"]["params"]} == {"weight", "bias", "w"}
+    assert groups["vectors"]["weight_decay"] == 0
+    assert [names[id(p)] for p in groups["head"]["params"]] == ["head.weight"]
+    assert groups["head"]["lr_factor"] == pytest.approx(network.head.input_factor**2)
+    assert sum(len(g["params"]) for g in groups.values()) == len(names)
+
+
+def test_factors_survive_copies_quantization_and_files(tmp_path) -> None:
+    from spikedistill.training.store import load_network, save_network
+
+    network = sd.networks.create("vgg5", in_channels=1, width=0.125, pools=1, time_steps=2)
+    x = torch.rand(8, 1, 8, 8)
+    sd.balance(network, x)
+    factor = network.head.input_factor
+    quantized = sd.quantize(copy.deepcopy(network), unit="learned", calibration=x)
+    groups = {g["name"]: g for g in sd.parameter_groups(quantized, 0.1, 0.1)}
+    assert groups["head"]["lr_factor"] == pytest.approx(factor**2)
+    assert groups["learned scales"]["lr_factor"] == 0.1
+    assert groups["learned scales"]["weight_decay"] == 0
+    for i, one in enumerate((network, quantized)):
+        save_network(tmp_path / str(i), one, {}, "")
+        found = load_network(tmp_path / str(i))
+        assert found.head.input_factor == pytest.approx(factor)
+        assert torch.equal(found.eval().predict(x), one.eval().predict(x))
+
+
+def test_an_unknown_optimizer_is_named() -> None:
+    with pytest.raises(sd.SpikedistillError, match=r"unknown optimizer 'adamv'.*adamw"):
+        sd.parameter_groups(nn.Linear(2, 2), 0.1, optimizer="adamv")
