@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spikedistill.data import splits
+from spikedistill.data import Data, DataConfig, from_arrays, splits
 from spikedistill.errors import SpikedistillError
 
 
@@ -77,3 +77,24 @@ def test_digest_knows_names_and_rows() -> None:
     a = splits.digest({"train": np.arange(3), "test": np.arange(2)})
     assert a == splits.digest({"test": np.arange(2), "train": np.arange(3)})
     assert a != splits.digest({"train": np.arange(2), "test": np.arange(3)})
+
+
+def test_train_samples_are_a_stratified_part_that_no_seed_moves() -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 400)
+    arrays = {"x_train": rng.integers(0, 255, (400, 4, 4), dtype=np.uint8), "y_train": y}
+    arrays |= {"x_test": arrays["x_train"][:20], "y_test": y[:20]}
+
+    def opened(**options: float) -> Data:
+        return from_arrays(arrays, DataConfig(name="arrays", validation=0.1, **options))
+
+    whole, few, part = opened(), opened(train_samples=40), opened(train_samples=0.25)
+    assert (whole.info.sizes["train"], few.info.sizes["train"], part.info.sizes["train"]) == (360, 40, 90)
+    assert whole.info.sizes["validation"] == few.info.sizes["validation"]
+    rows = few.splits["train"].pieces[0][1]
+    assert set(rows) < set(whole.splits["train"].pieces[0][1])
+    counts = np.bincount(y[rows], minlength=4)
+    assert np.abs(counts - 40 * np.bincount(y) / 400).max() <= 2
+    assert few.info.split_hash == opened(train_samples=40).info.split_hash != whole.info.split_hash
+    with pytest.raises(SpikedistillError, match=r"data\.train_samples: found 360, but there are 360"):
+        opened(train_samples=360)

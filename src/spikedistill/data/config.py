@@ -152,7 +152,8 @@ class DataConfig(_Strict):
     ``name``: one of :data:`spikedistill.data.NAMES`; ``root``: the data set's folder, or a folder that holds
     ``NAME.npz``; ``train``, ``test``: files instead. ``validation``: part of the training samples (or their number)
     set aside, the same for every seed, by whole ``group`` s where given; a set that brings its own validation part
-    uses it. ``test_from_train``: so many training samples join the test part. ``size``: images are resized to it.
+    uses it. ``train_samples``: only so many of the remaining training samples (or such a part of them), stratified, the same
+    for every seed: for work with few labels. ``test_from_train``: so many training samples join the test part. ``size``: images are resized to it.
     ``mean``, ``std``: instead of the training images' own, per channel, of values in [0, 1].
     """
 
@@ -163,6 +164,7 @@ class DataConfig(_Strict):
     download: bool = False
     validation: Annotated[float, Field(ge=0, lt=1)] | PositiveInt = 0.1
     group: str | None = None
+    train_samples: Annotated[float, Field(gt=0, lt=1)] | PositiveInt | None = None
     test_from_train: PositiveInt | None = None
     batch_size: PositiveInt = 128
     workers: NonNegativeInt = 0

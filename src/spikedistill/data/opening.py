@@ -153,7 +153,19 @@ def _cut(source: Source, config: DataConfig) -> dict[str, list[tuple[Part, np.nd
     else:
         kept, out = splits.hold_out(train.labels[rows], config.validation, None if groups is None else groups[rows])
         rows, held = rows[kept], [(train, rows[out])]
+    if config.train_samples is not None:
+        rows = rows[_few(train.labels[rows], config.train_samples, None if groups is None else groups[rows])]
     return {"train": [(train, rows)], "validation": held, "test": test}
+
+
+def _few(labels: splits.Index, amount: float | int, groups: np.ndarray | None) -> splits.Index:
+    """Indices of ``amount`` samples (a part below 1, or a number), every class with its share, whole groups."""
+    if amount >= len(labels):
+        raise SpikedistillError(f"data.train_samples: found {amount}, but there are {len(labels)} training samples")
+    _, chosen = splits.hold_out(labels, amount, groups, salt=5)
+    if not len(chosen):
+        raise SpikedistillError(f"data.train_samples: {amount} of {len(labels)} training samples is none")
+    return chosen
 
 
 def _statistics(source: Source, train: list[tuple[Part, np.ndarray]], channels: int) -> tuple[tuple[float, ...], ...]:
