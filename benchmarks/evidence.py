@@ -1,0 +1,197 @@
+"""The evidence of docs/results.md: reduced records of runs in results/evidence, and the page that is made of them.
+
+    python benchmarks/evidence.py keep RUN [RUN ...]   # finished stages of run folders, a file of at most 5 kB a seed
+    python benchmarks/evidence.py page                 # docs/results.md and the README's table, from the records alone
+    python benchmarks/evidence.py page --check         # exit code 1 where they are not what the records say
+
+A record names recipe, seed, versions, hashes of recipe and data, kind of CPU and threads, and of each stage its accuracies,
+rate, operations, bits and seconds. Nothing on the page is typed by hand but the words in ``TITLES``.
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import yaml
+
+from spikedistill.training.summary import RunSummary, StageSummary, paired_interval
+
+ROOT = Path(__file__).parents[1]
+RECORDS, PAGE, README = ROOT / "results" / "evidence", ROOT / "docs" / "results.md", ROOT / "README.md"
+BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
+COLUMNS = (
+    "stage", "network", "T", "bits", "test accuracy [%]", "against `alone` [points]", "firing rate [%]", "operations",
+    "seconds", "seeds",
+)  # fmt: skip
+BASELINE = "alone"  # stages are compared with this one, seed by seed
+IN_README = "evidence-unit"
+TITLES = {
+    "evidence-unit": "10,000 images of CIFAR-10, 12 epochs, conv6 at half width: methods at equal budget",
+}
+
+
+def processor() -> str:
+    """The kind of CPU, as the system names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def reduced(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Name of the recipe, and the record of one seed's run folder (unfinished runs: of the stages that are done)."""
+    run = RunSummary.model_validate_json((folder / "summary.json").read_text())
+    claimed = yaml.safe_load((folder / "recipe.yaml").read_text())
+    environment, data = run.environment, run.data
+    return claimed["name"], {
+        "recipe": claimed["name"],
+        "seed": run.seed,
+        "recipe_sha256": hashlib.sha256(json.dumps(claimed["recipe"], sort_keys=True).encode()).hexdigest(),
+        "data": {key: data.get(key) for key in ("name", "sizes", "hash", "split_hash")},
+        "spikedistill": environment.get("spikedistill"),
+        "commit": environment.get("commit"),
+        "torch": (environment.get("packages") or {}).get("torch"),
+        "cpu": processor(),
+        "threads": (environment.get("machine") or {}).get("threads"),
+        "precision": (environment.get("resolved") or {}).get("precision"),
+        "stages": [_stage(stage) for stage in run.stages],
+    }
+
+
+def _stage(stage: StageSummary) -> dict[str, Any]:
+    return {
+        "name": stage.name,
+        "network": stage.network.get("name"),
+        "T": stage.time_steps,
+        "epochs": stage.epochs,
+        "accuracy": stage.accuracy,
+        "validation": stage.validation_accuracy,
+        "accuracy_at": stage.accuracy_at,
+        "firing_rate": None if stage.firing_rate is None else round(stage.firing_rate, 5),
+        "operations": stage.synaptic_operations if stage.time_steps else stage.macs,
+        "bits": list(stage.bits.model_dump().values()) if stage.bits else None,
+        "seconds": round(stage.seconds, 1),
+    }
+
+
+def keep(folders: Iterable[Path]) -> None:
+    """Write the records of run folders; a folder of several seeds is read seed by seed."""
+    for folder in folders:
+        for place in sorted(folder.glob("seed-*")) or [folder]:
+            name, record = reduced(place)
+            out = RECORDS / name / f"seed-{record['seed']}.json"
+            out.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(record, indent=None, separators=(",", ":")) + "\n"
+            assert len(text) < 5120, f"{out}: {len(text)} bytes"
+            out.write_text(text)
+            print(f"{out.relative_to(ROOT)}: {len(record['stages'])} stages")
+
+
+def table(records: list[dict[str, Any]]) -> list[str]:
+    """One row a stage: mean ± deviation over seeds, and the paired difference to ``alone`` with its 95 % interval."""
+    by_stage: dict[str, dict[int, dict[str, Any]]] = {}
+    for record in records:
+        for stage in record["stages"]:
+            by_stage.setdefault(stage["name"], {})[record["seed"]] = stage
+    lines = [
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + " --- |" * len(COLUMNS),
+    ]
+    for name, seeds in by_stage.items():
+        stage = next(iter(seeds.values()))
+        cells = [
+            name,
+            str(stage["network"]),
+            str(stage["T"] or "ANN"),
+            "/".join(map(str, stage["bits"])) if stage["bits"] else "float",
+            _spread([100 * s["accuracy"] for s in seeds.values()], 2),
+            _difference(seeds, by_stage.get(BASELINE, {})) if name != BASELINE and stage["T"] else "–",
+            _spread([100 * s["firing_rate"] for s in seeds.values()], 1) if stage["firing_rate"] is not None else "–",
+            f"{fmean(s['operations'] for s in seeds.values()) / 1e6:.2f} M" if stage["operations"] else "–",
+            f"{fmean(s['seconds'] for s in seeds.values()):.0f}",
+            ", ".join(map(str, sorted(seeds))),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _spread(values: list[float], digits: int) -> str:
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{fmean(values):.{digits}f}{spread}"
+
+
+def _difference(mine: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]) -> str:
+    values = [100 * (mine[s]["accuracy"] - theirs[s]["accuracy"]) for s in sorted(mine.keys() & theirs.keys())]
+    if not values:
+        return "–"
+    interval = paired_interval(values)
+    return f"{fmean(values):+.2f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else " (one seed)")
+
+
+def page() -> str:
+    """docs/results.md."""
+    out = [
+        "# Results",
+        "",
+        "Made by `python benchmarks/evidence.py page` from the records in `results/evidence`; nothing here is typed by hand.",
+        "Accuracies are those of the last checkpoint on the test part, mean ± sample standard deviation over seeds;",
+        "differences are paired seed by seed, with their 95 % interval (Student's t). Operations are synaptic operations of",
+        "an SNN (all T steps), multiply-accumulates of an ANN, per image. On the same kind of CPU and number of threads a row",
+        "repeats bit for bit, else within half a point.",
+    ]
+    for folder in sorted(RECORDS.iterdir()):
+        records = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*.json"))]
+        first = records[0]
+        sizes = first["data"]["sizes"]
+        out += [
+            "",
+            f"## {TITLES.get(folder.name, folder.name)}",
+            "",
+            f"`spikedistill train {folder.name} data.root=FOLDER --seeds {len(records)}`; {first['data']['name']}, "
+            f"{sizes['train']:,} training and {sizes['test']:,} test samples; {first['cpu']}, {first['threads']} thread, "
+            f"torch {first['torch']}, {first['precision']}.",
+            "",
+            *table(records),
+        ]
+    return "\n".join(out) + "\n"
+
+
+def readme(text: str) -> str:
+    """The README with its table made anew, where it has the place for it."""
+    if BEGIN not in text or not (RECORDS / IN_README).is_dir():
+        return text
+    records = [json.loads(p.read_text()) for p in sorted((RECORDS / IN_README).glob("seed-*.json"))]
+    before, rest = text.split(BEGIN, 1)
+    block = "\n".join(table(records))
+    return f"{before}{BEGIN}\n{block}\n{END}{rest.split(END, 1)[1]}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("keep").add_argument("runs", nargs="+", type=Path)
+    commands.add_parser("page").add_argument("--check", action="store_true")
+    given = parser.parse_args()
+    if given.command == "keep":
+        keep(given.runs)
+        return 0
+    wanted = {PAGE: page(), README: readme(README.read_text())}
+    if given.check:
+        stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is not what the records say; run `python benchmarks/evidence.py page`")
+        return bool(stale)
+    for path, text in wanted.items():
+        path.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
