@@ -34,7 +34,8 @@ def balance(network: Network, batch: "Tensor | Sequence[Tensor]", firing_rate: f
     Raises :class:`SpikedistillError` for a network without neurons.
     """
     rate = firing_rate or getattr(network, "firing_rate", None) or FIRING_RATE
-    x = batch if isinstance(batch, Tensor) else batch[0]
+    first = next(network.parameters())
+    x = (batch if isinstance(batch, Tensor) else batch[0]).to(first.device, first.dtype)
     owners = {id(m.neuron): m for m in network.modules() if isinstance(m, NormNeuron) and isinstance(m.neuron, Neuron)}
     neurons = {name: m for name, m in network.named_modules() if isinstance(m, Neuron)}
     if not neurons:
