@@ -37,7 +37,7 @@ def main(epochs: int = 10) -> float:
             sd.objectives.LogitDistillation(temperature=2.0, weight={"start": 1.0, "end": 0.5, "shape": "linear"}),
         ],
     ).setup(x[:50])  # before the optimizer: the blurred feature has a restoration block to train
-    optimizer = torch.optim.Adam(distiller.parameters(), 2e-3)
+    optimizer = torch.optim.Adam(sd.parameter_groups(distiller, 2e-3, optimizer="adam"))
     steps = 30 * epochs
     for step, (images, labels) in enumerate(batches(epochs)):
         losses = distiller(images, labels, progress=step / steps)
