@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
-from ..networks.graph import Graph, Node
+from ..networks.graph import Graph
+from ..networks.operations import Node
 from ..neurons import Neuron, NormNeuron
 from ..neurons.qcfs import SignedIF
 

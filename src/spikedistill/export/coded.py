@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..networks.graph import Node, Ref
+from ..networks.operations import Node, Ref
 from ..neurons import Neuron, NormNeuron
 from ..quantization.norm import Entrance, Rescale
 from .layers import Refusal, Terms, total

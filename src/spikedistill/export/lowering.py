@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..errors import SpikedistillError
 from ..networks import graph as graphs
 from ..networks.base import Network
-from ..networks.graph import Graph, Node, Ref
+from ..networks.graph import Graph
+from ..networks.operations import Node, Ref
 from ..neurons import IF, LIF, PLIF, Neuron, NormNeuron, Repeat
 from .layers import WEIGHTED, Kind, Layer, Lowered, Refusal, Terms, diagonal, pointwise, scaled, settle, total
 
@@ -173,7 +174,7 @@ class GraphBuilder:
                 assert before.bias is not None
                 scale = (a * factor).reshape(-1, *[1] * (before.weight.ndim - 1))
                 weight, bias = before.weight * scale, before.bias * a * factor + b
-                if before.origin == node.inputs[0] and len(self.graph.users(before.origin)) == 1:
+                if before.origin == node.inputs[0] and len(self.graph.readers(before.origin)) == 1:
                     before.weight, before.bias = weight, bias
                     return terms
                 return self.of(

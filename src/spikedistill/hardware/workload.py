@@ -15,7 +15,8 @@ from spikedistill.hardware.held import STORED_NORM_BITS, Widths, with_potentials
 from spikedistill.hardware.held import measure as measure_widths
 from spikedistill.hardware.layer import InputKind, Layer
 from spikedistill.networks.base import Network
-from spikedistill.networks.graph import Graph, Node, trace
+from spikedistill.networks.graph import Graph, trace
+from spikedistill.networks.operations import Node
 from spikedistill.neurons import Neuron, NormNeuron, SignedIF
 
 SMALL = 8  # the largest integer that is fed pulse by pulse; above it a value is real, of as many bits as it needs

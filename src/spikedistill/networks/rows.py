@@ -17,7 +17,8 @@ from .. import simulation
 from ..errors import SpikedistillError
 from ..neurons import Neuron, NormNeuron
 from .base import Network
-from .graph import Graph, Node
+from .graph import Graph
+from .operations import Node
 
 STEPS, IMAGES = 2, 3
 ALTERED = 1  # the image that the second run sees differently

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SpikedistillError
-from .graph import Graph, Node
+from .graph import Graph
+from .operations import Node
 
 RELU_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
     {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}

@@ -4,7 +4,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-from ..networks.graph import Node
+from ..networks.operations import Node
 from .arithmetic import FLOAT32
 from .joins import Joins
 from .plan import Edge, Op, binary, given, pair, refuse

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from ..errors import SpikedistillError
 from ..networks.base import Network
-from ..networks.graph import Graph, Node
+from ..networks.graph import Graph
+from ..networks.operations import Node
 from .plan import Edge, Plan, binary, given, refuse
 
 

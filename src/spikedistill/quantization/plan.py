@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ..errors import SpikedistillError
-from ..networks.graph import Node, Ref
+from ..networks.operations import Node, Ref
 from .weights import WeightFormat
 
 Base = Literal["step", "layer", "norm"]

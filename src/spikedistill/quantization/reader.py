@@ -5,7 +5,8 @@ from typing import Any
 from torch import nn
 
 from ..networks.base import Network
-from ..networks.graph import Graph, Node
+from ..networks.graph import Graph
+from ..networks.operations import Node
 from ..neurons import Neuron, NormNeuron, Repeat
 from .arithmetic import FLOAT32
 from .functions import RESHAPES, Functions
