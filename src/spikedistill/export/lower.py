@@ -1,4 +1,4 @@
-"""A network's layers for exchange formats, whether it computes on floats or on codes; all that has no form, at once."""
+"""A network's layers for exchange formats, on floats or on codes; raises all that has no form, at once."""
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from .lowering import GraphBuilder
 
 
 def lower(network: Network, example: Tensor) -> Lowered:
-    """The layers of one time step of ``network``; raises what has no form in any exchange format, with its path."""
+    """The layers of one time step of ``network``; raises what no exchange format has a form for, with its path."""
     if not isinstance(network, Network):
         raise SpikedistillError(
             f"found a {type(network).__name__}; give a spikedistill network (sd.spiking turns others)"

@@ -1,7 +1,7 @@
-"""What each call in a network does, in one vocabulary: the same for a module and for the function that computes the same.
+"""What each call in a network does, in one vocabulary: a module and the function that computes the same are one.
 
-Every tool that reads a graph asks a node for its ``op`` and its ``settings``. A new operation is added here, once: its name
-in :data:`Operation`, the module classes or functions that compute it, and its settings if it has any.
+Every tool that reads a graph asks a node for its ``op`` and its ``settings``. A new operation is added here, once:
+its name in :data:`Operation`, the module classes or functions that compute it, its settings if it has any.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ Operation = Literal[
     "pass", "cast",
 ]  # fmt: skip
 
-# By the most derived class that stands here; a module of another package says its own (class attribute ``graph_op``).
+# By the most derived class that stands here; a leaf of its own kind says it by a class attribute ``graph_op``.
 MODULES: dict[type[nn.Module], Operation] = {
     nn.Conv1d: "conv",
     nn.Conv2d: "conv",
@@ -60,6 +60,7 @@ MODULES: dict[type[nn.Module], Operation] = {
 }
 # Names of functions and tensor methods; those that end in "_" work in place and are the same operation.
 _NAMES: dict[Operation, str] = {
+    "input": "input",  # the node that stands for what a network is given
     "relu": "relu",
     "add": "add iadd radd",
     "subtract": "sub isub rsub",
@@ -89,7 +90,14 @@ _NAMES: dict[Operation, str] = {
 FUNCTIONS: dict[str, Operation] = {name: op for op, names in _NAMES.items() for name in names.split()}
 _ARGUMENTS: dict[str, tuple[str, ...]] = {  # by position, behind the tensor
     "max_pool": ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
-    "average_pool": ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+    "average_pool": (
+        "kernel_size",
+        "stride",
+        "padding",
+        "ceil_mode",
+        "count_include_pad",
+        "divisor_override",
+    ),
     "mean": ("dim", "keepdim"),
     "pad": ("pad", "mode", "value"),
     "split": ("size", "dim"),
@@ -110,11 +118,11 @@ class Ref:
 
 @dataclass
 class Node:
-    """One call: of a leaf module (``module``, ``path``) or of a function (``scope``: path of the module that called it).
+    """One call: of a leaf module (``module``, ``path``) or of a function (``scope``: path of the calling module).
 
-    ``name``: "path#k" for modules, "scope/op#k" for functions. ``kind``: the module's class name, or the function's name.
-    ``inputs``: names of the nodes whose outputs it reads; ``args``, ``kwargs``: as called, tensors replaced by :class:`Ref`.
-    ``shape``, ``in_shapes``: of output and inputs, with the batch as traced. ``source``: "file:line".
+    ``name``: "path#k" for modules, "scope/op#k" for functions. ``kind``: the module's class name, or the function's
+    name. ``inputs``: names of the nodes whose outputs it reads; ``args``, ``kwargs``: as called, tensors replaced by
+    :class:`Ref`. ``shape``, ``in_shapes``: of output and inputs, with the batch as traced. ``source``: "file:line".
 
     ``op``: what it does. ``settings``, alike for modules and functions, with one number for each axis of the map:
 
@@ -124,8 +132,8 @@ class Node:
     - adaptive_max_pool, adaptive_average_pool: kernel (None where windows overlap), indices
     - add, subtract: number (None: two tensors); alpha, the factor of the second; reversed (second minus first)
     - scale (a product with a number, or a quotient by one): factor
-    - mean: dims. permute: dims, the order of the axes. concat: dim. split: dim, sizes. slice: index. pad: pad, mode, value
-    - cast: dtype, None where the call does not say it
+    - mean: dims. permute: dims, the order of the axes. concat: dim. split: dim, sizes. slice: index
+    - pad: pad, mode, value. cast: dtype, None where the call does not say it
     """
 
     name: str
@@ -152,18 +160,16 @@ class Node:
             given = dict(zip(_ARGUMENTS.get(op, ()), self.args[1:])) | self.kwargs
         if op in ("multiply", "divide") and _is_number(given.get("other")):
             number = given["other"]
-            self.op = op = "scale"
-            self.settings = {"factor": float(number) if FUNCTIONS[self._name()] == "multiply" else _inverse(number)}
+            self.op = "scale"
+            self.settings = {"factor": _inverse(number) if op == "divide" else float(number)}
         elif op in _SETTINGS:
             self.settings = _SETTINGS[op](self, given)
 
-    def _name(self) -> str:
-        return self.kind.removesuffix("_")
-
     def _operation(self) -> Operation:
         if self.module is None:
-            rounded = self.kwargs.get("rounding_mode") is not None  # floor(x / n) is no quotient
-            return "input" if self.kind == "input" else "other" if rounded else FUNCTIONS.get(self._name(), "other")
+            if self.kwargs.get("rounding_mode") is not None:
+                return "other"  # floor(x / n) is no quotient
+            return FUNCTIONS.get(self.kind.removesuffix("_"), "other")
         if isinstance(self.module, nn.ReLU) and type(self.module) is not nn.ReLU:
             return "other"  # a bounded or leaky one
         by_class: Operation = next((MODULES[cls] for cls in type(self.module).__mro__ if cls in MODULES), "other")

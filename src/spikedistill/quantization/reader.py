@@ -25,7 +25,8 @@ _REUSABLE = (*_VIEWS, "repeat", "pad", "max_pool", "average_pool", "adaptive_max
 class Reader:
     """Walks the graph once; :data:`METHODS` says what each operation becomes.
 
-    ``limits``: each layer's largest weight code; ``entry``: what the input carries. ``finest``: see :class:`Streams`.
+    ``limits``: each layer's largest weight code. ``entry``: what the input carries. ``finest``: see
+    :class:`Streams`.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class Reader:
         return self.put(node, "layer", Edge("norm", *self.residual, group=self.streams.group(path)), **options)
 
     def alone(self, name: str) -> bool:
-        """Whether one norm or neuron reads a layer (through pools and views), or it is the output: no grid is needed."""
+        """Whether no grid is needed: one norm or neuron reads a layer, through pools and views, or it is the output."""
         pooled = False
         while name != self.graph.output:
             readers = self.graph.readers(name)
@@ -196,7 +197,7 @@ class Reader:
         low, high = (sum(r[i] for r in ranges) for i in (0, 1))
         self.put(node, "add", replace(grid, low=low, high=high))
 
-    def cat(self, node: Node) -> None:
+    def concat(self, node: Node) -> None:
         dim = node.settings["dim"]
         if dim == 0:
             raise refuse(node, "concatenates along the first dimension, which holds T*N")
@@ -290,7 +291,8 @@ class Reader:
     def max_pool(self, node: Node) -> None:
         settings = self.window(node)
         window = {key: list(settings[key]) for key in ("kernel", "stride", "padding", "dilation")}
-        self.put(node, "max_pool", self.edge(node), **window, ceil=settings["ceil"])
+        options: dict[str, Any] = {**window, "ceil": settings["ceil"]}
+        self.put(node, "max_pool", self.edge(node), **options)
 
     def average_pool(self, node: Node) -> None:
         settings = self.window(node)
@@ -357,34 +359,18 @@ class Reader:
 
 
 METHODS: dict[Operation, Callable[[Reader, Node], None]] = {
-    "input": Reader.input,
-    "conv": Reader.layer,
-    "linear": Reader.layer,
-    "norm_neuron": Reader.norm_neuron,
-    "neuron": Reader.neuron,
-    "batch_norm": Reader.norm,
-    "add": Reader.add,
-    "concat": Reader.cat,
-    "multiply": Reader.multiply,
-    "scale": Reader.scale,
-    "matmul": Reader.matmul,
-    "subtract": Reader.complement,
-    "pass": Reader.reshape,
-    "reshape": Reader.reshape,
-    "permute": Reader.permute,
-    "pad": Reader.pad,
-    "repeat": Reader.repeat,
-    "split": Reader.split,
-    "slice": Reader.slice,
-    "max_pool": Reader.max_pool,
-    "average_pool": Reader.average_pool,
-    "adaptive_max_pool": Reader.adaptive_max_pool,
-    "adaptive_average_pool": Reader.adaptive_average_pool,
-    "mean": Reader.mean,
-}
+    "input": Reader.input, "conv": Reader.layer, "linear": Reader.layer, "batch_norm": Reader.norm,
+    "norm_neuron": Reader.norm_neuron, "neuron": Reader.neuron,
+    "add": Reader.add, "subtract": Reader.complement, "multiply": Reader.multiply, "scale": Reader.scale,
+    "matmul": Reader.matmul, "concat": Reader.concat, "mean": Reader.mean,
+    "pass": Reader.reshape, "reshape": Reader.reshape, "permute": Reader.permute, "pad": Reader.pad,
+    "repeat": Reader.repeat, "split": Reader.split, "slice": Reader.slice,
+    "max_pool": Reader.max_pool, "average_pool": Reader.average_pool,
+    "adaptive_max_pool": Reader.adaptive_max_pool, "adaptive_average_pool": Reader.adaptive_average_pool,
+}  # fmt: skip
 ALLOWED = (
-    "has no form on integer codes; allowed between layers: additions, products of spikes, powers of two as factors, pools, "
-    "means, reshaping, transposing, slicing, zero padding, concatenation"
+    "has no form on integer codes; allowed between layers: additions, products of spikes, powers of two as factors, "
+    "pools, means, reshaping, transposing, slicing, zero padding, concatenation"
 )
 
 
