@@ -23,6 +23,7 @@ from . import simulation
 from .errors import SpikedistillError, nearest
 from .networks.base import Network
 from .networks.graph import Call, Graph, trace
+from .networks.operations import Node
 from .neurons import Neuron, NormNeuron
 from .neurons.kernels import wide
 from .neurons.over_time import time_mean
@@ -244,22 +245,11 @@ def stages(network: nn.Module, example: Tensor | None = None) -> list[Tap]:
     return [Tap(call.path, call.call) for _, call in out]
 
 
-def _is_global_pool(node: Any) -> bool:
-    if node.kind in (
-        "AdaptiveSumPool2d",
-        "AdaptiveAvgPool2d",
-        "adaptive_avg_pool2d",
-        "AdaptiveAvgPool1d",
-        "adaptive_avg_pool1d",
-        "mean",
-    ):
-        return (
-            len(node.shape) in (2, 3, 4)
-            and bool(node.in_shapes)
-            and len(node.in_shapes[0]) >= 3
-            and (len(node.shape) < len(node.in_shapes[0]) or all(s == 1 for s in node.shape[2:]))
-        )
-    return False
+def _is_global_pool(node: Node) -> bool:
+    if node.op not in ("adaptive_average_pool", "mean"):
+        return False
+    before, after = node.in_shapes[0], node.shape
+    return len(after) >= 2 and len(before) >= 3 and (len(after) < len(before) or all(s == 1 for s in after[2:]))
 
 
 def _tap_of(graph: Graph, name: str) -> Tap:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spikedistill.export.lowering import lower
+from spikedistill.export.lower import lower
 from spikedistill.networks.base import Network
 
 

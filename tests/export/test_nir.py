@@ -139,6 +139,29 @@ def test_concatenation_and_pools_as_functions(tmp_path: Path) -> None:
     assert_same(network, tmp_path / "a.nir", x)
 
 
+class Twice(Network):
+    """A convolution whose output a norm reads, and the neuron behind the norm as its residual."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 3, "frames")
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), sd.NormNeuron(4, sd.IF())
+        self.head = nn.Linear(4 * 6 * 6, 5)
+
+    def body(self, x: Tensor) -> Tensor:
+        current = self.conv(x)
+        return self.head(self.norm(current, current).flatten(1))
+
+
+def test_a_layer_read_by_a_norm_and_as_its_residual(tmp_path: Path) -> None:
+    network, x = Twice().eval(), torch.rand(2, 4, 3, 8, 8)
+    with torch.no_grad():
+        network.conv.weight.mul_(4)
+        network.norm.running_mean.fill_(0.3)
+        network.norm.weight.fill_(2.0)
+    to_nir(network, tmp_path / "a.nir", x)
+    assert_same(network, tmp_path / "a.nir", x)
+
+
 class Sequence(Network):
     """Convolutions over one dimension."""
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikedistill import networks
-from spikedistill.networks.graph import Graph, Ref, is_leaf, trace
+from spikedistill.networks.graph import Graph, is_leaf, trace
+from spikedistill.networks.operations import Ref
 from spikedistill.neurons import LIF, NormNeuron, Repeat, compilation
 
 
@@ -55,7 +56,7 @@ def test_plain_network_is_a_chain() -> None:
     for before, node in zip(graph.nodes, graph.nodes[1:]):
         assert node.inputs == [before.name]
         assert node.in_shapes == [before.shape]
-        assert [user.name for user in graph.users(before.name)] == [node.name]
+        assert [user.name for user in graph.readers(before.name)] == [node.name]
     assert all("/networks/vgg.py:" in node.source for node in graph if node.kind != "input")
 
 

@@ -52,6 +52,27 @@ def test_gates_of_real_values_are_refused():
         quantize(network, calibration=images(2))
 
 
+@pytest.mark.parametrize(
+    "function, words",
+    [
+        (lambda x: torch.div(x, 2, rounding_mode="floor"), "div has no form on integer codes"),
+        (lambda x: x.sub(1, alpha=2), "sub subtracts on real values"),
+        (lambda x: nn.functional.pad(x, (1, 1, 1, 1), "reflect"), "pad has no form on integer codes"),
+        (lambda x: nn.functional.pad(x, (1, 1, 1, 1), "constant", 1), "pad has no form on integer codes"),
+    ],
+    ids=["floor", "alpha", "reflect", "ones"],
+)
+def test_calls_that_are_nearly_known_are_refused(function, words):
+    class Own(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    network = networks.create("vgg5", width=0.125, input="frames", in_channels=2)
+    network.stage2.append(Own())
+    with pytest.raises(SpikedistillError, match=words):
+        quantize(network, calibration=events(2))
+
+
 def test_ann_quantized_and_foreign_networks_are_refused():
     x = images(2)
     with pytest.raises(SpikedistillError, match="found an ANN"):

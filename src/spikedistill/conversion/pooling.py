@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from .. import simulation
 from ..networks.graph import Graph
-from ..neurons import Neuron, NormNeuron
 
-POOLS = ("MaxPool1d", "MaxPool2d", "AdaptiveMaxPool2d")
-FUNCTIONS = ("max_pool1d", "max_pool2d", "adaptive_max_pool2d")
+POOLS = ("max_pool", "adaptive_max_pool")
 
 
 class RateMaxPool(nn.Module):
@@ -29,7 +27,7 @@ class RateMaxPool(nn.Module):
     Keeps no state between passes; streamed, it continues from the counts in the simulation's state.
     """
 
-    graph_leaf = True
+    graph_leaf, graph_op = True, "rate_max_pool"
 
     def __init__(self, pool: nn.Module) -> None:
         super().__init__()
@@ -63,11 +61,13 @@ def behind_neurons(graph: Graph) -> list[str]:
     spiking: set[str] = set()
     found: dict[str, None] = {}
     for node in graph:
-        if isinstance(node.module, Neuron | NormNeuron) or spiking.intersection(node.inputs):
+        reads_spikes = bool(spiking.intersection(node.inputs))
+        if node.op in ("neuron", "norm_neuron") or reads_spikes:
             spiking.add(node.name)
-            if node.path is not None and node.kind in POOLS and spiking.intersection(node.inputs):
+        if node.op in POOLS and reads_spikes:
+            if node.path is not None:
                 found[node.path] = None
-            elif node.kind in FUNCTIONS and node.module is None:
+            else:
                 warnings.warn(
                     f"{node.source}: {node.kind} of spikes stays as it is, and its rate is higher than the largest rate; make it "
                     "a max-pooling module for conversion to tend to the ANN",

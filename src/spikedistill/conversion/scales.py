@@ -1,4 +1,3 @@
-# ruff: noqa: SIM905  (a list of words)
 """Give every spike its worth without changing the spikes: scales move along the graph into weights, norms, thresholds.
 
 A neuron layer with range theta emits spikes worth ``theta / levels``. Inside the network they stay whole numbers, so every
@@ -20,21 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
-from ..networks.graph import Graph, Node
-from ..neurons import Neuron, NormNeuron
+from ..networks.graph import Graph
+from ..networks.operations import Node
+from ..neurons import NormNeuron
 from ..neurons.qcfs import SignedIF
+from ..union_find import UnionFind
 
-LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-JOINS = frozenset({"cat", "concat", "concatenate"})
-SUMS = JOINS | {"add", "add_", "iadd", "radd", "stack"}
 # f(c x) = c f(x) for c > 0.
-HOMOGENEOUS = frozenset(
-    "MaxPool1d MaxPool2d AvgPool1d AvgPool2d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveMaxPool2d Flatten Identity Dropout "
-    "Dropout2d Repeat getitem pad flatten view reshape mean sum max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d "
-    "dropout permute transpose contiguous chunk split unflatten squeeze unsqueeze to clone expand ZeroPad2d Upsample "
-    "interpolate float".split()
-)
+HOMOGENEOUS = frozenset({
+    "max_pool", "average_pool", "adaptive_max_pool", "adaptive_average_pool", "mean", "sum", "upsample", "pad", "reshape",
+    "permute", "slice", "split", "repeat", "expand", "pass", "cast",
+})  # fmt: skip
 
 
 @dataclass
@@ -63,10 +58,6 @@ class Scaler:
         self.thetas = groups.shared(thetas)
         self.edges: dict[str, Edge] = {}
         self.scaled: dict[int, float] = {}
-        self.readers: dict[str, int] = {}
-        for node in graph:
-            for name in node.inputs:
-                self.readers[name] = self.readers.get(name, 0) + 1
 
     def run(self) -> None:
         """Walk."""
@@ -85,25 +76,26 @@ class Scaler:
 
     def edge(self, node: Node) -> Edge:
         """What a node puts out."""
-        module = node.module
+        module: Any = node.module
         given = self.inputs(node)
         if not given:
             return Edge(1.0)
-        if isinstance(module, Neuron | NormNeuron):
+        if node.op in ("neuron", "norm_neuron"):
             return self.neuron(node, module, given)
-        if isinstance(module, LINEAR):
+        if node.op in ("conv", "conv3d", "linear"):
             self.multiply(module, given[0], node)
             return Edge(1.0, self.single(node, [module]))
-        if isinstance(module, NORMS):
+        if node.op == "batch_norm":
             self.absorb(module, given[0], node)
             return Edge(1.0, self.single(node, [module]) if module.affine else None)
-        if node.kind in JOINS and _mixed(given) and _along_channels(node):
+        if node.op == "concat" and _mixed(given) and node.settings["dim"] == 1:
             return self.joined(node, given)
         if any(e.channels is not None for e in given):
             raise self.unknown(node)
-        if node.kind in SUMS:
+        if node.op in ("add", "concat", "stack"):
             return self.total(node, given)
-        if len(given) == 1 and (node.kind in HOMOGENEOUS or self.times_number(node)):
+        homogeneous = node.op in HOMOGENEOUS and not node.settings.get("value")  # zeros around stay zeros
+        if len(given) == 1 and (homogeneous or node.settings.get("factor", 0) > 0):
             return Edge(given[0].unit, self.single(node, given[0].by), given[0].owner)
         if all(e.unit == 1.0 and e.owner is None for e in given):
             return Edge(1.0)
@@ -117,15 +109,9 @@ class Scaler:
             f"({node.source}); convert a network of convolutions, linear layers, norms, pools, sums and concatenations"
         )
 
-    @staticmethod
-    def times_number(node: Node) -> bool:
-        """Whether this is a product with a positive number."""
-        number = next((a for a in node.args if isinstance(a, int | float)), None)
-        return node.kind in ("mul", "mul_", "div", "truediv") and number is not None and number > 0
-
     def single(self, node: Node, by: list[nn.Module] | None) -> list[nn.Module] | None:
         """``by``, unless somebody else reads this edge too, or its module is used several times."""
-        if by is None or self.readers.get(node.name, 0) > 1:
+        if by is None or len(self.graph.readers(node.name)) > 1:
             return None
         return by if node.path is None or len(self.graph.of_path(node.path)) == 1 else None
 
@@ -134,9 +120,9 @@ class Scaler:
         spikes = [e for e in given if e.by is None]
         for e in spikes[1:]:
             if e.owner is not None and spikes[0].owner is not None:
-                self.groups.tie(e.owner, spikes[0].owner)
+                self.groups.union(spikes[0].owner, e.owner)
         unit = spikes[0].unit if spikes else 1.0
-        if number := self.number_added(node):
+        if number := node.settings.get("number"):
             if unit != 1.0:
                 raise SpikedistillError(f"conversion cannot add {number} to spikes, at {node.source}")
             return Edge(1.0)
@@ -157,12 +143,6 @@ class Scaler:
         ]
         return Edge(1.0, channels=torch.cat(units))
 
-    @staticmethod
-    def number_added(node: Node) -> float:
-        """The number that a sum adds to a tensor, if any."""
-        numbers = [a for a in node.args[:2] if type(a) in (int, float)] if "add" in node.kind else []
-        return numbers[0] if numbers else 0
-
     def neuron(self, node: Node, module: Any, given: list[Edge]) -> Edge:
         """A neuron layer: bring its current into a unit in which it fires at theta."""
         path = str(node.path)
@@ -178,7 +158,7 @@ class Scaler:
         unit = theta / neuron.threshold if fixed is None else fixed.unit
         if fixed is not None and self.tied:
             if fixed.owner is not None:
-                self.groups.tie(path, fixed.owner)
+                self.groups.union(fixed.owner, path)
             else:  # a stream of real values that others read too: it stays, and the neuron fires where it did
                 theta = self.thetas[path] = unit * neuron.threshold
         if isinstance(module, NormNeuron):
@@ -242,34 +222,14 @@ def _mixed(given: list[Edge]) -> bool:
     return any(spikes) and any(e.by is None and not spike for e, spike in zip(given, spikes))
 
 
-def _along_channels(node: Node) -> bool:
-    if min(len(shape) for shape in (node.shape, *node.in_shapes)) < 2:
-        return False
-    return sum(shape[1] for shape in node.in_shapes) == node.shape[1]
-
-
 def _divide(module: Any, unit: float) -> None:
     module.weight.div_(unit)
     if module.bias is not None:
         module.bias.div_(unit)
 
 
-class Groups:
+class Groups(UnionFind[str]):
     """Neuron layers that must share one theta."""
-
-    def __init__(self) -> None:
-        self.parent: dict[str, str] = {}
-
-    def root(self, path: str) -> str:
-        """The group's name."""
-        while path in self.parent:
-            path = self.parent[path]
-        return path
-
-    def tie(self, a: str, b: str) -> None:
-        """These two share."""
-        if self.root(a) != self.root(b):
-            self.parent[self.root(a)] = self.root(b)
 
     def shared(self, thetas: Mapping[str, float]) -> dict[str, float]:
         """Each layer's theta: the largest of its group."""

@@ -4,13 +4,12 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from ..networks.graph import Node, Ref
-from ..neurons import Neuron, NormNeuron
+from ..networks.operations import Node
+from ..neurons import NormNeuron
 from ..quantization.norm import Entrance, Rescale
-from .layers import Refusal, Terms, total
-from .lowering import GraphBuilder, as_array
+from .layers import Refusal, Terms, scaled
+from .lowering import GraphBuilder, as_array, neuron_of
 
 
 def _multiplier(rescale: Rescale, a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -21,14 +20,15 @@ def _multiplier(rescale: Rescale, a: Any, b: Any) -> tuple[np.ndarray, np.ndarra
 class CodedBuilder(GraphBuilder):
     """Weight codes, multipliers and offsets as weights and biases, thresholds and decays of the grids."""
 
-    def conv(self, node: Node, m: nn.Conv1d | nn.Conv2d) -> Terms:
-        return self.rounded(super().conv(node, m), m.forward)
+    def conv(self, node: Node) -> Terms:
+        return self.rounded(super().conv(node), node.module.forward)  # type: ignore[union-attr]
 
-    def linear(self, node: Node, m: nn.Linear) -> Terms:
-        return self.rounded(super().linear(node, m), m.forward)
+    def linear(self, node: Node) -> Terms:
+        return self.rounded(super().linear(node), node.module.forward)  # type: ignore[union-attr]
 
-    def norm(self, node: Node, m: Any) -> Terms:
-        return self.rounded(super().norm(node, m), m.grid if isinstance(m, NormNeuron) else m)
+    def norm(self, node: Node) -> Terms:
+        m = node.module
+        return self.rounded(super().norm(node), m.grid if isinstance(m, NormNeuron) else m)
 
     def rounded(self, terms: Terms, part: Any) -> Terms:
         """Note that the layer whose output ``part`` rescales is rounded there; a stream that spikes join has its values."""
@@ -67,21 +67,18 @@ class CodedBuilder(GraphBuilder):
         affine = m.affine if isinstance(m, NormNeuron) else m.affine_map
         return _multiplier(rescale, *affine(m.running_mean, m.running_var))
 
-    def adaptive(self, node: Node, m: nn.Module | None = None) -> Terms:
-        return self.average(node, self.windows(node)["kernel"], None, 0, None if m is None else 1, True)
+    def adaptive(self, node: Node) -> Terms:
+        return self.average(node, self.windows(node), None if node.module is None else 1)
 
-    def norm_neuron(self, node: Node, m: NormNeuron) -> Terms:
-        charge = self.norm(node, m)
-        residual = node.args[1] if len(node.args) > 1 else node.kwargs.get("residual")
-        if isinstance(residual, Ref):
-            ratio = float(m.grid.ratio())
-            charge = total(charge, {name: f * ratio for name, f in self.terms[residual.name].items()})
-        m.grid.membrane.prepare()
-        return self.neuron(node, m.neuron, charge)
+    def residual(self, node: Node) -> Terms:
+        grid: Any = node.module.grid  # type: ignore[union-attr]
+        terms = super().residual(node)
+        charge = scaled(terms, float(grid.ratio())) if terms else terms
+        grid.membrane.prepare()
+        return charge
 
-    def neuron(self, node: Node, n: nn.Module, charge: Terms | None = None) -> Terms:
-        assert isinstance(n, Neuron)
-        gain = 1.0
+    def neuron(self, node: Node, charge: Terms | None = None) -> Terms:
+        n, gain = neuron_of(node), 1.0
         if charge is None:
             charge = self.given(node)
             coded: Any = n.__dict__.get("forward")
@@ -89,7 +86,6 @@ class CodedBuilder(GraphBuilder):
                 coded.membrane.prepare()
                 gain = float(coded.ratio())
         grid = n.grid
-        assert grid is not None
         self.refusals.append(
             Refusal(str(node.path), "a quantized membrane; NIR's neurons have no grid and round no current", lossy=True)
         )

@@ -5,11 +5,22 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..errors import SpikedistillError
 from ..neurons.dynamics import Grid
 
 Kind = Literal["input", "conv", "linear", "avgpool", "sumpool", "maxpool", "flatten", "neuron", "output"]
 WEIGHTED = ("conv", "linear")
 Terms = dict[str, float]  # a tensor of the network as a weighted sum of layers' outputs
+DT = 1e-4  # a NIR file's time step: what snnTorch's and SpikingJelly's readers assume, and what we write for
+
+
+def nir_module() -> Any:
+    """The nir package, or an error that tells how to get it."""
+    try:
+        import nir
+    except ImportError:
+        raise SpikedistillError("NIR files need the package nir: pip install 'spikedistill[export]'") from None
+    return nir
 
 
 @dataclass

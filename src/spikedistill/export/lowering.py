@@ -5,46 +5,19 @@ edges into one layer, a neuron's gain becomes a factor on its edges and from the
 no such form is collected, with the module's path, and raised all at once.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import SpikedistillError
-from ..networks import graph as graphs
 from ..networks.base import Network
-from ..networks.graph import Graph, Node, Ref
-from ..neurons import IF, LIF, PLIF, Neuron, NormNeuron, Repeat
-from .layers import WEIGHTED, Kind, Layer, Lowered, Refusal, Terms, diagonal, pointwise, scaled, settle, total
-
-TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, Repeat)
-PASSING = ("contiguous", "clone", "detach", "dropout", "float")
-
-
-def lower(network: Network, example: Tensor) -> Lowered:
-    """The layers of one time step of ``network``; raises what has no form in any exchange format, with its path."""
-    if not isinstance(network, Network):
-        raise SpikedistillError(
-            f"found a {type(network).__name__}; give a spikedistill network (sd.spiking turns others)"
-        )
-    if not network.spiking:
-        raise SpikedistillError("this network is an ANN: there are no spikes to export; export the SNN")
-    kind = GraphBuilder
-    if network.input_codes is not None:
-        from .coded import CodedBuilder
-
-        kind = CodedBuilder
-    builder = kind(network, graphs.trace(network, example))
-    lowered = builder.build()
-    fatal = [r for r in lowered.refusals if not r.lossy]
-    if fatal:
-        raise SpikedistillError(
-            "this network cannot be expressed as convolutions, linear layers, average pools and neurons:\n  "
-            + "\n  ".join(map(str, fatal))
-        )
-    settle(lowered)
-    return lowered
+from ..networks.graph import Graph
+from ..networks.operations import Node, Operation, Ref
+from ..networks.resnet import PadShortcut
+from ..neurons import IF, LIF, PLIF, NormNeuron
+from .layers import WEIGHTED, Kind, Layer, Lowered, Refusal, Terms, diagonal, pointwise, scaled, total
 
 
 class _Refused(Exception):
@@ -52,13 +25,39 @@ class _Refused(Exception):
 
 
 class GraphBuilder:
-    """Lowers a traced graph node by node; what each kind of module becomes is a method of its own."""
+    """Lowers a traced graph node by node; what each operation becomes is a method of its own."""
 
     def __init__(self, network: Network, graph: Graph) -> None:
         self.network, self.graph = network, graph
         self.layers: dict[str, Layer] = {}
         self.terms: dict[str, Terms] = {}
         self.refusals: list[Refusal] = []
+        self.methods: dict[Operation, Callable[[Node], Terms]] = {
+            "input": self.input,
+            "conv": self.conv,
+            "linear": self.linear,
+            "batch_norm": self.norm,
+            "norm_neuron": self.norm_neuron,
+            "neuron": self.neuron,
+            "average_pool": self.average_pool,
+            "sum_pool": self.sum_pool,
+            "adaptive_average_pool": self.adaptive,
+            "max_pool": self.max_pool,
+            "adaptive_max_pool": self.adaptive_max,
+            "pass": self.given,
+            "repeat": self.given,
+            "cast": self.cast,
+            "add": self.addition,
+            "subtract": self.addition,
+            "scale": self.scale,
+            "multiply": self.product,
+            "divide": self.product,
+            "reshape": self.flatten,
+            "mean": self.mean,
+            "slice": self.index,
+            "pad": self.pad,
+            "concat": self.concatenation,
+        }
 
     def build(self) -> Lowered:
         for node in self.graph:
@@ -75,20 +74,16 @@ class GraphBuilder:
         return Lowered(self.layers, self.refusals)
 
     def lowered(self, node: Node) -> Terms:
-        if node.kind == "input":
-            return self.add(Layer("input", "input", node.shape[1:], {}))
-        module = node.module
-        if module is None:
-            function = FUNCTIONS.get(node.kind.removesuffix("_"))  # in place or not
-            if function is None:
-                raise _Refused(f"{node.kind} ({node.source})")
-            return getattr(self, function)(node)
-        if isinstance(module, TRANSPARENT):
-            return self.given(node)
-        for kinds, method in MODULES:
-            if isinstance(module, kinds):
-                return getattr(self, method)(node, module)
-        raise _Refused(f"{type(module).__name__} has no form here")
+        if node.op not in self.methods:
+            raise self.no_form(node)
+        return self.methods[node.op](node)
+
+    def no_form(self, node: Node) -> _Refused:
+        """The refusal of an operation that formats do not know."""
+        return _Refused(f"{node.kind} ({node.source})" if node.module is None else f"{node.kind} has no form here")
+
+    def input(self, node: Node) -> Terms:
+        return self.add(Layer("input", "input", node.shape[1:], {}))
 
     def given(self, node: Node, index: int = 0) -> Terms:
         """The terms of a node's argument."""
@@ -123,33 +118,30 @@ class GraphBuilder:
 
     # -- layers
 
-    def conv(self, node: Node, m: nn.Conv1d | nn.Conv2d) -> Terms:
+    def conv(self, node: Node) -> Terms:
+        m: Any = node.module
         if m.padding_mode != "zeros":
             raise _Refused(f"padding_mode={m.padding_mode!r}; formats know zeros only")
-        size, dilation = m.kernel_size, m.dilation
-        if isinstance(m.padding, str):
-            total = [d * (k - 1) for d, k in zip(dilation, size)] if m.padding == "same" else [0, 0]
-            if any(t % 2 for t in total):
-                raise _Refused("padding='same' with an even kernel pads one side more; formats pad both alike")
-            padding = tuple(t // 2 for t in total)
-        else:
-            padding = m.padding
+        padding, dilation = node.settings["padding"], node.settings["dilation"]
+        if m.padding == "same" and any(d * (k - 1) % 2 for d, k in zip(dilation, m.kernel_size)):
+            raise _Refused("padding='same' with an even kernel pads one side more; formats pad both alike")
         weight, bias = self.weights(m)
         weight, padding = _square(_dense(weight, m.groups), padding, dilation)
         window = {"kernel": weight.shape[2:], "stride": m.stride, "padding": padding, "dilation": dilation}
         return self.of(node, "conv", self.given(node), weight=weight, bias=bias, window=window)
 
-    def linear(self, node: Node, m: nn.Linear) -> Terms:
+    def linear(self, node: Node) -> Terms:
         if len(node.shape) != 2:
             raise _Refused(f"a linear layer on tokens {node.shape[1:]}; formats know it on vectors only")
-        weight, bias = self.weights(m)
+        weight, bias = self.weights(node.module)
         return self.of(node, "linear", self.given(node), weight=weight, bias=bias)
 
     def weights(self, m: Any) -> tuple[np.ndarray, np.ndarray]:
         """Weight and bias of a convolution or linear layer."""
         return as_array(m.weight), np.zeros(m.weight.shape[0]) if m.bias is None else as_array(m.bias)
 
-    def norm(self, node: Node, m: Any) -> Terms:
+    def norm(self, node: Node) -> Terms:
+        m: Any = node.module
         if m.running_mean is None:
             raise _Refused(f"{type(m).__name__} without running statistics")
         found = self.coefficients(m)
@@ -173,7 +165,7 @@ class GraphBuilder:
                 assert before.bias is not None
                 scale = (a * factor).reshape(-1, *[1] * (before.weight.ndim - 1))
                 weight, bias = before.weight * scale, before.bias * a * factor + b
-                if before.origin == node.inputs[0] and len(self.graph.users(before.origin)) == 1:
+                if before.origin == node.inputs[0] and len(self.graph.readers(before.origin)) == 1:
                     before.weight, before.bias = weight, bias
                     return terms
                 return self.of(
@@ -186,10 +178,10 @@ class GraphBuilder:
         """A channel-wise affine map as a layer of its own."""
         return self.add(diagonal((node.path or node.scope).replace(".", "_") + "_affine", terms, a, b, shape))
 
-    def neuron(self, node: Node, n: nn.Module, charge: Terms | None = None) -> Terms:
+    def neuron(self, node: Node, charge: Terms | None = None) -> Terms:
+        n = neuron_of(node)
         if type(n) not in (IF, LIF, PLIF):
             raise _Refused(f"{type(n).__name__} is no IF, LIF or PLIF")
-        assert isinstance(n, Neuron)
         if n.smooth:
             raise _Refused("smooth=True puts the surrogate's primitive into the forward pass; spikes are not 0 or 1")
         charge = self.given(node) if charge is None else charge
@@ -199,104 +191,102 @@ class GraphBuilder:
             decay=_number(n.decay), threshold=n.threshold, reset=n.reset, initial=n.initial,
         )  # fmt: skip
 
-    def norm_neuron(self, node: Node, m: NormNeuron) -> Terms:
-        charge = self.norm(node, m)
+    def norm_neuron(self, node: Node) -> Terms:
+        return self.neuron(node, total(self.norm(node), self.residual(node)))
+
+    def residual(self, node: Node) -> Terms:
+        """What a norm's neuron is charged with besides; nothing where it has no shortcut."""
         residual = node.args[1] if len(node.args) > 1 else node.kwargs.get("residual")
-        if isinstance(residual, Ref):
-            charge = total(charge, self.terms[residual.name])
-        return self.neuron(node, m.neuron, charge)
+        return self.terms[residual.name] if isinstance(residual, Ref) else {}
 
     # -- pools
 
-    def average(self, node: Node, size: Any, stride: Any, padding: Any, divisor: int | None, include: bool) -> Terms:
-        kernel = _pair(size)
-        window = {
-            "kernel": kernel,
-            "stride": _pair(kernel if stride in (None, ()) else stride),
-            "padding": _pair(padding),
-        }
-        if any(window["padding"]) and not include and divisor is None:
+    def average_pool(self, node: Node) -> Terms:
+        window, divisor = self.window(node), node.settings["divisor"]
+        if any(window["padding"]) and not node.settings["include_padding"] and divisor is None:
             raise _Refused("average pooling with count_include_pad=False; formats count the padding")
-        self.check_window(node, window)
-        if kernel == (1, 1) and window["stride"] == (1, 1) and divisor in (None, 1):
+        return self.average(node, window, divisor)
+
+    def sum_pool(self, node: Node) -> Terms:
+        if node.settings["power"] != 1:
+            raise _Refused(f"LPPool2d of norm {node.settings['power']}; formats know sums and means")
+        return self.average(node, self.window(node), 1)
+
+    def adaptive(self, node: Node) -> Terms:
+        return self.average(node, self.windows(node), None)
+
+    def average(self, node: Node, window: dict[str, tuple[int, ...]], divisor: int | None) -> Terms:
+        """``divisor``: None is the window's size."""
+        if window["kernel"] == window["stride"] == (1, 1) and divisor in (None, 1):
             return self.given(node)
         if divisor is not None:
             return scaled(self.of(node, "sumpool", self.given(node), window=window), 1 / divisor)
         return self.of(node, "avgpool", self.given(node), window=window)
 
-    def check_window(self, node: Node, window: dict[str, tuple[int, int]]) -> None:
-        spans = zip(node.in_shapes[0][-2:], window["kernel"], window["stride"], window["padding"])
-        if tuple((x + 2 * p - k) // s + 1 for x, k, s, p in spans) != tuple(node.shape[-2:]):
-            raise _Refused("pooling with ceil_mode whose last window is cut; formats round down")
-
-    def avgpool(self, node: Node, m: nn.AvgPool2d) -> Terms:
-        return self.average(node, m.kernel_size, m.stride, m.padding, m.divisor_override, m.count_include_pad)
-
-    def adaptive(self, node: Node, m: nn.Module | None = None) -> Terms:
-        return self.average(node, self.windows(node)["kernel"], None, 0, None, True)
-
-    def windows(self, node: Node) -> dict[str, tuple[int, int]]:
-        """The window of an adaptive pool."""
-        (h, w), (oh, ow) = node.in_shapes[0][-2:], node.shape[-2:]
-        if h % oh or w % ow:
-            raise _Refused(f"adaptive pooling from {h}x{w} to {oh}x{ow}: its windows overlap")
-        return {"kernel": (h // oh, w // ow), "stride": (h // oh, w // ow), "padding": (0, 0)}
-
-    def functional(self, node: Node) -> Terms:
-        """A pool called as a function, as the module with its arguments."""
-        names, module, method = POOLS[node.kind]
-        arguments = {**dict(zip(names, node.args[1:])), **{k: v for k, v in node.kwargs.items() if k in names}}
-        return getattr(self, method)(node, module(**arguments))
-
-    def sumpool(self, node: Node, m: Any) -> Terms:
-        if getattr(m, "norm_type", 1) != 1:
-            raise _Refused(f"LPPool2d of norm {m.norm_type}; formats know sums and means")
-        return self.average(node, m.kernel_size, m.stride, getattr(m, "padding", 0), 1, True)
-
-    def maxpool(self, node: Node, m: nn.MaxPool2d) -> Terms:
-        if _pair(m.dilation) != (1, 1) or m.return_indices:
+    def max_pool(self, node: Node) -> Terms:
+        if any(d != 1 for d in node.settings["dilation"]) or node.settings["indices"]:
             raise _Refused("max pooling with dilation or indices")
-        window = {"kernel": _pair(m.kernel_size), "stride": _pair(m.stride), "padding": _pair(m.padding)}
-        self.check_window(node, window)
-        return self.of(node, "maxpool", self.given(node), window=window)
+        return self.of(node, "maxpool", self.given(node), window=self.window(node))
 
-    def adaptive_max(self, node: Node, m: nn.Module | None = None) -> Terms:
+    def adaptive_max(self, node: Node) -> Terms:
         return self.of(node, "maxpool", self.given(node), window=self.windows(node))
+
+    def window(self, node: Node) -> dict[str, tuple[int, ...]]:
+        """A pool's window; formats know those over maps that are not cut."""
+        if len(node.shape) != 4:
+            raise self.no_form(node)
+        window = {key: node.settings[key] for key in ("kernel", "stride", "padding")}
+        spans = zip(node.in_shapes[0][2:], *window.values())
+        if tuple((x + 2 * p - k) // s + 1 for x, k, s, p in spans) != node.shape[2:]:
+            raise _Refused("pooling with ceil_mode whose last window is cut; formats round down")
+        return window
+
+    def windows(self, node: Node) -> dict[str, tuple[int, ...]]:
+        """The window of an adaptive pool."""
+        if len(node.shape) != 4:
+            raise self.no_form(node)
+        kernel = node.settings["kernel"]
+        if kernel is None:
+            before, after = ("x".join(map(str, shape[2:])) for shape in (node.in_shapes[0], node.shape))
+            raise _Refused(f"adaptive pooling from {before} to {after}: its windows overlap")
+        return {"kernel": kernel, "stride": kernel, "padding": (0, 0)}
 
     # -- functions
 
-    def pass_on(self, node: Node) -> Terms:
+    def cast(self, node: Node) -> Terms:
+        dtype = node.settings["dtype"]
+        if dtype is None or not dtype.is_floating_point:
+            raise self.no_form(node)
         return self.given(node)
 
-    def addition(self, node: Node, sign: float = 1.0) -> Terms:
-        if len(node.inputs) != 2 or node.kwargs.get("alpha", 1) != 1:
+    def addition(self, node: Node) -> Terms:
+        """A sum or difference of two tensors."""
+        if node.settings["reversed"]:
+            raise self.no_form(node)
+        if len(node.inputs) != 2 or node.settings["alpha"] != 1:
             raise _Refused(f"{node.kind} of a constant ({node.source})")
         shapes = node.in_shapes
         if shapes[0] != shapes[1]:
             raise _Refused(f"{node.kind} of different shapes {shapes[0][1:]} and {shapes[1][1:]} ({node.source})")
-        return total(self.given(node), scaled(self.given(node, 1), sign))
+        return total(self.given(node), scaled(self.given(node, 1), 1.0 if node.op == "add" else -1.0))
 
-    def subtraction(self, node: Node) -> Terms:
-        return self.addition(node, -1.0)
+    def scale(self, node: Node) -> Terms:
+        return scaled(self.given(node), node.settings["factor"])
 
     def product(self, node: Node) -> Terms:
-        left, right = node.args[:2]
-        if isinstance(left, int | float) and isinstance(right, Ref):
-            return scaled(self.given(node, 1), float(left))
-        if not isinstance(right, int | float):
-            raise _Refused(f"{node.kind} of two tensors ({node.source})")
-        return scaled(self.given(node), 1 / right if "div" in node.kind else float(right))
+        raise _Refused(f"{node.kind} of two tensors ({node.source})")
 
-    def flatten(self, node: Node, m: nn.Module | None = None) -> Terms:
+    def flatten(self, node: Node) -> Terms:
         before = node.in_shapes[0]
+        if node.kind.lower() not in ("flatten", "reshape", "view"):
+            raise self.no_form(node)
         if len(node.shape) != 2 or node.shape[0] != before[0]:
             raise _Refused(f"{node.kind} from {before[1:]} to {node.shape[1:]}; formats flatten all but the batch")
         return self.given(node) if len(before) == 2 else self.of(node, "flatten", self.given(node))
 
     def mean(self, node: Node) -> Terms:
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        rank = len(node.in_shapes[0])
-        if rank != 4 or not isinstance(dims, list | tuple) or sorted(d % rank for d in dims) != [2, 3]:
+        dims = node.settings["dims"]
+        if len(node.in_shapes[0]) != 4 or sorted(dims) != [2, 3]:
             raise _Refused(f"mean over dimensions {dims} ({node.source}); formats know it over a whole map")
         size = node.in_shapes[0][-2:]
         pooled = self.of(
@@ -316,9 +306,8 @@ class GraphBuilder:
 
     def concatenation(self, node: Node) -> Terms:
         """A sum of 1x1 convolutions of ones, each of which puts its channels in their place."""
-        parts = node.args[0]
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        if dim % len(node.shape) != 1 or not all(isinstance(p, Ref) and p.index is None for p in parts):
+        parts = node.args[0] if node.args else node.kwargs["tensors"]
+        if node.settings["dim"] != 1 or not all(isinstance(p, Ref) and p.index is None for p in parts):
             raise _Refused(f"{node.kind} over something else than the channels of layers' outputs ({node.source})")
         terms: Terms = {}
         start = 0
@@ -336,46 +325,10 @@ class GraphBuilder:
         return self.of(node, sources=terms, suffix=suffix, bias=np.zeros(node.shape[1]), **form)
 
     def shortcut(self, node: Node) -> Any:
-        from ..networks.resnet import PadShortcut
-
         module = self.network.get_submodule(node.scope)
         if not isinstance(module, PadShortcut):
-            raise _Refused(f"{node.kind} ({node.source})")
+            raise self.no_form(node)
         return module
-
-
-MODULES: list[tuple[Any, str]] = [
-    ((nn.Conv1d, nn.Conv2d), "conv"),
-    (nn.Linear, "linear"),
-    (nn.modules.batchnorm._BatchNorm, "norm"),
-    (NormNeuron, "norm_neuron"),
-    (Neuron, "neuron"),
-    (nn.LPPool2d, "sumpool"),
-    (nn.AvgPool2d, "avgpool"),
-    (nn.AdaptiveAvgPool2d, "adaptive"),
-    (nn.MaxPool2d, "maxpool"),
-    (nn.AdaptiveMaxPool2d, "adaptive_max"),
-    (nn.Flatten, "flatten"),
-]
-_WINDOW = ("kernel_size", "stride", "padding")
-POOLS: dict[str, tuple[tuple[str, ...], Any, str]] = {
-    "avg_pool2d": ((*_WINDOW, "ceil_mode", "count_include_pad", "divisor_override"), nn.AvgPool2d, "avgpool"),
-    "max_pool2d": ((*_WINDOW, "dilation", "ceil_mode", "return_indices"), nn.MaxPool2d, "maxpool"),
-}
-FUNCTIONS: dict[str, str] = {
-    **dict.fromkeys(PASSING, "pass_on"),
-    **dict.fromkeys(("add", "iadd", "radd"), "addition"),
-    **dict.fromkeys(("sub", "isub"), "subtraction"),
-    **dict.fromkeys(("mul", "imul", "rmul", "div", "truediv", "true_divide"), "product"),
-    **dict.fromkeys(("flatten", "reshape", "view"), "flatten"),
-    "adaptive_avg_pool2d": "adaptive",
-    "adaptive_max_pool2d": "adaptive_max",
-    **dict.fromkeys(POOLS, "functional"),
-    **dict.fromkeys(("cat", "concat", "concatenate"), "concatenation"),
-    "mean": "mean",
-    "getitem": "index",
-    "pad": "pad",
-}
 
 
 # -- arrays
@@ -386,12 +339,13 @@ def as_array(x: Tensor) -> np.ndarray:
     return x.detach().to("cpu", torch.float64).numpy()
 
 
+def neuron_of(node: Node) -> Any:
+    """The neuron of a neuron layer."""
+    return node.module.neuron if isinstance(node.module, NormNeuron) else node.module
+
+
 def _number(value: float | Tensor) -> float:
     return float(value.detach()) if isinstance(value, Tensor) else value
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[-1]))
 
 
 def _dense(weight: np.ndarray, groups: int) -> np.ndarray:
@@ -418,6 +372,3 @@ def _square(
     dh, dw = (size - kh) // 2, (size - kw) // 2
     padded = np.pad(weight, ((0, 0), (0, 0), (dh, dh), (dw, dw)))
     return padded, (padding[0] + dh * dilation[0], padding[1] + dw * dilation[1])
-
-
-__all__ = ["GraphBuilder", "as_array", "lower"]

@@ -21,29 +21,19 @@ from ..errors import SpikedistillError
 from ..networks.base import Network, frames
 from ..simulation import Simulation
 from .files import destination, written_whole
-from .layers import Layer, Lowered, Refusal, diagonal
-from .lowering import lower
+from .layers import DT, Layer, Lowered, Refusal, diagonal, nir_module
+from .lower import lower
 from .rounding import round_weights
 
 if TYPE_CHECKING:
     import nir as nir_package
 
-DT = 1e-4
 # Both readers compare differently at H = threshold (snnTorch fires above, SpikingJelly at and above): as far below as
 # float32 tells apart from rounding errors, and far less than any grid's step.
 BELOW = 1 - 2.0**-20
 # A time constant in steps at which float32 knows no leak any more; readers take no infinite one.
 NO_LEAK, ALL_LEAK = 2.0**40, 1 + 2.0**-30
 VERSION = 1
-
-
-def nir_module() -> Any:
-    """The nir package, or an error that tells how to get it."""
-    try:
-        import nir
-    except ImportError:
-        raise SpikedistillError("NIR files need the package nir: pip install 'spikedistill[export]'") from None
-    return nir
 
 
 def to_nir(

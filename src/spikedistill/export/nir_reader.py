@@ -13,8 +13,9 @@ from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..neurons import LIF, Repeat
 from ..neurons.dynamics import Grid
+from .layers import DT, nir_module
 from .nir_file import MOST_STEPS, NodeNotes, Notes, finite, read_graph
-from .nir_times import DT, time_step
+from .nir_times import time_step
 
 MOST_VALUES = 1 << 28  # of one node for one image, all time steps together
 
@@ -35,8 +36,6 @@ def from_nir(
     writes; of a file by others whose neurons could then never fire (r = 1: one step is its unit of time), 1, with a warning.
     Raises :class:`SpikedistillError` for a file that is no such graph, naming the node.
     """
-    from .nir import nir_module
-
     nir = nir_module()
     if time_step is not None and not 0 < time_step < float("inf"):
         raise SpikedistillError(f"time_step must be more than 0, found {time_step}")

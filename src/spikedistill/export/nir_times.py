@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import SpikedistillError
+from .layers import DT
 
-DT = 1e-4  # what snnTorch's and SpikingJelly's readers assume, and what to_nir writes for
 NEVER = 1e-3  # a charge of one input, in thresholds, below which a neuron waits for a thousand steps
 TOGETHER = 1e-2  # the charge of all inputs at once, in thresholds, that goes with it
 

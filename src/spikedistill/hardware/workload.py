@@ -15,34 +15,17 @@ from spikedistill.hardware.held import STORED_NORM_BITS, Widths, with_potentials
 from spikedistill.hardware.held import measure as measure_widths
 from spikedistill.hardware.layer import InputKind, Layer
 from spikedistill.networks.base import Network
-from spikedistill.networks.graph import Graph, Node, trace
+from spikedistill.networks.graph import Graph, trace
+from spikedistill.networks.operations import Node
 from spikedistill.neurons import Neuron, NormNeuron, SignedIF
 
 SMALL = 8  # the largest integer that is fed pulse by pulse; above it a value is real, of as many bits as it needs
 
-_FREE_MODULES = (
-    "Identity",
-    "Dropout",
-    "Dropout1d",
-    "Dropout2d",
-    "Flatten",
-    "Unflatten",
-    "Repeat",
-    "DropPath",
-    "Upsample",
-)
-_FREE_FUNCTIONS = (
-    *("flatten", "unflatten", "reshape", "reshape_as", "view", "view_as", "permute", "transpose", "movedim", "T"),
-    *("unsqueeze", "squeeze", "getitem", "contiguous", "expand", "unbind", "chunk", "split", "stack", "cat", "pad"),
-    *("repeat", "to", "float", "clone", "detach", "dropout", "type_as"),
-)
-_MAX_POOLS = ("MaxPool1d", "MaxPool2d", "AdaptiveMaxPool2d", "max_pool2d", "adaptive_max_pool2d", "RateMaxPool")
-_MEAN_POOL_MODULES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
-_MEAN_POOLS = ("avg_pool2d", "adaptive_avg_pool2d", "mean")
-_SUMS = ("add", "iadd", "radd", "sub", "rsub", "isub")
-_PRODUCTS = ("mul", "imul", "rmul")
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
-_NEURON_KINDS = ("ReLU", "relu")
+# Operations without arithmetic: they only bring values to other places.
+_FREE = frozenset({
+    "pass", "cast", "reshape", "permute", "slice", "split", "unbind", "concat", "stack", "repeat", "expand", "pad",
+    "upsample",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -201,28 +184,28 @@ class _Reader:
         return _Value("unknown")
 
     def _layers(self, node: Node) -> tuple[list[Layer], _Value]:
-        if node.kind == "input":
+        if node.op == "input":
             return [], self.input
-        module, given, kind = node.module, self._given(node), node.kind.rstrip("_")  # add_ is add
+        module, given, op = node.module, self._given(node), node.op
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
             return self._weights(node, module, given)
         if isinstance(module, NormNeuron):
             return self._norm_neuron(node, module)
         if isinstance(module, Neuron):
             return [self._neuron(node, module, _name(node))], _Value("spikes")
-        if isinstance(module, _NORMS):
+        if op in ("batch_norm", "norm"):
             return [self._norm(node, _name(node))], _Value("real", bits=self._real_bits(node))
-        if kind in _NEURON_KINDS:
+        if op == "relu":
             return [self._relu(node, _name(node))], _Value("real", bits=given.bits)
-        if kind in _MAX_POOLS:
+        if op in ("max_pool", "adaptive_max_pool", "rate_max_pool"):
             return [self._pool(node)], given
-        if isinstance(module, _MEAN_POOL_MODULES) or kind in _MEAN_POOLS:
+        if op in ("average_pool", "adaptive_average_pool", "mean"):
             return [self._pool(node)], self._mean(node, given)
-        if kind in _SUMS:
+        if op in ("add", "subtract"):
             return self._sum(node, given)
-        if kind in (*_FREE_MODULES, *_FREE_FUNCTIONS):
+        if op in _FREE:
             return [], given
-        if kind in _PRODUCTS and given.kind in ("spikes", "integers"):
+        if op in ("multiply", "scale") and given.kind in ("spikes", "integers"):
             return [], given  # SEW's AND and IAND of spikes: gates without arithmetic
         if not any(name in self.holds for name in node.inputs):
             return [], _Value("unknown")
@@ -269,10 +252,10 @@ class _Reader:
             assert isinstance(module, (nn.Conv1d, nn.Conv2d))
             geometry = {
                 "kind": "conv",
-                "kernel_size": _two(module.kernel_size, 1),
-                "stride": _two(module.stride, 1),
-                "padding": _two(_padding(module), 0),
-                "dilation": _two(module.dilation, 1),
+                "kernel_size": _two(node.settings["kernel"], 1),
+                "stride": _two(node.settings["stride"], 1),
+                "padding": _two(node.settings["padding"], 0),
+                "dilation": _two(node.settings["dilation"], 1),
                 "groups": module.groups,
                 "in_size": _hw(shape),
                 "out_size": _hw(out),
@@ -363,15 +346,8 @@ def _hw(shape: tuple[int, ...]) -> tuple[int, int]:
     return (prod(shape[2:]), 1) if len(shape) > 4 else ((1, shape[2]) if len(shape) == 3 else (1, 1))
 
 
-def _two(value: Any, fill: int) -> tuple[int, int]:
-    pair = tuple(value)
-    return (fill, pair[0]) if len(pair) == 1 else (pair[0], pair[1])
-
-
-def _padding(module: nn.Conv1d | nn.Conv2d) -> Any:
-    if module.padding == "same":
-        return tuple(d * (k - 1) // 2 for k, d in zip(module.kernel_size, module.dilation))
-    return tuple(0 for _ in module.kernel_size) if module.padding == "valid" else module.padding
+def _two(value: tuple[int, ...], fill: int) -> tuple[int, int]:
+    return (fill, value[0]) if len(value) == 1 else (value[0], value[1])
 
 
 def _shortcuts(graph: Graph) -> set[str]:
@@ -383,13 +359,10 @@ def _shortcuts(graph: Graph) -> set[str]:
     found: set[str] = set()
     for node in graph:
         branches = [name for name in node.inputs if name in ancestors]
-        if len(branches) != 2 or node.kind.rstrip("_") not in (*_SUMS, "NormNeuron"):
+        if len(branches) != 2 or node.op not in ("add", "subtract", "norm_neuron"):
             continue
         own = [ancestors[name] | {name} for name in branches]
-        weights = [
-            {n for n in mine - other if isinstance(graph[n].module, (nn.Conv1d, nn.Conv2d, nn.Linear))}
-            for mine, other in (own, own[::-1])
-        ]
+        weights = [{n for n in mine - other if graph[n].op in ("conv", "linear")} for mine, other in (own, own[::-1])]
         if len(weights[0]) != len(weights[1]):
             found |= {_name(graph[n]) for n in min(weights, key=len)}
     return found

@@ -5,7 +5,7 @@ of leaf modules, with the line of source that called it.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,38 +19,7 @@ from .. import simulation
 from ..neurons import Neuron, NormNeuron, Repeat
 from ..neurons.compilation import eager
 from .base import Network
-
-
-@dataclass(frozen=True)
-class Ref:
-    """In a node's arguments: the output of another node (``index``: which, of several)."""
-
-    name: str
-    index: int | None = None
-
-
-@dataclass
-class Node:
-    """One call: of a leaf module (``module``, ``path``) or of a function (``scope``: path of the module that called it).
-
-    ``name``: "path#k" for modules, "scope/op#k" for functions. ``kind``: the module's class name, or the function's name.
-    ``inputs``: names of the nodes whose outputs it reads; ``args``, ``kwargs``: as called, tensors replaced by :class:`Ref`.
-    ``shape``, ``in_shapes``: of output and inputs, with the batch as traced. ``source``: "file:line".
-    """
-
-    name: str
-    kind: str
-    inputs: list[str]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    shape: tuple[int, ...]
-    in_shapes: list[tuple[int, ...]]
-    source: str
-    scope: str
-    path: str | None = None
-    call: int = 0
-    module: nn.Module | None = None
-    function: Callable[..., Any] | None = None
+from .operations import Node, Ref
 
 
 @dataclass
@@ -68,14 +37,15 @@ class Call:
 class Graph:
     """Nodes in the order of execution, calls of all modules, and the names of the input and output nodes."""
 
-    nodes: list[Node] = field(default_factory=list)
+    nodes: list[Node] = field(init=False, default_factory=list)
     calls: list[Call] = field(default_factory=list)
     output: str = ""
     batch: int = 0
     time_steps: int | None = None
 
     def __post_init__(self) -> None:
-        self._by_name = {node.name: node for node in self.nodes}
+        self._by_name: dict[str, Node] = {}
+        self._readers: dict[str, list[Node]] = {}
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
@@ -90,10 +60,25 @@ class Graph:
         """Append a node."""
         self.nodes.append(node)
         self._by_name[node.name] = node
+        for name in node.inputs:
+            self._readers.setdefault(name, []).append(node)
 
-    def users(self, name: str) -> list[Node]:
-        """Nodes that read the output of ``name``."""
-        return [node for node in self.nodes if name in node.inputs]
+    def readers(self, name: str) -> list[Node]:
+        """Nodes that read the output of ``name``, each as often as it reads it."""
+        return self._readers.get(name, [])
+
+    def after(self, name: str) -> set[str]:
+        """Names of all nodes that depend on ``name``."""
+        found: set[str] = set()
+        for node in self.nodes:  # in the order of execution, so one pass suffices
+            if any(given == name or given in found for given in node.inputs):
+                found.add(node.name)
+        return found
+
+    @property
+    def live(self) -> set[str]:
+        """Names of the nodes that depend on the input, and "input"."""
+        return self.after("input") | {"input"}
 
     def of_path(self, path: str) -> list[Node]:
         """Nodes of the leaf module at ``path``, one per call."""

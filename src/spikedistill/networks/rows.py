@@ -17,12 +17,12 @@ from .. import simulation
 from ..errors import SpikedistillError
 from ..neurons import Neuron, NormNeuron
 from .base import Network
-from .graph import Graph, Node
+from .graph import Graph
+from .operations import Node
 
 STEPS, IMAGES = 2, 3
 ALTERED = 1  # the image that the second run sees differently
 TOLERANCE = 1e-3  # of the largest value; sums of other batch sizes differ by rounding alone
-MOVES = frozenset({"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "flip", "roll", "t", "T"})
 
 
 def refuse_mixing(network: Network, graph: Graph, example: Tensor) -> None:
@@ -149,4 +149,4 @@ def _suspect(node: Node) -> bool:
     """Whether a call moves or changes the first dimension, or reads statistics of the whole batch."""
     if node.module is not None:
         return getattr(node.module, "running_mean", 0) is None
-    return node.kind.rstrip("_") in MOVES or any(shape[:1] != node.shape[:1] for shape in node.in_shapes[:1])
+    return node.op in ("permute", "reorder") or any(shape[:1] != node.shape[:1] for shape in node.in_shapes[:1])

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SpikedistillError
-from .graph import Graph, Node
+from .graph import Graph
+from .operations import Node
 
 RELU_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
     {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
@@ -34,55 +35,30 @@ class Site:
     norm: str | None
 
 
-class Flow:
-    """Who reads what: users, ancestors and descendants of a graph's nodes, and what depends on the input."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.readers: dict[str, list[Node]] = {}
-        for node in graph:
-            for name in dict.fromkeys(node.inputs):
-                self.readers.setdefault(name, []).append(node)
-        self.live = self.after("input") | {"input"}
-
-    def after(self, name: str) -> set[str]:
-        """Names of all nodes that depend on ``name``."""
-        found: set[str] = set()
-        for node in self.graph:  # in the order of execution, so one pass suffices
-            if any(i == name or i in found for i in node.inputs):
-                found.add(node.name)
-        return found
-
-    def effective(self, name: str) -> int:
-        """How often it is read, looking through ``nn.Identity``; the network's output counts as one."""
-        count = int(name == self.graph.output)
-        for node in self.readers.get(name, []):
-            count += self.effective(node.name) if node.kind == "Identity" else node.inputs.count(name)
-        return count
-
-    def dominates(self, name: str, sites: list[Site]) -> bool:
-        """Whether all that follows, every site but ``name`` included, gets the input only through ``name``."""
-        below = self.after(name)
-        if self.graph.output not in below and self.graph.output != name:
-            return False
-        if any(s.node.name not in below and s.node.name != name for s in sites):
-            return False
-        for node in self.graph:
-            if node.name in below and any(i in self.live and i not in below and i != name for i in node.inputs):
-                return False
-        return True
+def reads(graph: Graph, name: str) -> int:
+    """How often an output is read, looking through ``nn.Identity``; the network's output counts as one."""
+    count = int(name == graph.output)
+    for node in graph.readers(name):
+        count += reads(graph, node.name) if node.kind == "Identity" else 1
+    return count
 
 
-def is_relu(node: Node) -> bool:
-    """Whether a node is a ReLU: the module itself (no subclass) or one of its functions."""
-    return type(node.module) is nn.ReLU or node.function in RELU_FUNCTIONS
+def _dominates(graph: Graph, name: str, sites: list[Site]) -> bool:
+    """Whether all that follows, every site but ``name`` included, gets the input only through ``name``."""
+    live, below = graph.live, graph.after(name)
+    if graph.output not in below and graph.output != name:
+        return False
+    if any(s.node.name not in below and s.node.name != name for s in sites):
+        return False
+    past = live - below - {name}
+    return not any(past.intersection(node.inputs) for node in graph if node.name in below)
 
 
 def find(graph: Graph, model: nn.Module, gates: str = "refuse") -> list[Site]:
     """All ReLU calls in the order of execution; raises for what has no spiking counterpart, by path and source line."""
-    flow = Flow(graph)
-    refuse(graph, flow, gates)
-    sites = [Site(n, _norm_before(n, graph, flow, model)) for n in graph if n.name in flow.live and is_relu(n)]
+    live = graph.live
+    refuse([node for node in graph if node.name in live], gates)
+    sites = [Site(n, _norm_before(n, graph, model)) for n in graph if n.name in live and n.op == "relu"]
     if not sites:
         raise SpikedistillError(
             f"{type(model).__name__} calls no ReLU on its input; there is nothing to turn into neurons"
@@ -90,12 +66,10 @@ def find(graph: Graph, model: nn.Module, gates: str = "refuse") -> list[Site]:
     return sites
 
 
-def refuse(graph: Graph, flow: Flow, gates: str) -> None:
+def refuse(nodes: list[Node], gates: str) -> None:
     """Raise for nodes that cannot be turned."""
     wrong = []
-    for node in graph:
-        if node.name not in flow.live:
-            continue
+    for node in nodes:
         kind = node.kind if node.module is None else type(node.module).__name__
         if gates == "keep" and kind in GATES:
             continue
@@ -123,11 +97,11 @@ def _clamped(node: Node) -> bool:
     return isinstance(low, int | float) and low == 0
 
 
-def _norm_before(relu: Node, graph: Graph, flow: Flow, model: nn.Module) -> str | None:
+def _norm_before(relu: Node, graph: Graph, model: nn.Module) -> str | None:
     """Path of a batch norm whose only reader is this ReLU."""
     node = relu
     for before in _backwards(relu, graph):
-        if len(flow.readers.get(before.name, [])) != 1 or before.name == graph.output:
+        if len(graph.readers(before.name)) != 1 or before.name == graph.output:
             return None
         node = before
         if node.kind != "Identity":
@@ -158,9 +132,8 @@ def _norm_act(module: nn.Module) -> bool:
 
 def entrance(graph: Graph, sites: list[Site]) -> list[tuple[str, str]]:
     """Ways for time to enter, best first: ("encode", site), ("repeat", path of a module whose output is repeated or "")."""
-    flow = Flow(graph)
     ways = []
-    if flow.dominates(sites[0].node.name, sites):
+    if _dominates(graph, sites[0].node.name, sites):
         ways.append(("encode", sites[0].node.name))
     before = []
     for node in graph:
@@ -168,7 +141,7 @@ def entrance(graph: Graph, sites: list[Site]) -> list[tuple[str, str]]:
             break
         before.append(node)
     for node in reversed(before):
-        if node.path and len(graph.of_path(node.path)) == 1 and flow.dominates(node.name, sites):
+        if node.path and len(graph.of_path(node.path)) == 1 and _dominates(graph, node.name, sites):
             ways.append(("repeat", node.path))
             break
     return [*ways, ("repeat", "")]

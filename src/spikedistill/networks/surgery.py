@@ -18,7 +18,7 @@ from .balancing import balance
 from .base import Initialisation, Input, Network
 from .graph import Graph, source_line, trace
 from .rows import refuse_mixing
-from .sites import RELU_FUNCTIONS, Flow, Site, entrance, find, is_relu
+from .sites import RELU_FUNCTIONS, Site, entrance, find, reads
 from .wrapped import Wrapped, first_tensor, input_channels, published, statistics
 
 log = logging.getLogger("spikedistill")
@@ -337,13 +337,12 @@ def _verify(network: Spiking, example: Tensor, before: Graph, sites: list[Site],
     T = network.time_steps or 1
     with _explained(example):
         graph = trace(network, example)
-    left = [n for n in graph if is_relu(n)]
+    left = [n for n in graph if n.op == "relu"]
     if left:
         raise SpikedistillError(f"a ReLU is left at {left[0].path or left[0].scope}, called at {left[0].source}")
-    old, new = Flow(before), Flow(graph)
     for site, place in zip(sites, places):
         name = f"{place}#0"
-        was, now = old.effective(site.node.name), new.effective(name) if name in graph else -1
+        was, now = reads(before, site.node.name), reads(graph, name) if name in graph else -1
         if was != now:
             raise SpikedistillError(
                 f"{site.node.path or site.node.scope or '(top)'}: the ReLU called at {site.node.source} works in place and its "

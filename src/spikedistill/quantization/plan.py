@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ..errors import SpikedistillError
-from ..networks.graph import Node, Ref
+from ..networks.operations import Node, Ref
 from .weights import WeightFormat
 
 Base = Literal["step", "layer", "norm"]
@@ -124,8 +124,3 @@ def given(node: Node) -> list[str]:
     walk(node.args)
     walk(list(node.kwargs.values()))
     return found
-
-
-def pair(value: Any) -> list[int]:
-    """(h, w) of a number or two."""
-    return [int(value)] * 2 if isinstance(value, int) else [int(v) for v in value]

@@ -1,81 +1,88 @@
-"""Reading a network's graph for quantization: modules."""
+"""Reading a network's graph for quantization: which operations on codes its calls become."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
 from typing import Any
 
 from torch import nn
 
 from ..networks.base import Network
-from ..networks.graph import Graph, Node
-from ..neurons import Neuron, NormNeuron, Repeat
+from ..networks.graph import Graph
+from ..networks.operations import Node, Operation
+from ..neurons import Neuron, NormNeuron
 from .arithmetic import FLOAT32
-from .functions import RESHAPES, Functions
-from .plan import Edge, Plan, given, own_code, refuse
+from .plan import Edge, Op, Plan, binary, given, own_code, refuse
+from .streams import Streams
 
-_PASS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Flatten, nn.Unflatten)
-_MAX = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
-_AVERAGE = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-_NORM = nn.modules.batchnorm._BatchNorm
+ROUNDED = 1 << 20  # a mean's sum is read back from a float by rounding; below this it cannot miss
+_POOLS = ("max_pool", "average_pool", "adaptive_max_pool", "adaptive_average_pool")
+_VIEWS = ("pass", "reshape")
+# Modules without a scale of their own: each call is an operation of its own.
+_REUSABLE = (*_VIEWS, "repeat", "pad", "max_pool", "average_pool", "adaptive_max_pool")
 
 
-class Reader(Functions):
-    """Walks the graph once. ``limits``: each layer's largest weight code; ``entry``: what the input carries."""
+class Reader:
+    """Walks the graph once; :data:`METHODS` says what each operation becomes.
+
+    ``limits``: each layer's largest weight code. ``entry``: what the input carries. ``finest``: see
+    :class:`Streams`.
+    """
 
     def __init__(
         self, network: Network, graph: Graph, limits: dict[str, int], residual_bits: int, entry: Edge, finest: float
     ) -> None:
-        super().__init__(network, graph, residual_bits, finest)
-        self.limits, self.entry = limits, entry
-        self.seen: set[str] = set()
-        self.users: dict[str, list[Node]] = {}
-        for node in graph:
-            for name in node.inputs:
-                self.users.setdefault(name, []).append(node)
+        self.network, self.graph, self.limits, self.entry = network, graph, limits, entry
+        self.residual = (-(1 << (residual_bits - 1)), (1 << (residual_bits - 1)) - 1)
+        self.plan = Plan()
+        self.streams = Streams(self.plan, finest)
+        self.called: set[str] = set()
 
     def read(self) -> Plan:
         """The plan; raises for what cannot be expressed."""
         for node in self.graph:
             self.visit(node)
         self.output()
-        self.finish()
+        self.streams.finish()
         return self.plan
 
     def visit(self, node: Node) -> None:
         """One node."""
-        module = node.module
-        if node.kind == "input":
-            return self.put(node, "input", self.entry)
         for name in given(node):
             if name not in self.plan.edges:
                 raise refuse(node, "reads something that is not an activation (a parameter or constant tensor)")
-        if module is not None:
-            self.known(node, module)
-        if module is not None and not isinstance(module, (*_PASS, *_MAX, Repeat, nn.AvgPool2d)):
-            if node.path in self.seen:
-                raise refuse(node, "is called more than once; codes have one scale a module: give each call its own")
-            self.seen.add(str(node.path))
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
-            return self.layer(node, module)
-        if isinstance(module, NormNeuron):
-            return self.norm_neuron(node, module)
-        if isinstance(module, Neuron):
-            return self.neuron(node)
-        if isinstance(module, _NORM):
-            return self.norm(node, module)
-        if isinstance(module, nn.MaxPool2d):
-            return self.max_pool(node, vars(module))
-        if isinstance(module, nn.AvgPool2d):
-            return self.avg_pool(node, vars(module))
-        if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
-            if getattr(module, "return_indices", False):
-                raise refuse(node, "returns indices")
-            return self.adaptive(node, isinstance(module, nn.AdaptiveMaxPool2d))
-        if isinstance(module, Repeat):
-            return self.put(node, "repeat", self.edge(node))
-        if isinstance(module, _PASS):
-            return self.reshape(node)
-        if module is not None:
-            raise refuse(node, _why_not(module))
-        return self.function(node)
+        if node.module is not None:
+            self.known(node, node.module)
+            if node.op not in _REUSABLE:
+                if node.path in self.called:
+                    raise refuse(
+                        node, "is called more than once; codes have one scale a module: give each call its own"
+                    )
+                self.called.add(str(node.path))
+        if node.op not in METHODS:
+            raise refuse(node, _why_not(node))
+        METHODS[node.op](self, node)
+
+    def edge(self, node: Node, i: int = 0) -> Edge:
+        """What a node's i-th input carries."""
+        return self.plan.edges[given(node)[i]]
+
+    def put(self, node: Node, kind: str, edge: Edge, suffix: str = "", **options: Any) -> None:
+        """One operation; with ``suffix`` one of several that a node becomes, the first of which read its inputs."""
+        name = node.name + suffix
+        self.plan.ops.append(Op(name, kind, given(node), node.path or "", options))
+        self.plan.edges[name] = edge
+
+    def then(self, node: Node, kind: str, before: str, edge: Edge, **options: Any) -> None:
+        """The last operation of a node, behind the one that it put as ``before``."""
+        self.plan.ops.append(Op(node.name, kind, [node.name + before], "", options))
+        self.plan.edges[node.name] = edge
+
+    def input(self, node: Node) -> None:
+        self.put(node, "input", self.entry)
+
+    def repeat(self, node: Node) -> None:
+        self.put(node, "repeat", self.edge(node))
 
     def known(self, node: Node, module: nn.Module) -> None:
         """Refuse a subclass with equations of its own: its codes would follow others."""
@@ -90,56 +97,57 @@ class Reader(Functions):
                 where = "" if part is module else f"holds a {type(part).__name__} that "
                 raise refuse(node, f"{where}computes by {name}() of its own, which has no form on integer codes")
 
-    def layer(self, node: Node, module: Any) -> None:
-        edge, path = self.edge(node), str(node.path)
+    # -- layers and neurons -----------------------------------------------------------------------------------------
+
+    def layer(self, node: Node) -> None:
+        edge, path, module = self.edge(node), str(node.path), node.module
+        assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)
         if edge.base == "norm":
-            self.read_by(edge, "layer", path)
+            self.streams.read_by(edge, "layer", path)
         options: dict[str, Any] = {"groups": 1}
         if not isinstance(module, nn.Linear):
             if module.padding_mode != "zeros" or isinstance(module.padding, str):
                 raise refuse(node, "pads otherwise than with a number of zeros; use padding=(h, w) of zeros")
-            options = {
-                "stride": list(module.stride), "padding": list(module.padding), "dilation": list(module.dilation),
-                "groups": module.groups,
-            }  # fmt: skip
-        if node.name not in self.users and node.name != self.graph.output:
+            options = {key: list(node.settings[key]) for key in ("stride", "padding", "dilation")}
+            options["groups"] = module.groups
+        last = node.name == self.graph.output
+        if not last and not self.graph.readers(node.name):
             raise refuse(node, "is read by nothing")
         most = module.weight[0].numel() * self.limits[path] * edge.bound
-        last = node.name == self.graph.output
         if self.alone(node.name) and not (last and 2 * most * (self.network.time_steps or 1) >= FLOAT32):
             return self.put(node, "layer", Edge("layer", -most, most, layer=path), **options)
         self.plan.ends[path] = ("stream", path, 1.0)
-        return self.put(node, "layer", Edge("norm", *self.residual, group=self.group(path)), **options)
+        return self.put(node, "layer", Edge("norm", *self.residual, group=self.streams.group(path)), **options)
 
     def alone(self, name: str) -> bool:
-        """Whether one norm or neuron reads a layer (through pools and views), or it is the output: no grid is needed."""
+        """Whether no grid is needed: one norm or neuron reads a layer, through pools and views, or it is the output."""
         pooled = False
         while name != self.graph.output:
-            users = self.users.get(name, [])
-            if len(users) != 1:
+            readers = self.graph.readers(name)
+            if len(readers) != 1:
                 return False
-            node = users[0]
-            if isinstance(node.module, NormNeuron | Neuron | _NORM):
+            node = readers[0]
+            if node.op in ("norm_neuron", "neuron", "batch_norm"):
                 return node.inputs[0] == name
-            if isinstance(node.module, (*_MAX, *_AVERAGE)):
+            if node.op in _POOLS and node.module is not None:
                 pooled = True
-            elif not isinstance(node.module, (*_PASS, Repeat)) and node.kind not in RESHAPES:
+            elif node.op not in (*_VIEWS, "repeat"):
                 return False
             name = node.name
         return not pooled
 
-    def norm_neuron(self, node: Node, module: NormNeuron) -> None:
-        if not isinstance(module.neuron, Neuron):
-            raise refuse(
-                node, f"ends in {type(module.neuron).__name__}, not in a neuron; quantize takes spiking networks"
-            )
+    def norm_neuron(self, node: Node) -> None:
+        assert isinstance(node.module, NormNeuron)
+        inner = node.module.neuron
+        if not isinstance(inner, Neuron):
+            raise refuse(node, f"ends in {type(inner).__name__}, not in a neuron; quantize takes spiking networks")
         self.into_norm(node)
         if len(given(node)) > 1:
             residual = self.edge(node, 1)
             if residual.base == "layer" or residual.fraction != 1 or (residual.base == "norm" and residual.share != 1):
                 raise refuse(node, "adds a pooled or scaled map; put the pooling before the norm or layer")
             if residual.base == "norm":
-                self.read_by(residual, "residual", str(node.path))
+                self.streams.read_by(residual, "residual", str(node.path))
         self.put(node, "norm_neuron", Edge("step", 0, 1))
 
     def neuron(self, node: Node) -> None:
@@ -149,21 +157,21 @@ class Reader(Functions):
         elif edge.base == "norm":
             if edge.share != 1:
                 raise refuse(node, "reads a pooled norm; put the pooling behind the neuron")
-            self.read_by(edge, "neuron", str(node.path))
+            self.streams.read_by(edge, "neuron", str(node.path))
         self.put(node, "neuron", Edge("step", 0, 1))
 
-    def norm(self, node: Node, module: Any) -> None:
-        if module.running_mean is None:
+    def norm(self, node: Node) -> None:
+        if getattr(node.module, "running_mean", None) is None:
             raise refuse(node, "keeps no running statistics; set track_running_stats=True")
         self.into_norm(node)
-        self.put(node, "norm", Edge("norm", *self.residual, group=self.group(str(node.path))))
+        self.put(node, "norm", Edge("norm", *self.residual, group=self.streams.group(str(node.path))))
 
     def into_norm(self, node: Node) -> None:
         edge = self.edge(node)
         if edge.base == "layer":
             self.end(edge, "norm", node)
         elif edge.base == "norm":
-            self.read_by(edge, "layer", str(node.path))
+            self.streams.read_by(edge, "layer", str(node.path))
 
     def end(self, edge: Edge, kind: str, node: Node) -> None:
         self.plan.ends[edge.layer] = (kind, str(node.path), edge.share)
@@ -176,13 +184,208 @@ class Reader(Functions):
         if out.base == "layer":
             self.end(out, "logits", last)
         elif out.base == "norm":
-            self.real(out.group)
+            self.streams.real(out.group)
         elif not out.real:
             raise refuse(last, "gives the logits; the last layer must be linear, or a neuron (head='spiking')")
 
+    # -- sums and products ------------------------------------------------------------------------------------------
 
-def _why_not(module: nn.Module) -> str:
-    name = type(module).__name__
+    def add(self, node: Node) -> None:
+        if len(given(node)) != 2 or node.settings["alpha"] != 1:
+            raise refuse(node, ALLOWED)
+        grid, ranges = self.streams.join(node, [self.edge(node, 0), self.edge(node, 1)])
+        low, high = (sum(r[i] for r in ranges) for i in (0, 1))
+        self.put(node, "add", replace(grid, low=low, high=high))
+
+    def concat(self, node: Node) -> None:
+        dim = node.settings["dim"]
+        if dim == 0:
+            raise refuse(node, "concatenates along the first dimension, which holds T*N")
+        grid, ranges = self.streams.join(node, [self.edge(node, i) for i in range(len(given(node)))])
+        low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+        self.put(node, "cat", replace(grid, low=low, high=high), dim=dim)
+
+    def multiply(self, node: Node) -> None:
+        if len(given(node)) != 2:
+            raise refuse(node, ALLOWED)
+        a, b = self.edge(node, 0), self.edge(node, 1)
+        if not (a.spikes and b.spikes):
+            raise refuse(node, "multiplies real values (a gate); only products of spikes are integers")
+        corners = [x * y for x in (a.low, a.high) for y in (b.low, b.high)]
+        self.put(node, "mul", Edge("step", min(corners), max(corners)))
+
+    def scale(self, node: Node) -> None:
+        edge, factor = self.edge(node), node.settings["factor"]
+        if not binary(factor) or edge.base == "layer":
+            raise refuse(node, "multiplies by a real number; only powers of two keep codes exact")
+        if edge.base == "norm":
+            self.streams.real(edge.group)
+        made = replace(edge, share=edge.share * factor, fraction=edge.fraction * factor)
+        self.put(node, "reshape", made, shape=list(node.shape[1:]))
+
+    def matmul(self, node: Node) -> None:
+        a, b = self.edge(node, 0), self.edge(node, 1)
+        if a.base != "step" or b.base != "step" or len(node.shape) < 3 or not node.scope:
+            raise refuse(node, "multiplies maps that are not spikes, inside of one module, image by image")
+        bound = node.in_shapes[0][-1] * a.bound * b.bound
+        if bound >= FLOAT32:
+            raise refuse(node, f"sums products of spikes up to {bound:.3g}; float32 holds integers below 2^24")
+        self.plan.products.add(node.scope)
+        made = Edge(
+            "step", -bound if min(a.low, b.low) < 0 else 0, bound, a.step * b.step, a.share * b.share,
+            a.fraction * b.fraction,
+        )  # fmt: skip
+        self.put(node, "matmul", made, wide=bound >= 1 << 31)
+
+    def complement(self, node: Node) -> None:
+        edge, number = self.edge(node), node.settings["number"]
+        if len(given(node)) != 1:
+            raise refuse(node, ALLOWED)
+        if not edge.spikes or number is None or number != int(number) or node.settings["alpha"] != 1:
+            raise refuse(node, "subtracts on real values; only 1 - spikes is an integer")
+        c = int(number)
+        if not node.settings["reversed"]:
+            return self.put(node, "affine", replace(edge, low=edge.low - c, high=edge.high - c), factor=1, offset=-c)
+        return self.put(node, "affine", replace(edge, low=c - edge.high, high=c - edge.low), factor=-1, offset=c)
+
+    # -- shapes -----------------------------------------------------------------------------------------------------
+
+    def reshape(self, node: Node) -> None:
+        if len(given(node)) != 1:
+            raise refuse(node, ALLOWED)
+        if node.shape[:1] != node.in_shapes[0][:1]:
+            raise refuse(node, "changes the first dimension, which holds T*N")
+        self.put(node, "reshape", self.edge(node), shape=list(node.shape[1:]))
+
+    def permute(self, node: Node) -> None:
+        dims = node.settings["dims"]
+        if dims[0] != 0:
+            raise refuse(node, "moves the first dimension, which holds T*N")
+        self.put(node, "permute", self.edge(node), dims=dims)
+
+    def pad(self, node: Node) -> None:
+        if node.settings["mode"] != "constant" or node.settings["value"]:
+            raise refuse(node, ALLOWED)
+        self.put(node, "pad", self.edge(node), pad=node.settings["pad"])
+
+    def split(self, node: Node) -> None:
+        dim, start = node.settings["dim"], 0
+        if dim == 0:
+            raise refuse(node, "splits the first dimension, which holds T*N")
+        for i, n in enumerate(node.settings["sizes"]):
+            index = [[None, None, None]] * dim + [[start, start + n, None]]
+            self.put(node, "slice", self.edge(node), f":{i}", index=index)
+            start += n
+
+    def slice(self, node: Node) -> None:
+        if len(given(node)) != 1:
+            raise refuse(node, ALLOWED)
+        slices = [_slice(node, s) for s in node.settings["index"]]
+        if slices[0] != [None, None, None]:
+            raise refuse(node, "slices the first dimension, which holds T*N")
+        self.put(node, "slice", self.edge(node), ":all", index=slices)
+        self.then(node, "reshape", ":all", self.edge(node), shape=list(node.shape[1:]))
+
+    # -- pools ------------------------------------------------------------------------------------------------------
+
+    def max_pool(self, node: Node) -> None:
+        settings = self.window(node)
+        window = {key: list(settings[key]) for key in ("kernel", "stride", "padding", "dilation")}
+        options: dict[str, Any] = {**window, "ceil": settings["ceil"]}
+        self.put(node, "max_pool", self.edge(node), **options)
+
+    def average_pool(self, node: Node) -> None:
+        settings = self.window(node)
+        kernel, stride, padding = (list(settings[key]) for key in ("kernel", "stride", "padding"))
+        sizes = zip(node.in_shapes[0][-2:], kernel, stride, padding)
+        overhangs = settings["ceil"] and any((n + 2 * p - k) % s for n, k, s, p in sizes)
+        if overhangs or (any(padding) and not (settings["include_padding"] or settings["divisor"])):
+            raise refuse(
+                node, "divides by a number that depends on the place; use ceil_mode=False, count_include_pad=True"
+            )
+        self.average(node, kernel, stride, padding, settings["divisor"] or prod(kernel))
+
+    def adaptive_max_pool(self, node: Node) -> None:
+        self.window(node)
+        self.put(node, "adaptive_max", self.edge(node), size=list(node.shape[-2:]))
+
+    def adaptive_average_pool(self, node: Node) -> None:
+        self.window(node)
+        before, after = node.in_shapes[0][-2:], node.shape[-2:]
+        kernel = node.settings["kernel"]
+        if all(a % b == 0 for b, a in zip(before, after)):  # every window is one place
+            return self.put(node, "replicate", self.edge(node), times=[a // b for b, a in zip(before, after)])
+        if kernel is None:
+            raise refuse(
+                node, f"has overlapping windows ({before} to {after}); its divisor is not one number: choose sizes that "
+                "divide",
+            )  # fmt: skip
+        return self.average(node, list(kernel), list(kernel), [0, 0], prod(kernel))
+
+    def window(self, node: Node) -> dict[str, Any]:
+        """The settings of a pool over maps."""
+        if len(node.shape) != 4:
+            raise refuse(node, _why_not(node))
+        if node.settings["indices"]:
+            raise refuse(node, "returns indices")
+        return node.settings
+
+    def average(self, node: Node, kernel: list[int], stride: list[int], padding: list[int], divisor: int) -> None:
+        """Sums over windows; their divisor is in the value of a code, and in a function's floats too."""
+        made = self.summed(node, prod(kernel), divisor, scaled=node.module is None)
+        size = list(node.in_shapes[0][-2:])
+        self.put(node, "sum_pool", made, kernel=kernel, stride=stride, padding=padding, size=size)
+
+    def mean(self, node: Node) -> None:
+        shape, dims = node.in_shapes[0], node.settings["dims"]
+        if 0 in dims:
+            raise refuse(node, "averages over the first dimension, which holds T*N")
+        area = prod(shape[d] for d in dims)
+        made = self.summed(node, area, area, scaled=True)
+        self.put(node, "sum", made, ":sum", dims=dims, wide=made.bound >= 1 << 31)
+        self.then(node, "reshape", ":sum", made, shape=list(node.shape[1:]))
+
+    def summed(self, node: Node, area: int, divisor: int, scaled: bool) -> Edge:
+        """``area`` codes in one, divided by ``divisor``."""
+        edge = self.edge(node)
+        if edge.base == "norm":
+            self.streams.pooled.append((edge.group, divisor, node))
+            if scaled:
+                self.streams.real(edge.group)
+        if scaled and not binary(divisor) and edge.bound * area >= ROUNDED:
+            raise refuse(node, "takes a mean of codes too large to be read back; use a pool as a module")
+        fraction = edge.fraction / divisor if scaled else edge.fraction
+        return replace(edge, low=edge.low * area, high=edge.high * area, share=edge.share / divisor, fraction=fraction)
+
+
+METHODS: dict[Operation, Callable[[Reader, Node], None]] = {
+    "input": Reader.input, "conv": Reader.layer, "linear": Reader.layer, "batch_norm": Reader.norm,
+    "norm_neuron": Reader.norm_neuron, "neuron": Reader.neuron,
+    "add": Reader.add, "subtract": Reader.complement, "multiply": Reader.multiply, "scale": Reader.scale,
+    "matmul": Reader.matmul, "concat": Reader.concat, "mean": Reader.mean,
+    "pass": Reader.reshape, "reshape": Reader.reshape, "permute": Reader.permute, "pad": Reader.pad,
+    "repeat": Reader.repeat, "split": Reader.split, "slice": Reader.slice,
+    "max_pool": Reader.max_pool, "average_pool": Reader.average_pool,
+    "adaptive_max_pool": Reader.adaptive_max_pool, "adaptive_average_pool": Reader.adaptive_average_pool,
+}  # fmt: skip
+ALLOWED = (
+    "has no form on integer codes; allowed between layers: additions, products of spikes, powers of two as factors, "
+    "pools, means, reshaping, transposing, slicing, zero padding, concatenation"
+)
+
+
+def _slice(node: Node, s: Any) -> list[int | None]:
+    if isinstance(s, int) and not isinstance(s, bool):
+        return [s, s + 1 or None, None]
+    if not isinstance(s, slice) or any(v is not None and not isinstance(v, int) for v in (s.start, s.stop, s.step)):
+        raise refuse(node, "picks by something else than slices")
+    return [s.start, s.stop, s.step]
+
+
+def _why_not(node: Node) -> str:
+    if node.module is None:
+        return ALLOWED
+    name = node.kind
     if name in ("GELU", "SiLU", "Softmax", "Sigmoid", "Tanh", "LayerNorm", "GroupNorm", "MultiheadAttention"):
         return "has no form on integer codes (only spikes, sums and batch norms have)"
     if name in ("ReLU", "ReLU6", "LeakyReLU"):

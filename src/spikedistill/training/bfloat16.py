@@ -15,10 +15,9 @@ def wide_strides(network: nn.Module, x: Tensor) -> list[str]:
     """
     found = []
     for node in graph.trace(network, x[:2]):
-        m = node.module
-        if isinstance(m, nn.Conv1d | nn.Conv2d):
-            sizes = node.in_shapes[0][2:]
-            if any(k > 1 and s > n for k, s, n in zip(m.kernel_size, m.stride, sizes, strict=True)):
+        if node.op == "conv":
+            axes = zip(node.settings["kernel"], node.settings["stride"], node.in_shapes[0][2:], strict=True)
+            if any(k > 1 and s > n for k, s, n in axes):
                 found.append(str(node.path))
     return found
 

@@ -3,45 +3,33 @@
 from dataclasses import replace
 
 from ..errors import SpikedistillError
-from ..networks.base import Network
-from ..networks.graph import Graph, Node
-from .plan import Edge, Plan, binary, given, refuse
+from ..networks.operations import Node
+from ..union_find import UnionFind
+from .plan import Edge, Plan, binary, refuse
 
 
-class Joins:
-    """What readers of modules and of functions share: the plan so far, and the groups of norms that write on one grid.
+class Streams:
+    """The groups of norms and layers that write on one grid, in the plan that is being made.
 
     ``finest``: the smallest step that a stream can have; ranges of spikes that join one are bounded by it.
     """
 
-    def __init__(self, network: Network, graph: Graph, residual_bits: int, finest: float) -> None:
-        self.network, self.graph, self.finest, self.plan = network, graph, finest, Plan()
-        self.residual = (-(1 << (residual_bits - 1)), (1 << (residual_bits - 1)) - 1)
-        self.parent: dict[int, int] = {}
+    def __init__(self, plan: Plan, finest: float) -> None:
+        self.plan, self.finest = plan, finest
+        self.groups: UnionFind[int] = UnionFind()
+        self.count = 0
         self.pooled: list[tuple[int, int, Node]] = []  # (group, divisor, node) of pools in streams
-
-    def edge(self, node: Node, i: int = 0) -> Edge:
-        """What a node's i-th input carries."""
-        return self.plan.edges[given(node)[i]]
 
     def group(self, path: str) -> int:
         """A new group, of one norm or layer."""
-        group = len(self.parent)
-        self.parent[group] = group
+        group, self.count = self.count, self.count + 1
         self.plan.groups[group], self.plan.readers[group] = [path], []
-        return group
-
-    def root(self, group: int) -> int:
-        """The group that this one has become part of."""
-        while self.parent[group] != group:
-            group = self.parent[group]
         return group
 
     def union(self, a: int, b: int) -> None:
         """Both write on one grid."""
-        a, b = sorted((self.root(a), self.root(b)))
-        if a != b:
-            self.parent[b] = a
+        a, b = sorted((self.groups.root(a), self.groups.root(b)))
+        if self.groups.union(a, b):
             self.plan.groups[a] += self.plan.groups.pop(b)
             self.plan.readers[a] += self.plan.readers.pop(b)
             if b in self.plan.real:
@@ -49,12 +37,12 @@ class Joins:
 
     def real(self, group: int, most: float = 1.0) -> None:
         """Floats of this group are real values; its step is at most ``most``."""
-        root = self.root(group)
+        root = self.groups.root(group)
         self.plan.real[root] = min(most, self.plan.real.get(root, most))
 
     def read_by(self, edge: Edge, kind: str, path: str) -> None:
         """A group's reader."""
-        self.plan.readers[self.root(edge.group)].append((kind, path))
+        self.plan.readers[self.groups.root(edge.group)].append((kind, path))
 
     def join(self, node: Node, edges: list[Edge]) -> tuple[Edge, list[tuple[int, int]]]:
         """The grid that ``edges`` share, and the range of each on it.
@@ -86,11 +74,11 @@ class Joins:
         """Groups as they have become; refuses what only the whole shows."""
         plan = self.plan
         plan.edges = {
-            name: replace(edge, group=self.root(edge.group)) if edge.base == "norm" else edge
+            name: replace(edge, group=self.groups.root(edge.group)) if edge.base == "norm" else edge
             for name, edge in plan.edges.items()
         }
         for group, divisor, node in self.pooled:
-            if self.root(group) in plan.real and not binary(divisor):
+            if self.groups.root(group) in plan.real and not binary(divisor):
                 raise refuse(
                     node, f"divides a stream that others join by {divisor}; only by powers of two it stays exact"
                 )
