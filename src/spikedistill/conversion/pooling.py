@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .. import simulation
 from ..networks.graph import Graph
 from ..neurons import Neuron, NormNeuron
+from ..numerics import at_least_float32
 
 POOLS = ("MaxPool1d", "MaxPool2d", "AdaptiveMaxPool2d")
 FUNCTIONS = ("max_pool1d", "max_pool2d", "adaptive_max_pool2d")
@@ -40,7 +41,7 @@ class RateMaxPool(nn.Module):
         sim = simulation.current()
         T = 1 if sim is None or sim.time_steps is None else sim.time_steps
         k = sim.call(self) if sim else 0
-        counts = (x if x.dtype == torch.float64 else x.float()).unflatten(0, (T, -1)).cumsum(0)
+        counts = at_least_float32(x).unflatten(0, (T, -1)).cumsum(0)
         before = sim.initial(self, k) if sim else None
         if before is None:
             before = torch.zeros_like(counts[0])

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from .. import simulation
 from ..errors import SpikedistillError, nearest
+from ..numerics import at_least_float32
 from . import dynamics, fused, packing
 from .dynamics import Constants, Grid, Number, Reset
 from .surrogate import Surrogate
@@ -161,7 +162,7 @@ class Neuron(nn.Module):
         self, current: Tensor, state: Tensor | None, T: int, membrane: bool
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Scan over T; current (T, N, ...), or (N, ...) for an encoding neuron; state in at least float32."""
-        wide = current if current.dtype in (torch.float32, torch.float64) else current.float()
+        wide = at_least_float32(current)
         if state is None:
             like = wide if self.encode else wide[0]
             initial = self.initial if self.grid is None else math.floor(self.initial / self.grid.unit + 0.5)
@@ -335,9 +336,8 @@ class NormNeuron(nn.Module):
         """Mean and biased variance per channel: the batch's in training (running ones updated), else the running ones."""
         if not self.training:
             return self.running_mean, self.running_var
-        wide = x if x.dtype == torch.float64 else x.float()
         dims = [d for d in range(x.dim()) if d != 1]
-        var, mean = torch.var_mean(wide, dims, unbiased=False)
+        var, mean = torch.var_mean(at_least_float32(x), dims, unbiased=False)
         return self._read(mean, var, x.numel() // self.channels)[:2]
 
     def _read(self, mean: Tensor, var: Tensor, n: int) -> tuple[Tensor, Tensor, int | Tensor]:

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..numerics import at_least_float32
+
 
 class _Gather(torch.autograd.Function):
     """Every process's tensor, stacked; backward sums what all processes have to say about each."""
@@ -61,8 +63,7 @@ class _Shared(nn.modules.batchnorm._BatchNorm):
         """Shape: (N, C, ...), kept."""
         if not (self.training and several()):
             return super().forward(x)
-        wide = x if x.dtype == torch.float64 else x.float()
-        var, mean = torch.var_mean(wide, [d for d in range(x.dim()) if d != 1], unbiased=False)
+        var, mean = torch.var_mean(at_least_float32(x), [d for d in range(x.dim()) if d != 1], unbiased=False)
         mean, var, n = shared(mean, var, x.numel() // x.shape[1])
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             assert self.num_batches_tracked is not None
