@@ -15,7 +15,8 @@ from ..data import Data
 from ..distiller import Distiller
 from ..errors import SpikedistillError
 from ..neurons import Neuron
-from ..neurons.packing import lean, packed_spikes
+from ..neurons.packing import packed_spikes
+from ..neurons.recompute import lean
 from ..neurons.sync import synchronize
 from ..randomness import seed_everything
 from ..recipe import Optimizer
