@@ -39,7 +39,7 @@ class RateMaxPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(T*N, C, H, W) to (T*N, C, H', W')."""
         sim = simulation.current()
-        T = 1 if sim is None or sim.time_steps is None else sim.time_steps
+        T = simulation.steps(1)
         k = sim.call(self) if sim else 0
         counts = at_least_float32(x).unflatten(0, (T, -1)).cumsum(0)
         before = sim.initial(self, k) if sim else None

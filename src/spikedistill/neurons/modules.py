@@ -19,7 +19,7 @@ from ..numerics import at_least_float32
 from . import dynamics, fused, packing
 from .dynamics import Constants, Grid, Number, Reset
 from .surrogate import Surrogate
-from .sync import move, several, shared
+from .sync import BatchStatistics, is_distributed, update_running
 
 RESETS = ("hard", "soft", None)
 
@@ -110,7 +110,7 @@ class Neuron(nn.Module):
         With ``norm`` what charges the neuron is ``norm.current(current, residual)``.
         """
         sim = simulation.current()
-        T = self.time_steps if sim is None or sim.time_steps is None else sim.time_steps
+        T = simulation.steps(self.time_steps)
         if self.encode:
             shape = current.shape
         else:
@@ -299,12 +299,11 @@ class Repeat(nn.Module):
         self.time_steps = time_steps
 
     def forward(self, x: Tensor) -> Tensor:
-        sim = simulation.current()
-        T = self.time_steps if sim is None or sim.time_steps is None else sim.time_steps
+        T = simulation.steps(self.time_steps)
         return x.unsqueeze(0).expand(T, *x.shape).flatten(0, 1)
 
 
-class NormNeuron(nn.Module):
+class NormNeuron(BatchStatistics, nn.Module):
     """A batch norm and the neuron behind it, together: ``neuron(norm(current) + residual)``.
 
     The statistics are over T, N and space jointly (tdBN's meaning; Zheng et al., AAAI 2021). The state dict looks like a
@@ -319,7 +318,6 @@ class NormNeuron(nn.Module):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
-    sync = False  # share batch statistics between processes (sync.synchronize)
     grid: Any = None  # set by quantization: (x, a, b, residual) -> current in integer codes
 
     def __init__(self, channels: int, neuron: nn.Module, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -340,27 +338,12 @@ class NormNeuron(nn.Module):
         var, mean = torch.var_mean(at_least_float32(x), dims, unbiased=False)
         return self._read(mean, var, x.numel() // self.channels)[:2]
 
-    def _read(self, mean: Tensor, var: Tensor, n: int) -> tuple[Tensor, Tensor, int | Tensor]:
-        """A batch's statistics were read: share them between processes if asked, track them. Also the count."""
-        count: int | Tensor = n
-        if self.sync and several():
-            mean, var, count = shared(mean, var, n)
-        self.track(mean.detach(), var.detach(), count)
-        return mean, var, count
-
     def track(self, mean: Tensor, var: Tensor, n: int | Tensor) -> None:
         """Move the running statistics towards a batch's; ``n`` values per channel were read."""
-        sim = simulation.current()
-        if sim is not None and sim.recomputing:
-            return
-        self.num_batches_tracked += 1
-        move(self, mean, var, n * self._copies(sim), self.momentum)
-
-    def _copies(self, sim: simulation.Simulation | None) -> int:
         # A constant current stands for T equal ones: the unbiased factor counts them all, as a repeated input would.
-        if not getattr(self.neuron, "encode", False):
-            return 1
-        return sim.time_steps if sim is not None and sim.time_steps else self.neuron.time_steps  # type: ignore[return-value]
+        neuron = self.neuron
+        copies = simulation.steps(neuron.time_steps) if isinstance(neuron, Neuron) and neuron.encode else 1
+        update_running(self, mean, var, n * copies)
 
     def affine(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """``(a, b)`` with ``norm(x) = a * x + b``."""
@@ -371,7 +354,7 @@ class NormNeuron(nn.Module):
         """What charges the neuron: norm, then residual (on integer codes when quantized)."""
         if self.grid is not None:
             return self.grid(x, *self.affine(*self.statistics(x)), residual)
-        if self.training and self.sync and several():
+        if self.training and self.sync and is_distributed():
             a, b = (v.view(-1, *[1] * (x.dim() - 2)) for v in self.affine(*self.statistics(x)))
             y = (a * x + b).to(x.dtype)
         elif self.training:
@@ -395,7 +378,7 @@ class NormNeuron(nn.Module):
         if self.training:
             with torch.no_grad():
                 mean, var, n = self._read(*fused.moments(x), x.numel() // self.channels)
-                batch = fused.Batch(mean, torch.rsqrt(var + self.eps), n, self.sync and several())
+                batch = fused.Batch(mean, torch.rsqrt(var + self.eps), n, self.sync and is_distributed())
             affine: tuple[Tensor, Tensor] = (self.weight, self.bias)
         else:
             affine = self.affine(self.running_mean, self.running_var)

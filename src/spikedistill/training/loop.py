@@ -17,7 +17,7 @@ from ..errors import SpikedistillError
 from ..neurons import Neuron
 from ..neurons.packing import packed_spikes
 from ..neurons.recompute import lean
-from ..neurons.sync import synchronize
+from ..neurons.shared_norms import synchronize
 from ..randomness import seed_everything
 from ..recipe import Optimizer
 from . import checkpoint, metrics, signals
