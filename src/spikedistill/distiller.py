@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from . import taps
 from .errors import SpikedistillError
 from .networks.base import Network
-from .neurons.kernels import wide
 from .neurons.strided import guard
+from .numerics import at_least_float32
 from .objectives import Objective, Setup, View, build
 from .randomness import seed_everything
 from .taps import Captures, Tap
@@ -141,7 +141,7 @@ class Distiller(nn.Module):
             with torch.random.fork_rng(devices=devices), torch.no_grad():
                 logits, mine = taps.run_resolved(student, x, self._student_taps, self.time_steps)
                 if self._asks_heads:
-                    self._make_heads(logits.shape[-1], wide(logits), seed)
+                    self._make_heads(logits.shape[-1], at_least_float32(logits), seed)
                 theirs = {name: self._taught(name, x) for name in self._teacher_taps}
         finally:
             for module, flag in flags.items():
@@ -157,7 +157,7 @@ class Distiller(nn.Module):
             with torch.random.fork_rng(devices=devices):
                 seed_everything(seed, "adapters", term.name)
                 term.setup(given)
-            term.to(x.device, wide(logits).dtype)
+            term.to(x.device, at_least_float32(logits).dtype)
         return guard(self)  # student and adapters
 
     def _make_heads(self, classes: int, like: Tensor, seed: int) -> None:
@@ -176,7 +176,7 @@ class Distiller(nn.Module):
         if name not in self._learning:
             return Taught(logits, captures)
         with torch.autocast(x.device.type, enabled=False):
-            own = self.teacher_heads[name](wide(captures[self._learning[name]]))
+            own = self.teacher_heads[name](at_least_float32(captures[self._learning[name]]))
             loss = None if y is None else F.cross_entropy(own.mean(0), y.to(own.dtype) if y.is_floating_point() else y)
         return Taught(own.detach(), captures, loss)
 
@@ -216,15 +216,15 @@ class Distiller(nn.Module):
         T, kind = self._own_steps(logits), logits.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         parts: dict[str, Tensor] = {}
-        total = logits.new_zeros((), dtype=wide(logits).dtype)
+        total = logits.new_zeros((), dtype=at_least_float32(logits).dtype)
         with torch.autocast(kind, enabled=False):
-            logits, mine = wide(logits), replace(mine, widen=True)
+            logits, mine = at_least_float32(logits), replace(mine, widen=True)
             y = y.to(logits.dtype) if y.is_floating_point() else y
             for term, name, share in self._lessons.values():
                 steps, theirs = max(term.time_steps or T, T), taught[name] if name else None
                 view = View(
                     mine.cut(steps), replace(theirs.captures, widen=True) if theirs else None, y, logits[:steps],
-                    wide(theirs.logits) if theirs else None, progress, T, autocast,
+                    at_least_float32(theirs.logits) if theirs else None, progress, T, autocast,
                 )  # fmt: skip
                 parts[term.name] = term(view)
                 total = total + term.weight(progress) * share * parts[term.name]

@@ -103,6 +103,12 @@ def current() -> Simulation | None:
     return _CURRENT.get()
 
 
+def steps(own: int) -> int:
+    """Time steps of the simulation that is running; ``own`` where there is none, or it leaves them open."""
+    sim = current()
+    return own if sim is None or sim.time_steps is None else sim.time_steps
+
+
 _OVERRIDE: ContextVar[tuple[nn.Module, int] | None] = ContextVar("spikedistill_time_steps", default=None)
 
 

@@ -25,8 +25,8 @@ from .networks.base import Network
 from .networks.graph import Call, Graph, trace
 from .networks.operations import Node
 from .neurons import Neuron, NormNeuron
-from .neurons.kernels import wide
 from .neurons.over_time import time_mean
+from .numerics import at_least_float32
 from .simulation import Simulation
 
 INSIDES = ("spikes", "membrane", "current")
@@ -64,7 +64,7 @@ class Captures:
 
     def all(self, text: str) -> dict[str, Tensor]:
         """All tensors a tap names, by concrete tap, in the order of the network."""
-        return {name: wide(x) if self.widen else x for name, x in self._named(text)}
+        return {name: at_least_float32(x) if self.widen else x for name, x in self._named(text)}
 
     def mean(self, text: str) -> Tensor:
         """The average over T of the one tensor a tap names, in at least float32: (N, ...)."""

@@ -6,7 +6,8 @@ from torch import nn
 
 from spikedistill.errors import SpikedistillError
 from spikedistill.neurons import LIF, NormNeuron, compilation
-from spikedistill.neurons.packing import checkpointed, lean, pack, packed_spikes, unpack
+from spikedistill.neurons.packing import pack, packed_spikes, unpack
+from spikedistill.neurons.recompute import checkpointed, lean
 from spikedistill.simulation import Simulation
 
 T, N, C = 4, 2, 8
@@ -175,3 +176,12 @@ def test_blocks_by_name_and_networks_without_sequences():
     assert "forward" not in vars(net[1][0])
     with pytest.raises(SpikedistillError, match="name its blocks"), lean(Block()):
         pass
+
+
+def test_a_block_with_a_forward_of_its_own_has_it_again():
+    block = nn.Sequential(nn.Linear(4, 4), LIF(time_steps=1))
+    quantized = block[0].forward = nn.Linear(4, 4).forward
+    with lean(block, [block[0], block[1]]):
+        block(torch.randn(2, 4))
+    assert block[0].forward is quantized
+    assert "forward" not in vars(block[1])

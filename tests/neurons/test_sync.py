@@ -4,8 +4,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from spikedistill.neurons import PLIF, NormNeuron, compilation
-from spikedistill.neurons.sync import synchronize
+from spikedistill.neurons import PLIF, NormNeuron, compilation, shared_norms
+from spikedistill.neurons.recompute import checkpointed
+from spikedistill.neurons.shared_norms import synchronize
 
 T, SIZES, C = 3, (3, 5), 4
 WAYS = ("eager", "uncompiled")
@@ -78,3 +79,14 @@ def test_sharing_is_switched_in_place():
     synchronize(net, on=False)
     assert type(net[1]) is nn.BatchNorm2d
     assert not net[0].sync
+
+
+def test_a_shared_norm_computed_twice_counts_its_batch_once(monkeypatch):
+    monkeypatch.setattr(shared_norms, "is_distributed", lambda: True)
+    monkeypatch.setattr(shared_norms, "shared_moments", lambda mean, var, n: (mean, var, torch.tensor(float(n))))
+    norm, alone = synchronize(nn.Sequential(nn.BatchNorm2d(C))), nn.BatchNorm2d(C)
+    x = torch.randn(6, C, 2, 3, requires_grad=True)
+    checkpointed(norm, x, modules=(norm,)).sum().backward()
+    alone(x)
+    for name, value in alone.named_buffers():
+        torch.testing.assert_close(norm.state_dict()[f"0.{name}"], value)

@@ -12,7 +12,7 @@ from lively import lively
 from torch.nn import functional as F
 
 from spikedistill.neurons import NormNeuron
-from spikedistill.neurons.sync import synchronize
+from spikedistill.neurons.shared_norms import synchronize
 from spikedistill.quantization import quantize
 from spikedistill.quantization.norm import CodedNorm
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .. import simulation
 from ..networks.graph import Graph
+from ..numerics import at_least_float32
 
 POOLS = ("max_pool", "adaptive_max_pool")
 
@@ -36,9 +37,9 @@ class RateMaxPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(T*N, C, H, W) to (T*N, C, H', W')."""
         sim = simulation.current()
-        T = 1 if sim is None or sim.time_steps is None else sim.time_steps
+        T = simulation.steps(1)
         k = sim.call(self) if sim else 0
-        counts = (x if x.dtype == torch.float64 else x.float()).unflatten(0, (T, -1)).cumsum(0)
+        counts = at_least_float32(x).unflatten(0, (T, -1)).cumsum(0)
         before = sim.initial(self, k) if sim else None
         if before is None:
             before = torch.zeros_like(counts[0])

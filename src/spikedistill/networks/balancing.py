@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
-from ..neurons import Neuron, NormNeuron, Surrogate
+from ..neurons import Neuron, NormNeuron, Surrogate, eager
 from .balanced import FIRING_RATE, HEAD_INPUT, balance_of
 from .base import Network
 from .mean_field import crossing
@@ -55,8 +55,6 @@ def balance(network: Network, batch: "Tensor | Sequence[Tensor]", firing_rate: f
         for module in network.modules():
             if isinstance(module, _NORMS):
                 module.train()
-        from ..neurons.compilation import eager
-
         with eager(), torch.random.fork_rng():
             network(x)
     finally:

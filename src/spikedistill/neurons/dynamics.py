@@ -78,6 +78,8 @@ class Grid:
     shift: int = 0
     leak_first: bool = False
 
+    fusable = True  # the fused arithmetic knows its gradients
+
     @property
     def decay(self) -> float:
         """``l / 2^L``, which every float holds exactly."""

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..numerics import at_least_float32
 from .compilation import Mode, compiled, eager, enable, mode, uncompiled, use
 from .dynamics import Constants, Number
-from .kernels import DECAY, GAIN, Plan, into, kernels, statistics, through, totals, wide
+from .kernels import DECAY, GAIN, Plan, into, kernels, statistics, through, totals
 
 __all__ = ["Batch", "compiled", "eager", "enable", "mode", "moments", "run", "uncompiled", "usable"]
 
@@ -93,7 +94,7 @@ class _Fused(torch.autograd.Function):
         view = _View(x, plan, last)
         a, b = None, None
         if p is not None and q is not None:
-            a, b = wide(p.data), wide(q.data)
+            a, b = at_least_float32(p.data), at_least_float32(q.data)
             if batch is not None:
                 a = a * batch.rstd
                 b = b - batch.mean * a
@@ -205,7 +206,9 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     x, last = dense(x.detach())
     with torch.autocast(x.device.type, enabled=False), torch.no_grad():
         if x.shape[0] == 1 or x.shape[1] == 1 or x.shape[2:].numel() == 1:
-            var, mean = torch.var_mean(wide(x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)), (0, 2), unbiased=False)
+            var, mean = torch.var_mean(
+                at_least_float32(x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)), (0, 2), unbiased=False
+            )
             return mean, var
         if last:
             return statistics[True](x.movedim(1, -1).reshape(x.shape[0], -1, x.shape[1]).data)

@@ -27,6 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..numerics import at_least_float32
 from .compilation import Kernel
 from .dynamics import Constants, Reset
 from .surrogate import Surrogate
@@ -72,21 +73,16 @@ _Optional = Tensor | None
 Gradients = tuple[Tensor, _Optional, _Optional, _Optional, _Optional]
 
 
-def wide(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over all but the last dimension of (M, L, C): one read, sums shifted by the first value."""
-    pivot = wide(x[0, 0])
-    return _moments(wide(x) - pivot, pivot, 1, x.shape[0] * x.shape[1])
+    pivot = at_least_float32(x[0, 0])
+    return _moments(at_least_float32(x) - pivot, pivot, 1, x.shape[0] * x.shape[1])
 
 
 def moments_first(x: Tensor) -> tuple[Tensor, Tensor]:
     """The same of (M, C, L)."""
-    pivot = wide(x[0, :, 0])
-    return _moments(wide(x) - pivot[:, None], pivot, 2, x.shape[0] * x.shape[2])
+    pivot = at_least_float32(x[0, :, 0])
+    return _moments(at_least_float32(x) - pivot[:, None], pivot, 2, x.shape[0] * x.shape[2])
 
 
 def _moments(d: Tensor, pivot: Tensor, places: int, n: int) -> tuple[Tensor, Tensor]:
@@ -104,13 +100,13 @@ class _Arithmetic:
         return vector if self.p.channels_last else vector[:, None]
 
     def input(self, x: Tensor, t: int) -> Tensor:
-        return wide(x if self.p.encode else x[t])
+        return at_least_float32(x if self.p.encode else x[t])
 
     def current(self, x: Tensor, a: Tensor | None, b: Tensor | None, residual: Tensor | None, t: int) -> Tensor:
         i = self.input(x, t)
         if a is not None and b is not None:
             i = self.channel(a) * i + self.channel(b)
-        return i if residual is None else i + wide(residual[t])
+        return i if residual is None else i + at_least_float32(residual[t])
 
     def charge(self, v: Tensor, i: Tensor, k: Tensor) -> Tensor:
         if self.p.grid is None:
@@ -176,7 +172,7 @@ class _Arithmetic:
         for t in reversed(steps):
             h = charged[t]
             u = h - k[THRESHOLD]
-            gs, gh = wide(g_spikes[t]), None if g_charged is None else wide(g_charged[t])
+            gs, gh = at_least_float32(g_spikes[t]), None if g_charged is None else at_least_float32(g_charged[t])
             if gv is not None:
                 gr = self.through_store(gv, self.after(h, u, k), k) if p.grid else gv
                 if p.reset is not None and not p.detach_reset:
@@ -275,7 +271,7 @@ def sums_first(s: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 
 def through_norm(g: Tensor, x: Tensor, a: Tensor, center: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
     """gx from gI of a norm with the batch's statistics; (..., C) with vectors (C,), (..., C, L) with (C, 1)."""
-    return (a * wide(g) - k1 - k2 * (wide(x) - center)).to(x.dtype)
+    return (a * at_least_float32(g) - k1 - k2 * (at_least_float32(x) - center)).to(x.dtype)
 
 
 def into_norm(g: Tensor, x: Tensor, a: Tensor, center: Tensor, k1: Tensor, k2: Tensor) -> None:

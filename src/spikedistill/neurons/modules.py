@@ -15,10 +15,12 @@ from torch.nn import functional as F
 
 from .. import simulation
 from ..errors import SpikedistillError, nearest
-from . import dynamics, fused, packing
+from ..numerics import at_least_float32
+from . import dynamics, fused
 from .dynamics import Constants, Grid, Number, Reset
+from .simulate import simulate
 from .surrogate import Surrogate
-from .sync import move, several, shared
+from .sync import BatchStatistics, is_distributed, update_running
 
 RESETS = ("hard", "soft", None)
 
@@ -99,69 +101,22 @@ class Neuron(nn.Module):
 
     def forward(self, current: Tensor) -> Tensor:
         """Current (T*N, ...) to spikes (T*N, ...); with ``encode`` from a constant current (N, ...)."""
-        return self.run(current, self)
+        return simulate(current, self, self)
 
-    def run(
-        self, current: Tensor, owner: nn.Module, norm: "NormNeuron | None" = None, residual: Tensor | None = None
-    ) -> Tensor:
-        """Simulate; ``owner`` is the module whose path captures and streamed states are filed under.
+    @property
+    def standard(self) -> bool:
+        """Whether it computes by the equations of :mod:`.dynamics`; a subclass with a ``simulate`` of its own does not."""
+        return type(self).simulate is Neuron.simulate
 
-        With ``norm`` what charges the neuron is ``norm.current(current, residual)``.
-        """
-        sim = simulation.current()
-        T = self.time_steps if sim is None or sim.time_steps is None else sim.time_steps
-        if self.encode:
-            shape = current.shape
-        else:
-            if current.shape[0] % T:
-                raise SpikedistillError(
-                    f"{type(self).__name__}: the first dimension of the current is T*N; found {tuple(current.shape)}, "
-                    f"not a multiple of T = {T}; set time_steps, or open a simulation with the right T"
-                )
-            shape = torch.Size((current.shape[0] // T, *current.shape[1:]))
-        k = sim.call(owner) if sim else 0
-        state = sim.initial(owner, k) if sim else None
-        if state is not None and state.shape != shape:
-            raise SpikedistillError(
-                f"{type(self).__name__}: the streamed state has shape {tuple(state.shape)}, the input asks for "
-                f"{tuple(shape)}; start a new stream with state=None when the batch changes"
-            )
-        membrane = sim is not None and sim.wants(owner, k, "membrane")
-        plain = sim is not None and (sim.streaming or sim.wants(owner, k, "current"))
-        spikes: Tensor
-        charged: Tensor | None
-        last: Tensor | None = None
-        constant = self.encode and residual is not None  # rare enough not to have kernels of its own
-        if norm is not None and not plain and not constant and norm.fusable and self._fusable(current):
-            spikes, charged = norm.run_fused(current, residual, T, membrane)
-        else:
-            if norm is not None:
-                current = norm.current(current, residual)
-            if not plain and self._fusable(current):
-                spikes, charged = fused.run(
-                    current, T, self.encode, self.decay, self.gain, self.initial, self.constants, membrane=membrane
-                )
-            else:
-                folded = current if self.encode else current.unflatten(0, (T, -1))
-                spikes, charged, last = self.simulate(folded, state, T, membrane)
-                spikes = spikes.flatten(0, 1)
-        if not self.smooth and type(self).simulate is Neuron.simulate:
-            packing.emitted(spikes)
-        if sim is not None:
-            self._captures(sim, owner, k, current, spikes, charged, T)
-            if last is not None:
-                sim.final(owner, k, last)
-        return spikes
-
-    def _fusable(self, current: Tensor) -> bool:
-        # A subclass with equations of its own keeps them.
-        return type(self).simulate is Neuron.simulate and fused.usable(current)
+    def fusable(self, current: Tensor) -> bool:
+        """Whether the fused arithmetic knows this neuron, and runs here now."""
+        return self.standard and (self.grid is None or self.grid.fusable) and fused.usable(current)
 
     def simulate(
         self, current: Tensor, state: Tensor | None, T: int, membrane: bool
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Scan over T; current (T, N, ...), or (N, ...) for an encoding neuron; state in at least float32."""
-        wide = current if current.dtype in (torch.float32, torch.float64) else current.float()
+        wide = at_least_float32(current)
         if state is None:
             like = wide if self.encode else wide[0]
             initial = self.initial if self.grid is None else math.floor(self.initial / self.grid.unit + 0.5)
@@ -171,18 +126,6 @@ class Neuron(nn.Module):
                 wide, state, self.decay, self.gain, self.constants, membrane, T if self.encode else None
             )
         return spikes.to(current.dtype), charged, last
-
-    def _captures(
-        self, sim: simulation.Simulation, owner: nn.Module, k: int, current: Tensor, spikes: Tensor,
-        charged: Tensor | None, T: int,
-    ) -> None:  # fmt: skip
-        if charged is not None:
-            sim.keep(owner, k, "membrane", charged * self.unit if self.grid else charged)
-        if sim.wants(owner, k, "spikes"):
-            sim.keep(owner, k, "spikes", spikes.unflatten(0, (T, -1)))
-        if sim.wants(owner, k, "current"):
-            kept = current.unsqueeze(0).expand(T, *current.shape) if self.encode else current.unflatten(0, (T, -1))
-            sim.keep(owner, k, "current", kept * self.unit if self.grid else kept)
 
     def extra_repr(self) -> str:
         said = []
@@ -298,12 +241,11 @@ class Repeat(nn.Module):
         self.time_steps = time_steps
 
     def forward(self, x: Tensor) -> Tensor:
-        sim = simulation.current()
-        T = self.time_steps if sim is None or sim.time_steps is None else sim.time_steps
+        T = simulation.steps(self.time_steps)
         return x.unsqueeze(0).expand(T, *x.shape).flatten(0, 1)
 
 
-class NormNeuron(nn.Module):
+class NormNeuron(BatchStatistics, nn.Module):
     """A batch norm and the neuron behind it, together: ``neuron(norm(current) + residual)``.
 
     The statistics are over T, N and space jointly (tdBN's meaning; Zheng et al., AAAI 2021). The state dict looks like a
@@ -318,7 +260,6 @@ class NormNeuron(nn.Module):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
-    sync = False  # share batch statistics between processes (sync.synchronize)
     grid: Any = None  # set by quantization: (x, a, b, residual) -> current in integer codes
 
     def __init__(self, channels: int, neuron: nn.Module, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -335,32 +276,16 @@ class NormNeuron(nn.Module):
         """Mean and biased variance per channel: the batch's in training (running ones updated), else the running ones."""
         if not self.training:
             return self.running_mean, self.running_var
-        wide = x if x.dtype == torch.float64 else x.float()
         dims = [d for d in range(x.dim()) if d != 1]
-        var, mean = torch.var_mean(wide, dims, unbiased=False)
+        var, mean = torch.var_mean(at_least_float32(x), dims, unbiased=False)
         return self._read(mean, var, x.numel() // self.channels)[:2]
-
-    def _read(self, mean: Tensor, var: Tensor, n: int) -> tuple[Tensor, Tensor, int | Tensor]:
-        """A batch's statistics were read: share them between processes if asked, track them. Also the count."""
-        count: int | Tensor = n
-        if self.sync and several():
-            mean, var, count = shared(mean, var, n)
-        self.track(mean.detach(), var.detach(), count)
-        return mean, var, count
 
     def track(self, mean: Tensor, var: Tensor, n: int | Tensor) -> None:
         """Move the running statistics towards a batch's; ``n`` values per channel were read."""
-        sim = simulation.current()
-        if sim is not None and sim.recomputing:
-            return
-        self.num_batches_tracked += 1
-        move(self, mean, var, n * self._copies(sim), self.momentum)
-
-    def _copies(self, sim: simulation.Simulation | None) -> int:
         # A constant current stands for T equal ones: the unbiased factor counts them all, as a repeated input would.
-        if not getattr(self.neuron, "encode", False):
-            return 1
-        return sim.time_steps if sim is not None and sim.time_steps else self.neuron.time_steps  # type: ignore[return-value]
+        neuron = self.neuron
+        copies = simulation.steps(neuron.time_steps) if isinstance(neuron, Neuron) and neuron.encode else 1
+        update_running(self, mean, var, n * copies)
 
     def affine(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """``(a, b)`` with ``norm(x) = a * x + b``."""
@@ -371,7 +296,7 @@ class NormNeuron(nn.Module):
         """What charges the neuron: norm, then residual (on integer codes when quantized)."""
         if self.grid is not None:
             return self.grid(x, *self.affine(*self.statistics(x)), residual)
-        if self.training and self.sync and several():
+        if self.training and self.sync and is_distributed():
             a, b = (v.view(-1, *[1] * (x.dim() - 2)) for v in self.affine(*self.statistics(x)))
             y = (a * x + b).to(x.dtype)
         elif self.training:
@@ -387,22 +312,14 @@ class NormNeuron(nn.Module):
         """Whether norm and neuron are plain enough to run as one operation."""
         return self.grid is None and type(self).current is NormNeuron.current
 
-    def run_fused(self, x: Tensor, residual: Tensor | None, T: int, membrane: bool) -> tuple[Tensor, Tensor | None]:
-        """Norm, residual and neuron as one operation: spikes (T*N, C, ...), charged membranes (T, N, C, ...) if asked."""
-        neuron = self.neuron
-        assert isinstance(neuron, Neuron)
-        batch = None
-        if self.training:
-            with torch.no_grad():
-                mean, var, n = self._read(*fused.moments(x), x.numel() // self.channels)
-                batch = fused.Batch(mean, torch.rsqrt(var + self.eps), n, self.sync and several())
-            affine: tuple[Tensor, Tensor] = (self.weight, self.bias)
-        else:
-            affine = self.affine(self.running_mean, self.running_var)
-        return fused.run(
-            x, T, neuron.encode, neuron.decay, neuron.gain, neuron.initial, neuron.constants,
-            affine=affine, batch=batch, residual=residual, membrane=membrane,
-        )  # fmt: skip
+    def for_fused(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], fused.Batch | None]:
+        """For :func:`.fused.run`: ``(a, b)`` and None; in training weight, bias and the batch's statistics."""
+        if not self.training:
+            return self.affine(self.running_mean, self.running_var), None
+        with torch.no_grad():
+            mean, var, n = self._read(*fused.moments(x), x.numel() // self.channels)
+            rstd = torch.rsqrt(var + self.eps)
+        return (self.weight, self.bias), fused.Batch(mean, rstd, n, self.sync and is_distributed())
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``residual``, shaped as ``x``, is added after the norm, before charging."""
@@ -412,7 +329,7 @@ class NormNeuron(nn.Module):
             )
         if not isinstance(self.neuron, Neuron):
             return self.neuron(self.current(x, residual))
-        return self.neuron.run(x, self, self, residual)
+        return simulate(x, self.neuron, self, self, residual)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, eps={self.eps}, momentum={self.momentum}"

@@ -10,21 +10,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ..numerics import at_least_float32
 from .compilation import Kernel
-from .kernels import wide
 
 
 def _mean(x: Tensor) -> Tensor:
-    return wide(x).sum(0) / x.shape[0]
+    return at_least_float32(x).sum(0) / x.shape[0]
 
 
 def _square(a: Tensor, b: Tensor) -> Tensor:
-    d = wide(a) - wide(b)
+    d = at_least_float32(a) - at_least_float32(b)
     return (d * d).sum(1)
 
 
 def _difference(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
-    return ((wide(a) - wide(b)) * factor).to(a.dtype)
+    return ((at_least_float32(a) - at_least_float32(b)) * factor).to(a.dtype)
 
 
 _mean_kernel, _square_kernel = Kernel(_mean, "time_mean"), Kernel(_square, "square_of_difference")
@@ -64,8 +64,8 @@ class _TimeMean(torch.autograd.Function):
 def time_mean(x: Tensor) -> Tensor:
     """The mean over T of (T, N, ...), in at least float32: (N, ...)."""
     if x.shape[0] == 1:
-        return wide(x[0])
-    return _TimeMean.apply(x) if _dense(x) else wide(x).mean(0)
+        return at_least_float32(x[0])
+    return _TimeMean.apply(x) if _dense(x) else at_least_float32(x).mean(0)
 
 
 class _MeanSquare(torch.autograd.Function):
@@ -90,4 +90,4 @@ def mean_square(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.flatten(0, 1), b.detach().flatten(0, 1)
     if a.stride() == b.stride() and _dense(a) and a.shape[0] > 1:
         return _MeanSquare.apply(a, b)
-    return F.mse_loss(wide(a), wide(b))
+    return F.mse_loss(at_least_float32(a), at_least_float32(b))

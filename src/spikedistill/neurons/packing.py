@@ -1,21 +1,18 @@
-"""Less memory for training: spikes kept for backward as bits, and recomputation of blocks.
+"""Less memory for training: spikes kept for backward as bits.
 
-The layer behind a neuron keeps its input for backward; 0 and 1 need one bit there, not 16 or 32. Both ways give the same
-gradients bit for bit.
+The layer behind a neuron keeps its input for backward; 0 and 1 need one bit there, not 16 or 32. The gradients stay the
+same bit for bit.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from .. import simulation
-from ..errors import SpikedistillError
 from . import compilation
 from .compilation import Kernel
 
@@ -129,122 +126,3 @@ def packed_spikes() -> Iterator[Packer]:
         _packers.remove(packer)
         packer._packed.clear()
         packer._emitted.clear()
-
-
-@contextmanager
-def _untracked(modules: tuple[nn.Module, ...]) -> Iterator[None]:
-    """Norms that stand alone leave their running statistics as they are; those of ours ask the simulation."""
-    norms = [m for root in modules for m in root.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    held = [(m.momentum, m.num_batches_tracked) for m in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, held, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
-
-
-@contextmanager
-def _again(
-    sim: simulation.Simulation | None,
-    snapshot: dict[int, int] | None,
-    mode: compilation.Mode,
-    modules: tuple[nn.Module, ...],
-) -> Iterator[None]:
-    inside: AbstractContextManager[Any] = nullcontext() if sim is None else sim.reenter(snapshot or {})
-    with inside, compilation.use(mode), _untracked(modules):
-        yield
-
-
-def checkpointed(function: Callable[..., Any], *args: Any, modules: tuple[nn.Module, ...] = ()) -> Any:
-    """``function(*args)`` of which only the arguments are kept; backward computes it a second time.
-
-    The second time re-enters the simulation as it was: calls are counted, running statistics moved and captures taken once.
-    ``modules`` are those that ``function`` runs. Dropout draws the same masks again.
-    """
-    if not torch.is_grad_enabled():
-        return function(*args)
-    sim = simulation.current()
-    snapshot = None if sim is None else sim.snapshot()
-    mode = compilation.mode()
-
-    def contexts() -> tuple[Any, Any]:
-        return nullcontext(), _again(sim, snapshot, mode, modules)
-
-    return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
-
-
-def _segments(sequence: nn.Sequential, is_neuron: Callable[[nn.Module], bool]) -> list[list[nn.Module]]:
-    """Children in runs that end with one that contains a neuron."""
-    runs: list[list[nn.Module]] = [[]]
-    for child in sequence:
-        runs[-1].append(child)
-        if any(is_neuron(m) for m in child.modules()):
-            runs.append([])
-    return [run for run in runs if run]
-
-
-def _runner(parts: list[nn.Module]) -> Callable[[Tensor], Tensor]:
-    def run(x: Tensor) -> Tensor:
-        for part in parts:
-            x = part(x)
-        return x
-
-    return run
-
-
-@contextmanager
-def lean(network: nn.Module, blocks: list[nn.Module] | None = None) -> Iterator[None]:
-    """Recompute blocks in backward: forward passes of ``network`` within this context keep the inputs of blocks only.
-
-    ``blocks``: the modules to recompute each as a whole; default: every run of layers up to a neuron in the outermost
-    ``nn.Sequential`` that contain neurons (a convolution with its neuron in VGGs, a residual block in ResNets).
-
-    Raises:
-        SpikedistillError: when there are no blocks given and no such sequences.
-    """
-    from .modules import Neuron
-
-    changed: list[nn.Module] = []
-
-    def whole(block: nn.Module) -> None:
-        own = block.forward
-        block.forward = lambda *args: checkpointed(own, *args, modules=(block,))
-        changed.append(block)
-
-    def in_runs(sequence: nn.Sequential) -> None:
-        runs = _segments(sequence, lambda m: isinstance(m, Neuron))
-
-        def forward(x: Tensor) -> Tensor:
-            for parts in runs:
-                x = checkpointed(_runner(parts), x, modules=tuple(parts))
-            return x
-
-        sequence.forward = forward  # type: ignore[method-assign]
-        changed.append(sequence)
-
-    def walk(module: nn.Module) -> None:
-        if not any(isinstance(m, Neuron) for m in module.modules()):
-            return
-        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and len(module) > 1:
-            in_runs(module)
-        else:
-            for child in module.children():
-                walk(child)
-
-    try:
-        if blocks is None:
-            walk(network)
-        else:
-            for block in blocks:
-                whole(block)
-        if not changed:
-            raise SpikedistillError(
-                f"{type(network).__name__} has no nn.Sequential of spiking layers to recompute; name its blocks: "
-                "lean(network, blocks=[...])"
-            )
-        yield
-    finally:
-        for module in changed:
-            del module.forward

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import simulation
 from ..errors import SpikedistillError
+from ..numerics import at_least_float32
 from .dynamics import floor_ste, saturate_ste
 from .modules import TYPES, Neuron
 
@@ -79,7 +80,7 @@ class SignedIF(Neuron):
     def simulate(
         self, current: Tensor, state: Tensor | None, T: int, membrane: bool
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        wide = current if current.dtype in (torch.float32, torch.float64) else current.float()
+        wide = at_least_float32(current)
         sim = simulation.current()
         t = sim.step if sim is not None else 0
         v = torch.zeros_like(wide if self.encode else wide[0]) if state is None else state

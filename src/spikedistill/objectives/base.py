@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
-from ..neurons.kernels import wide
+from ..numerics import at_least_float32
 from ..taps import Captures
 from ..typed import checked
 
@@ -95,7 +95,7 @@ class View:
     def adapted(self, adapter: nn.Module, x: Tensor) -> Tensor:
         """What an adapter, a network itself, makes of ``x``: run in the networks' precision, given in at least float32."""
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
-            return wide(adapter(x))
+            return at_least_float32(adapter(x))
 
     @property
     def mean_logits(self) -> Tensor:

@@ -23,6 +23,8 @@ class LearnedGrid(Grid):
 
     parameter: Tensor | None = field(default=None, compare=False)
 
+    fusable = False  # the fused neuron knows no gradient of its unit
+
     def store(self, v: Tensor) -> Tensor:
         """Q; the factors around it are 1 and carry the gradient."""
         if self.bits is None or self.parameter is None:
@@ -31,10 +33,6 @@ class LearnedGrid(Grid):
         learned = learned_step(self.parameter.abs(), factor)
         ratio = (1 + (learned - learned.detach()) / self.unit).to(v.dtype)
         return super().store(v / ratio) * ratio
-
-
-def _never(current: Tensor) -> bool:
-    return False  # the fused neuron knows no gradient of its unit
 
 
 class Membrane:
@@ -56,7 +54,6 @@ class Membrane:
             neuron.register_buffer("input_step", torch.tensor(stream))
         elif self.learned:
             neuron.membrane_unit = nn.Parameter(torch.tensor(reach / 2**fraction_bits))
-            neuron._fusable = _never  # type: ignore[method-assign]
         else:
             neuron.register_buffer("membrane_unit", torch.tensor(reach / 2**fraction_bits))
         neuron.register_buffer("membrane_range", torch.tensor(reach))
@@ -153,7 +150,7 @@ class CodedNeuron:
         if self.bound is not None:
             most = self.bound * max(1.0, plain(r))
             current = current.to(holding(self.membrane.bound(most, steps(self.neuron)), type(self.neuron).__name__))
-        return self.neuron.run(current, self.neuron)
+        return Neuron.forward(self.neuron, current)
 
 
 def ratio(value: Number) -> Number:

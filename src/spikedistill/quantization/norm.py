@@ -13,10 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .. import simulation
 from ..neurons import NormNeuron
 from ..neurons.dynamics import round_ste, saturate_ste
-from ..neurons.sync import move, several, shared
+from ..neurons.sync import BatchStatistics
 from .arithmetic import FLOAT32, holding, number, steps
 from .membrane import Membrane, Number, plain, ratio
 from .plan import binary
@@ -223,7 +222,7 @@ class NormGrid:
         self.rescale.update(*self.norm.affine(self.norm.running_mean, self.norm.running_var))
 
 
-class CodedNorm(nn.modules.batchnorm._BatchNorm):
+class CodedNorm(BatchStatistics, nn.modules.batchnorm._BatchNorm):
     """A batch norm that stands alone and computes on codes; saturates at ``residual_bits``.
 
     Shape: accumulators (M, C, ...) to codes (M, C, ...).
@@ -232,7 +231,6 @@ class CodedNorm(nn.modules.batchnorm._BatchNorm):
     graph_leaf = True
     rescale: Rescale | None = None  # None: the norm is folded into the layer before it
     outlet: Outlet
-    sync = False  # share batch statistics between processes (sync.synchronize)
 
     @classmethod
     def of(cls, norm: nn.modules.batchnorm._BatchNorm) -> "CodedNorm":
@@ -250,23 +248,6 @@ class CodedNorm(nn.modules.batchnorm._BatchNorm):
         if self.weight is not None:
             a = self.weight * a
         return a, (0 if self.bias is None else self.bias) - mean * a
-
-    def _read(self, mean: Tensor, var: Tensor, n: int) -> tuple[Tensor, Tensor, int | Tensor]:
-        """A batch's statistics were read: share them between processes if asked, track them. Also the count."""
-        count: int | Tensor = n
-        if self.sync and several():
-            mean, var, count = shared(mean, var, n)
-        self.track(mean.detach(), var.detach(), count)
-        return mean, var, count
-
-    def track(self, mean: Tensor, var: Tensor, n: int | Tensor) -> None:
-        """Move the running statistics towards a batch's; ``n`` values per channel were read."""
-        sim = simulation.current()
-        if sim is not None and sim.recomputing:
-            return
-        tracked: Any = self.num_batches_tracked
-        tracked += 1
-        move(self, mean, var, n, self.momentum if self.momentum is not None else 1 / float(tracked))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rescale is None:

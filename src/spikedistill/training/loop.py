@@ -15,8 +15,9 @@ from ..data import Data
 from ..distiller import Distiller
 from ..errors import SpikedistillError
 from ..neurons import Neuron
-from ..neurons.packing import lean, packed_spikes
-from ..neurons.sync import synchronize
+from ..neurons.packing import packed_spikes
+from ..neurons.recompute import lean
+from ..neurons.shared_norms import synchronize
 from ..randomness import seed_everything
 from ..recipe import Optimizer
 from . import checkpoint, metrics, signals

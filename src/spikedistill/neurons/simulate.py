@@ -1,0 +1,82 @@
+"""The one way from a current to spikes, for a neuron that stands alone and for one behind a norm.
+
+What the running simulation asks for decides how: nothing, or membranes alone, and norm, residual and neuron run as one
+operation (:mod:`.fused`); currents, or states that stream, and they run one after the other, the neuron by its own
+``simulate`` (the equations of :mod:`.dynamics`).
+"""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from .. import simulation
+from ..errors import SpikedistillError
+from . import fused, packing
+
+if TYPE_CHECKING:
+    from .modules import Neuron, NormNeuron
+
+
+def simulate(
+    current: Tensor, neuron: "Neuron", owner: nn.Module, norm: "NormNeuron | None" = None,
+    residual: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Spikes (T*N, ...) of ``neuron`` from the current (T*N, ...), or from a constant one (N, ...) if it encodes.
+
+    ``owner``: the module whose path captures and streamed states are filed under. With ``norm`` what charges the neuron is
+    ``norm.current(current, residual)``.
+    """
+    sim = simulation.current()
+    T = simulation.steps(neuron.time_steps)
+    if not neuron.encode and current.shape[0] % T:
+        raise SpikedistillError(
+            f"{type(neuron).__name__}: the first dimension of the current is T*N; found {tuple(current.shape)}, "
+            f"not a multiple of T = {T}; set time_steps, or open a simulation with the right T"
+        )
+    # Calls are counted in the order of execution, so that a module used twice has two states.
+    k = sim.call(owner) if sim else 0
+    state = sim.initial(owner, k) if sim else None
+    shape = (current.shape[0] // (1 if neuron.encode else T), *current.shape[1:])
+    if state is not None and state.shape != shape:
+        raise SpikedistillError(
+            f"{type(neuron).__name__}: the streamed state has shape {tuple(state.shape)}, the input asks for "
+            f"{shape}; start a new stream with state=None when the batch changes"
+        )
+    membrane = sim is not None and sim.wants(owner, k, "membrane")
+    stepwise = sim is not None and (sim.streaming or sim.wants(owner, k, "current"))
+    constant = neuron.encode and residual is not None  # rare enough not to have kernels of its own
+    if norm is not None and (stepwise or constant or not norm.fusable or not neuron.fusable(current)):
+        current, norm, residual = norm.current(current, residual), None, None
+    # Asked again: a quantized norm has just put the neuron on its grid.
+    if not stepwise and neuron.fusable(current):
+        affine, batch = (None, None) if norm is None else norm.for_fused(current)
+        spikes, charged = fused.run(
+            current, T, neuron.encode, neuron.decay, neuron.gain, neuron.initial, neuron.constants,
+            affine=affine, batch=batch, residual=residual, membrane=membrane,
+        )  # fmt: skip
+    else:
+        steps = current if neuron.encode else current.unflatten(0, (T, -1))
+        spikes, charged, last = neuron.simulate(steps, state, T, membrane)
+        spikes = spikes.flatten(0, 1)
+        if sim is not None:
+            sim.final(owner, k, last)
+    if not neuron.smooth and neuron.standard:
+        packing.emitted(spikes)
+    if sim is not None:
+        _capture(sim, owner, k, neuron, current, spikes, charged, T)
+    return spikes
+
+
+def _capture(
+    sim: simulation.Simulation, owner: nn.Module, k: int, neuron: "Neuron", current: Tensor, spikes: Tensor,
+    charged: Tensor | None, T: int,
+) -> None:  # fmt: skip
+    """Hand over what was asked for, as (T, N, ...); currents and membranes in real units."""
+    unit = neuron.unit if neuron.grid else None
+    if charged is not None:
+        sim.keep(owner, k, "membrane", charged if unit is None else charged * unit)
+    if sim.wants(owner, k, "spikes"):
+        sim.keep(owner, k, "spikes", spikes.unflatten(0, (T, -1)))
+    if sim.wants(owner, k, "current"):
+        kept = current.unsqueeze(0).expand(T, *current.shape) if neuron.encode else current.unflatten(0, (T, -1))
+        sim.keep(owner, k, "current", kept if unit is None else kept * unit)
