@@ -259,7 +259,7 @@ def export(
 ) -> None:
     """Write a stage's network for other tools; the whole file or, where the network has no such form, none."""
     from . import export as formats
-    from .export.files import destination, written_whole
+    from .files import destination, exported
     from .training.compiling import compiling
     from .training.reevaluate import open_run
 
@@ -285,7 +285,7 @@ def export(
             from .quantization import to_integer
 
             whole = to_integer(network)
-            with written_whole(out) as temporary:
+            with exported(out) as temporary:
                 whole.save(temporary)
     print(f"{out}: stage {stage}, {out.stat().st_size:,} bytes")
 

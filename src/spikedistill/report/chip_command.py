@@ -56,7 +56,7 @@ def hardware_command(
 
 def _price_run(run: str, config: Path | None, layers_out: Path | None) -> tuple[Tree, float]:
     from .. import hardware
-    from ..export.files import destination, written_whole
+    from ..files import destination, exported
     from ..hardware.pricing import headline, settings
     from ..training.reevaluate import open_run
     from ..training.results import PRICED_IMAGES
@@ -69,7 +69,7 @@ def _price_run(run: str, config: Path | None, layers_out: Path | None) -> tuple[
     over = {"spikesim": hardware.read_config(config)} if config else None
     chip, memory = settings(("recipe", recipe.hardware), (str(config), over))
     if target is not None:
-        with written_whole(target) as temporary:
+        with exported(target) as temporary:
             hardware.write_layers(found, temporary, chip)
     row = StageSummary.model_validate_json((place / "summary.json").read_text())
     return headline(hardware.price(found, chip, memory), chip.activity), row.accuracy

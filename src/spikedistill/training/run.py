@@ -19,6 +19,7 @@ from ..bibliography import citations
 from ..data import Data
 from ..distiller import Distiller
 from ..errors import SpikedistillError
+from ..files import write_text
 from ..networks.base import Network
 from ..recipe import Recipe, Stage, at
 from ..recipe import load as load_recipe
@@ -37,7 +38,7 @@ from .run_folder import FILE, Claim, card, claim, clean, environment, prepare, r
 from .signals import watching
 from .stages import Factories, Product, build
 from .store import load_network, save_network
-from .summary import RunSummary, StageSummary, Summary, write_atomically
+from .summary import RunSummary, StageSummary, Summary
 from .tracking import accelerator, begin
 
 CALIBRATION_IMAGES = 1024  # at least, where there are as many
@@ -182,7 +183,7 @@ class OneSeed:
         """Train what is not finished; write ``summary.json`` after each stage."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.resolved = self.resolve()
-        write_atomically(self.folder / "order.json", json.dumps({"stages": [s.name for s in self.recipe.stages]}))
+        write_text(self.folder / "order.json", json.dumps({"stages": [s.name for s in self.recipe.stages]}))
         stages: list[StageSummary] = []
         for stage in self.recipe.stages:
             place = self.folder / "stages" / stage.name
@@ -209,9 +210,9 @@ class OneSeed:
             from ..precision import resolve_precision
 
             held = {"precision": resolve_precision(self.recipe.precision, self.device)}
-            write_atomically(path, json.dumps(held))
+            write_text(path, json.dumps(held))
         if not recorded_environment(self.folder):
-            write_atomically(self.folder / "environment.json", json.dumps(environment(), indent=1))
+            write_text(self.folder / "environment.json", json.dumps(environment(), indent=1))
         return held
 
     def _fresh(self, stage: Stage) -> nn.Module | None:
@@ -340,7 +341,7 @@ class OneSeed:
         if stage.name not in known:
             with autocast(training.s):
                 known[stage.name] = worth_compiling(distiller, x, y, training.steps * training.s.optimizer.accumulate)
-            write_atomically(self.folder / "resolved.json", json.dumps(self.resolved))
+            write_text(self.folder / "resolved.json", json.dumps(self.resolved))
             if known[stage.name]:
                 self.progress.note(f"{stage.name}: compiling the neurons first (compile: false trains without)")
         return bool(known[stage.name])
