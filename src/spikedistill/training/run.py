@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,9 @@ from ..recipe import Recipe, Stage, at
 from ..recipe import load as load_recipe
 from . import checkpoint, metrics, summary
 from .bfloat16 import trainable_precision
+from .calibration import CALIBRATION_IMAGES, calibration_batches, recalibrate
 from .changes import change, edited
 from .compiling import compiling, worth_compiling
-from .evaluate import recalibrate
 from .fits import estimate
 from .lock import locked
 from .loop import Settings, Training, autocast, peak_memory_mb, saving
@@ -40,8 +39,6 @@ from .stages import Factories, Product, build
 from .store import load_network, save_network
 from .summary import RunSummary, StageSummary, Summary
 from .tracking import accelerator, begin
-
-CALIBRATION_IMAGES = 1024  # at least, where there are as many
 
 
 @dataclass
@@ -152,12 +149,6 @@ def run(
         result = summary.merge(found)
         summary.write(folder, result)
     return Run(folder, result)
-
-
-def calibration_batches(data: Data, batch_size: int, images: int, device: "str | torch.device") -> list[Tensor]:
-    """The first training batches, unaugmented, classes mixed: with at least ``images``, where there are as many."""
-    count = -(-images // batch_size)
-    return [x for x, _ in islice(data.batches("train", batch_size, scattered=True, device=device), count)]
 
 
 class OneSeed:
