@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import terminal
 from ..errors import SpikedistillError
 
 Tree = dict[str, Any]
@@ -45,12 +46,10 @@ def hardware_command(
     if as_json:
         print(json.dumps({**tree, "accuracy": accuracy, **({"against": ratios} if ratios else {})}))
     else:
-        from rich.console import Console
-
         show(tree)
         if ratios:
-            Console().print(ratios_table(ratios))
-            print("ratio = this run / the other: below 1 this one needs less (TOPS figures: gives less)")
+            words = "ratio = this run / the other: below 1 this one needs less (TOPS figures: gives less)"
+            terminal.show("", ratios_table(ratios), words)
     return 2 if tree.get("reasons") else 0
 
 
