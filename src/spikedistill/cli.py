@@ -13,6 +13,7 @@ from . import __version__
 from .errors import SpikedistillError
 from .interrupt import STATUS as INTERRUPTED
 from .interrupt import while_running
+from .terminal import Table, show
 
 TRY_AGAIN = 75  # a run that was asked to stop (training.signals)
 
@@ -259,7 +260,7 @@ def export(
 ) -> None:
     """Write a stage's network for other tools; the whole file or, where the network has no such form, none."""
     from . import export as formats
-    from .export.files import destination, written_whole
+    from .files import destination, exported
     from .training.compiling import compiling
     from .training.reevaluate import open_run
 
@@ -285,7 +286,7 @@ def export(
             from .quantization import to_integer
 
             whole = to_integer(network)
-            with written_whole(out) as temporary:
+            with exported(out) as temporary:
                 whole.save(temporary)
     print(f"{out}: stage {stage}, {out.stat().st_size:,} bytes")
 
@@ -303,7 +304,7 @@ def hardware(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Energy, latency and area of a stage's network on a chip, beside operation and memory counts."""
-    from .report.chip_command import hardware_command
+    from .report.hardware_command import hardware_command
     from .training.compiling import compiling
 
     with compiling(False):
@@ -360,23 +361,8 @@ def data_verify(
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table in colour on a terminal, aligned plain text elsewhere."""
-    cells = [[str(c) for c in row] for row in rows]
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table()
-        for column in columns:
-            table.add_column(column)
-        for row in cells:
-            table.add_row(*map(Text, row))
-        Console().print(table)
-        return
-    widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
-    for row in [list(columns), *cells]:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip())
+    """A table of words."""
+    show(Table(columns, rows, left=range(len(columns))))
 
 
 def script() -> None:

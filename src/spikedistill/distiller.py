@@ -220,7 +220,8 @@ class Distiller(nn.Module):
         with torch.autocast(kind, enabled=False):
             logits, mine = at_least_float32(logits), replace(mine, widen=True)
             y = y.to(logits.dtype) if y.is_floating_point() else y
-            for term, name, share in self._lessons.values():
+            for key in self.objectives:  # what the diagnosis of a step takes out of here is not in the total
+                term, name, share = self._lessons[key]
                 steps, theirs = max(term.time_steps or T, T), taught[name] if name else None
                 view = View(
                     mine.cut(steps), replace(theirs.captures, widen=True) if theirs else None, y, logits[:steps],

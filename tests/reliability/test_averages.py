@@ -9,8 +9,8 @@ import spikedistill as sd
 from spikedistill import cli
 from spikedistill.data import from_arrays
 from spikedistill.training import evaluate, metrics
+from spikedistill.training.calibration import CALIBRATION_IMAGES, calibration_batches, recalibrated
 from spikedistill.training.reevaluate import reevaluate
-from spikedistill.training.run import calibration_batches
 from spikedistill.training.run_folder import read_claim
 
 from .conftest import NET, run
@@ -61,8 +61,8 @@ def test_the_best_file_is_the_network_whose_accuracy_is_recorded(trained, easy):
 def test_averaged_weights_have_statistics_of_their_own(trained, easy):
     network = sd.load(trained.folder, "student")
     _, recipe = read_claim(trained.folder)
-    batches = calibration_batches(from_arrays(easy, recipe.data), recipe.data.batch_size, 4, "cpu")
-    again = evaluate.recalibrated(network, batches)
+    batches = calibration_batches(from_arrays(easy, recipe.data), recipe.data.batch_size, CALIBRATION_IMAGES, "cpu")
+    again = recalibrated(network, batches)
     for name, value in network.state_dict().items():
         if name.endswith(("running_mean", "running_var")):
             torch.testing.assert_close(again.state_dict()[name], value, rtol=0.15, atol=0.02)

@@ -8,7 +8,8 @@ from spikedistill.conversion import accuracy_over_time
 from spikedistill.data import from_arrays
 from spikedistill.errors import SpikedistillError
 from spikedistill.report import table
-from spikedistill.training.run import calibration_batches, train
+from spikedistill.training.calibration import calibration_batches
+from spikedistill.training.run import train
 
 STEPS = [1, 2, 4, 32]
 

@@ -5,7 +5,8 @@ import torch
 
 import spikedistill as sd
 from spikedistill.data import from_arrays
-from spikedistill.training.run import calibration_batches, train
+from spikedistill.training.calibration import calibration_batches
+from spikedistill.training.run import train
 
 
 def statistics(network):

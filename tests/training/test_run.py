@@ -171,7 +171,7 @@ def test_a_full_disk_loses_nothing(tmp_path, recipe, arrays, monkeypatch):
     def full(fd: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(
         sd.SpikedistillError, match=r"cannot write .*No space left on device; what was there before is unchanged"
     ):

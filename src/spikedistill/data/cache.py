@@ -1,21 +1,15 @@
-"""The folder of things worth computing once; what stands in it is whole or not there."""
+"""Arrays and notes worth computing once; what stands in the cache is whole or not there."""
 
-import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spikedistill.errors import SpikedistillError
-
-
-def folder(chosen: Path | None = None) -> Path:
-    """``data.frames.cache``, else SPIKEDISTILL_CACHE, else ~/.cache/spikedistill."""
-    return chosen or Path(os.environ.get("SPIKEDISTILL_CACHE", Path.home() / ".cache" / "spikedistill"))
+from ..errors import SpikedistillError
+from ..files import written_whole
 
 
 def array(path: Path, shape: tuple[int, ...]) -> NDArray[Any] | None:
@@ -30,16 +24,12 @@ def array(path: Path, shape: tuple[int, ...]) -> NDArray[Any] | None:
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
     """A temporary file to write, renamed to ``path`` when all went well and removed when not."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    except OSError as error:
-        raise SpikedistillError(
-            f"cannot write to the cache {path.parent} ({error}); set the environment variable SPIKEDISTILL_CACHE"
-        ) from error
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = stack.enter_context(written_whole(path))
+        except OSError as error:
+            raise SpikedistillError(
+                f"cannot write to the cache {path.parent} ({error}); set the environment variable SPIKEDISTILL_CACHE"
+            ) from error
+        yield temporary

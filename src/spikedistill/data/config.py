@@ -152,9 +152,10 @@ class DataConfig(_Strict):
     ``name``: one of :data:`spikedistill.data.NAMES`; ``root``: the data set's folder, or a folder that holds
     ``NAME.npz``; ``train``, ``test``: files instead. ``validation``: part of the training samples (or their number)
     set aside, the same for every seed, by whole ``group`` s where given; a set that brings its own validation part
-    uses it. ``train_samples``: only so many of the remaining training samples (or such a part of them), stratified, the same
-    for every seed: for work with few labels. ``test_from_train``: so many training samples join the test part. ``size``: images are resized to it.
-    ``mean``, ``std``: instead of the training images' own, per channel, of values in [0, 1].
+    uses it. ``train_samples``: only so many of the remaining training samples (or such a part of them), stratified,
+    the same for every seed: for work with few labels. ``test_from_train``: so many training samples join the test
+    part. ``size``: images are resized to it. ``mean``, ``std``: instead of the training images' own, per channel, of
+    values in [0, 1].
     """
 
     name: str = "digits"

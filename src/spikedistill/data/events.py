@@ -18,6 +18,7 @@ from spikedistill.data.event_files import Events, read_aedat2, read_aedat3, read
 from spikedistill.data.frames import EventSet, framed
 from spikedistill.data.stores import Labels, Part, Source, sha256
 from spikedistill.errors import SpikedistillError
+from spikedistill.files import cache_folder
 from spikedistill.reading import read_text
 
 LARGEST_SENSOR = 1 << 14
@@ -88,7 +89,7 @@ def files_digest(paths: Sequence[Path], config: FramesConfig) -> str:
     except (OSError, ValueError) as error:
         raise SpikedistillError(f"cannot read a recording of the set ({error})") from None
     listing = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
-    note = cache.folder(config.cache) / "digests" / listing
+    note = cache_folder(config.cache) / "digests" / listing
     if note.exists() and re.fullmatch(rb"[0-9a-f]{64}", known := note.read_bytes()):
         return known.decode()
     state = hashlib.sha256()

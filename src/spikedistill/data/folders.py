@@ -18,6 +18,7 @@ from spikedistill.data.config import DataConfig, augmentation
 from spikedistill.data.images import from_arrays_file, npz_in
 from spikedistill.data.stores import Labels, Memory, Part, Source
 from spikedistill.errors import SpikedistillError
+from spikedistill.files import cache_folder
 from spikedistill.reading import read_text
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
@@ -102,7 +103,7 @@ def loaded(files: Files) -> Memory:
     """All images decoded into one array, kept in the cache under the files' names, sizes and times of change."""
     listing = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.paths]
     key = hashlib.sha256(json.dumps([listing, files.size, files.centre]).encode()).hexdigest()
-    path = cache.folder() / "images" / f"{key}.npy"
+    path = cache_folder() / "images" / f"{key}.npy"
     if cache.array(path, (len(files), *files.shape)) is None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             decoded = np.stack([image.numpy() for image in pool.map(files.image, files.paths)])

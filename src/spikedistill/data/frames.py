@@ -17,6 +17,7 @@ from spikedistill.data.config import FramesConfig
 from spikedistill.data.event_files import Events
 from spikedistill.data.stores import Mapped, Memory, Store
 from spikedistill.errors import SpikedistillError
+from spikedistill.files import cache_folder
 
 VERSION = 2
 DAY = 86_400_000_000  # us; what lasts longer is not in microseconds
@@ -106,7 +107,7 @@ def framed(recordings: EventSet, number: int, config: FramesConfig) -> Store:
     settings = config.model_dump(mode="json", exclude={"cache", "number"})
     words = json.dumps([VERSION, content, number, list(recordings.sensor_size), settings], sort_keys=True)
     key = hashlib.sha256(words.encode()).hexdigest()
-    path = cache.folder(config.cache) / "frames" / f"{key}.npy"
+    path = cache_folder(config.cache) / "frames" / f"{key}.npy"
     shape = (len(recordings), *frame_shape(number, recordings.sensor_size, config))
     array = cache.array(path, shape)
     if array is None:

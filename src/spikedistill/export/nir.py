@@ -18,9 +18,9 @@ from torch import Tensor
 
 from .. import finite
 from ..errors import SpikedistillError
+from ..files import destination, exported
 from ..networks.base import Network, frames
 from ..simulation import Simulation
-from .files import destination, written_whole
 from .layers import DT, Layer, Lowered, Refusal, diagonal, nir_module
 from .lower import lower
 from .rounding import round_weights
@@ -89,7 +89,7 @@ def to_nir(
         [(source, layer.name) for layer in lowered.layers.values() for source in layer.sources],
         metadata={"spikedistill": json.dumps(metadata)},
     )
-    with written_whole(target) as temporary:
+    with exported(target) as temporary:
         whole = io.BytesIO()  # HDF5 itself crashes on a full disk
         nir.write(whole, graph)
         temporary.write_bytes(whole.getvalue())

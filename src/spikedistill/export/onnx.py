@@ -14,11 +14,11 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from .. import finite
 from ..errors import SpikedistillError
+from ..files import destination, exported
 from ..networks.base import Network
 from ..neurons import Neuron, NormNeuron
 from ..neurons.compilation import eager
 from ..simulation import Simulation
-from .files import destination, written_whole
 
 NEXT, SPIKES = ".next", ".spikes"
 
@@ -49,7 +49,7 @@ def to_onnx(
     wrapper = _Step(network, example, spikes) if per_step else _Whole(network, example, spikes)
     program = _export(wrapper)
     program.model.metadata_props["spikedistill"] = json.dumps(wrapper.metadata())
-    with written_whole(target) as temporary:
+    with exported(target) as temporary:
         program.save(str(temporary), external_data=False)
 
 

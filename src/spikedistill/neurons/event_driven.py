@@ -14,7 +14,6 @@ import logging
 import os
 import shutil
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..files import cache_folder, written_whole
 from ..precision import flags
 from . import compilation, strided
 
@@ -62,14 +62,11 @@ def _built(compiler: str) -> Path:
     march = os.environ.get("TORCHINDUCTOR_CPP_MARCH", "native")
     command = [compiler, "-O3", f"-march={march}", "-std=c++17", "-fopenmp", "-shared", "-fPIC", str(SOURCE), "-o"]
     about = "\n".join([SOURCE.read_text(), *command[:-2], *sorted(flags() or ())])
-    folder = Path(os.environ.get("SPIKEDISTILL_CACHE") or Path.home() / ".cache" / "spikedistill") / "compiled"
-    path = folder / f"event_driven_{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
+    path = cache_folder() / "compiled" / f"event_driven_{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as aside:
-            made = Path(aside) / path.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as made:
             subprocess.run([*command, str(made)], check=True, capture_output=True, timeout=120)
-            made.replace(path)
     return path
 
 

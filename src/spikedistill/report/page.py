@@ -7,10 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from spikedistill.errors import SpikedistillError
+from spikedistill.files import write_text
 from spikedistill.report import chip, plots, sections
 from spikedistill.report.parts import Figure, Group, Section, Study, Table, colours, load
 from spikedistill.report.table import bits_text, count, figure, microjoule, operations, percent
-from spikedistill.training.summary import Spread, StageSpread, StageSummary, paired_interval, write_atomically
+from spikedistill.training.summary import Spread, StageSpread, StageSummary, paired_interval
 
 Folder = str | os.PathLike[str]
 
@@ -34,7 +35,7 @@ def write_report(folders: Folder | Sequence[Folder], out: Folder | None = None) 
         else paths[0].parent / "comparison.html"
     )
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, render(studies))
+    write_text(target, render(studies))
     return target
 
 

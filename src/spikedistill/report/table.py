@@ -1,10 +1,10 @@
 """The results of a run as one table in the terminal: a row per stage."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spikedistill.conversion import time_steps_to_match
+from spikedistill.terminal import Table, show
 from spikedistill.training.summary import (
     Bits,
     MultiSummary,
@@ -46,43 +46,22 @@ def rows(summary: Summary) -> list[Row]:
 
 def render(summary: Summary, console: "Console | None" = None) -> None:
     """Print the table: with colours and lines in a terminal, aligned plain text elsewhere (a file, a pipe)."""
-    from rich.console import Console
-
-    console = console or Console()
-    if not console.is_terminal:
-        console.file.write(plain(summary) + "\n")
-        return
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(summary.title), caption=Text(caption(summary)), title_style="bold", caption_justify="left")
-    for index, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if index == 0 else "right", style="bold" if index < 2 else None)
-    for row in rows(summary):
-        table.add_row(*map(Text, row.cells()))
-    console.print(table)
-    for line in conversions(summary):
-        console.print(Text(line))
-    for warning in all_warnings(summary):
-        console.print(Text(f"warning: {warning}", style="yellow"))
+    show(shown(summary), *lines_below(summary), console=console)
 
 
 def plain(summary: Summary) -> str:
     """The table as aligned text of any width, title above, caption and warnings below."""
-    cells: list[Sequence[str]] = [HEADINGS, *[row.cells() for row in rows(summary)]]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADINGS))]
-    lines = [
-        "  ".join(
-            text.ljust(width) if column == 0 else text.rjust(width)
-            for column, (text, width) in enumerate(zip(line, widths))
-        )
-        for line in cells
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    warnings = [f"warning: {warning}" for warning in all_warnings(summary)]
-    return "\n".join(
-        [summary.title, *[line.rstrip() for line in lines], caption(summary), *conversions(summary), *warnings]
-    )
+    return "\n".join([shown(summary).aligned(), *lines_below(summary)])
+
+
+def shown(summary: Summary) -> Table:
+    """The table for the terminal."""
+    return Table(HEADINGS, [row.cells() for row in rows(summary)], summary.title, caption(summary))
+
+
+def lines_below(summary: Summary) -> list[str]:
+    """How conversions compare, and warnings."""
+    return [*conversions(summary), *(f"warning: {warning}" for warning in all_warnings(summary))]
 
 
 def caption(summary: Summary) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import SpikedistillError
+from ..files import recover, replace_folder
 from ..finite import faulty
 
 FORMAT = 1
@@ -54,75 +55,6 @@ def _checksum(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def make_folder(folder: Path) -> None:
-    """The folder and its parents, each told to the disk by its parent."""
-    missing = [p for p in (folder, *folder.parents) if not p.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for made in reversed(missing):
-        sync_folder(made.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Names in a folder, on the disk."""
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def replace_folder(folder: Path, contents: Mapping[str, bytes], before: Path | None = None) -> None:
-    """A folder with these files, in place of any old one, at once; a full disk or a kill leaves the old one whole.
-
-    ``before``: where the old one is kept; None: nowhere.
-    """
-    aside = folder.with_name(f".{folder.name}.new-{os.getpid()}")
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    try:
-        make_folder(folder.parent)
-        shutil.rmtree(aside, ignore_errors=True)  # of a dead process that had our number
-        aside.mkdir()
-        for name, data in contents.items():
-            with open(aside / name, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        sync_folder(aside)
-        if folder.exists():
-            if before is not None and before.exists():
-                os.rename(before, old)
-            os.rename(folder, before or old)
-        os.rename(aside, folder)
-        sync_folder(folder.parent)
-    except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        if not folder.exists() and (kept := next((p for p in (before, old) if p is not None and p.exists()), None)):
-            os.rename(kept, folder)
-        if before is not None and old.exists() and not before.exists():
-            os.rename(old, before)
-        raise SpikedistillError(
-            f"cannot write {folder}: {error.strerror or error}; what was there before is unchanged. Free space or choose "
-            "another --out, then resume"
-        ) from None
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover(folder: Path) -> None:
-    """Put back a folder that a kill left renamed, and remove halves that a kill left aside."""
-    if not folder.parent.is_dir():
-        return
-    before = previous(folder)
-    for old in sorted(folder.parent.glob(f".{folder.name}.old-*")):
-        if folder.exists() or before.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(old, folder)
-    if not folder.exists() and before.exists():
-        os.rename(before, folder)
-    for aside in folder.parent.glob(f".{folder.name}.new-*"):
-        shutil.rmtree(aside, ignore_errors=True)
-
-
 def load_latest(
     folder: Path, note: Callable[[str], None] = lambda text: None
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -130,7 +62,7 @@ def load_latest(
 
     Raises for the last one's damage where no older one is whole.
     """
-    recover(folder)
+    recover(folder, previous(folder))
     if not folder.exists():
         return None
     try:

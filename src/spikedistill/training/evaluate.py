@@ -1,6 +1,5 @@
-"""Evaluation: accuracy, confusion, firing rates, accuracy over T, recalibrated norms, membrane histograms."""
+"""Evaluation: accuracy, confusion, firing rates, accuracy over T, membrane histograms."""
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import simulation, taps
+from .. import taps
 from ..conversion import correct_over_time
 from ..networks.base import Network
-from ..neurons import NormNeuron
 from ..randomness import seed_of
 from .summary import LayerSummary, MembraneSummary
 
@@ -154,41 +152,6 @@ def evaluate_integer(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]
 
 def _confusion(target: Tensor, found: Tensor, K: int) -> Tensor:
     return torch.bincount(target.cpu() * K + found.cpu(), minlength=K * K).view(K, K)
-
-
-def recalibrated(network: Network, batches: Iterable[Tensor], time_steps: int | None = None) -> Network:
-    """A copy whose norm statistics are averaged over ``batches`` at ``time_steps``; all else as it was."""
-    network = copy.deepcopy(network)
-    recalibrate(network, batches, time_steps)
-    return network
-
-
-def settle(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Norm statistics of the weights as they are, over ``batches``, in place; the shifts of a quantized network follow.
-
-    Running averages lag behind weights that still move: after a short training they are those of another network (ours:
-    10 % accuracy as saved, 80 % settled, after three epochs).
-    """
-    recalibrate(network, batches)
-    if (requantize := getattr(network, "requantize", None)) is not None:
-        requantize()
-
-
-def recalibrate(network: nn.Module, batches: Iterable[Tensor], time_steps: int | None = None) -> None:
-    """Average the norm statistics anew over ``batches``, in place; at ``time_steps`` (None: the network's own T)."""
-    norms = [m for m in network.modules() if isinstance(m, NormNeuron | nn.modules.batchnorm._BatchNorm)]
-    momenta = [m.momentum for m in norms]
-    own = getattr(network, "time_steps", None)
-    with evaluating(network), simulation.time_steps(network, time_steps or own or 1):
-        for m in norms:
-            m.train()
-        for i, x in enumerate(batches):
-            torch.manual_seed(seed_of("recalibrate", i))
-            for m in norms:
-                m.momentum = 1 / (i + 1)
-            network(x)
-    for m, momentum in zip(norms, momenta):
-        m.momentum = momentum
 
 
 def membrane_histograms(

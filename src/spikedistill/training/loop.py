@@ -21,8 +21,9 @@ from ..neurons.shared_norms import synchronize
 from ..randomness import seed_everything
 from ..recipe import Optimizer
 from . import checkpoint, metrics, signals
+from .calibration import settle
 from .diagnosis import explain
-from .evaluate import Evaluation, evaluate, evaluating, settle
+from .evaluate import Evaluation, evaluate, evaluating
 from .guard import Guard
 from .optim import MovingAverage, learning_rate, optimizer, restore_by_name, set_learning_rate, state_by_name
 from .progress import Progress

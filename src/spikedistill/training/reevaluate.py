@@ -15,9 +15,10 @@ from ..devices import checked
 from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..recipe import Recipe
-from .evaluate import evaluate, evaluate_integer, recalibrated
-from .evaluate import recalibrate as recalibrate_norms
-from .run import CALIBRATION_IMAGES, calibration_batches, read_claim
+from .calibration import CALIBRATION_IMAGES, calibration_batches, recalibrated
+from .calibration import recalibrate as recalibrate_norms
+from .evaluate import evaluate, evaluate_integer
+from .run_folder import read_claim
 from .store import find_stage, load_network, split_best
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,15 @@ from ..bibliography import citations
 from ..data import Data
 from ..distiller import Distiller
 from ..errors import SpikedistillError
+from ..files import write_text
 from ..networks.base import Network
 from ..recipe import Recipe, Stage, at
 from ..recipe import load as load_recipe
 from . import checkpoint, metrics, summary
 from .bfloat16 import trainable_precision
+from .calibration import CALIBRATION_IMAGES, calibration_batches, recalibrate
 from .changes import change, edited
 from .compiling import compiling, worth_compiling
-from .evaluate import recalibrate
 from .fits import estimate
 from .lock import locked
 from .loop import Settings, Training, autocast, peak_memory_mb, saving
@@ -37,10 +37,8 @@ from .run_folder import FILE, Claim, card, claim, clean, environment, prepare, r
 from .signals import watching
 from .stages import Factories, Product, build
 from .store import load_network, save_network
-from .summary import RunSummary, StageSummary, Summary, write_atomically
+from .summary import RunSummary, StageSummary, Summary
 from .tracking import accelerator, begin
-
-CALIBRATION_IMAGES = 1024  # at least, where there are as many
 
 
 @dataclass
@@ -153,12 +151,6 @@ def run(
     return Run(folder, result)
 
 
-def calibration_batches(data: Data, batch_size: int, images: int, device: "str | torch.device") -> list[Tensor]:
-    """The first training batches, unaugmented, classes mixed: with at least ``images``, where there are as many."""
-    count = -(-images // batch_size)
-    return [x for x, _ in islice(data.batches("train", batch_size, scattered=True, device=device), count)]
-
-
 class OneSeed:
     """All stages of a recipe for one seed."""
 
@@ -182,7 +174,7 @@ class OneSeed:
         """Train what is not finished; write ``summary.json`` after each stage."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.resolved = self.resolve()
-        write_atomically(self.folder / "order.json", json.dumps({"stages": [s.name for s in self.recipe.stages]}))
+        write_text(self.folder / "order.json", json.dumps({"stages": [s.name for s in self.recipe.stages]}))
         stages: list[StageSummary] = []
         for stage in self.recipe.stages:
             place = self.folder / "stages" / stage.name
@@ -209,9 +201,9 @@ class OneSeed:
             from ..precision import resolve_precision
 
             held = {"precision": resolve_precision(self.recipe.precision, self.device)}
-            write_atomically(path, json.dumps(held))
+            write_text(path, json.dumps(held))
         if not recorded_environment(self.folder):
-            write_atomically(self.folder / "environment.json", json.dumps(environment(), indent=1))
+            write_text(self.folder / "environment.json", json.dumps(environment(), indent=1))
         return held
 
     def _fresh(self, stage: Stage) -> nn.Module | None:
@@ -340,7 +332,7 @@ class OneSeed:
         if stage.name not in known:
             with autocast(training.s):
                 known[stage.name] = worth_compiling(distiller, x, y, training.steps * training.s.optimizer.accumulate)
-            write_atomically(self.folder / "resolved.json", json.dumps(self.resolved))
+            write_text(self.folder / "resolved.json", json.dumps(self.resolved))
             if known[stage.name]:
                 self.progress.note(f"{stage.name}: compiling the neurons first (compile: false trains without)")
         return bool(known[stage.name])

@@ -15,14 +15,14 @@ import yaml
 
 from ..data import Data, DataInfo
 from ..errors import SpikedistillError
+from ..files import LEFTOVERS, make_folder, write_text
 from ..recipe import Recipe, Stage
 from ..recipe import load as load_recipe
 from . import checkpoint
 from .records import RECORD, complete, upgraded_recipe
-from .summary import StageSummary, write_atomically
+from .summary import StageSummary
 
 FILE = "recipe.yaml"
-LEFTOVERS = (".*.tmp", ".*.new-*")  # what a process that died left aside
 TWIN = ".recipe.json"  # what recipe.yaml said when it was written
 OURS = (TWIN, *LEFTOVERS, ".lock*", "tracking")  # and what may lie in a folder before it is a run's
 
@@ -74,7 +74,7 @@ def write_claim(folder: Path, tree: Mapping[str, Any]) -> None:
         file = (folder / FILE, yaml.safe_dump(dict(tree), sort_keys=False))
         # A new run is one with a twin; of a change, killed between the two, the file that people read is the truth.
         for path, text in (file, twin) if (folder / FILE).exists() else (twin, file):
-            write_atomically(path, text)
+            write_text(path, text)
     except OSError as error:
         raise SpikedistillError(
             f"cannot write {folder / FILE}: {error.strerror or error}; choose another --out"
@@ -87,7 +87,7 @@ def prepare(folder: Path) -> None:
         inside = [] if not folder.exists() or (folder / FILE).exists() else list(folder.iterdir())
         if any(not any(p.match(kind) for kind in OURS) for p in inside):
             raise SpikedistillError(f"{folder} exists and holds no run; choose another --out")
-        checkpoint.make_folder(folder)
+        make_folder(folder)
     except OSError as error:
         raise SpikedistillError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from None
 

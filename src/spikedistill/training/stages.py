@@ -15,7 +15,7 @@ from ..networks.balancing import balance
 from ..networks.base import Network
 from ..randomness import seed_everything
 from ..recipe import Recipe, Stage, at
-from .evaluate import recalibrate
+from .calibration import recalibrate
 from .store import find_stage, load_network
 
 Factories = Mapping[str, Callable[[], nn.Module]]

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from .. import __version__, finite, networks
 from ..errors import SpikedistillError
+from ..files import replace_folder
 from ..networks.balancing import restore_balance
 from ..networks.base import Network
 from . import records
-from .checkpoint import read_json, read_tensors, replace_folder, sealed
+from .checkpoint import read_json, read_tensors, sealed
 
 FORMAT = 1
 Factories = Mapping[str, Callable[[], nn.Module]]

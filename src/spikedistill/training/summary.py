@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from spikedistill.errors import SpikedistillError
+from spikedistill.files import write_text
 from spikedistill.reading import parse_json, read_text
 
 FORMAT = 1
@@ -216,7 +217,7 @@ def write(folder: str | os.PathLike[str], summary: Summary) -> Path:
     """Write ``summary.json`` into a run folder so that a reader sees the old file or the new one, never half of one."""
     path = Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, summary.model_dump_json(indent=1) + "\n")
+    write_text(path, summary.model_dump_json(indent=1) + "\n")
     return path
 
 
@@ -381,18 +382,3 @@ def _paired(figure: str, stage: StageSpread, baseline: StageSpread) -> Differenc
     return Difference(
         figure=figure, stage=stage.name, baseline=baseline.name, mean=fmean(values), low=low, high=high, values=values
     )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Temporary file beside the target, fsync, rename, fsync of the folder: a crash leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

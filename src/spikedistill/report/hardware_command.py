@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import terminal
 from ..errors import SpikedistillError
 
 Tree = dict[str, Any]
@@ -45,18 +46,16 @@ def hardware_command(
     if as_json:
         print(json.dumps({**tree, "accuracy": accuracy, **({"against": ratios} if ratios else {})}))
     else:
-        from rich.console import Console
-
         show(tree)
         if ratios:
-            Console().print(ratios_table(ratios))
-            print("ratio = this run / the other: below 1 this one needs less (TOPS figures: gives less)")
+            words = "ratio = this run / the other: below 1 this one needs less (TOPS figures: gives less)"
+            terminal.show("", ratios_table(ratios), words)
     return 2 if tree.get("reasons") else 0
 
 
 def _price_run(run: str, config: Path | None, layers_out: Path | None) -> tuple[Tree, float]:
     from .. import hardware
-    from ..export.files import destination, written_whole
+    from ..files import destination, exported
     from ..hardware.pricing import headline, settings
     from ..training.reevaluate import open_run
     from ..training.results import PRICED_IMAGES
@@ -69,7 +68,7 @@ def _price_run(run: str, config: Path | None, layers_out: Path | None) -> tuple[
     over = {"spikesim": hardware.read_config(config)} if config else None
     chip, memory = settings(("recipe", recipe.hardware), (str(config), over))
     if target is not None:
-        with written_whole(target) as temporary:
+        with exported(target) as temporary:
             hardware.write_layers(found, temporary, chip)
     row = StageSummary.model_validate_json((place / "summary.json").read_text())
     return headline(hardware.price(found, chip, memory), chip.activity), row.accuracy

@@ -1,0 +1,100 @@
+"""Tables for people: lines and colours on a terminal, aligned text of any width in a pipe, a file or a notebook."""
+
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich import table as rich_table
+    from rich.console import Console
+
+BETWEEN = "  "  # columns
+TEXT = 8  # a column of words can be as narrow as this
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under headings; columns are set right but for those of ``left``."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    title: str = ""
+    caption: str = ""
+    left: Collection[int] = (0,)
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """The rows' texts."""
+        return [[str(cell) for cell in row] for row in self.rows]
+
+    @property
+    def least_width(self) -> int:
+        """Columns of a terminal that hold every figure in one piece, with texts and headings wrapped."""
+        figures = [self.figures_width(i) for i in range(len(self.headings)) if i not in self.left]
+        return sum(figures) + TEXT * len(self.left) + len(BETWEEN) * (len(self.headings) - 1)
+
+    def figures_width(self, column: int) -> int:
+        """The longest figure of a column, or word of its heading."""
+        return max(len(text) for text in [*self.headings[column].split(), *(row[column] for row in self.cells)])
+
+    def aligned(self) -> str:
+        """As plain text: the title above a ruled table, the caption below."""
+        cells = [[*self.headings], *self.cells]
+        widths = [max(map(len, column)) for column in zip(*cells)]
+        lines = [
+            BETWEEN.join(
+                text.ljust(width) if i in self.left else text.rjust(width)
+                for i, (text, width) in enumerate(zip(line, widths))
+            ).rstrip()
+            for line in cells
+        ]
+        if self.title:
+            lines = [self.title, lines[0], BETWEEN.join("-" * width for width in widths), *lines[1:]]
+        return "\n".join([*lines, self.caption] if self.caption else lines)
+
+    def coloured(self, width: int) -> "rich_table.Table":
+        """For rich. Where ``width`` is narrow headings and texts are wrapped; figures stay in one piece."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table as RichTable
+        from rich.text import Text  # texts are shown as they are: a title may hold brackets
+
+        title, caption = Text(self.title, style="bold"), Text(self.caption)
+        table = RichTable(
+            title=title if self.title else None, title_justify="left",
+            caption=caption if self.caption else None, caption_justify="left",
+            box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1),
+        )  # fmt: skip
+        narrow = max(map(len, self.aligned().splitlines()[: len(self.rows) + 3])) > width
+        for i, heading in enumerate(self.headings):
+            if i in self.left:
+                table.add_column(Text(heading), overflow="fold")
+            else:
+                # Left to itself rich takes from the widest columns first, figures too.
+                fixed = self.figures_width(i) if narrow else None
+                table.add_column(Text(heading), justify="right", width=fixed)
+        for row in self.cells:
+            table.add_row(*map(Text, row))
+        return table
+
+
+def show(*parts: "Table | str", console: "Console | None" = None) -> None:
+    """Print tables and lines one below the other, each table that has a title after an empty line."""
+    file = sys.stdout if console is None else console.file
+    # rich cuts tables to 80 columns where it knows no terminal, and a notebook is none: both get the whole text.
+    if not (sys.stdout.isatty() if console is None else console.is_terminal):
+        for i, part in enumerate(parts):
+            space = "\n" if i and isinstance(part, Table) and part.title else ""
+            file.write(space + (part if isinstance(part, str) else part.aligned()) + "\n")
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    out = console or Console()
+    for part in parts:
+        if isinstance(part, str):
+            out.print(Text(part, style="yellow" if part.startswith("warning: ") else ""))
+        elif part.least_width > out.width:  # rich would leave out columns; the terminal wraps lines of text
+            out.print(Text(part.aligned()), soft_wrap=True)
+        else:
+            out.print("", part.coloured(out.width), sep="\n")
