@@ -1,10 +1,13 @@
+import importlib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from spikedistill import SpikedistillError, recipe
+from spikedistill import Distiller, SpikedistillError, bibliography, networks, objectives, recipe
 from spikedistill.training.run import train
+from spikedistill.training.run_folder import claim
 
 
 @pytest.fixture
@@ -176,3 +179,80 @@ def test_schema_accepts_the_shipped_recipes_keys():
     assert set(yaml.safe_load(Path(recipe.shipped()["digits"]).read_text())) <= set(tree["properties"])
     assert "objective_cross_entropy" in tree["$defs"]
     assert tree["additionalProperties"] is False
+
+
+PLUG_IN = """
+from typing import Literal
+from spikedistill.objectives import Objective
+
+class Confidence(Objective):
+    '''Somebody's own term.'''
+    cites = ("fang2021deep",)
+
+    def __init__(self, power: float = 2.0, over: Literal["mean", "step"] = "mean", weight: float = 1.0, name: str | None = None):
+        super().__init__(weight, name)
+        self.power = power
+
+    def forward(self, view):
+        return view.mean_logits.softmax(1).pow(self.power).sum(1).mean()
+"""
+
+
+@pytest.fixture(params=["address", "entry point"])
+def plug_in(request, tmp_path, monkeypatch) -> str:
+    """An objective of another package, as recipes call it."""
+    (tmp_path / "their_objectives.py").write_text(PLUG_IN)
+    monkeypatch.syspath_prepend(tmp_path)
+    if request.param == "address":
+        return "their_objectives:Confidence"
+    module = importlib.import_module("their_objectives")
+    monkeypatch.setitem(objectives.TYPES, "confidence", module.Confidence)  # what an entry point becomes
+    return "confidence"
+
+
+def test_an_objective_of_another_package_is_checked_like_ours(tree, plug_in):
+    tree["stages"][1]["objectives"].append({"type": plug_in, "power": "3"})
+    found = recipe.load(tree)
+    assert found.stage("student").terms[2].power == 3.0
+    assert found.stage("student").objectives[2]["power"] == 3.0
+    assert recipe.load(found.plain()) == found
+    assert "fang2021deep" in bibliography.keys_of(found)
+    tree["stages"][1]["objectives"][2] = {"type": plug_in, "powr": 3}
+    refused(tree, "stages.student.objectives[2].powr: unknown key 'powr'; did you mean 'power'")
+    tree["stages"][1]["objectives"][2] = {"type": plug_in, "over": "time"}
+    refused(tree, "stages.student.objectives[2].over: found 'time'; input should be 'mean' or 'step'")
+
+
+def test_a_run_with_an_objective_of_another_package_is_recorded_and_read_back(tree, plug_in, tmp_path):
+    tree["stages"] = [{**tree["stages"][1], "epochs": 1, "objectives": [{"type": plug_in, "power": 3.0}]}]
+    del tree["stages"][0]["teacher"]
+    claimed = claim(tmp_path / "run", recipe.load(tree), "mine")
+    assert claimed.recipe.stages[0].objectives == [
+        {"type": plug_in, "power": 3.0, "over": "mean", "weight": 1.0, "name": None}
+    ]
+    x, y = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
+    student = networks.create("vgg5", in_channels=1, width=0.125, time_steps=2)
+    losses = Distiller(student, objectives=claimed.recipe.stages[0].objectives)(x, y)
+    assert losses.total == losses.parts["confidence"] > 0
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("no_such_module:Mine", "names nothing that can be imported: No module named 'no_such_module'"),
+        ("pathlib:Pth", "names nothing that can be imported"),
+        ("pathlib:Path", "is no subclass of spikedistill.objectives.Objective"),
+    ],
+)
+def test_an_address_that_names_no_objective_is_refused(tree, address, said):
+    tree["stages"][1]["objectives"][0] = {"type": address}
+    refused(tree, "stages.student.objectives[0]: objective type ", said)
+
+
+def test_a_training_builds_objectives_of_its_own(tree):
+    stage = recipe.load(tree).stage("student")
+    teacher = networks.create("vgg5", time_steps=None)
+    student = networks.create("vgg5", time_steps=2)
+    first, second = (Distiller(student, teacher, stage.objectives).terms for _ in range(2))
+    assert not {id(o) for o in first} & {id(o) for o in (*second, *stage.terms)}
+    assert stage.terms[0] is stage.terms[0]

@@ -44,8 +44,7 @@ def keys_of(recipe: Any) -> list[str]:
     """Keys of the papers that a checked recipe rests on: its own, its objectives', networks' and quantizers'."""
     keys: list[str] = list(recipe.paper)
     for stage in recipe.stages:
-        for options in stage.objectives:
-            keys += objectives.build(options).cites
+        keys += [key for term in stage.terms for key in term.cites]
         keys += _network_keys(str((stage.network or {}).get("name", "")))
         if stage.init is not None and stage.init.method == "threshold_balancing":
             keys.append("diehl2015fast")

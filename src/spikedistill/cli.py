@@ -203,7 +203,7 @@ def recipes() -> None:
     rows = []
     for name in sorted(shipped()):
         recipe = load(name)
-        last = next((s.network for s in reversed(recipe.stages) if s.network), {}) or {}
+        last: Any = next((s.network for s in reversed(recipe.stages) if s.network), {}) or {}
         rows.append(
             [
                 name,

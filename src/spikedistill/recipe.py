@@ -5,41 +5,127 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib.resources import files
-from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
+    SerializeAsAny,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
-from . import networks, objectives
+from . import networks
 from .data.config import DataConfig
 from .errors import SpikedistillError, nearest
 from .networks.pretrained import from_name
+from .neurons import build as build_neuron
+from .objectives import Objective, ObjectiveOptions
 from .overrides import RESERVED, apply_override
+from .quantization import quantize
+from .quantization.options import Options as Quantizer
 from .reading import MAX_YAML_BYTES, parse_yaml, read_text
 from .teachers import lessons, shares
-from .typed import Numbers, checked
+from .typed import Choice, Options, Strict, complaint, model_of, read
+
+
+class NetworkOptions(Choice):
+    """A stage's ``network``: its name, the keys below, and the options of that network."""
+
+    name: str
+    ann: bool = False
+    spiking: bool = False
+    weights: Any = None
+    pretrained: Any = None
+    input_size: Any = None
+    neuron: Any = None
+
+    @classmethod
+    def chosen(cls, given: Mapping[str, Any], info: ValidationInfo) -> "type[NetworkOptions]":
+        name, custom = given.get("name"), set((info.context or {}).get("custom", ()))
+        if not isinstance(name, str):
+            found = f"found {name!r}; give one of `spikedistill.networks.names()`, timm:NAME, ..."
+            raise complaint(found, "name")
+        if name.startswith(("timm:", "torchvision:")):
+            return model_of(from_name, ("name", "time_steps", "neuron"), cls)
+        if name in custom or "/" in name or Path(name).is_dir():
+            return OwnNetwork
+        if name not in networks.names():
+            known = nearest(name, [*networks.names(), *custom])
+            raise complaint(f"unknown network {name!r}; {known} (or timm:NAME, torchvision:NAME, a folder)", "name")
+        return model_of(networks.BUILDERS[name], ("time_steps", "neuron"), NamedNetwork, f"network_{name}")
+
+    @classmethod
+    def examples(cls) -> "list[type[NetworkOptions]]":
+        return [
+            model_of(builder, ("time_steps", "neuron"), NamedNetwork, f"network_{name}", name=Literal[name])
+            for name, builder in networks.BUILDERS.items()
+        ] + [OwnNetwork]
+
+    @classmethod
+    def unknown_key(cls, key: str, values: Mapping[str, Any]) -> ValidationError:
+        name = values["name"]
+        return complaint(f"network {name!r} has no option {key!r}; {nearest(key, cls.keys_known())}")
+
+
+class OwnNetwork(NetworkOptions, extra="allow"):
+    """A network of the caller's own, or of a folder: what it takes is not known here."""
+
+
+class NamedNetwork(NetworkOptions):
+    """A network of :func:`spikedistill.networks.names`."""
+
+    @classmethod
+    def unknown_key(cls, key: str, values: Mapping[str, Any]) -> ValidationError:
+        if key == "time_steps":
+            return complaint("time steps belong to the stage (or the recipe), not to its network", key)
+        return super().unknown_key(key, values)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _no_quotes(cls, given: Any, handler: Any) -> Any:
+        found = handler(given)
+        for key, value in found.items():
+            if isinstance(given[key], str) and not isinstance(value, str):
+                raise complaint(f"found the text {given[key]!r}; write it without quotes", key)
+        return found
+
+    @model_validator(mode="after")
+    def _neuron_is_known(self) -> Self:
+        if isinstance(self.neuron, Mapping):
+            try:
+                build_neuron(self.neuron)
+            except SpikedistillError as error:
+                raise complaint(str(error), "neuron") from None
+        return self
+
 
 # Keys of a stage's `network` that are not options of its builder.
-NETWORK_KEYS = ("name", "ann", "spiking", "weights", "pretrained", "input_size", "neuron")
+NETWORK_KEYS = tuple(NetworkOptions.model_fields)
 
 
-class Strict(Numbers):
-    """Unknown keys are errors."""
+class QuantizeOptions(Choice):
+    """A stage's ``quantize``: the options of :func:`spikedistill.quantize`."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    @classmethod
+    def chosen(cls, given: Mapping[str, Any], info: ValidationInfo | None = None) -> "type[QuantizeOptions]":
+        return model_of(quantize, ("network", "calibration"), cls)
+
+    @classmethod
+    def examples(cls) -> "list[type[QuantizeOptions]]":
+        return [cls.chosen({})]
+
+    @model_validator(mode="after")
+    def _within_bounds(self) -> Self:
+        Quantizer(**{field.name: getattr(self, field.name) for field in fields(Quantizer)})
+        return self
 
 
-class Optimizer(Strict):
+class Optimizer(Options):
     """Optimizer and learning-rate schedule of a stage.
 
     ``schedule``: "cosine" (to ``min_lr``), "step" (times ``gamma`` every ``step_epochs`` epochs), "one_cycle" (up for
@@ -107,7 +193,7 @@ class Stage(Strict):
     """
 
     name: str
-    network: dict[str, Any] | None = None
+    network: SerializeAsAny[NetworkOptions] | None = None
     from_: str | None = Field(default=None, alias="from")
     convert: Convert | None = None
     init: Init | None = None
@@ -115,9 +201,9 @@ class Stage(Strict):
     teacher_heads: bool = False
     epochs: NonNegativeInt = 1
     time_steps: PositiveInt | None = None
-    objectives: list[dict[str, Any]] = []
-    optimizer: dict[str, Any] = {}
-    quantize: dict[str, Any] | None = None
+    objectives: list[SerializeAsAny[ObjectiveOptions]] = []
+    optimizer: Optimizer = Optimizer()
+    quantize: SerializeAsAny[QuantizeOptions] | None = None
     accuracy_at: list[PositiveInt] = []
     recalibrate: bool | None = None
     settle: Literal["auto"] | bool = "auto"
@@ -130,11 +216,17 @@ class Stage(Strict):
         names = [self.teacher] if isinstance(self.teacher, str) else self.teacher
         return {name: 1 / len(names) for name in names}
 
-    @model_validator(mode="after")
-    def _conversion_trains_nothing(self) -> "Stage":
-        if self.convert is not None and "epochs" not in self.model_fields_set:
-            self.epochs = 0
-        return self
+    @property
+    def terms(self) -> list[Objective]:
+        """The objectives to look at; a training builds its own."""
+        return [options.untrained for options in self.objectives]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _conversion_trains_nothing(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("convert") is not None:
+            return {"epochs": 0, **given}
+        return given
 
 
 class Recipe(Strict):
@@ -163,10 +255,8 @@ class Recipe(Strict):
 
     def optimizer_of(self, stage: Stage) -> Optimizer:
         """The recipe's optimizer with the stage's own words over it."""
-        base = {k: v for k, v in self.optimizer.model_dump().items() if k in self.optimizer.model_fields_set}
-        if "name" in stage.optimizer and stage.optimizer["name"] != self.optimizer.name:
-            base = {}
-        return Optimizer(**{**base, **stage.optimizer})
+        other = stage.optimizer.get("name", self.optimizer.name) != self.optimizer.name
+        return Optimizer(**{**({} if other else self.optimizer), **stage.optimizer})
 
     def all_time_steps(self) -> list[int]:
         """Every T the recipe uses, longer simulations of objectives included."""
@@ -206,11 +296,8 @@ def load(
     for override in overrides:
         apply_override(tree, override)
     try:
-        recipe = Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise SpikedistillError(where + _words(error, tree)) from None
-    try:
-        check(recipe, custom)
+        recipe = read(Recipe, tree, "", {"custom": custom})
+        check(recipe)
     except SpikedistillError as error:
         raise SpikedistillError(where + str(error)) from None
     return recipe
@@ -237,9 +324,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def check(recipe: Recipe, custom: Iterable[str] = ()) -> None:
-    """Everything that the types alone do not say: names that must exist, options of networks, objectives, quantizers."""
-    custom = set(custom)
+def check(recipe: Recipe) -> None:
+    """Everything that the parts do not say alone: stages that name each other, teachers that objectives need."""
     if recipe.hardware:
         from .hardware.pricing import settings
 
@@ -268,23 +354,8 @@ def check(recipe: Recipe, custom: Iterable[str] = ()) -> None:
             raise SpikedistillError(f"{where}: give exactly one of `network`, `from` and `convert`")
         if stage.convert is not None and stage.init is not None:
             raise SpikedistillError(f"{where}.init: a converted network has its weights already; leave `init` out")
-        if stage.network is not None:
-            check_network(stage.network, f"{where}.network", custom)
-        _check_optimizer(recipe, stage, where)
         _check_objectives(stage, where)
-        if stage.quantize is not None:
-            _check_quantize(stage.quantize, f"{where}.quantize")
         before.append(stage.name)
-
-
-def _check_quantize(given: Mapping[str, Any], where: str) -> None:
-    from .quantization import quantize
-    from .quantization.options import Options
-
-    read = checked(quantize, given, where, ("network", "calibration"))
-    defaults = {name: p.default for name, p in signature(quantize).parameters.items()}
-    with at(where):
-        Options(**{f.name: read.get(f.name, defaults[f.name]) for f in fields(Options)})
 
 
 @contextmanager
@@ -296,24 +367,8 @@ def at(where: str) -> Iterator[None]:
         raise SpikedistillError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
 
 
-def _check_optimizer(recipe: Recipe, stage: Stage, where: str) -> None:
-    for key in stage.optimizer:
-        if key not in Optimizer.model_fields:
-            raise SpikedistillError(f"{where}.optimizer: unknown key {key!r}; {nearest(key, Optimizer.model_fields)}")
-    try:
-        recipe.optimizer_of(stage)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SpikedistillError(
-            f"{where}.optimizer.{first['loc'][0]}: found {first['input']!r}; {first['msg']}"
-        ) from None
-
-
 def _check_objectives(stage: Stage, where: str) -> None:
-    built = []
-    for i, options in enumerate(stage.objectives):
-        with at(f"{where}.objectives[{i}]"):
-            built.append(objectives.build(options, f"{where}.objectives[{i}]"))
+    built = stage.terms
     names = [o.name for o in built]
     with at(f"{where}.teacher"):
         if stage.teacher is not None and not stage.teachers:
@@ -330,122 +385,6 @@ def _check_objectives(stage: Stage, where: str) -> None:
             lessons(built, shares(list(stage.teachers), stage.teachers))
 
 
-def check_network(options: Mapping[str, Any], where: str, custom: Iterable[str] = ()) -> None:
-    """Name and options of a stage's network."""
-    name = options.get("name")
-    if not isinstance(name, str):
-        raise SpikedistillError(
-            f"{where}.name: found {name!r}; give one of `spikedistill.networks.names()`, timm:NAME, ..."
-        )
-    if name.startswith(("timm:", "torchvision:")):
-        allowed = (set(signature(from_name).parameters) | set(NETWORK_KEYS)) - {"time_steps"}
-        for key in options:
-            if key not in allowed:
-                raise SpikedistillError(f"{where}: network {name!r} has no option {key!r}; {nearest(key, allowed)}")
-        return
-    if name in custom or "/" in name or Path(name).is_dir():
-        return
-    if name not in networks.names():
-        raise SpikedistillError(
-            f"{where}.name: unknown network {name!r}; {nearest(name, [*networks.names(), *custom])} "
-            "(or timm:NAME, torchvision:NAME, a folder)"
-        )
-    known = set(networks.options(name)) | set(NETWORK_KEYS)
-    for key in options:
-        if key not in known:
-            raise SpikedistillError(f"{where}: network {name!r} has no option {key!r}; {nearest(key, known)}")
-        if key in ("time_steps",):
-            raise SpikedistillError(
-                f"{where}.{key}: time steps belong to the stage (or the recipe), not to its network"
-            )
-    own = {key: value for key, value in options.items() if key in networks.options(name) and key != "neuron"}
-    for key, value in checked(networks.BUILDERS[name], own, where, ("neuron",)).items():
-        if isinstance(own[key], str) and not isinstance(value, str):
-            raise SpikedistillError(f"{where}.{key}: found the text {own[key]!r}; write it without quotes")
-    if options.get("neuron") is not None and isinstance(options["neuron"], Mapping):
-        from .neurons import build
-
-        with at(f"{where}.neuron"):
-            build(options["neuron"])
-
-
-def _words(error: ValidationError, tree: Mapping[str, Any]) -> str:
-    first = error.errors()[0]
-    loc = _readable(first["loc"], tree)
-    if first["type"] == "extra_forbidden":
-        return f"{'.'.join(loc[:-1]) or 'recipe'}: unknown key {loc[-1]!r}; {nearest(loc[-1], _keys_at(first['loc'][:-1]))}"
-    if first["type"] == "missing":
-        return f"{'.'.join(loc)}: missing"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(loc)}: found {first['input']!r}; {message[0].lower()}{message[1:]}"
-
-
-def _readable(loc: Sequence[int | str], tree: Mapping[str, Any]) -> list[str]:
-    """The path with stages by name instead of number."""
-    out: list[str] = []
-    here: Any = tree
-    for part in loc:
-        here = (
-            here[part]
-            if isinstance(here, list) and isinstance(part, int) and part < len(here)
-            else (here.get(part) if isinstance(here, dict) else None)
-        )
-        named = isinstance(part, int) and isinstance(here, dict) and here.get("name")
-        out.append(str(named or part))
-    return out
-
-
-def _keys_at(loc: Sequence[int | str]) -> list[str]:
-    model: Any = Recipe
-    for part in loc:
-        if isinstance(part, int) or not (isinstance(model, type) and issubclass(model, BaseModel)):
-            continue
-        field = model.model_fields.get(str(part)) or next(
-            (f for f in model.model_fields.values() if f.alias == part), None
-        )
-        model = _model_in(field.annotation) if field is not None else None
-    if model is None:
-        return []
-    return [f.alias or name for name, f in model.model_fields.items()]
-
-
-def _model_in(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        found = _model_in(inner)
-        if found is not None:
-            return found
-    return None
-
-
 def schema() -> dict[str, Any]:
     """JSON schema of a recipe for editors: networks, objectives and quantizers spelled out."""
-    from .quantization import quantize
-    from .typed import model_of
-
-    tree = Recipe.model_json_schema(by_alias=True)
-    defs = tree.setdefault("$defs", {})
-    kinds = []
-    for kind, cls in objectives.TYPES.items():
-        one = model_of(cls).model_json_schema()  # type: ignore[arg-type]
-        defs.update(one.pop("$defs", {}))
-        one["properties"]["type"] = {"const": kind}
-        one["required"] = ["type", *one.get("required", [])]
-        one["description"] = (cls.__doc__ or "").strip().splitlines()[0]
-        defs[f"objective_{kind}"] = one
-        kinds.append({"$ref": f"#/$defs/objective_{kind}"})
-    stage = defs["Stage"]["properties"]
-    stage["objectives"]["items"] = {"oneOf": kinds}
-    stage["optimizer"] = {"$ref": "#/$defs/Optimizer"}
-    options = model_of(quantize, ("network", "calibration")).model_json_schema()
-    defs.update(options.pop("$defs", {}))
-    stage["quantize"] = {"anyOf": [options, {"type": "null"}]}
-    names = {"enum": networks.names()}
-    stage["network"] = {
-        "anyOf": [
-            {"type": "object", "required": ["name"], "properties": {"name": {"anyOf": [names, {"type": "string"}]}}},
-            {"type": "null"},
-        ]
-    }
-    return tree
+    return Recipe.model_json_schema(by_alias=True)

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import typing
 
 import pytest
 import torch
@@ -154,3 +155,19 @@ def test_self_distillation_and_quantization():
     d, _ = mixed(student, None, [options(kind) for kind in kinds])
     assert d.time_steps == 4
     assert d.student.time_steps == 2
+
+
+CHOICES = [
+    (cls, key, typing.get_args(hint))
+    for cls in TYPES.values()
+    for key, hint in typing.get_type_hints(cls.__init__).items()
+    if typing.get_origin(hint) is typing.Literal
+]
+
+
+@pytest.mark.parametrize(("cls", "key", "allowed"), CHOICES, ids=lambda v: getattr(v, "__name__", None))
+def test_a_choice_that_is_none_is_refused_by_the_objective_itself(cls, key, allowed):
+    with pytest.raises(
+        SpikedistillError, match=rf"objective 'mine': {key} must be .*{allowed[-1]}.*, found 'nonsense'"
+    ):
+        cls(**{key: "nonsense", "name": "mine"})

@@ -6,18 +6,13 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
 )
 
-from spikedistill.typed import Numbers
-
-
-class _Strict(Numbers):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from spikedistill.typed import Strict
 
 
 def _pair(value: Any) -> Any:
@@ -37,7 +32,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Polarity = Literal["two", "merged"]
 
 
-class FramesConfig(_Strict):
+class FramesConfig(Strict):
     """How events become frames.
 
     ``number`` frames a sample (default: the least common multiple of all time steps of the recipe). They are cut at
@@ -56,7 +51,7 @@ class FramesConfig(_Strict):
     cache: Path | None = None
 
 
-class AudioConfig(_Strict):
+class AudioConfig(Strict):
     """How a recording becomes an image ``(N, 1, mels or coefficients, columns)`` or frames.
 
     ``seconds`` of sound at ``rate`` Hz (default: the rate of the data), windows of ``window_ms`` every ``hop_ms``.
@@ -76,14 +71,14 @@ class AudioConfig(_Strict):
     output: Literal["image", "frames"] = "image"
 
 
-class RandAugmentConfig(_Strict):
+class RandAugmentConfig(Strict):
     """torchvision's RandAugment: ``n`` operations of magnitude ``m`` (of 30)."""
 
     n: PositiveInt = 2
     m: NonNegativeInt = 9
 
 
-class EventAugmentConfig(_Strict):
+class EventAugmentConfig(Strict):
     """Augmentations of event frames, one draw per sample, the same for all of its frames.
 
     Each is drawn uniformly from -value..value: ``roll`` pixels in both directions, ``rotate`` degrees, ``shear``
@@ -100,14 +95,14 @@ class EventAugmentConfig(_Strict):
     nda: bool = False
 
 
-class AudioAugmentConfig(_Strict):
+class AudioAugmentConfig(Strict):
     """Augmentations of sound: ``shift_ms`` in either direction; ``noise``: largest amplitude, of the largest sample."""
 
     shift_ms: NonNegativeFloat = 0.0
     noise: NonNegativeFloat = 0.0
 
 
-class AugmentConfig(_Strict):
+class AugmentConfig(Strict):
     """Augmentations of training images (event frames: ``events``; sound: ``audio``). Nothing is on by itself, but
     what a data set's name brings (:func:`augmentation`).
 
@@ -146,7 +141,7 @@ class AugmentConfig(_Strict):
     audio: AudioAugmentConfig = AudioAugmentConfig()
 
 
-class DataConfig(_Strict):
+class DataConfig(Strict):
     """The ``data`` part of a recipe.
 
     ``name``: one of :data:`spikedistill.data.NAMES`; ``root``: the data set's folder, or a folder that holds

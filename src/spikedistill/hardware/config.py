@@ -1,20 +1,12 @@
 """Typed settings of the hardware models: every constant with its source, every correction a named switch."""
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from spikedistill.errors import SpikedistillError, nearest
 from spikedistill.reading import MAX_YAML_BYTES, parse_yaml, read_text
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-class Strict(BaseModel):
-    """A pydantic model in which unknown keys are errors and values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+from spikedistill.typed import Strict, parse
 
 
 class Technology(Strict):
@@ -210,41 +202,6 @@ class Config(Strict):
             return 1.0
         bits, reference = self.adc_bits or self.lossless_adc_bits, self.technology.adc_reference_bits
         return 2.0 ** (bits - reference) if self.adc_law == "walden" else bits / reference
-
-
-def parse(model: type[Model], data: Any, where: str) -> Model:
-    """``model.model_validate(data)``; what is wrong is one error that names ``where``, the key and the nearest known one.
-
-    Raises: SpikedistillError.
-    """
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        lines = [f"{where}: {explain(item, _fields(model, item['loc'][:-1]))}" for item in error.errors()]
-        raise SpikedistillError("\n".join(lines)) from None
-
-
-def explain(item: Any, known: list[str]) -> str:
-    """One line for one of pydantic's errors: key, what is wrong, what was found, or the nearest of the known keys."""
-    path = ".".join(str(part) for part in item["loc"])
-    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"unknown key {path!r}; {nearest(str(item['loc'][-1]), known)}"
-    prefix = f"{path}: " if path else ""
-    if item["type"] in ("missing", "missing_argument"):
-        return f"{path} is missing"
-    if item["type"] in ("model_type", "dict_type", "mapping_type"):
-        return f"{prefix}a mapping of keys is needed, {', '.join(known)}; found {item['input']!r:.80}"
-    message = item["msg"].removeprefix("Value error, ")
-    return f"{prefix}{message}" + ("" if item["type"] == "value_error" else f" (found {item['input']!r:.80})")
-
-
-def _fields(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    """Known keys of the model that a validation path leads to."""
-    for part in path:
-        field = model.model_fields.get(part) if isinstance(part, str) else None
-        if field and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            model = field.annotation
-    return list(model.model_fields)
 
 
 def read_yaml(path: str | Path) -> Any:

@@ -21,8 +21,9 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from spikedistill.errors import SpikedistillError
-from spikedistill.hardware.config import Config, Strict, explain, parse, read_yaml
+from spikedistill.hardware.config import Config, read_yaml
 from spikedistill.hardware.layer import InputKind, Layer
+from spikedistill.typed import Strict, lines, parse
 
 _LAYER = TypeAdapter(Layer)
 _SHORT = ("bits", "input")
@@ -70,7 +71,7 @@ def _layer(entry: Mapping[str, Any], index: int, time_steps: int, path: str) -> 
         return _LAYER.validate_python(_expand(entry, time_steps, where))
     except ValidationError as error:
         known = [field.name for field in fields(Layer)] + list(_SHORT)
-        raise SpikedistillError("\n".join(f"{where}: {explain(item, known)}" for item in error.errors())) from None
+        raise SpikedistillError("\n".join(f"{where}: {line}" for line in lines(error, known))) from None
 
 
 def check_geometry(layers: Sequence[Layer], where: str) -> None:

@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from spikedistill.errors import SpikedistillError, nearest
-from spikedistill.hardware.config import Strict
 from spikedistill.hardware.layer import Layer
 from spikedistill.hardware.operations import membrane_updates, synaptic_events
+from spikedistill.typed import Strict
 
 BOUNDS: dict[str, Literal["memory", "compute", "traffic"]] = {
     "synops": "memory",

@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from spikedistill.hardware.config import Strict
 from spikedistill.hardware.costs import add_energy, multiply_energy
 from spikedistill.hardware.layer import Layer
 from spikedistill.hardware.operations import membrane_updates, synaptic_events
+from spikedistill.typed import Strict
 
 POINTS = ((0.0, 0.0), (8 * 1024.0, 10.0), (32 * 1024.0, 20.0), (1024 * 1024.0, 100.0))  # bytes, pJ a 32-bit word
 

@@ -8,12 +8,13 @@ from typing import Any
 from spikedistill.errors import SpikedistillError
 from spikedistill.hardware import floorline, memory, operations, spikesim
 from spikedistill.hardware.ann import activation_bits, break_even, twin
-from spikedistill.hardware.config import Config, parse, read_config
+from spikedistill.hardware.config import Config, read_config
 from spikedistill.hardware.files import check_geometry, read_layers, resolve
 from spikedistill.hardware.floorline import FloorlineConfig
 from spikedistill.hardware.layer import Layer
 from spikedistill.hardware.memory import MemoryConfig
 from spikedistill.hardware.operations import membrane_updates
+from spikedistill.typed import parse
 
 Tree = dict[str, Any]
 FIGURES = ("pes", "tiles", "area_um2", "energy_pj", "latency_ns", "edap", "tops", "tops_per_w", "tops_per_mm2")

@@ -1,11 +1,15 @@
 """Objectives: one term of the training loss each; one paper, one file."""
 
+import builtins
 from collections.abc import Mapping
+from functools import cached_property
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, Literal, Self
+
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from ..errors import SpikedistillError, nearest
-from ..typed import checked
+from ..typed import Choice, address, model_of, read
 from .activation_maps import ActivationMapDistillation, NoiseSmoothedDistillation
 from .activity import ActivityRegularization, LogitsRegularization
 from .attention import AttentionTransfer
@@ -64,23 +68,69 @@ TYPES: dict[str, type[Objective]] = {
 TYPES |= {entry.name: entry.load() for entry in entry_points(group="spikedistill.objectives")}
 
 
-def build(options: "Mapping[str, Any] | Objective", where: str = "objective") -> Objective:
-    """An objective from a recipe's mapping ``{type: ..., teacher: ..., ...}``; ``where`` begins every error.
+class ObjectiveOptions(Choice):
+    """A recipe's mapping ``{type: ..., teacher: ..., ...}``, checked against the type's signature.
 
-    ``teacher``, the name of one of several teachers, is a key of every type.
+    ``type``: a name of ``TYPES``, packages' entry points among them, or ``module:Class``. ``teacher``, the name of one of
+    several teachers, is a key of every type.
     """
-    if isinstance(options, Objective):
-        return options
-    given = dict(options)
-    kind = given.pop("type", None)
-    if kind not in TYPES:
-        raise SpikedistillError(f"{where}: unknown objective type {kind!r}; {nearest(str(kind), TYPES)}")
-    teacher = given.pop("teacher", None)
-    if teacher is not None and not isinstance(teacher, str):
-        raise SpikedistillError(f"{where}.teacher: a teacher's name is needed, found {teacher!r}")
-    built = TYPES[kind](**checked(TYPES[kind], given, where))
-    built.teacher = teacher
-    return built
+
+    type: str
+    teacher: str | None = None
+
+    @classmethod
+    def chosen(cls, given: Mapping[str, Any], info: ValidationInfo) -> "builtins.type[ObjectiveOptions]":
+        return cls._of(str(given.get("type")), find(given.get("type")))
+
+    @classmethod
+    def examples(cls) -> "list[builtins.type[ObjectiveOptions]]":
+        return [cls._of(kind, target) for kind, target in TYPES.items()]
+
+    @classmethod
+    def _of(cls, kind: str, target: Any) -> "builtins.type[ObjectiveOptions]":
+        return model_of(target, base=cls, title=f"objective_{kind}", type=Literal[kind])
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _a_name(cls, teacher: Any) -> Any:
+        if teacher is not None and not isinstance(teacher, str):
+            raise SpikedistillError(f"a teacher's name is needed, found {teacher!r}")
+        return teacher
+
+    @model_validator(mode="after")
+    def _constructible(self) -> Self:
+        _ = self.untrained
+        return self
+
+    @cached_property
+    def untrained(self) -> Objective:
+        """The objective to look at: its names, needs and papers. What trains is built anew, since it gets adapters."""
+        return self.build()
+
+    def build(self) -> Objective:
+        """A new objective."""
+        built = find(self.type)(**{key: value for key, value in self.items() if key not in ("type", "teacher")})
+        built.teacher = self.teacher
+        return built
+
+
+def find(kind: Any) -> type[Objective]:
+    """The class of a type: a name of ``TYPES`` or ``module:Class``."""
+    if kind in TYPES:
+        return TYPES[kind]
+    if not isinstance(kind, str) or ":" not in kind:
+        raise SpikedistillError(f"unknown objective type {kind!r}; {nearest(str(kind), TYPES)}")
+    found = address(kind, "objective type")
+    if not (isinstance(found, type) and issubclass(found, Objective)):
+        raise SpikedistillError(f"objective type {kind!r} is no subclass of spikedistill.objectives.Objective")
+    return found
+
+
+def build(options: "Mapping[str, Any] | Objective", where: str = "objective") -> Objective:
+    """An objective from a recipe's mapping ``{type: ..., teacher: ..., ...}``; ``where`` begins every error."""
+    if isinstance(options, ObjectiveOptions):
+        return options.build()
+    return options if isinstance(options, Objective) else read(ObjectiveOptions, options, where).untrained
 
 
 __all__ = [
@@ -101,6 +151,7 @@ __all__ = [
     "MembraneDistillation",
     "NoiseSmoothedDistillation",
     "Objective",
+    "ObjectiveOptions",
     "Schedule",
     "SelectiveAlignment",
     "Setup",
@@ -116,4 +167,5 @@ __all__ = [
     "View",
     "WeightedSoftLabels",
     "build",
+    "find",
 ]

@@ -60,8 +60,6 @@ class ActivationMapDistillation(Objective):
         name: str | None = None,
     ) -> None:
         super().__init__(weight, name)
-        if scaling not in ("batch", "sample", "none"):
-            raise refuse(self, f"scaling must be 'batch', 'sample' or 'none', found {scaling!r}")
         self.temperature = checked_temperature(self, temperature)
         self.scaling, self.tap, self.teacher_tap = scaling, tap, teacher_tap or tap
         self.student_taps, self.teacher_taps = (self.tap,), (self.teacher_tap,)
@@ -124,8 +122,6 @@ class NoiseSmoothedDistillation(Objective):
         super().__init__(weight, name)
         if not 0 <= noise <= 1:
             raise refuse(self, f"noise must be in [0, 1], found {noise}")
-        if reading not in ("paper", "code"):
-            raise refuse(self, f"reading must be 'paper' or 'code', found {reading!r}")
         self.temperature = checked_temperature(self, temperature)
         self.noise, self.reading = noise, reading
 

@@ -1,9 +1,11 @@
 """What an objective is: one term of the training loss, over captures, not networks."""
 
+import functools
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -130,12 +132,39 @@ class Objective(nn.Module):
         self.weight = schedule(weight)
         self.name = name or type_name(type(self))
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A constructor's ``Literal`` s are its choices: others are refused before it begins."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = _within_choices(cls.__init__)  # type: ignore[method-assign]
+
     def setup(self, setup: Setup) -> None:
         """Build adapters from the captured shapes; raises for captures that cannot be matched."""
 
     def forward(self, view: View) -> Tensor:
         """The unweighted loss, a float32 (or float64) scalar."""
         raise NotImplementedError
+
+
+def _within_choices(constructor: Callable[..., None]) -> Callable[..., None]:
+    parameters = inspect.signature(constructor)
+
+    @functools.wraps(constructor)
+    def checked_constructor(self: Objective, *args: Any, **kwargs: Any) -> None:
+        given = parameters.bind(self, *args, **kwargs).arguments
+        try:
+            hints = get_type_hints(constructor)
+        except NameError:  # names that only a type checker imports; a recipe would refuse them
+            hints = {}
+        for key, hint in hints.items():
+            allowed = get_args(hint) if get_origin(hint) is Literal else ()
+            if allowed and key in given and given[key] not in allowed:
+                name = given.get("name") or type_name(type(self))
+                few = " or ".join(map(repr, allowed)) if len(allowed) < 3 else f"one of {', '.join(map(str, allowed))}"
+                raise SpikedistillError(f"objective {name!r}: {key} must be {few}, found {given[key]!r}")
+        constructor(self, *args, **kwargs)
+
+    return checked_constructor
 
 
 def type_name(cls: type) -> str:

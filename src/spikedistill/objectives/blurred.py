@@ -85,10 +85,6 @@ class BlurredFeature(Objective):
         super().__init__(weight, name)
         if not 0 <= blur_ratio < 1:
             raise refuse(self, f"blur_ratio must be in [0, 1), found {blur_ratio}")
-        if blur not in ("channel", "spatial"):
-            raise refuse(self, f"blur must be 'channel' or 'spatial', found {blur!r}")
-        if over not in ("mean", "step"):
-            raise refuse(self, f"over must be 'mean' or 'step', found {over!r}")
         self.blur_ratio, self.blur, self.clip, self.over = blur_ratio, blur, clip, over
         self.tap, self.teacher_tap = tap, teacher_tap or tap
         self.student_taps, self.teacher_taps = (self.tap,), (self.teacher_tap,)

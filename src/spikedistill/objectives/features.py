@@ -8,7 +8,6 @@ from .base import Objective, Setup, View, Weight, refuse
 from .pairs import Layers, as_map, paired, taps_of
 
 Aligner = Literal["none", "conv1x1", "conv1x1_bn", "conv3x3_bn"]
-ALIGNERS = ("none", "conv1x1", "conv1x1_bn", "conv3x3_bn")
 
 
 def feature_loss(student: Tensor, teacher: Tensor, reduction: str = "mean") -> Tensor:
@@ -61,10 +60,6 @@ class FeatureDistillation(Objective):
         name: str | None = None,
     ) -> None:
         super().__init__(weight, name)
-        if aligner not in ALIGNERS:
-            raise refuse(self, f"aligner must be one of {', '.join(ALIGNERS)}, found {aligner!r}")
-        if reduction not in ("mean", "batch"):
-            raise refuse(self, f"reduction must be 'mean' or 'batch', found {reduction!r}")
         self.layers, self.aligner, self.reduction = layers, aligner, reduction
         self.stage_exponent = stage_exponent
         self.student_taps, self.teacher_taps = taps_of(layers)

@@ -51,8 +51,6 @@ class FullRangeDistillation(Objective):
         super().__init__(weight, name)
         if alpha < 0 or beta < 0:
             raise refuse(self, f"alpha and beta must be at least 0, found {alpha} and {beta}")
-        if ensemble not in ("all", "correct"):
-            raise refuse(self, f"ensemble must be 'all' or 'correct', found {ensemble!r}")
         self.alpha, self.beta, self.ensemble = alpha, beta, ensemble
         self.temperature = checked_temperature(self, temperature)
         self.needs_teacher = alpha > 0

@@ -92,10 +92,6 @@ class LogitDistillation(Objective):
     ) -> None:
         super().__init__(weight, name)
         self.temperature = checked_temperature(self, temperature)
-        if over not in ("mean", "step", "both"):
-            raise refuse(self, f"over must be 'mean', 'step' or 'both', found {over!r}")
-        if reduction not in ("batch", "elements"):
-            raise refuse(self, f"reduction must be 'batch' or 'elements', found {reduction!r}")
         self.over, self.hard, self.reduction, self.tap = over, hard, reduction, tap
         self.student_taps = () if tap == "logits" else (tap,)
         if hard or reduction == "elements" or tap != "logits":

@@ -86,13 +86,6 @@ class MembraneDistillation(Objective):
         name: str | None = None,
     ) -> None:
         super().__init__(weight, name)
-        for key, value, allowed in (
-            ("normalize", normalize, ("threshold", "none", "deviation")),
-            ("metric", metric, ("mse", "cosine", "kl")),
-            ("pairing", pairing, ("mean", "first", "spread")),
-        ):
-            if value not in allowed:
-                raise refuse(self, f"{key} must be one of {', '.join(allowed)}, found {value!r}")
         self.layers, self.normalize, self.metric, self.pairing = layers, normalize, metric, pairing
         self.temperature = checked_temperature(self, temperature)
         self.student_taps = tuple(f"{path}@membrane" for path in layers) if layers else ("*@membrane",)

@@ -6,12 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import Objective, Setup, View, Weight, refuse
+from .base import Objective, Setup, View, Weight
 from .divergence import divergence
 from .logits import checked_temperature
 from .temporal_consistency import check_steps
-
-FORMS = ("pair", "cascade", "ensemble", "simultaneous")
 
 
 def confidence(logits: Tensor) -> Tensor:
@@ -61,10 +59,6 @@ class StrongWeakDistillation(Objective):
         name: str | None = None,
     ) -> None:
         super().__init__(weight, name)
-        if direction not in ("strong_to_weak", "weak_to_strong"):
-            raise refuse(self, f"direction must be 'strong_to_weak' or 'weak_to_strong', found {direction!r}")
-        if form not in FORMS:
-            raise refuse(self, f"form must be one of {', '.join(FORMS)}, found {form!r}")
         self.direction, self.form = direction, form
         self.temperature = checked_temperature(self, temperature)
 

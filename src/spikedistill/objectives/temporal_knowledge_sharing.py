@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from .base import Objective, View, Weight, refuse
+from .base import Objective, View, Weight
 from .divergence import soft_cross_entropy
 from .logits import checked_temperature
 
@@ -43,8 +43,6 @@ class TemporalKnowledgeSharing(Objective):
     ) -> None:
         super().__init__(weight, name)
         self.temperature = checked_temperature(self, temperature)
-        if reading not in ("mean", "code"):
-            raise refuse(self, f"reading must be 'mean' or 'code', found {reading!r}")
         self.reading = reading
 
     def forward(self, view: View) -> Tensor:

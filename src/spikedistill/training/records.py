@@ -51,7 +51,11 @@ NOT_THE_RECIPES = ("time_steps", "num_classes", "in_channels", "input", "mean", 
 
 def complete(recipe: Recipe, factories: Iterable[str] = ()) -> dict[str, Any]:
     """A recipe with every value in force, as a mapping that loads as the same run under any later default."""
-    tree: dict[str, Any] = json.loads(recipe.model_dump_json(by_alias=True))
+    # What is made from signatures is filled in below: a default there may be a value that JSON has not.
+    rest = {"network", "objectives", "quantize"}
+    tree: dict[str, Any] = json.loads(recipe.model_dump_json(by_alias=True, exclude={"stages": {"__all__": rest}}))
+    keys = Stage.keys_known()
+    tree["stages"] = [{key: written.get(key) for key in keys} for written in tree["stages"]]
     tree["data"]["augment"] = json.loads(augmentation(recipe.data).model_dump_json())
     for stage, written in zip(recipe.stages, tree["stages"]):
         written["optimizer"] = recipe.optimizer_of(stage).model_dump(mode="json")
@@ -75,7 +79,7 @@ def _defaults(target: Any, leave_out: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def _objective(given: Mapping[str, Any]) -> dict[str, Any]:
-    cls = objectives.TYPES[given["type"]]
+    cls = objectives.find(given["type"])
     whole = {**_defaults(cls), **{k: v for k, v in given.items() if k != "type"}}
     weight = whole.get("weight")
     if isinstance(weight, Mapping):
