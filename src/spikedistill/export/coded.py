@@ -8,7 +8,7 @@ from torch import nn
 
 from ..networks.graph import Node, Ref
 from ..neurons import Neuron, NormNeuron
-from ..quantization.norm import Entrance, Rescale
+from ..quantization.norm import InputCast, Rescale
 from .layers import Refusal, Terms, total
 from .lowering import GraphBuilder, as_array
 
@@ -44,7 +44,7 @@ class CodedBuilder(GraphBuilder):
         terms, module = super().given(node, index), node.module
         if module is None or index:
             return terms
-        value = prod(hook.of(module) for hook in module._forward_pre_hooks.values() if isinstance(hook, Entrance))
+        value = prod(hook.of(module) for hook in module._forward_pre_hooks.values() if isinstance(hook, InputCast))
         return {name: factor / value for name, factor in terms.items()}
 
     def weights(self, m: Any) -> tuple[np.ndarray, np.ndarray]:

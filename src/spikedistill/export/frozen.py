@@ -147,7 +147,7 @@ class _Pieces:
     def __init__(self, coded: CodedLayer) -> None:
         self.layer = coded.layer
         self.base = 2
-        most = coded.fan_in * coded.format.limit
+        most = coded.fan_in * coded.format.largest_code
         while 2 * self.base * most < FLOAT32:
             self.base *= 2
         self.count, reach = 1, coded.bound_in

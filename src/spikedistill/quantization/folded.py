@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ..errors import SpikedistillError
 from ..neurons import Neuron, NormNeuron
 from ..neurons.dynamics import Grid, round_ste, saturate_ste
-from .arithmetic import exact, holding, number, steps
-from .builder import Builder
+from .arithmetic import current_steps, exact, exact_dtype, scalar
+from .assembly import Assembler
 from .calibration import neuron_of
 from .layers import CodedLayer
 from .membrane import Membrane, Number, plain
@@ -124,12 +124,12 @@ class FoldedLayer(CodedLayer):
         learns = self.norm is not None and self.norm.training and not self.frozen
         with exact(x):
             a, b = self.batch(x) if learns else self.map()
-            dtype = holding(2 * self.bound, self.path)
+            dtype = exact_dtype(2 * self.bound, self.path)
             acc = self.accumulate(x.to(dtype), self.codes(a).to(dtype))
             acc = acc + self.offset(a, b).to(dtype).view(1, -1, *[1] * (acc.dim() - 2))
         if self.norm is not None:
             return acc
-        return acc.to(holding(self.membrane.bound(2 * self.bound, steps(self.membrane.neuron)), self.path))
+        return acc.to(exact_dtype(self.membrane.bound(2 * self.bound, current_steps(self.membrane.neuron)), self.path))
 
 
 class FoldedMembrane(Membrane):
@@ -145,7 +145,7 @@ class FoldedMembrane(Membrane):
 
     @property
     def unit(self) -> float:
-        return float(self.step.value().detach()) * number(self.layer, "input_step")
+        return float(self.step.value().detach()) * scalar(self.layer, "input_step")
 
     def per_unit(self) -> Number:
         return self.gain / self.unit
@@ -183,12 +183,12 @@ class FoldedGrid(NormGrid):
         self.membrane.prepare()
         if residual is not None:
             x = x + (residual * self.ratio() if self.residual_step else residual)
-        return x.to(holding(self.bound(steps(self.norm.neuron)), "a folded norm"))
+        return x.to(exact_dtype(self.bound(current_steps(self.norm.neuron)), "a folded norm"))
 
     def update(self) -> None: ...
 
 
-class FoldedBuilder(Builder):
+class FoldedAssembler(Assembler):
     """Puts a network on codes whose norms are folded into the weights."""
 
     @staticmethod

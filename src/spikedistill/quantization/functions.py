@@ -7,7 +7,7 @@ from typing import Any
 from ..networks.graph import Node
 from .arithmetic import FLOAT32
 from .joins import Joins
-from .plan import Edge, Op, binary, given, pair, refuse
+from .plan import Edge, Op, input_names, is_power_of_two, pair, refuse
 
 RESHAPES = ("flatten", "view", "reshape", "unflatten", "contiguous", "squeeze", "unsqueeze", "dropout", "dropout2d")
 ROUNDED = 1 << 20  # a mean's sum is read back from a float by rounding; below this it cannot miss
@@ -24,7 +24,7 @@ class Functions(Joins):
     def put(self, node: Node, kind: str, edge: Edge, suffix: str = "", **options: Any) -> None:
         """One operation; with ``suffix`` one of several that a node becomes, the first of which read its inputs."""
         name = node.name + suffix
-        self.plan.ops.append(Op(name, kind, given(node), node.path or "", options))
+        self.plan.ops.append(Op(name, kind, input_names(node), node.path or "", options))
         self.plan.edges[name] = edge
 
     def then(self, node: Node, kind: str, before: str, edge: Edge, **options: Any) -> None:
@@ -35,7 +35,7 @@ class Functions(Joins):
     def function(self, node: Node) -> None:
         """One function."""
         kind = node.kind.removesuffix("_")
-        count = len(given(node))
+        count = len(input_names(node))
         if kind in ("add", "iadd") and count == 2 and node.kwargs.get("alpha", 1) == 1:
             return self.add(node)
         if kind in ("mul", "imul") and count == 2:
@@ -87,7 +87,7 @@ class Functions(Joins):
         dim = arguments(node, "dim").get("dim", 0)
         if dim % len(node.shape) == 0:
             raise refuse(node, "concatenates along the first dimension, which holds T*N")
-        grid, ranges = self.join(node, [self.edge(node, i) for i in range(len(given(node)))])
+        grid, ranges = self.join(node, [self.edge(node, i) for i in range(len(input_names(node)))])
         low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
         self.put(node, "cat", replace(grid, low=low, high=high), dim=int(dim))
 
@@ -101,7 +101,7 @@ class Functions(Joins):
     def scale(self, node: Node, divide: bool) -> None:
         edge, numbers = self.edge(node), [x for x in node.args if isinstance(x, int | float)]
         factor = float(numbers[0]) if len(numbers) == 1 else 0.0
-        if not binary(factor) or (divide and isinstance(node.args[0], int | float)) or edge.base == "layer":
+        if not is_power_of_two(factor) or (divide and isinstance(node.args[0], int | float)) or edge.base == "layer":
             raise refuse(node, "multiplies by a real number; only powers of two keep codes exact")
         factor = 1 / factor if divide else factor
         if edge.base == "norm":
@@ -244,7 +244,7 @@ class Functions(Joins):
             self.pooled.append((edge.group, divisor, node))
             if scaled:
                 self.real(edge.group)
-        if scaled and not binary(divisor) and edge.bound * area >= ROUNDED:
+        if scaled and not is_power_of_two(divisor) and edge.bound * area >= ROUNDED:
             raise refuse(node, "takes a mean of codes too large to be read back; use a pool as a module")
         fraction = edge.fraction / divisor if scaled else edge.fraction
         return replace(edge, low=edge.low * area, high=edge.high * area, share=edge.share / divisor, fraction=fraction)

@@ -16,9 +16,9 @@ from ..networks.encoding import encode
 from ..neurons import NormNeuron
 from ..reading import parse_json
 from . import executor
+from .bit_packing import pack, unpack
 from .header import FORMAT, VERSION
 from .header_check import read_header
-from .packing import pack, unpack
 from .plan import Plan
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

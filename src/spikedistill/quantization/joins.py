@@ -5,7 +5,7 @@ from dataclasses import replace
 from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..networks.graph import Graph, Node
-from .plan import Edge, Plan, binary, given, refuse
+from .plan import Edge, Plan, input_names, is_power_of_two, refuse
 
 
 class Joins:
@@ -22,7 +22,7 @@ class Joins:
 
     def edge(self, node: Node, i: int = 0) -> Edge:
         """What a node's i-th input carries."""
-        return self.plan.edges[given(node)[i]]
+        return self.plan.edges[input_names(node)[i]]
 
     def group(self, path: str) -> int:
         """A new group, of one norm or layer."""
@@ -68,7 +68,7 @@ class Joins:
         unequal = {(e.base, e.step, e.share, e.fraction) for e in edges}
         if len(unequal) == 1 and first.base != "layer":
             return first, [(e.low, e.high) for e in edges]
-        if not all(e.real or (e.base == "norm" and binary(e.share)) for e in edges):
+        if not all(e.real or (e.base == "norm" and is_power_of_two(e.share)) for e in edges):
             raise refuse(node, "joins codes whose steps are not powers of two apart")
         if not streams:
             value = min(e.fraction for e in edges)
@@ -90,7 +90,7 @@ class Joins:
             for name, edge in plan.edges.items()
         }
         for group, divisor, node in self.pooled:
-            if self.root(group) in plan.real and not binary(divisor):
+            if self.root(group) in plan.real and not is_power_of_two(divisor):
                 raise refuse(
                     node, f"divides a stream that others join by {divisor}; only by powers of two it stays exact"
                 )

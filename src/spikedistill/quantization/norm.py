@@ -17,10 +17,10 @@ from .. import simulation
 from ..neurons import NormNeuron
 from ..neurons.dynamics import round_ste, saturate_ste
 from ..neurons.sync import move, several, shared
-from .arithmetic import FLOAT32, holding, number, steps
+from .arithmetic import FLOAT32, current_steps, exact_dtype, scalar
 from .membrane import Membrane, Number, plain, ratio
-from .plan import binary
-from .weights import limit
+from .plan import is_power_of_two
+from .weights import largest_code
 
 
 class Target(Protocol):
@@ -39,10 +39,10 @@ class Stream:
 
     def per_unit(self) -> Number:
         """1 / step."""
-        return 1 / number(self.norm, "output_step")
+        return 1 / scalar(self.norm, "output_step")
 
 
-class Outlet:
+class OutputGrid:
     """Codes that leave a norm or layer for others: saturated, in ``dtype``; with ``real`` as values, codes times step."""
 
     def __init__(self, owner: nn.Module, low: int, high: int, dtype: torch.dtype, real: bool) -> None:
@@ -50,10 +50,10 @@ class Outlet:
 
     def __call__(self, code: Tensor) -> Tensor:
         out = saturate_ste(code, self.low, self.high).to(self.dtype)
-        return out * number(self.owner, "output_step") if self.real else out
+        return out * scalar(self.owner, "output_step") if self.real else out
 
 
-class Entrance:
+class InputCast:
     """Forward pre-hook where floats that are not codes enter: ``x / value``, rounded where that is not exact.
 
     ``value``: the float of one code (None: the module's ``input_step``, a power of two).
@@ -64,14 +64,14 @@ class Entrance:
 
     def of(self, module: nn.Module) -> float:
         """The float of one code that enters ``module``."""
-        return number(module, "input_step") if self.value is None else self.value
+        return scalar(module, "input_step") if self.value is None else self.value
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = args[0] / self.of(module)
-        return (x if self.value is None or binary(self.value) else round_ste(x), *args[1:])
+        return (x if self.value is None or is_power_of_two(self.value) else round_ste(x), *args[1:])
 
 
-class Source:
+class CodeSource:
     """Where codes come from: a layer's accumulators, or codes of one step; ``share`` is 1 / area after sum pooling."""
 
     def __init__(self, layer: nn.Module | None, owner: nn.Module, share: float, bound: int, path: str) -> None:
@@ -93,19 +93,19 @@ class Source:
 def shift_for(m: Tensor, bits: int) -> int:
     """``k = floor(log2(limit / max|m|))``, between -24 and 30; 0 where all multipliers are 0."""
     top = float(m.abs().max())
-    return 0 if top == 0 else max(-24, min(30, math.floor(math.log2(limit(bits) / top))))
+    return 0 if top == 0 else max(-24, min(30, math.floor(math.log2(largest_code(bits) / top))))
 
 
 def offset_shift_for(o: Tensor, bits: int) -> int:
     """``j = max(0, ceil(log2(max|o| / limit)))``."""
     top = float(o.abs().max())
-    return 0 if top <= limit(bits) else math.ceil(math.log2(top / limit(bits)))
+    return 0 if top <= largest_code(bits) else math.ceil(math.log2(top / largest_code(bits)))
 
 
 class Rescale:
     """Accumulators to codes; ``owner`` keeps the buffers ``norm_shift`` (k) and ``offset_shift`` (j)."""
 
-    def __init__(self, owner: nn.Module, bits: int | None, source: Source, target: Target) -> None:
+    def __init__(self, owner: nn.Module, bits: int | None, source: CodeSource, target: Target) -> None:
         self.owner, self.bits, self.source, self.target = owner, bits, source, target
         owner.register_buffer("norm_shift", torch.tensor(0, dtype=torch.int32))
         owner.register_buffer("offset_shift", torch.tensor(0, dtype=torch.int32))
@@ -113,12 +113,12 @@ class Rescale:
     @property
     def k(self) -> int:
         """The binary shift."""
-        return int(number(self.owner, "norm_shift"))
+        return int(scalar(self.owner, "norm_shift"))
 
     @property
     def j(self) -> int:
         """log2 of the offset's step in units."""
-        return int(number(self.owner, "offset_shift"))
+        return int(scalar(self.owner, "offset_shift"))
 
     def real(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """``(m, o)``: ``a * x + b`` of real x, as a map from accumulators to codes; float64, (C,)."""
@@ -142,7 +142,7 @@ class Rescale:
         m, o = self.real(a, b)
         if self.bits is None:
             return m, o
-        most, step = limit(self.bits), float(2**self.j)
+        most, step = largest_code(self.bits), float(2**self.j)
         return (
             saturate_ste(round_ste(m * 2.0**self.k), -most, most),
             saturate_ste(round_ste(o / step), -most, most) * step,
@@ -153,7 +153,7 @@ class Rescale:
         acc = float(self.source.bound)
         if self.bits is None:
             return FLOAT32, FLOAT32  # real coefficients: float64, nothing to prove
-        k, most = self.k, limit(self.bits)
+        k, most = self.k, largest_code(self.bits)
         product = acc * most * 2.0 ** max(0, -k) + 2.0 ** max(0, k - 1)
         return product, acc * most * 2.0**-k + 1 + most * 2.0**self.j
 
@@ -161,7 +161,7 @@ class Rescale:
         """Codes on the target's grid. Shape: (M, C, ...)."""
         m, o = self.codes(a, b)
         k = 0 if self.bits is None else self.k
-        dtype = holding(self.bounds()[0], self.source.path)
+        dtype = exact_dtype(self.bounds()[0], self.source.path)
         shape = (1, -1, *[1] * (acc.dim() - 2))
         # M / 2^k is exact in floats, so one product and one rounding are the integers' add and shift.
         code = round_ste(acc.to(dtype) * (m * 2.0**-k).to(dtype).view(shape))
@@ -172,7 +172,7 @@ class Rescale:
 class CodedStatistics:
     """A norm's statistics, read from codes and kept in real values: instance attribute ``statistics`` of a norm."""
 
-    def __init__(self, norm: nn.Module, source: Source | None, frozen: bool) -> None:
+    def __init__(self, norm: nn.Module, source: CodeSource | None, frozen: bool) -> None:
         self.norm, self.source, self.frozen = norm, source, frozen
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,7 +203,7 @@ class NormGrid:
         """Units of charge in one code of the residual: 1 on the neuron's own grid, else ``round(step * gain / unit)``."""
         if not self.residual_step:
             return 1.0
-        return ratio(self.membrane.per_unit() * number(self.norm, "residual_step"))
+        return ratio(self.membrane.per_unit() * scalar(self.norm, "residual_step"))
 
     def bound(self, T: int) -> float:
         """Largest integer of the neuron's scan."""
@@ -216,7 +216,7 @@ class NormGrid:
         if residual is not None:
             r = self.ratio()
             current = current + (residual if isinstance(r, float) and r == 1 else residual * r)
-        return current.to(holding(self.bound(steps(self.norm.neuron)), self.rescale.source.path))
+        return current.to(exact_dtype(self.bound(current_steps(self.norm.neuron)), self.rescale.source.path))
 
     def update(self) -> None:
         """Choose the shifts from the running statistics."""
@@ -231,7 +231,7 @@ class CodedNorm(nn.modules.batchnorm._BatchNorm):
 
     graph_leaf = True
     rescale: Rescale | None = None  # None: the norm is folded into the layer before it
-    outlet: Outlet
+    outlet: OutputGrid
     sync = False  # share batch statistics between processes (sync.synchronize)
 
     @classmethod

@@ -48,7 +48,7 @@ class Edge:
     def real(self) -> bool:
         """Whether floats are the values themselves, in steps of a power of two."""
         value = self.step * self.share
-        return self.base == "step" and value == self.fraction and binary(value)
+        return self.base == "step" and value == self.fraction and is_power_of_two(value)
 
 
 @dataclass
@@ -105,12 +105,12 @@ def own_code(module: nn.Module, kind: type[nn.Module] | None, *methods: str) -> 
     return None
 
 
-def binary(value: float) -> bool:
+def is_power_of_two(value: float) -> bool:
     """Whether a number is a power of two, so that floats hold its multiples exactly."""
     return value > 0 and log2(value).is_integer()
 
 
-def given(node: Node) -> list[str]:
+def input_names(node: Node) -> list[str]:
     """Names of what a node reads, in order; of several outputs the i-th is ``name:i``."""
     found: list[str] = []
 

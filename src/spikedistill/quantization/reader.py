@@ -9,7 +9,7 @@ from ..networks.graph import Graph, Node
 from ..neurons import Neuron, NormNeuron, Repeat
 from .arithmetic import FLOAT32
 from .functions import RESHAPES, Functions
-from .plan import Edge, Plan, given, own_code, refuse
+from .plan import Edge, Plan, input_names, own_code, refuse
 
 _PASS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Flatten, nn.Unflatten)
 _MAX = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
@@ -44,7 +44,7 @@ class Reader(Functions):
         module = node.module
         if node.kind == "input":
             return self.put(node, "input", self.entry)
-        for name in given(node):
+        for name in input_names(node):
             if name not in self.plan.edges:
                 raise refuse(node, "reads something that is not an activation (a parameter or constant tensor)")
         if module is not None:
@@ -134,7 +134,7 @@ class Reader(Functions):
                 node, f"ends in {type(module.neuron).__name__}, not in a neuron; quantize takes spiking networks"
             )
         self.into_norm(node)
-        if len(given(node)) > 1:
+        if len(input_names(node)) > 1:
             residual = self.edge(node, 1)
             if residual.base == "layer" or residual.fraction != 1 or (residual.base == "norm" and residual.share != 1):
                 raise refuse(node, "adds a pooled or scaled map; put the pooling before the norm or layer")

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from ..networks.base import Network
-from .arithmetic import holding
+from .arithmetic import exact_dtype
 from .calibration import Seen, neuron_of
-from .layers import AdaptiveSumPool2d, CodedLayer, Exactly, InputCodes, SumPool2d
+from .layers import AdaptiveSumPool2d, CodedLayer, ExactForward, InputCodes, SumPool2d
 from .membrane import CodedNeuron, Membrane
-from .norm import CodedNorm, CodedStatistics, Entrance, NormGrid, Outlet, Rescale, Source, Stream
+from .norm import CodedNorm, CodedStatistics, CodeSource, InputCast, NormGrid, OutputGrid, Rescale, Stream
 from .options import Options
 from .plan import Edge, Op, Plan
 
 
-class Builder:
+class Assembler:
     """Puts the parts of a copied network on codes."""
 
     def __init__(self, network: Network, plan: Plan, seen: Seen, o: Options) -> None:
@@ -50,7 +50,7 @@ class Builder:
             if op.kind in ("layer", "norm", "norm_neuron", "neuron"):
                 self._entrance(op)
         for path in plan.products:
-            self._module(path).forward = Exactly(self._module(path))
+            self._module(path).forward = ExactForward(self._module(path))
         network.to(device)
         extras: Any = network
         extras.quantization = plan
@@ -121,11 +121,11 @@ class Builder:
             coded.logits = self.network.time_steps
         elif kind == "neuron":
             membrane = self.membranes[reader]
-            source = Source(layer, layer, 1.0, coded.bound, op.path)
+            source = CodeSource(layer, layer, 1.0, coded.bound, op.path)
             coded.membrane = membrane
-            coded.rescale = Rescale(layer, self.o.norm_bits, source, Shared(membrane, share))
+            coded.rescale = Rescale(layer, self.o.norm_bits, source, PooledTarget(membrane, share))
         elif kind == "stream":
-            source = Source(layer, layer, 1.0, coded.bound, op.path)
+            source = CodeSource(layer, layer, 1.0, coded.bound, op.path)
             coded.rescale = Rescale(layer, self.o.norm_bits, source, self._target(op, layer, own, steps))
             coded.outlet = self._outlet(op, layer)
 
@@ -147,23 +147,23 @@ class Builder:
         owner.register_buffer("output_step", torch.tensor(steps[group]))
         return Stream(owner)
 
-    def _outlet(self, op: Op, owner: nn.Module) -> Outlet:
+    def _outlet(self, op: Op, owner: nn.Module) -> OutputGrid:
         edge = self.plan.edges[op.name]
         reach = max(e.bound for e in self.plan.edges.values() if e.base == "norm" and e.group == edge.group)
-        return Outlet(owner, edge.low, edge.high, holding(reach, op.path), edge.group in self.plan.real)
+        return OutputGrid(owner, edge.low, edge.high, exact_dtype(reach, op.path), edge.group in self.plan.real)
 
     def _entrance(self, op: Op) -> None:
         edge = self.plan.edges[op.inputs[0]]
         real = edge.base == "norm" and edge.group in self.plan.real
         if real or (edge.base != "norm" and edge.fraction != 1):
-            self._module(op.path).register_forward_pre_hook(Entrance(None if real else edge.fraction))
+            self._module(op.path).register_forward_pre_hook(InputCast(None if real else edge.fraction))
 
-    def _source(self, op: Op, owner: nn.Module, steps: dict[int, float]) -> Source:
+    def _source(self, op: Op, owner: nn.Module, steps: dict[int, float]) -> CodeSource:
         edge = self.plan.edges[op.inputs[0]]
         if edge.base == "layer":
-            return Source(self._module(edge.layer), owner, edge.share, edge.bound, op.path)
+            return CodeSource(self._module(edge.layer), owner, edge.share, edge.bound, op.path)
         owner.register_buffer("input_step", torch.tensor(self._step(edge, steps)))
-        return Source(None, owner, 1.0, edge.bound, op.path)
+        return CodeSource(None, owner, 1.0, edge.bound, op.path)
 
     def _norm(self, op: Op, own: dict[int, str], steps: dict[int, float]) -> None:
         norm: Any = CodedNorm.of(self._module(op.path))
@@ -193,7 +193,7 @@ class Builder:
         neuron.forward = CodedNeuron(neuron, self.membranes[op.path], None if edge.base == "layer" else edge.bound)
 
 
-class Shared:
+class PooledTarget:
     """A neuron's grid as a layer sees it whose currents are summed by a pool behind it: ``share`` of each."""
 
     def __init__(self, membrane: Membrane, share: float) -> None:
