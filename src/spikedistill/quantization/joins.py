@@ -1,11 +1,12 @@
 """Which edges share a grid: groups of norms and layers, sums and concatenations of edges."""
 
 from dataclasses import replace
+from typing import Any
 
 from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..networks.graph import Graph, Node
-from .plan import Edge, Plan, input_names, is_power_of_two, refuse
+from .plan import Edge, GroupReader, Plan, input_names, is_power_of_two, refuse
 
 
 class Joins:
@@ -52,9 +53,9 @@ class Joins:
         root = self.root(group)
         self.plan.real[root] = min(most, self.plan.real.get(root, most))
 
-    def read_by(self, edge: Edge, kind: str, path: str) -> None:
+    def read_by(self, edge: Edge, kind: Any, path: str) -> None:
         """A group's reader."""
-        self.plan.readers[self.root(edge.group)].append((kind, path))
+        self.plan.readers[self.root(edge.group)].append(GroupReader(kind, path))
 
     def join(self, node: Node, edges: list[Edge]) -> tuple[Edge, list[tuple[int, int]]]:
         """The grid that ``edges`` share, and the range of each on it.

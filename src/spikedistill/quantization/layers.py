@@ -23,7 +23,7 @@ class CodedLayer:
     """Forward of a convolution or linear layer on codes: accumulators, or what the layer's place in the network asks.
 
     ``bound`` is the largest magnitude of its accumulators. With ``rescale`` (a layer straight before a neuron) the
-    accumulators become the neuron's current, or (``outlet``) codes of a stream; with ``logits`` (T) they become real
+    accumulators become the neuron's current, or (``output_grid``) codes of a stream; with ``logits`` (T) they become real
     logits, ``(acc + bias code) * step``.
     """
 
@@ -33,7 +33,7 @@ class CodedLayer:
         self.bound_in = bound_in
         self.rescale: Rescale | None = None
         self.membrane: Membrane | None = None
-        self.outlet: OutputGrid | None = None
+        self.output_grid: OutputGrid | None = None
         self.logits = 0
         if f.bits is None:
             return
@@ -121,8 +121,8 @@ class CodedLayer:
         """The neuron's current, or the stream, in codes."""
         assert self.rescale is not None
         code = self.rescale(acc, *self.plain())
-        if self.outlet is not None:
-            return self.outlet(code)
+        if self.output_grid is not None:
+            return self.output_grid(code)
         assert self.membrane is not None
         self.membrane.prepare()  # the neuron runs after this layer: its grid may be the last pass's
         bound = self.membrane.bound(self.rescale.bounds()[1], current_steps(self.membrane.neuron))

@@ -157,6 +157,9 @@ class CodedNeuron:
             )
         return self.neuron.run(current, self.neuron)
 
+    def update(self) -> None:
+        """Nothing of it stands still between epochs."""
+
 
 def ratio(value: Number) -> Number:
     """A factor between two grids, half-up to an integer of at least 1; straight-through where it is learned."""

@@ -71,23 +71,33 @@ class InputCast:
         return (x if self.value is None or is_power_of_two(self.value) else round_ste(x), *args[1:])
 
 
-class CodeSource:
-    """Where codes come from: a layer's accumulators, or codes of one step; ``share`` is 1 / area after sum pooling."""
+class PooledTarget:
+    """A neuron's grid as a layer sees it whose currents are summed by a pool behind it: ``share`` of each."""
 
-    def __init__(self, layer: nn.Module | None, owner: nn.Module, share: float, bound: int, path: str) -> None:
-        self.layer, self.owner, self.share, self.bound, self.path = layer, owner, share, bound, path
+    def __init__(self, membrane: Membrane, share: float) -> None:
+        self.membrane, self.share = membrane, share
+
+    def per_unit(self) -> Number:
+        """``share * gain / unit``."""
+        return self.membrane.per_unit() * self.share
+
+
+class CodeSource:
+    """Where a part's codes come from: the accumulators of ``coded``, a :class:`.CodedLayer`, or (None) codes of one step, the
+    owner's ``input_step``. ``bound``: their largest magnitude; ``share``: 1 / area after sum pooling.
+    """
+
+    def __init__(self, owner: Any, bound: int, path: str, coded: Any = None, share: float = 1.0) -> None:
+        self.owner, self.bound, self.path, self.coded, self.share = owner, bound, path, coded, share
 
     def step(self) -> Tensor:
         """Value of one code, per channel or one for all; float64."""
-        if self.layer is None:
-            owner: Any = self.owner
-            return owner.input_step.double()
-        coded: Any = self.layer.forward
-        return coded.step() * self.share
+        step: Tensor = self.owner.input_step.double() if self.coded is None else self.coded.step() * self.share
+        return step
 
     def bias(self) -> Tensor | None:
         """The layer's bias, added to what its accumulators mean."""
-        return None if self.layer is None else self.layer.bias  # type: ignore[return-value]
+        return None if self.coded is None else self.coded.layer.bias
 
 
 def shift_for(m: Tensor, bits: int) -> int:
@@ -169,6 +179,15 @@ class Rescale:
         return code + offset.to(dtype).view(shape)
 
 
+def affine(norm: Any, mean: Tensor | None = None, var: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``(a, b)`` of any norm, ``norm(x) = a * x + b``, by these statistics (None: its running ones); (C,)."""
+    of = norm.affine if isinstance(norm, NormNeuron) else norm.affine_map
+    found: tuple[Tensor, Tensor] = of(
+        norm.running_mean if mean is None else mean, norm.running_var if var is None else var
+    )
+    return found
+
+
 class CodedStatistics:
     """A norm's statistics, read from codes and kept in real values: instance attribute ``statistics`` of a norm."""
 
@@ -220,7 +239,7 @@ class NormGrid:
 
     def update(self) -> None:
         """Choose the shifts from the running statistics."""
-        self.rescale.update(*self.norm.affine(self.norm.running_mean, self.norm.running_var))
+        self.rescale.update(*affine(self.norm))
 
 
 class CodedNorm(nn.modules.batchnorm._BatchNorm):
@@ -231,7 +250,8 @@ class CodedNorm(nn.modules.batchnorm._BatchNorm):
 
     graph_leaf = True
     rescale: Rescale | None = None  # None: the norm is folded into the layer before it
-    outlet: OutputGrid
+    output_grid: OutputGrid
+    statistics: Any
     sync = False  # share batch statistics between processes (sync.synchronize)
 
     @classmethod
@@ -271,10 +291,9 @@ class CodedNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if self.rescale is None:
             return x
-        statistics: Any = self.statistics
-        return self.outlet(self.rescale(x, *self.affine_map(*statistics(x))))
+        return self.output_grid(self.rescale(x, *self.affine_map(*self.statistics(x))))
 
     def update(self) -> None:
         """Choose the shifts from the running statistics."""
         if self.rescale is not None:
-            self.rescale.update(*self.affine_map(self.running_mean, self.running_var))  # type: ignore[arg-type]
+            self.rescale.update(*affine(self))

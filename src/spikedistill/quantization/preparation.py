@@ -88,7 +88,7 @@ def _quantized(network: Network, options: dict[str, Any], batches: list[Tensor])
 
     network = copy.deepcopy(network)
     seen = Seen(network, plan, batches, o)
-    (FoldedAssembler if o.folded else Assembler)(network, plan, seen, o).build(kind)
+    (FoldedAssembler if o.folded else Assembler)(network, plan, seen, o).assemble(kind)
     network.config["quantize"] = {**options, "weight_range": o.range, "input_size": size}
     return network
 

@@ -9,7 +9,7 @@ from ..networks.graph import Graph, Node
 from ..neurons import Neuron, NormNeuron, Repeat
 from .arithmetic import FLOAT32
 from .functions import RESHAPES, Functions
-from .plan import Edge, Plan, input_names, own_code, refuse
+from .plan import Edge, End, Plan, input_names, own_code, refuse
 
 _PASS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Flatten, nn.Unflatten)
 _MAX = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
@@ -108,7 +108,7 @@ class Reader(Functions):
         last = node.name == self.graph.output
         if self.alone(node.name) and not (last and 2 * most * (self.network.time_steps or 1) >= FLOAT32):
             return self.put(node, "layer", Edge("layer", -most, most, layer=path), **options)
-        self.plan.ends[path] = ("stream", path, 1.0)
+        self.plan.ends[path] = End("stream", path, 1.0)
         return self.put(node, "layer", Edge("norm", *self.residual, group=self.group(path)), **options)
 
     def alone(self, name: str) -> bool:
@@ -165,8 +165,8 @@ class Reader(Functions):
         elif edge.base == "norm":
             self.read_by(edge, "layer", str(node.path))
 
-    def end(self, edge: Edge, kind: str, node: Node) -> None:
-        self.plan.ends[edge.layer] = (kind, str(node.path), edge.share)
+    def end(self, edge: Edge, kind: Any, node: Node) -> None:
+        self.plan.ends[edge.layer] = End(kind, str(node.path), edge.share)
 
     def output(self) -> None:
         """The logits: a linear layer's, spikes, or real values in steps of a power of two."""
