@@ -1,5 +1,7 @@
 """What makes a network a quantized one, in one object: ``Network.quantization``."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -47,13 +49,16 @@ class Quantization:
     def value(self, node: str) -> Tensor | None:
         """What a float 1 on the output of a graph's node is worth, one for all or per channel; None: it is real already."""
         edge = self.plan.edges.get(node)
-        if edge is None or edge.spikes:
+        if edge is None or edge.spikes or (edge.base == "norm" and edge.group in self.plan.real):
             return None
+        share = edge.share / edge.fraction  # the network's own code may have scaled the floats already
         if edge.base == "step":
-            return torch.tensor([edge.step * edge.share], dtype=torch.float64)
+            return torch.tensor([edge.step * share], dtype=torch.float64)
         part = self.parts[edge.layer if edge.base == "layer" else self.plan.groups[edge.group][0]]
         assert isinstance(part, CodedLayer | CodedNorm)
         if part.rescale is not None:
-            return torch.as_tensor(edge.share / part.rescale.target.per_unit()).double().detach().flatten()
-        assert isinstance(part, CodedLayer)
-        return None if part.logits else (edge.share * part.step()).detach().flatten()
+            return torch.as_tensor(share / part.rescale.target.per_unit()).double().detach().flatten()
+        if isinstance(part, CodedNorm):  # folded into the layer before it, which charges its neuron
+            layer: Any = self.parts[self.plan.edges[self.plan.op(self.plan.groups[edge.group][0]).inputs[0]].layer]
+            return torch.as_tensor(share / layer.membrane.per_unit()).double().detach().flatten()
+        return None if part.logits else (share * part.step()).detach().flatten()
