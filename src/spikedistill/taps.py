@@ -16,12 +16,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 from . import simulation
 from .errors import SpikedistillError, nearest
-from .networks.base import Network
+from .networks.base import Network, Quantized
 from .networks.graph import Call, Graph, trace
 from .networks.operations import Node
 from .neurons import Neuron, NormNeuron
@@ -318,8 +317,8 @@ def run(
         out = network(x)
     logits = out if out.dim() == 3 else out.unflatten(0, (-1, N))
     found = recording.found
-    if found and getattr(network, "quantization", None) is not None:
-        found = _values(network, taps, found, x)
+    if found and isinstance(network, Network) and network.quantization is not None:
+        found = _values(network, network.quantization, taps, found, x)
     captures = {tap: _unfold(value, N, steps) for tap, value in found.items()}
     captures |= {str(Tap(*key)): value for key, value in sim.captured.items()}
     missing = [str(t) for t in taps if str(t) not in captures and str(t)]
@@ -330,7 +329,9 @@ def run(
     return logits, captures
 
 
-def _values(network: nn.Module, taps: list[Tap], found: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+def _values(
+    network: Network, quantization: Quantized, taps: list[Tap], found: dict[str, Tensor], x: Tensor
+) -> dict[str, Tensor]:
     """Real values for the integer codes that flow in a quantized network."""
     graph = graph_of(network, x)
     nodes: dict[tuple[str, int, str], str | None] = {}
@@ -340,29 +341,9 @@ def _values(network: nn.Module, taps: list[Tap], found: dict[str, Tensor], x: Te
     for tap in taps:
         if str(tap) in found:
             codes, node = found[str(tap)], nodes.get((tap.path, tap.call, tap.what))
-            value = code_value(network, node) if node is not None else None
+            value = quantization.value(node) if node is not None else None
             out[str(tap)] = codes if value is None else codes * value.to(codes).view(-1, *[1] * (codes.dim() - 2))
     return out
-
-
-def code_value(network: nn.Module, node: str) -> Tensor | None:
-    """What one code on a node's output is worth in a quantized network, one for all or per channel; None: it is real, or 1."""
-    plan: Any = network.quantization
-    edge = plan.edges.get(node)
-    if edge is None or edge.spikes:
-        return None
-    if edge.base == "step":
-        return torch.tensor([edge.step * edge.share], dtype=torch.float64)
-    if edge.base == "norm":
-        norm: Any = network.get_submodule(plan.groups[edge.group][0])
-        return torch.as_tensor(edge.share / norm.rescale.target.per_unit()).double().detach().flatten()
-    layer: Any = network.get_submodule(edge.layer)
-    coded = layer.forward
-    if getattr(coded, "logits", None):
-        return None
-    if getattr(coded, "rescale", None) is not None:
-        return torch.as_tensor(edge.share / coded.membrane.per_unit()).double().detach().flatten()
-    return (edge.share * coded.step()).detach().flatten()
 
 
 def _unfold(x: Tensor, N: int, steps: int | None) -> Tensor:

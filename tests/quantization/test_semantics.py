@@ -15,17 +15,17 @@ from spikedistill.neurons import IF, LIF
 from spikedistill.neurons.compilation import eager
 from spikedistill.neurons.dynamics import Grid, round_ste
 from spikedistill.quantization import executor, quantize, to_integer
-from spikedistill.quantization.arithmetic import exact, holding, number, numbers
-from spikedistill.quantization.build import restore
+from spikedistill.quantization.arithmetic import exact, exact_dtype, scalar, scalars
+from spikedistill.quantization.bit_packing import pack, unpack
 from spikedistill.quantization.membrane import Membrane
 from spikedistill.quantization.norm import offset_shift_for, shift_for
-from spikedistill.quantization.packing import pack, unpack
+from spikedistill.quantization.preparation import restore
 from spikedistill.quantization.weights import (
     WeightFormat,
     exact_scale,
+    largest_code,
     learned_scale,
     learned_start,
-    limit,
     weight_codes,
     weight_scale,
 )  # fmt: skip
@@ -220,9 +220,9 @@ def test_weight_codes_are_symmetric_and_near(bits, scale, kind):
     f = WeightFormat(bits, scale, kind, 95.0)
     s = weight_scale(w, f)
     codes = weight_codes(w, s, bits)
-    assert codes.abs().max() <= limit(bits) == 2 ** (bits - 1) - 1
+    assert codes.abs().max() <= largest_code(bits) == 2 ** (bits - 1) - 1
     assert s.numel() == (6 if scale == "channel" else 1)
-    inside = w.abs().double() <= s * limit(bits) * (1 + 1e-12)
+    inside = w.abs().double() <= s * largest_code(bits) * (1 + 1e-12)
     assert ((codes * s - w).abs() <= s / 2 + 1e-9)[inside].all()
     if kind == "max":
         assert inside.all()
@@ -382,10 +382,10 @@ def test_streaming_steps_equal_one_pass():
 
 
 def test_floats_hold_integers_below_their_bound():
-    assert holding(2**24 - 1) is torch.float32
-    assert holding(2**24) is torch.float64
+    assert exact_dtype(2**24 - 1) is torch.float32
+    assert exact_dtype(2**24) is torch.float64
     with pytest.raises(SpikedistillError, match="use fewer bits"):
-        holding(2**53, "head")
+        exact_dtype(2**53, "head")
 
 
 def test_exact_leaves_no_autocast():
@@ -487,12 +487,12 @@ def test_a_learned_unit_keeps_a_usable_range_whatever_its_parameter_says():
 def test_all_numbers_of_a_network_are_read_at_once():
     x = images(4)
     q = quantize(lively("vgg5", x, width=0.125), calibration=x, unit="learned")
-    known = numbers(q)
+    known = scalars(q)
     assert len(known) > 10
     for module in q.modules():
         for name, t in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             assert (t.dim() > 0) == (id(t) not in known)
-            assert t.dim() > 0 or known[id(t)] == number(module, name)
+            assert t.dim() > 0 or known[id(t)] == scalar(module, name)
 
 
 @pytest.mark.parametrize("scheme, found", [("uniform", "max"), ("mint", "learned")])
@@ -510,4 +510,4 @@ def test_the_range_of_weights_is_decided_once_and_recorded(scheme, found):
         start = q.stage1[0].weight_scale.detach()
         a, _ = network.stage1[1].affine(network.stage1[1].running_mean, network.stage1[1].running_var)
         folded = first * (a * network.stage1[1].neuron.gain).detach().view(-1, 1, 1, 1)
-        assert float(start) == pytest.approx(float(2 * folded.abs().mean() / limit(8) ** 0.5), rel=1e-5)
+        assert float(start) == pytest.approx(float(2 * folded.abs().mean() / largest_code(8) ** 0.5), rel=1e-5)

@@ -337,3 +337,33 @@ def test_norms_with_equations_of_their_own_are_refused_by_path():
     network.stage2[2] = Shifted(network.stage2[2].channels, sd.LIF())
     with pytest.raises(SpikedistillError, match=r"cannot quantize stage2\.2: .*computes by affine\(\) of its own"):
         quantize(network, calibration=images(2))
+
+
+class PooledCurrent(nn.Module):
+    """A pool between a layer and its neuron."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool, self.relu, self.fc = (
+            nn.Conv2d(3, 8, 3, 1, 1),
+            nn.AvgPool2d(2),
+            nn.ReLU(),
+            nn.Linear(128, 5),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.relu(self.pool(self.conv(x))).flatten(1))
+
+
+@pytest.mark.parametrize(
+    "model, paths", [(Residual, ["model.norm", "model.norm2"]), (PooledCurrent, ["model.conv", "model.pool"])]
+)
+def test_captures_are_real_values_on_streams_that_spikes_join_and_around_pools(model, paths):
+    torch.manual_seed(0)
+    x = images(4)
+    network = awake(sd.spiking(model(), time_steps=4, example=x), x)
+    q = quantize(network, weight_bits=8, membrane_bits=None, calibration=x).eval()
+    _, real = taps.captures(network, x, paths)
+    _, found = taps.captures(q, x, paths)
+    for path in paths:
+        assert (found[path] - real[path]).abs().mean() < 0.2 * real[path].abs().mean(), path

@@ -9,7 +9,7 @@ import torch
 from spikedistill import data as datasets
 from spikedistill.errors import SpikedistillError
 from spikedistill.quantization import quantize, to_integer
-from spikedistill.quantization.build import DEFAULTS
+from spikedistill.quantization.preparation import DEFAULTS
 from spikedistill.training import store, summary
 from spikedistill.training.reevaluate import reevaluate
 from spikedistill.training.run import train

@@ -1,13 +1,13 @@
 """Quantized networks for exchange formats: the same operations on codes, without the roundings between them."""
 
-from math import prod
 from typing import Any
 
 import numpy as np
 
 from ..networks.operations import Node
 from ..neurons import NormNeuron
-from ..quantization.norm import Entrance, Rescale
+from ..quantization.norm import Rescale
+from ..quantization.quantized import Quantization
 from .layers import Refusal, Terms, scaled
 from .lowering import GraphBuilder, as_array, neuron_of
 
@@ -19,6 +19,12 @@ def _multiplier(rescale: Rescale, a: Any, b: Any) -> tuple[np.ndarray, np.ndarra
 
 class CodedBuilder(GraphBuilder):
     """Weight codes, multipliers and offsets as weights and biases, thresholds and decays of the grids."""
+
+    @property
+    def quantization(self) -> Quantization:
+        """The network's."""
+        assert isinstance(self.network.quantization, Quantization)
+        return self.network.quantization
 
     def conv(self, node: Node) -> Terms:
         return self.rounded(super().conv(node), node.module.forward)  # type: ignore[union-attr]
@@ -35,8 +41,8 @@ class CodedBuilder(GraphBuilder):
         if getattr(part, "rescale", None) is not None:
             for name in terms:
                 self.layers[name].step = 1.0
-        outlet = getattr(part, "outlet", None)
-        value = float(outlet.owner.output_step) if outlet is not None and outlet.real else 1.0
+        grid = getattr(part, "output_grid", None)
+        value = float(grid.owner.output_step) if grid is not None and grid.real else 1.0
         return {name: factor * value for name, factor in terms.items()}
 
     def given(self, node: Node, index: int = 0) -> Terms:
@@ -44,7 +50,8 @@ class CodedBuilder(GraphBuilder):
         terms, module = super().given(node, index), node.module
         if module is None or index:
             return terms
-        value = prod(hook.of(module) for hook in module._forward_pre_hooks.values() if isinstance(hook, Entrance))
+        cast = self.quantization.casts.get(node.path or "")
+        value = 1.0 if cast is None else cast.of(module)
         return {name: factor / value for name, factor in terms.items()}
 
     def weights(self, m: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +88,7 @@ class CodedBuilder(GraphBuilder):
         n, gain = neuron_of(node), 1.0
         if charge is None:
             charge = self.given(node)
-            coded: Any = n.__dict__.get("forward")
+            coded: Any = self.quantization.parts.get(node.path or "")
             if coded is not None:
                 coded.membrane.prepare()
                 gain = float(coded.ratio())

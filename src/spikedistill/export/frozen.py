@@ -11,7 +11,8 @@ from ..neurons.dynamics import Grid
 from ..quantization.arithmetic import FLOAT32
 from ..quantization.layers import AdaptiveSumPool2d, CodedLayer, SumPool2d
 from ..quantization.membrane import CodedNeuron, Membrane, plain
-from ..quantization.norm import CodedNorm, NormGrid, Rescale
+from ..quantization.norm import CodedNorm, NormGrid, Rescale, affine
+from ..quantization.quantized import Part
 
 
 class Known:
@@ -38,27 +39,28 @@ def freeze(network: Network) -> Network:
             pool: Any = module
             stride = module.stride or module.kernel_size
             pool.forward = _Sums(module.kernel_size, stride, module.padding, module.divisor_override or 1)
-    if network.input_codes is None:
+    quantization: Any = network.quantization
+    if quantization is None:
         return network
     with torch.no_grad():
-        for module in network.modules():
-            forward, grid = module.__dict__.get("forward"), module.__dict__.get("grid")
-            if isinstance(forward, CodedLayer):
-                _layer(module, forward)
-            elif isinstance(forward, CodedNeuron):
-                _prepared(forward)
-            elif isinstance(grid, NormGrid):
-                _prepared(grid)
-                if grid.rescale is not None:
-                    _rescale(module, grid.rescale, module.affine(module.running_mean, module.running_var))  # type: ignore[operator]
-            elif isinstance(module, CodedNorm) and "rescale" in module.__dict__:
-                _rescale(module, module.rescale, module.affine_map(module.running_mean, module.running_var))  # type: ignore[arg-type]
+        for part in quantization.parts.values():
+            _part(part)
     for module in network.modules():
         for name, buffer in [*module.named_buffers(recurse=False)]:
             if buffer.dim() == 0 and name != "num_batches_tracked":
                 del module._buffers[name]
                 object.__setattr__(module, name, Known(buffer))
     return network
+
+
+def _part(part: Part) -> None:
+    if isinstance(part, CodedLayer):
+        _layer(part)
+    if isinstance(part, CodedNeuron | NormGrid):
+        _prepared(part)
+    if isinstance(part, CodedNorm | NormGrid) and part.rescale is not None:
+        norm = part.norm if isinstance(part, NormGrid) else part
+        _rescale(norm, part.rescale, affine(norm))
 
 
 def _prepared(part: CodedNeuron | NormGrid) -> None:
@@ -72,7 +74,8 @@ def _grid(membrane: Membrane) -> None:
     _constant(membrane, "prepare", membrane.neuron.grid)
 
 
-def _layer(module: nn.Module, coded: CodedLayer) -> None:
+def _layer(coded: CodedLayer) -> None:
+    module = coded.layer
     if coded.membrane is not None:
         _grid(coded.membrane)
     if coded.rescale is not None:
@@ -147,7 +150,7 @@ class _Pieces:
     def __init__(self, coded: CodedLayer) -> None:
         self.layer = coded.layer
         self.base = 2
-        most = coded.fan_in * coded.format.limit
+        most = coded.fan_in * coded.format.largest_code
         while 2 * self.base * most < FLOAT32:
             self.base *= 2
         self.count, reach = 1, coded.bound_in

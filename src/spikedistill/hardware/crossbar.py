@@ -23,6 +23,7 @@ from spikedistill.errors import SpikedistillError
 from spikedistill.hardware.config import Config
 from spikedistill.hardware.workload import SMALL
 from spikedistill.quantization.layers import CodedLayer
+from spikedistill.quantization.quantized import Quantization
 
 _ELEMENTS = 1 << 26  # partial sums in memory at once
 
@@ -124,10 +125,10 @@ def simulate(network: nn.Module, config: Config | None = None) -> Iterator[nn.Mo
     weights are real.
     """
     config = config or Config()
-    coded = {name: m.__dict__["forward"] for name, m in network.named_modules() if "forward" in m.__dict__}
-    layers = {name: forward for name, forward in coded.items() if isinstance(forward, CodedLayer)}
-    if not layers:
+    quantization: Quantization | None = getattr(network, "quantization", None)
+    if quantization is None:
         raise SpikedistillError("crossbars hold integer weights, and this network is not quantized; quantize it first")
+    layers = quantization.layers
     if real := [name for name, layer in layers.items() if layer.format.bits is None]:
         raise SpikedistillError(f"crossbars hold integer weights; {', '.join(real)} has real ones: give it weight bits")
     for layer in layers.values():

@@ -12,6 +12,8 @@ from spikedistill import taps
 from spikedistill.hardware.layer import Layer
 from spikedistill.networks.graph import Graph
 from spikedistill.neurons import Neuron, NormNeuron
+from spikedistill.quantization.layers import CodedLayer
+from spikedistill.quantization.quantized import Quantization
 
 STORED_NORM_BITS = 16 + 32  # an integer network's file keeps a multiplier as int16 and an offset as int32
 
@@ -35,7 +37,7 @@ def _bits(codes: Tensor) -> int:
 
 
 @contextmanager
-def _accumulators(network: nn.Module, found: dict[str, int]) -> Iterator[None]:
+def _accumulators(layers: dict[str, CodedLayer], found: dict[str, int]) -> Iterator[None]:
     """Note the width of every accumulator tensor of a quantized network."""
 
     def watch(path: str, coded: Any) -> None:
@@ -57,10 +59,8 @@ def _accumulators(network: nn.Module, found: dict[str, int]) -> Iterator[None]:
         exits.callback(restore)
 
     with ExitStack() as exits:
-        for path, module in network.named_modules():
-            coded = module.__dict__.get("forward")
-            weighted = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and hasattr(coded, "accumulate")
-            if weighted and coded.format.bits is not None:
+        for path, coded in layers.items():
+            if coded.format.bits is not None:
                 watch(path, coded)
         yield
 
@@ -72,7 +72,8 @@ def measure(network: nn.Module, batch: Tensor, graph: Graph) -> Widths:
     They are those of the integer network on the same batch, whose integers are the same. Generators are left as they were.
     """
     widths = Widths()
-    if getattr(network, "quantization", None) is None:
+    quantization: Quantization | None = getattr(network, "quantization", None)
+    if quantization is None:
         return widths
     neurons: dict[str, tuple[taps.Tap, Neuron]] = {}
     for node in graph:
@@ -84,7 +85,7 @@ def measure(network: nn.Module, batch: Tensor, graph: Graph) -> Widths:
     try:
         with (
             torch.random.fork_rng(devices=[batch.device] if batch.is_cuda else []),
-            _accumulators(network, widths.accumulators),
+            _accumulators(quantization.layers, widths.accumulators),
         ):
             _, captured = taps.run(network, batch, [tap for tap, _ in neurons.values()])
     finally:

@@ -5,17 +5,18 @@ from dataclasses import replace
 from typing import Any
 
 from spikedistill.hardware.layer import Layer
+from spikedistill.quantization.preparation import DEFAULTS
 
 
 def at_bits(
     layers: Sequence[Layer],
-    weight_bits: int | None = 4,
-    membrane_bits: int | None = 4,
-    norm_bits: int | None = 8,
-    residual_bits: int = 16,
-    first_last_bits: int | None = 8,
+    weight_bits: int | None = DEFAULTS["weight_bits"],
+    membrane_bits: int | None = DEFAULTS["membrane_bits"],
+    norm_bits: int | None = DEFAULTS["norm_bits"],
+    residual_bits: int = DEFAULTS["residual_bits"],
+    first_last_bits: int | None = DEFAULTS["first_last_bits"],
 ) -> list[Layer]:
-    """Layers with the widths of ``sd.quantize``'s options; None is floating point, 32 bits.
+    """Layers with the widths of ``sd.quantize``'s options and their defaults; None is floating point, 32 bits.
 
     First and last weight layer have ``first_last_bits`` where weights are quantized (None: no exception). Real values on
     residual streams and shortcuts get ``residual_bits``; images and pooled spikes keep the bits they need. Activity stays as

@@ -162,7 +162,8 @@ class _Reader:
         self.sources: dict[str, tuple[str, ...]] = {}
         direct_image = isinstance(network, Network) and network.input == "image" and network.encoding == "direct"
         self.input = _Value("real", bits=image_bits) if direct_image else _Value("unknown")
-        self.precision: Callable[[str | None, str], int | None] | None = getattr(network, "hardware_bits", None)
+        quantization = getattr(network, "quantization", None)
+        self.precision: Callable[[str | None, str], int | None] | None = getattr(quantization, "bits", None)
 
     def read(self, node: Node) -> list[Layer]:
         """Layers of one node, and its output noted."""

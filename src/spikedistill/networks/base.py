@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,19 @@ Input = Literal["image", "frames"]
 Initialisation = Literal["balanced", "plain"]
 State = dict[str, Any]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Quantized(Protocol):
+    """What a network and its taps ask quantization, which stands above them and knows them."""
+
+    def requantize(self) -> None:
+        """See :meth:`Network.requantize`."""
+
+    def bits(self, path: str | None, what: str) -> int | None:
+        """Bits of a layer's weights, or of what the network has one number for."""
+
+    def value(self, node: str) -> Tensor | None:
+        """What a float 1 on the output of a graph's node is worth; None: 1."""
 
 
 class Network(nn.Module):
@@ -65,6 +78,7 @@ class Network(nn.Module):
     std: Tensor
     neuron_spec: dict[str, Any] | None = None  # of the neuron the layers were made with, where it can be said
     input_codes: Any = None  # set by quantization: x -> integer codes, in place of the normalisation
+    quantization: Quantized | None = None  # of a quantized network: a quantization.quantized.Quantization
     balanced_by: Literal["form", "data"] = "form"  # "data": a balanced start wants a look at some
     dims = 2  # spatial dimensions of the input; 1 for sequences (N, C, L)
     head_path = "head"  # the classifier's module
@@ -149,6 +163,11 @@ class Network(nn.Module):
         """Logits averaged over T: (N, K)."""
         out = self(x)
         return out.mean(0) if out.dim() == 3 else out
+
+    def requantize(self) -> None:
+        """Between epochs: a quantized network chooses anew what stands still within them (the binary shifts)."""
+        if self.quantization is not None:
+            self.quantization.requantize()
 
     @torch.no_grad()
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:

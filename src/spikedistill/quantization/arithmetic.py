@@ -15,7 +15,7 @@ from ..neurons import Neuron
 FLOAT32, FLOAT64 = 1 << 24, 1 << 53
 
 
-def holding(bound: float, where: str = "") -> torch.dtype:
+def exact_dtype(bound: float, where: str = "") -> torch.dtype:
     """float32 for integers under 2^24, else float64; from 2^53 on an error that names the place."""
     if bound < FLOAT32:
         return torch.float32
@@ -45,7 +45,7 @@ def exact(x: Tensor) -> Iterator[None]:
             torch.backends.cudnn.allow_tf32 = True
 
 
-def number(module: nn.Module, name: str) -> float:
+def scalar(module: nn.Module, name: str) -> float:
     """A module's 0-dimensional buffer or parameter as a Python number, as it is now.
 
     Nothing is kept from one pass to the next: fused optimizers change parameters without raising their version, so no
@@ -55,20 +55,20 @@ def number(module: nn.Module, name: str) -> float:
     sim = simulation.current()
     if sim is None or not getattr(tensor, "is_cuda", False):
         return float(tensor.item())
-    known = sim.__dict__.setdefault("numbers", {})
+    known = sim.__dict__.setdefault("scalars", {})
     if not known:
-        known.update(numbers(sim.network))
+        known.update(scalars(sim.network))
     return known[id(tensor)] if id(tensor) in known else float(tensor.item())
 
 
-def numbers(network: nn.Module) -> dict[int, float]:
+def scalars(network: nn.Module) -> dict[int, float]:
     """All 0-dimensional parameters and buffers of a network by their ``id``, in one transfer from the device."""
     found = [t for t in chain(network.parameters(), network.buffers()) if t.dim() == 0]
     values = torch.stack([t.detach().double() for t in found]).tolist() if found else []
     return {id(t): value for t, value in zip(found, values)}
 
 
-def steps(neuron: nn.Module) -> int:
+def current_steps(neuron: nn.Module) -> int:
     """T of the running simulation, or the neuron's own."""
     sim = simulation.current()
     if sim is not None and sim.time_steps is not None:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from ..errors import SpikedistillError
 from ..neurons import Neuron, NormNeuron
 from ..neurons.dynamics import Grid, round_ste, saturate_ste
-from .arithmetic import exact, holding, number, steps
-from .builder import Builder
+from .arithmetic import current_steps, exact, exact_dtype, scalar
+from .assembly import Assembler
 from .calibration import neuron_of
 from .layers import CodedLayer
 from .membrane import Membrane, Number, plain
-from .norm import CodedNorm, CodedStatistics, NormGrid
+from .norm import CodedNorm, CodedStatistics, NormGrid, affine
 from .options import Options
 from .plan import Edge, Op, Plan
 from .weights import WeightFormat, learned_scale, learned_start, weight_codes, weight_scale
@@ -57,11 +57,6 @@ class Step:
                 self.owner.weight_scale.copy_(self.measured())
 
 
-def affine(norm: Any, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    """``(a, b)`` of any norm."""
-    return norm.affine(mean, var) if isinstance(norm, NormNeuron) else norm.affine_map(mean, var)
-
-
 class FoldedLayer(CodedLayer):
     """A layer with its norm (or none) folded in; its output is current, in units.
 
@@ -85,7 +80,7 @@ class FoldedLayer(CodedLayer):
 
     def map(self) -> tuple[Tensor, Tensor]:
         """``(a, b)`` by the running statistics; 1 and 0 without a norm."""
-        return self.plain() if self.norm is None else affine(self.norm, self.norm.running_mean, self.norm.running_var)
+        return self.plain() if self.norm is None else affine(self.norm)
 
     def batch(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(a, b)`` by this batch's statistics (all processes'), which also move the running ones."""
@@ -124,12 +119,12 @@ class FoldedLayer(CodedLayer):
         learns = self.norm is not None and self.norm.training and not self.frozen
         with exact(x):
             a, b = self.batch(x) if learns else self.map()
-            dtype = holding(2 * self.bound, self.path)
+            dtype = exact_dtype(2 * self.bound, self.path)
             acc = self.accumulate(x.to(dtype), self.codes(a).to(dtype))
             acc = acc + self.offset(a, b).to(dtype).view(1, -1, *[1] * (acc.dim() - 2))
         if self.norm is not None:
             return acc
-        return acc.to(holding(self.membrane.bound(2 * self.bound, steps(self.membrane.neuron)), self.path))
+        return acc.to(exact_dtype(self.membrane.bound(2 * self.bound, current_steps(self.membrane.neuron)), self.path))
 
 
 class FoldedMembrane(Membrane):
@@ -145,7 +140,7 @@ class FoldedMembrane(Membrane):
 
     @property
     def unit(self) -> float:
-        return float(self.step.value().detach()) * number(self.layer, "input_step")
+        return float(self.step.value().detach()) * scalar(self.layer, "input_step")
 
     def per_unit(self) -> Number:
         return self.gain / self.unit
@@ -183,12 +178,12 @@ class FoldedGrid(NormGrid):
         self.membrane.prepare()
         if residual is not None:
             x = x + (residual * self.ratio() if self.residual_step else residual)
-        return x.to(holding(self.bound(steps(self.norm.neuron)), "a folded norm"))
+        return x.to(exact_dtype(self.bound(current_steps(self.norm.neuron)), "a folded norm"))
 
     def update(self) -> None: ...
 
 
-class FoldedBuilder(Builder):
+class FoldedAssembler(Assembler):
     """Puts a network on codes whose norms are folded into the weights."""
 
     @staticmethod
@@ -200,13 +195,13 @@ class FoldedBuilder(Builder):
         for group, readers in plan.readers.items():
             if group == logits:
                 continue
-            if len(readers) != 1 or readers[0][0] == "layer" or group in plan.real:
+            if len(readers) != 1 or readers[0].kind == "layer" or group in plan.real:
                 raise SpikedistillError(
                     f"{name} refuses {plan.groups[group][0]}: it writes to a residual stream of real values, which is "
                     "not one step's; take scheme='uniform'"
                 )
-        for path, (kind, *_) in plan.ends.items():
-            if kind == "stream" and plan.op(path).name != plan.output:
+        for path, end in plan.ends.items():
+            if end.kind == "stream" and plan.op(path).name != plan.output:
                 raise SpikedistillError(f"{name} folds norms into layers; the output of {path} is joined without one")
         for op in plan.ops:
             edge = plan.edges[op.inputs[0]] if op.inputs else None
@@ -219,16 +214,16 @@ class FoldedBuilder(Builder):
                     f"{name}: {op.path} reads pooled sums of {edge.layer}; put the pooling behind the neuron"
                 )
 
-    def _membrane(self, op: Op, own: dict[int, str], steps: dict[int, float]) -> None:
+    def _membrane(self, op: Op) -> None:
         edge, neuron = self._main(op)
         if not isinstance(edge, Edge):
-            super()._membrane(op, own, steps)
+            super()._membrane(op)
             return
         # Where 0/1 spikes or their pooled sums enter, Q's step is the weights'; images and counts are finer.
         extra = None
         if edge.step == 1 and math.log2(edge.share).is_integer() and not self._from_input(op):
             extra = -int(math.log2(edge.share))
-        self.membranes[op.path] = FoldedMembrane(neuron, self.o, extra)
+        self.membranes[op.path] = FoldedMembrane(neuron, self.options, extra)
 
     def _main(self, op: Op) -> tuple[Any, Neuron]:
         """What enters the layers of a neuron (None: no layer before it), and the neuron."""
@@ -255,41 +250,39 @@ class FoldedBuilder(Builder):
                 paths += [self.plan.edges[norm.inputs[0]].layer for norm in norms]
         return paths
 
-    def _layer(self, op: Op, own: dict[int, str], steps: dict[int, float]) -> None:
-        kind, reader, _ = self.plan.ends[op.path]
-        if kind in ("logits", "stream"):
-            super()._layer(op, own, steps)
+    def _layer(self, op: Op) -> None:
+        end = self.plan.ends[op.path]
+        if end.kind in ("logits", "stream"):
+            super()._layer(op)
             return
         layer, edge = self._module(op.path), self.plan.edges[op.inputs[0]]
-        layer.register_buffer("input_step", torch.tensor(self._step(edge, steps)))
-        norm = self._module(reader) if kind == "norm" else None
-        if norm is not None and not isinstance(norm, NormNeuron | CodedNorm):
-            norm = CodedNorm.of(norm)
-            self._exchange(reader, norm)
+        layer.register_buffer("input_step", self._step(edge))
+        norm = self._module(end.path) if end.kind == "norm" else None
+        if norm is not None and not isinstance(norm, NormNeuron):
+            norm = self.parts[end.path] = CodedNorm.of(norm)
+            self._exchange(end.path, norm)
         owner = next(o for o in self.plan.ops if o.kind in ("norm_neuron", "neuron") and op.path in self._layers_of(o))
         membrane: Any = self.membranes[owner.path]
-        coded = FoldedLayer(layer, self.plan.formats[op.path], edge.bound, op.path, norm, membrane, self.o.freeze_norms)
-        layer.forward = coded
-        parts = [self._module(path).__dict__.get("forward") for path in self._layers_of(owner)]
-        if all(isinstance(part, FoldedLayer) for part in parts):
+        o = self.options
+        coded = FoldedLayer(layer, self.plan.formats[op.path], edge.bound, op.path, norm, membrane, o.freeze_norms)
+        self.parts[op.path] = layer.forward = coded
+        parts: list[Any] = [self.parts.get(path) for path in self._layers_of(owner)]
+        if all(parts):  # the last one: they share a step
             membrane.layer = parts[0].layer
             bits = min(part.format.bits for part in parts)
-            membrane.step = Step(parts, WeightFormat(bits, "tensor", self.o.range, self.o.percentile))
+            membrane.step = Step(parts, WeightFormat(bits, "tensor", o.range, o.percentile))
 
-    def _norm(self, op: Op, own: dict[int, str], steps: dict[int, float]) -> None:
-        norm: Any = self._module(op.path)
-        if not isinstance(norm, CodedNorm):
-            norm = CodedNorm.of(norm)
-            self._exchange(op.path, norm)
+    def _norm(self, op: Op) -> None:
+        """It was exchanged with the layer before it."""
 
-    def _norm_neuron(self, op: Op, steps: dict[int, float]) -> None:
+    def _norm_neuron(self, op: Op) -> None:
         norm: Any = self._module(op.path)
         bound = None
         if len(op.inputs) > 1:
             residual = self.plan.edges[op.inputs[1]]
             if residual.base == "step":
                 bound = residual.bound
-                norm.register_buffer("residual_step", torch.tensor(self._step(residual, steps)))
-        parts = [self._module(path).forward for path in self._layers_of(op)]
-        norm.grid = FoldedGrid(norm, self.membranes[op.path], parts, bound)
+                norm.register_buffer("residual_step", self._step(residual))
+        parts: list[Any] = [self.parts[path] for path in self._layers_of(op)]
+        self.parts[op.path] = norm.grid = FoldedGrid(norm, self.membranes[op.path], parts, bound)
         norm.statistics = CodedStatistics(norm, None, True)

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..networks.encoding import encode
-from ..neurons import NormNeuron
 from ..reading import parse_json
 from . import executor
+from .bit_packing import pack, unpack
 from .header import FORMAT, VERSION
 from .header_check import read_header
-from .packing import pack, unpack
-from .plan import Plan
+from .norm import affine
+from .plan import Op
+from .quantized import Quantization
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -155,14 +156,14 @@ def to_integer(network: nn.Module) -> IntegerNetwork:
 
     Raises :class:`SpikedistillError` where something is not quantized (weights, norms or leaks of None bits).
     """
-    plan = network.__dict__.get("quantization")
-    if not isinstance(network, Network) or not isinstance(plan, Plan):
+    quantization = getattr(network, "quantization", None)
+    if not isinstance(network, Network) or not isinstance(quantization, Quantization):
         raise SpikedistillError("to_integer takes a quantized network; make one with sd.quantize(network, ...)")
     options = network.config["quantize"]
     for name in real_parts(options):
         raise SpikedistillError(f"to_integer: {name} is None, so real numbers would remain; quantize with 2 to 8 bits")
     with torch.no_grad():
-        return _Converter(network, plan, options).convert()
+        return _Converter(network, quantization).convert()
 
 
 def real_parts(options: Mapping[str, Any]) -> list[str]:
@@ -185,8 +186,9 @@ def entering(network: Network, x: Tensor) -> Tensor:
 class _Converter:
     """Reads the codes out of a quantized network."""
 
-    def __init__(self, network: Network, plan: Plan, options: dict[str, Any]) -> None:
-        self.network, self.plan, self.options = network, plan, options
+    def __init__(self, network: Network, quantization: Quantization) -> None:
+        self.network, self.plan = network, quantization.plan
+        self.parts: dict[str, Any] = dict(quantization.parts)
         self.tensors: dict[str, Tensor] = {}
         self.scale = 1.0
         assert network.time_steps is not None
@@ -214,29 +216,26 @@ class _Converter:
             self.scale = self.value(plan.output)
         header = {
             "format": FORMAT, "version": VERSION, "ops": ops[: out + 1], "time_steps": self.T, "scale": self.scale,
-            "input": {"kind": entrance.kind, "limit": entrance.limit, "size": self.options["input_size"]},
+            "input": {"kind": entrance.kind, "limit": entrance.limit, "size": self.network.config["quantize"]["input_size"]},
         }  # fmt: skip
         return IntegerNetwork(header, self.tensors)
-
-    def module(self, path: str) -> Any:
-        return self.network.get_submodule(path)
 
     def value(self, name: str) -> float:
         """What one code means, up to a step that all which are compared share."""
         edge = self.plan.edges[name]
         if edge.base != "norm" or edge.group not in self.plan.real:
             return edge.step * edge.share
-        return float(self.module(self.plan.groups[edge.group][0]).output_step) * edge.share
+        return float(self.network.get_submodule(self.plan.groups[edge.group][0]).output_step) * edge.share  # type: ignore[arg-type]
 
-    def layer(self, i: int, op: Any) -> dict[str, Any]:
-        coded = self.module(op.path).forward
+    def layer(self, i: int, op: Op) -> dict[str, Any]:
+        coded = self.parts[op.path]
         codes = coded.codes()
         self.tensors[f"{i}.weight"] = pack(codes.cpu().to(torch.int8), coded.format.bits)
         out = {"bits": coded.format.bits, "shape": list(codes.shape), "wide": 2 * coded.bound >= 1 << 31}
         if coded.rescale is not None:
             out |= self.rescale(i, coded.rescale, *coded.plain())
-        if coded.outlet is not None:
-            out |= {"low": coded.outlet.low, "high": coded.outlet.high}
+        if coded.output_grid is not None:
+            out |= {"low": coded.output_grid.low, "high": coded.output_grid.high}
         if coded.logits:
             self.scale = float(coded.step().flatten()[0].float())  # few mantissa bits: exact
         bias = coded.offset()
@@ -250,14 +249,12 @@ class _Converter:
         self.tensors[f"{i}.B"] = B.cpu().to(torch.int32)
         return {"k": part.k, "wide_scale": max(part.bounds()) >= 1 << 31}
 
-    def norm(self, i: int, op: Any) -> dict[str, Any]:
-        m = self.module(op.path)
-        if m.rescale is None:
+    def norm(self, i: int, op: Op) -> dict[str, Any]:
+        norm = self.parts[op.path]
+        if norm.rescale is None:
             return {}
-        return self.rescale(i, m.rescale, *m.affine_map(m.running_mean, m.running_var)) | {
-            "low": m.outlet.low,
-            "high": m.outlet.high,
-        }
+        limits = {"low": norm.output_grid.low, "high": norm.output_grid.high}
+        return self.rescale(i, norm.rescale, *affine(norm)) | limits
 
     def neuron_numbers(self, neuron: Any, membrane: Any, bound: float) -> dict[str, Any]:
         grid = membrane.grid()
@@ -267,25 +264,26 @@ class _Converter:
             "initial": floor(neuron.initial / grid.unit + 0.5), "wide": bound >= 1 << 31,
         }  # fmt: skip
 
-    def norm_neuron(self, i: int, op: Any) -> dict[str, Any]:
-        m: NormNeuron = self.module(op.path)
-        rescale = m.grid.rescale
-        out = self.rescale(i, rescale, *m.affine(m.running_mean, m.running_var)) if rescale is not None else {}
-        m.grid.membrane.prepare()
+    def norm_neuron(self, i: int, op: Op) -> dict[str, Any]:
+        grid = self.parts[op.path]
+        out = self.rescale(i, grid.rescale, *affine(grid.norm)) if grid.rescale is not None else {}
+        grid.membrane.prepare()
         return (
-            out | self.neuron_numbers(m.neuron, m.grid.membrane, m.grid.bound(self.T)) | {"ratio": int(m.grid.ratio())}
+            out
+            | self.neuron_numbers(grid.norm.neuron, grid.membrane, grid.bound(self.T))
+            | {"ratio": int(grid.ratio())}
         )
 
-    def neuron(self, i: int, op: Any) -> dict[str, Any]:
-        neuron = self.module(op.path)
-        coded, edge = neuron.forward, self.plan.edges[op.inputs[0]]
+    def neuron(self, i: int, op: Op) -> dict[str, Any]:
+        coded = self.parts[op.path]
+        edge = self.plan.edges[op.inputs[0]]
         coded.membrane.prepare()
         r = 1 if edge.base == "layer" else int(coded.ratio())
         bound = edge.bound * r
         if edge.base == "layer":
-            layer = self.module(edge.layer).forward
+            layer = self.parts[edge.layer]
             bound = layer.rescale.bounds()[1] if layer.rescale is not None else 2 * layer.bound
-        return self.neuron_numbers(neuron, coded.membrane, coded.membrane.bound(bound, self.T)) | {"ratio": r}
+        return self.neuron_numbers(coded.neuron, coded.membrane, coded.membrane.bound(bound, self.T)) | {"ratio": r}
 
 
 __all__ = ["IntegerNetwork", "entering", "to_integer"]

@@ -13,17 +13,17 @@ from torch.nn import functional as F
 from .. import simulation
 from ..errors import SpikedistillError
 from ..neurons.dynamics import round_ste, saturate_ste
-from .arithmetic import exact, holding, steps
+from .arithmetic import current_steps, exact, exact_dtype
 from .membrane import Membrane
-from .norm import Outlet, Rescale
-from .weights import WeightFormat, exact_scale, learned_scale, learned_start, limit, weight_codes, weight_scale
+from .norm import OutputGrid, Rescale
+from .weights import WeightFormat, exact_scale, largest_code, learned_scale, learned_start, weight_codes, weight_scale
 
 
 class CodedLayer:
     """Forward of a convolution or linear layer on codes: accumulators, or what the layer's place in the network asks.
 
     ``bound`` is the largest magnitude of its accumulators. With ``rescale`` (a layer straight before a neuron) the
-    accumulators become the neuron's current, or (``outlet``) codes of a stream; with ``logits`` (T) they become real
+    accumulators become the neuron's current, or (``output_grid``) codes of a stream; with ``logits`` (T) they become real
     logits, ``(acc + bias code) * step``.
     """
 
@@ -33,7 +33,7 @@ class CodedLayer:
         self.bound_in = bound_in
         self.rescale: Rescale | None = None
         self.membrane: Membrane | None = None
-        self.outlet: Outlet | None = None
+        self.output_grid: OutputGrid | None = None
         self.logits = 0
         if f.bits is None:
             return
@@ -45,7 +45,7 @@ class CodedLayer:
     @property
     def bound(self) -> int:
         """Largest magnitude of an accumulator."""
-        return self.fan_in * self.bound_in * (self.format.limit if self.format.bits is not None else 1)
+        return self.fan_in * self.bound_in * (self.format.largest_code if self.format.bits is not None else 1)
 
     def scale(self) -> Tensor:
         """Value of one weight code; float64, (C', 1, ...) or (1, 1, ...)."""
@@ -100,7 +100,7 @@ class CodedLayer:
         return one, torch.zeros_like(one)
 
     def __call__(self, x: Tensor) -> Tensor:
-        dtype = holding(2 * self.bound, self.path)
+        dtype = exact_dtype(2 * self.bound, self.path)
         with exact(x):
             acc = self.accumulate(x.to(dtype), self.codes().to(dtype))
             if self.rescale is not None:
@@ -121,12 +121,12 @@ class CodedLayer:
         """The neuron's current, or the stream, in codes."""
         assert self.rescale is not None
         code = self.rescale(acc, *self.plain())
-        if self.outlet is not None:
-            return self.outlet(code)
+        if self.output_grid is not None:
+            return self.output_grid(code)
         assert self.membrane is not None
         self.membrane.prepare()  # the neuron runs after this layer: its grid may be the last pass's
-        bound = self.membrane.bound(self.rescale.bounds()[1], steps(self.membrane.neuron))
-        return code.to(holding(bound, self.path))
+        bound = self.membrane.bound(self.rescale.bounds()[1], current_steps(self.membrane.neuron))
+        return code.to(exact_dtype(bound, self.path))
 
     def to_logits(self, acc: Tensor) -> Tensor:
         """Real logits, float32; exact multiples of :meth:`step`."""
@@ -140,8 +140,8 @@ def input_table(network: Any, bits: int) -> tuple[Tensor, float]:
     """Codes (C, 256) of an image's levels and the value of one code: ``max |(v/255 - mean) / std| / limit``."""
     levels = torch.arange(256, device=network.mean.device) / 255
     values = (levels.double() - network.mean.double()[:, None]) / network.std.double()[:, None]
-    step = float(torch.tensor(float(values.abs().max()) / limit(bits)))
-    return (values / step + 0.5).floor().clamp(-limit(bits), limit(bits)).to(torch.int8), step
+    step = float(torch.tensor(float(values.abs().max()) / largest_code(bits)))
+    return (values / step + 0.5).floor().clamp(-largest_code(bits), largest_code(bits)).to(torch.int8), step
 
 
 class InputCodes:
@@ -152,7 +152,7 @@ class InputCodes:
     """
 
     def __init__(self, network: Any, kind: str, bits: int, time_steps: int) -> None:
-        self.network, self.kind, self.limit, self.time_steps = network, kind, limit(bits), time_steps
+        self.network, self.kind, self.limit, self.time_steps = network, kind, largest_code(bits), time_steps
         if kind == "image":
             network.register_buffer("input_table", input_table(network, bits)[0])
 
@@ -178,7 +178,7 @@ class InputCodes:
             )
 
 
-class Exactly:
+class ExactForward:
     """Forward of a module whose own code multiplies codes: without autocast and reduced precision."""
 
     def __init__(self, module: nn.Module) -> None:

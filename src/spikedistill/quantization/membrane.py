@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..neurons import Neuron
 from ..neurons.dynamics import Grid, round_ste, saturate_ste
-from .arithmetic import holding, number, steps
-from .weights import learned_step, limit
+from .arithmetic import current_steps, exact_dtype, scalar
+from .weights import largest_code, learned_step
 
 Number = float | Tensor
 
@@ -29,7 +29,7 @@ class LearnedGrid(Grid):
         """Q; the factors around it are 1 and carry the gradient."""
         if self.bits is None or self.parameter is None:
             return super().store(v)
-        factor = (v.numel() * limit(self.bits)) ** -0.5 / 4**self.shift
+        factor = (v.numel() * largest_code(self.bits)) ** -0.5 / 4**self.shift
         learned = learned_step(self.parameter.abs(), factor)
         ratio = (1 + (learned - learned.detach()) / self.unit).to(v.dtype)
         return super().store(v / ratio) * ratio
@@ -67,16 +67,16 @@ class Membrane:
     def unit(self) -> float:
         """Value of one code; a learned one stays between 1/16 of its start and the whole reach, whatever its parameter says."""
         if self.streamed:
-            return plain(self.neuron.gain) * number(self.neuron, "input_step")
-        unit = abs(number(self.neuron, "membrane_unit"))
+            return plain(self.neuron.gain) * scalar(self.neuron, "input_step")
+        unit = abs(scalar(self.neuron, "membrane_unit"))
         if not self.learned:
             return max(1e-12, unit)
-        reach = number(self.neuron, "membrane_range")
+        reach = scalar(self.neuron, "membrane_range")
         return min(max(unit, reach / 2 ** (self.fraction_bits + 4)), reach)
 
     def per_unit(self) -> Number:
         """Codes of charge that a real current of 1 makes: ``gain / unit``."""
-        return 1 / number(self.neuron, "input_step") if self.streamed else self.gain / self.unit
+        return 1 / scalar(self.neuron, "input_step") if self.streamed else self.gain / self.unit
 
     @property
     def threshold(self) -> int:
@@ -90,7 +90,7 @@ class Membrane:
             return 0
         if self.learned:
             return max(0, self.fraction_bits - (self.bits - 1))
-        reach = number(self.neuron, "membrane_range") / self.unit
+        reach = scalar(self.neuron, "membrane_range") / self.unit
         return max(0, math.ceil(math.log2(reach) - 1e-6) - (self.bits - 1))
 
     def leak(self) -> tuple[Any, int]:
@@ -141,7 +141,7 @@ class CodedNeuron:
         """Units of charge in one code of the input: 1, or ``round(step * gain / unit)`` where spikes come directly."""
         if self.membrane.streamed or not hasattr(self.neuron, "input_step"):
             return 1.0
-        return ratio(number(self.neuron, "input_step") * self.membrane.per_unit())
+        return ratio(scalar(self.neuron, "input_step") * self.membrane.per_unit())
 
     def __call__(self, x: Tensor) -> Tensor:
         self.membrane.prepare()
@@ -149,8 +149,13 @@ class CodedNeuron:
         current = x if isinstance(r, float) and r == 1 else x * r
         if self.bound is not None:
             most = self.bound * max(1.0, plain(r))
-            current = current.to(holding(self.membrane.bound(most, steps(self.neuron)), type(self.neuron).__name__))
+            current = current.to(
+                exact_dtype(self.membrane.bound(most, current_steps(self.neuron)), type(self.neuron).__name__)
+            )
         return Neuron.forward(self.neuron, current)
+
+    def update(self) -> None:
+        """Nothing of it stands still between epochs."""
 
 
 def ratio(value: Number) -> Number:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from ..neurons import NormNeuron
 from ..neurons.dynamics import round_ste, saturate_ste
 from ..neurons.sync import BatchStatistics
-from .arithmetic import FLOAT32, holding, number, steps
+from .arithmetic import FLOAT32, current_steps, exact_dtype, scalar
 from .membrane import Membrane, Number, plain, ratio
-from .plan import binary
-from .weights import limit
+from .plan import is_power_of_two
+from .weights import largest_code
 
 
 class Target(Protocol):
@@ -38,10 +38,10 @@ class Stream:
 
     def per_unit(self) -> Number:
         """1 / step."""
-        return 1 / number(self.norm, "output_step")
+        return 1 / scalar(self.norm, "output_step")
 
 
-class Outlet:
+class OutputGrid:
     """Codes that leave a norm or layer for others: saturated, in ``dtype``; with ``real`` as values, codes times step."""
 
     def __init__(self, owner: nn.Module, low: int, high: int, dtype: torch.dtype, real: bool) -> None:
@@ -49,10 +49,10 @@ class Outlet:
 
     def __call__(self, code: Tensor) -> Tensor:
         out = saturate_ste(code, self.low, self.high).to(self.dtype)
-        return out * number(self.owner, "output_step") if self.real else out
+        return out * scalar(self.owner, "output_step") if self.real else out
 
 
-class Entrance:
+class InputCast:
     """Forward pre-hook where floats that are not codes enter: ``x / value``, rounded where that is not exact.
 
     ``value``: the float of one code (None: the module's ``input_step``, a power of two).
@@ -63,48 +63,58 @@ class Entrance:
 
     def of(self, module: nn.Module) -> float:
         """The float of one code that enters ``module``."""
-        return number(module, "input_step") if self.value is None else self.value
+        return scalar(module, "input_step") if self.value is None else self.value
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = args[0] / self.of(module)
-        return (x if self.value is None or binary(self.value) else round_ste(x), *args[1:])
+        return (x if self.value is None or is_power_of_two(self.value) else round_ste(x), *args[1:])
 
 
-class Source:
-    """Where codes come from: a layer's accumulators, or codes of one step; ``share`` is 1 / area after sum pooling."""
+class PooledTarget:
+    """A neuron's grid as a layer sees it whose currents are summed by a pool behind it: ``share`` of each."""
 
-    def __init__(self, layer: nn.Module | None, owner: nn.Module, share: float, bound: int, path: str) -> None:
-        self.layer, self.owner, self.share, self.bound, self.path = layer, owner, share, bound, path
+    def __init__(self, membrane: Membrane, share: float) -> None:
+        self.membrane, self.share = membrane, share
+
+    def per_unit(self) -> Number:
+        """``share * gain / unit``."""
+        return self.membrane.per_unit() * self.share
+
+
+class CodeSource:
+    """Where a part's codes come from: the accumulators of ``coded``, a :class:`.CodedLayer`, or (None) codes of one step, the
+    owner's ``input_step``. ``bound``: their largest magnitude; ``share``: 1 / area after sum pooling.
+    """
+
+    def __init__(self, owner: Any, bound: int, path: str, coded: Any = None, share: float = 1.0) -> None:
+        self.owner, self.bound, self.path, self.coded, self.share = owner, bound, path, coded, share
 
     def step(self) -> Tensor:
         """Value of one code, per channel or one for all; float64."""
-        if self.layer is None:
-            owner: Any = self.owner
-            return owner.input_step.double()
-        coded: Any = self.layer.forward
-        return coded.step() * self.share
+        step: Tensor = self.owner.input_step.double() if self.coded is None else self.coded.step() * self.share
+        return step
 
     def bias(self) -> Tensor | None:
         """The layer's bias, added to what its accumulators mean."""
-        return None if self.layer is None else self.layer.bias  # type: ignore[return-value]
+        return None if self.coded is None else self.coded.layer.bias
 
 
 def shift_for(m: Tensor, bits: int) -> int:
     """``k = floor(log2(limit / max|m|))``, between -24 and 30; 0 where all multipliers are 0."""
     top = float(m.abs().max())
-    return 0 if top == 0 else max(-24, min(30, math.floor(math.log2(limit(bits) / top))))
+    return 0 if top == 0 else max(-24, min(30, math.floor(math.log2(largest_code(bits) / top))))
 
 
 def offset_shift_for(o: Tensor, bits: int) -> int:
     """``j = max(0, ceil(log2(max|o| / limit)))``."""
     top = float(o.abs().max())
-    return 0 if top <= limit(bits) else math.ceil(math.log2(top / limit(bits)))
+    return 0 if top <= largest_code(bits) else math.ceil(math.log2(top / largest_code(bits)))
 
 
 class Rescale:
     """Accumulators to codes; ``owner`` keeps the buffers ``norm_shift`` (k) and ``offset_shift`` (j)."""
 
-    def __init__(self, owner: nn.Module, bits: int | None, source: Source, target: Target) -> None:
+    def __init__(self, owner: nn.Module, bits: int | None, source: CodeSource, target: Target) -> None:
         self.owner, self.bits, self.source, self.target = owner, bits, source, target
         owner.register_buffer("norm_shift", torch.tensor(0, dtype=torch.int32))
         owner.register_buffer("offset_shift", torch.tensor(0, dtype=torch.int32))
@@ -112,12 +122,12 @@ class Rescale:
     @property
     def k(self) -> int:
         """The binary shift."""
-        return int(number(self.owner, "norm_shift"))
+        return int(scalar(self.owner, "norm_shift"))
 
     @property
     def j(self) -> int:
         """log2 of the offset's step in units."""
-        return int(number(self.owner, "offset_shift"))
+        return int(scalar(self.owner, "offset_shift"))
 
     def real(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """``(m, o)``: ``a * x + b`` of real x, as a map from accumulators to codes; float64, (C,)."""
@@ -141,7 +151,7 @@ class Rescale:
         m, o = self.real(a, b)
         if self.bits is None:
             return m, o
-        most, step = limit(self.bits), float(2**self.j)
+        most, step = largest_code(self.bits), float(2**self.j)
         return (
             saturate_ste(round_ste(m * 2.0**self.k), -most, most),
             saturate_ste(round_ste(o / step), -most, most) * step,
@@ -152,7 +162,7 @@ class Rescale:
         acc = float(self.source.bound)
         if self.bits is None:
             return FLOAT32, FLOAT32  # real coefficients: float64, nothing to prove
-        k, most = self.k, limit(self.bits)
+        k, most = self.k, largest_code(self.bits)
         product = acc * most * 2.0 ** max(0, -k) + 2.0 ** max(0, k - 1)
         return product, acc * most * 2.0**-k + 1 + most * 2.0**self.j
 
@@ -160,7 +170,7 @@ class Rescale:
         """Codes on the target's grid. Shape: (M, C, ...)."""
         m, o = self.codes(a, b)
         k = 0 if self.bits is None else self.k
-        dtype = holding(self.bounds()[0], self.source.path)
+        dtype = exact_dtype(self.bounds()[0], self.source.path)
         shape = (1, -1, *[1] * (acc.dim() - 2))
         # M / 2^k is exact in floats, so one product and one rounding are the integers' add and shift.
         code = round_ste(acc.to(dtype) * (m * 2.0**-k).to(dtype).view(shape))
@@ -168,10 +178,19 @@ class Rescale:
         return code + offset.to(dtype).view(shape)
 
 
+def affine(norm: Any, mean: Tensor | None = None, var: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``(a, b)`` of any norm, ``norm(x) = a * x + b``, by these statistics (None: its running ones); (C,)."""
+    of = norm.affine if isinstance(norm, NormNeuron) else norm.affine_map
+    found: tuple[Tensor, Tensor] = of(
+        norm.running_mean if mean is None else mean, norm.running_var if var is None else var
+    )
+    return found
+
+
 class CodedStatistics:
     """A norm's statistics, read from codes and kept in real values: instance attribute ``statistics`` of a norm."""
 
-    def __init__(self, norm: nn.Module, source: Source | None, frozen: bool) -> None:
+    def __init__(self, norm: nn.Module, source: CodeSource | None, frozen: bool) -> None:
         self.norm, self.source, self.frozen = norm, source, frozen
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,7 +221,7 @@ class NormGrid:
         """Units of charge in one code of the residual: 1 on the neuron's own grid, else ``round(step * gain / unit)``."""
         if not self.residual_step:
             return 1.0
-        return ratio(self.membrane.per_unit() * number(self.norm, "residual_step"))
+        return ratio(self.membrane.per_unit() * scalar(self.norm, "residual_step"))
 
     def bound(self, T: int) -> float:
         """Largest integer of the neuron's scan."""
@@ -215,11 +234,11 @@ class NormGrid:
         if residual is not None:
             r = self.ratio()
             current = current + (residual if isinstance(r, float) and r == 1 else residual * r)
-        return current.to(holding(self.bound(steps(self.norm.neuron)), self.rescale.source.path))
+        return current.to(exact_dtype(self.bound(current_steps(self.norm.neuron)), self.rescale.source.path))
 
     def update(self) -> None:
         """Choose the shifts from the running statistics."""
-        self.rescale.update(*self.norm.affine(self.norm.running_mean, self.norm.running_var))
+        self.rescale.update(*affine(self.norm))
 
 
 class CodedNorm(BatchStatistics, nn.modules.batchnorm._BatchNorm):
@@ -230,7 +249,8 @@ class CodedNorm(BatchStatistics, nn.modules.batchnorm._BatchNorm):
 
     graph_leaf = True
     rescale: Rescale | None = None  # None: the norm is folded into the layer before it
-    outlet: Outlet
+    output_grid: OutputGrid
+    statistics: Any
 
     @classmethod
     def of(cls, norm: nn.modules.batchnorm._BatchNorm) -> "CodedNorm":
@@ -252,10 +272,9 @@ class CodedNorm(BatchStatistics, nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if self.rescale is None:
             return x
-        statistics: Any = self.statistics
-        return self.outlet(self.rescale(x, *self.affine_map(*statistics(x))))
+        return self.output_grid(self.rescale(x, *self.affine_map(*self.statistics(x))))
 
     def update(self) -> None:
         """Choose the shifts from the running statistics."""
         if self.rescale is not None:
-            self.rescale.update(*self.affine_map(self.running_mean, self.running_var))  # type: ignore[arg-type]
+            self.rescale.update(*affine(self))

@@ -5,7 +5,7 @@ Nothing is changed here: a network that cannot be quantized is refused, by the p
 
 from dataclasses import dataclass, field
 from math import log2
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -48,7 +48,24 @@ class Edge:
     def real(self) -> bool:
         """Whether floats are the values themselves, in steps of a power of two."""
         value = self.step * self.share
-        return self.base == "step" and value == self.fraction and binary(value)
+        return self.base == "step" and value == self.fraction and is_power_of_two(value)
+
+
+class End(NamedTuple):
+    """Where the accumulators of a layer end: at the norm or neuron at ``path``, which sees ``share`` of them, on a stream of
+    the layer's own, or as logits.
+    """
+
+    kind: Literal["norm", "neuron", "stream", "logits"]
+    path: str
+    share: float
+
+
+class GroupReader(NamedTuple):
+    """Who reads a group's codes, and as what."""
+
+    kind: Literal["layer", "residual", "neuron"]
+    path: str
 
 
 @dataclass
@@ -68,11 +85,9 @@ class Plan:
 
     ops: list[Op] = field(default_factory=list)
     edges: dict[str, Edge] = field(default_factory=dict)
-    ends: dict[str, tuple[str, str, float]] = field(
-        default_factory=dict
-    )  # layer path -> (norm | neuron | stream | logits, path, share)
+    ends: dict[str, End] = field(default_factory=dict)  # by the layer's path
     groups: dict[int, list[str]] = field(default_factory=dict)  # group -> paths of its norms and layers
-    readers: dict[int, list[tuple[str, str]]] = field(default_factory=dict)  # group -> (kind, path) of who reads it
+    readers: dict[int, list[GroupReader]] = field(default_factory=dict)  # by group
     real: dict[int, float] = field(default_factory=dict)  # groups that spikes join -> largest step they allow
     products: set[str] = field(default_factory=set)  # paths of modules whose own code multiplies codes
     formats: dict[str, WeightFormat] = field(default_factory=dict)  # layer path -> form of its weights
@@ -105,12 +120,12 @@ def own_code(module: nn.Module, kind: type[nn.Module] | None, *methods: str) -> 
     return None
 
 
-def binary(value: float) -> bool:
+def is_power_of_two(value: float) -> bool:
     """Whether a number is a power of two, so that floats hold its multiples exactly."""
     return value > 0 and log2(value).is_integer()
 
 
-def given(node: Node) -> list[str]:
+def input_names(node: Node) -> list[str]:
     """Names of what a node reads, in order; of several outputs the i-th is ``name:i``."""
     found: list[str] = []
 

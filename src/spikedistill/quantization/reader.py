@@ -12,7 +12,7 @@ from ..networks.graph import Graph
 from ..networks.operations import Node, Operation
 from ..neurons import Neuron, NormNeuron
 from .arithmetic import FLOAT32
-from .plan import Edge, Op, Plan, binary, given, own_code, refuse
+from .plan import Edge, End, Op, Plan, input_names, is_power_of_two, own_code, refuse
 from .streams import Streams
 
 ROUNDED = 1 << 20  # a mean's sum is read back from a float by rounding; below this it cannot miss
@@ -48,7 +48,7 @@ class Reader:
 
     def visit(self, node: Node) -> None:
         """One node."""
-        for name in given(node):
+        for name in input_names(node):
             if name not in self.plan.edges:
                 raise refuse(node, "reads something that is not an activation (a parameter or constant tensor)")
         if node.module is not None:
@@ -65,12 +65,12 @@ class Reader:
 
     def edge(self, node: Node, i: int = 0) -> Edge:
         """What a node's i-th input carries."""
-        return self.plan.edges[given(node)[i]]
+        return self.plan.edges[input_names(node)[i]]
 
     def put(self, node: Node, kind: str, edge: Edge, suffix: str = "", **options: Any) -> None:
         """One operation; with ``suffix`` one of several that a node becomes, the first of which read its inputs."""
         name = node.name + suffix
-        self.plan.ops.append(Op(name, kind, given(node), node.path or "", options))
+        self.plan.ops.append(Op(name, kind, input_names(node), node.path or "", options))
         self.plan.edges[name] = edge
 
     def then(self, node: Node, kind: str, before: str, edge: Edge, **options: Any) -> None:
@@ -116,7 +116,7 @@ class Reader:
         most = module.weight[0].numel() * self.limits[path] * edge.bound
         if self.alone(node.name) and not (last and 2 * most * (self.network.time_steps or 1) >= FLOAT32):
             return self.put(node, "layer", Edge("layer", -most, most, layer=path), **options)
-        self.plan.ends[path] = ("stream", path, 1.0)
+        self.plan.ends[path] = End("stream", path, 1.0)
         return self.put(node, "layer", Edge("norm", *self.residual, group=self.streams.group(path)), **options)
 
     def alone(self, name: str) -> bool:
@@ -142,7 +142,7 @@ class Reader:
         if not isinstance(inner, Neuron):
             raise refuse(node, f"ends in {type(inner).__name__}, not in a neuron; quantize takes spiking networks")
         self.into_norm(node)
-        if len(given(node)) > 1:
+        if len(input_names(node)) > 1:
             residual = self.edge(node, 1)
             if residual.base == "layer" or residual.fraction != 1 or (residual.base == "norm" and residual.share != 1):
                 raise refuse(node, "adds a pooled or scaled map; put the pooling before the norm or layer")
@@ -173,8 +173,8 @@ class Reader:
         elif edge.base == "norm":
             self.streams.read_by(edge, "layer", str(node.path))
 
-    def end(self, edge: Edge, kind: str, node: Node) -> None:
-        self.plan.ends[edge.layer] = (kind, str(node.path), edge.share)
+    def end(self, edge: Edge, kind: Any, node: Node) -> None:
+        self.plan.ends[edge.layer] = End(kind, str(node.path), edge.share)
 
     def output(self) -> None:
         """The logits: a linear layer's, spikes, or real values in steps of a power of two."""
@@ -191,7 +191,7 @@ class Reader:
     # -- sums and products ------------------------------------------------------------------------------------------
 
     def add(self, node: Node) -> None:
-        if len(given(node)) != 2 or node.settings["alpha"] != 1:
+        if len(input_names(node)) != 2 or node.settings["alpha"] != 1:
             raise refuse(node, ALLOWED)
         grid, ranges = self.streams.join(node, [self.edge(node, 0), self.edge(node, 1)])
         low, high = (sum(r[i] for r in ranges) for i in (0, 1))
@@ -201,12 +201,12 @@ class Reader:
         dim = node.settings["dim"]
         if dim == 0:
             raise refuse(node, "concatenates along the first dimension, which holds T*N")
-        grid, ranges = self.streams.join(node, [self.edge(node, i) for i in range(len(given(node)))])
+        grid, ranges = self.streams.join(node, [self.edge(node, i) for i in range(len(input_names(node)))])
         low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
         self.put(node, "cat", replace(grid, low=low, high=high), dim=dim)
 
     def multiply(self, node: Node) -> None:
-        if len(given(node)) != 2:
+        if len(input_names(node)) != 2:
             raise refuse(node, ALLOWED)
         a, b = self.edge(node, 0), self.edge(node, 1)
         if not (a.spikes and b.spikes):
@@ -216,7 +216,7 @@ class Reader:
 
     def scale(self, node: Node) -> None:
         edge, factor = self.edge(node), node.settings["factor"]
-        if not binary(factor) or edge.base == "layer":
+        if not is_power_of_two(factor) or edge.base == "layer":
             raise refuse(node, "multiplies by a real number; only powers of two keep codes exact")
         if edge.base == "norm":
             self.streams.real(edge.group)
@@ -239,7 +239,7 @@ class Reader:
 
     def complement(self, node: Node) -> None:
         edge, number = self.edge(node), node.settings["number"]
-        if len(given(node)) != 1:
+        if len(input_names(node)) != 1:
             raise refuse(node, ALLOWED)
         if not edge.spikes or number is None or number != int(number) or node.settings["alpha"] != 1:
             raise refuse(node, "subtracts on real values; only 1 - spikes is an integer")
@@ -251,7 +251,7 @@ class Reader:
     # -- shapes -----------------------------------------------------------------------------------------------------
 
     def reshape(self, node: Node) -> None:
-        if len(given(node)) != 1:
+        if len(input_names(node)) != 1:
             raise refuse(node, ALLOWED)
         if node.shape[:1] != node.in_shapes[0][:1]:
             raise refuse(node, "changes the first dimension, which holds T*N")
@@ -278,7 +278,7 @@ class Reader:
             start += n
 
     def slice(self, node: Node) -> None:
-        if len(given(node)) != 1:
+        if len(input_names(node)) != 1:
             raise refuse(node, ALLOWED)
         slices = [_slice(node, s) for s in node.settings["index"]]
         if slices[0] != [None, None, None]:
@@ -352,7 +352,7 @@ class Reader:
             self.streams.pooled.append((edge.group, divisor, node))
             if scaled:
                 self.streams.real(edge.group)
-        if scaled and not binary(divisor) and edge.bound * area >= ROUNDED:
+        if scaled and not is_power_of_two(divisor) and edge.bound * area >= ROUNDED:
             raise refuse(node, "takes a mean of codes too large to be read back; use a pool as a module")
         fraction = edge.fraction / divisor if scaled else edge.fraction
         return replace(edge, low=edge.low * area, high=edge.high * area, share=edge.share / divisor, fraction=fraction)

@@ -1,11 +1,12 @@
 """Which edges share a grid: groups of norms and layers, sums and concatenations of edges."""
 
 from dataclasses import replace
+from typing import Any
 
 from ..errors import SpikedistillError
 from ..networks.operations import Node
 from ..union_find import UnionFind
-from .plan import Edge, Plan, binary, refuse
+from .plan import Edge, GroupReader, Plan, is_power_of_two, refuse
 
 
 class Streams:
@@ -40,9 +41,9 @@ class Streams:
         root = self.groups.root(group)
         self.plan.real[root] = min(most, self.plan.real.get(root, most))
 
-    def read_by(self, edge: Edge, kind: str, path: str) -> None:
+    def read_by(self, edge: Edge, kind: Any, path: str) -> None:
         """A group's reader."""
-        self.plan.readers[self.groups.root(edge.group)].append((kind, path))
+        self.plan.readers[self.groups.root(edge.group)].append(GroupReader(kind, path))
 
     def join(self, node: Node, edges: list[Edge]) -> tuple[Edge, list[tuple[int, int]]]:
         """The grid that ``edges`` share, and the range of each on it.
@@ -56,7 +57,7 @@ class Streams:
         unequal = {(e.base, e.step, e.share, e.fraction) for e in edges}
         if len(unequal) == 1 and first.base != "layer":
             return first, [(e.low, e.high) for e in edges]
-        if not all(e.real or (e.base == "norm" and binary(e.share)) for e in edges):
+        if not all(e.real or (e.base == "norm" and is_power_of_two(e.share)) for e in edges):
             raise refuse(node, "joins codes whose steps are not powers of two apart")
         if not streams:
             value = min(e.fraction for e in edges)
@@ -78,7 +79,7 @@ class Streams:
             for name, edge in plan.edges.items()
         }
         for group, divisor, node in self.pooled:
-            if self.groups.root(group) in plan.real and not binary(divisor):
+            if self.groups.root(group) in plan.real and not is_power_of_two(divisor):
                 raise refuse(
                     node, f"divides a stream that others join by {divisor}; only by powers of two it stays exact"
                 )

@@ -16,7 +16,7 @@ Scale = Literal["channel", "tensor"]
 Range = Literal["max", "percentile", "mse", "learned"]
 
 
-def limit(bits: int) -> int:
+def largest_code(bits: int) -> int:
     """Largest code of a symmetric range: ``2^(bits-1) - 1``."""
     return (1 << (bits - 1)) - 1
 
@@ -31,10 +31,10 @@ class WeightFormat:
     percentile: float = 99.9
 
     @property
-    def limit(self) -> int:
+    def largest_code(self) -> int:
         """Largest code; real weights are bounded by nothing, so this is only asked of coded ones."""
         assert self.bits is not None
-        return limit(self.bits)
+        return largest_code(self.bits)
 
 
 def weight_scale(weight: Tensor, f: WeightFormat) -> Tensor:
@@ -53,9 +53,9 @@ def weight_scale(weight: Tensor, f: WeightFormat) -> Tensor:
         top = rows.abs().amax(1)
     if f.range == "mse":
         shares = torch.linspace(0.25, 1, 40, dtype=torch.float64, device=w.device)
-        errors = torch.stack([_squared_error(rows, top * share, f.limit) for share in shares])
+        errors = torch.stack([_squared_error(rows, top * share, f.largest_code) for share in shares])
         top = top * shares[errors.argmin(0)]
-    scale = torch.where(top > 0, top / f.limit, torch.ones_like(top))
+    scale = torch.where(top > 0, top / f.largest_code, torch.ones_like(top))
     return scale.view(-1, *[1] * (w.dim() - 1))
 
 
@@ -72,7 +72,7 @@ def learned_start(weight: Tensor, f: WeightFormat) -> Tensor:
     rows = weight.detach().double()
     rows = rows.flatten(1) if f.scale == "channel" else rows.reshape(1, -1)
     mean = rows.abs().mean(1)
-    scale = torch.where(mean > 0, 2 * mean / f.limit**0.5, torch.ones_like(mean))
+    scale = torch.where(mean > 0, 2 * mean / f.largest_code**0.5, torch.ones_like(mean))
     return scale.float().view(-1, *[1] * (weight.dim() - 1))
 
 
@@ -96,13 +96,13 @@ def learned_step(step: Tensor, factor: float) -> Tensor:
 
 def learned_scale(scale: Tensor, weight: Tensor, f: WeightFormat) -> Tensor:
     """A learned scale with LSQ's gradient factor, kept above 0."""
-    factor = (weight.numel() / scale.numel() * f.limit) ** -0.5
+    factor = (weight.numel() / scale.numel() * f.largest_code) ** -0.5
     return learned_step(scale, factor).abs().clamp(min=1e-8)
 
 
 def weight_codes(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     """``clamp(floor(w / scale + 1/2), -limit, limit)`` in float64, straight-through inside the range."""
-    return saturate_ste(round_ste(weight.double() / scale), -limit(bits), limit(bits))
+    return saturate_ste(round_ste(weight.double() / scale), -largest_code(bits), largest_code(bits))
 
 
 def exact_scale(scale: Tensor, bound: int) -> Tensor:

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..networks.base import Network
 from ..quantization.integer import real_parts
+from ..quantization.preparation import DEFAULTS
 from ..recipe import Stage
 from .evaluate import evaluate, evaluate_integer, membrane_histograms
 from .loop import Training, peak_memory_mb
@@ -91,8 +92,8 @@ def _config(network: nn.Module) -> dict[str, Any]:
 
 def bits(options: dict[str, Any]) -> Bits:
     """Bits of a quantized network from its options and their defaults; 32 for what stays a float."""
-    found = {k: options.get(f"{k}_bits", d) for k, d in (("weight", 4), ("membrane", 4), ("norm", 8))}
-    return Bits(**{k: 32 if b is None else b for k, b in found.items()})
+    found = {**DEFAULTS, **options}
+    return Bits(**{name: found[f"{name}_bits"] or 32 for name in ("weight", "membrane", "norm")})
 
 
 def price(network: nn.Module, x: torch.Tensor, hardware: dict[str, Any]) -> dict[str, Any]:

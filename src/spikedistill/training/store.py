@@ -121,7 +121,7 @@ def formed(network: nn.Module, config: Mapping[str, Any], time_steps: int | None
     if time_steps is not None and getattr(network, "time_steps", None) not in (None, time_steps):
         network.time_steps = time_steps  # type: ignore[assignment]
     if "quantize" in config:
-        from ..quantization.build import restore as quantized
+        from ..quantization.preparation import restore as quantized
 
         network = quantized(network, config["quantize"])  # type: ignore[arg-type]
     return network

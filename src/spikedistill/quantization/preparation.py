@@ -14,14 +14,14 @@ from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..networks.graph import trace
 from ..neurons import Neuron
-from .builder import Builder
+from .assembly import Assembler
 from .calibration import Seen, batches_of
-from .folded import FoldedBuilder
+from .folded import FoldedAssembler
 from .layers import input_table
 from .options import Options
 from .plan import Edge, Plan
 from .reader import Reader
-from .weights import limit
+from .weights import largest_code
 
 Calibration = Tensor | Sequence[Any] | Iterable[Any]
 
@@ -88,7 +88,7 @@ def _quantized(network: Network, options: dict[str, Any], batches: list[Tensor])
 
     network = copy.deepcopy(network)
     seen = Seen(network, plan, batches, o)
-    (FoldedBuilder if o.folded else Builder)(network, plan, seen, o).build(kind)
+    (FoldedAssembler if o.folded else Assembler)(network, plan, seen, o).assemble(kind)
     network.config["quantize"] = {**options, "weight_range": o.range, "input_size": size}
     return network
 
@@ -116,7 +116,7 @@ def _example(network: Network, batches: list[Tensor], o: Options) -> Tensor:
 
 
 def _plan(network: Network, example: Tensor, kind: str, o: Options) -> Plan:
-    high = limit(o.input_bits)
+    high = largest_code(o.input_bits)
     if kind == "image":
         entry = Edge("step", -high, high, step=input_table(network, o.input_bits)[1])
     elif kind == "frames":
@@ -128,11 +128,11 @@ def _plan(network: Network, example: Tensor, kind: str, o: Options) -> Plan:
     graph = trace(network, example)
     layers = [str(n.path) for n in graph if isinstance(n.module, nn.Conv1d | nn.Conv2d | nn.Linear)]
     formats = {path: o.weights(path in (layers[0], layers[-1])) for path in layers}
-    limits = {path: f.limit if f.bits is not None else 1 for path, f in formats.items()}
+    limits = {path: f.largest_code if f.bits is not None else 1 for path, f in formats.items()}
     thresholds = [m.threshold for m in network.modules() if isinstance(m, Neuron)]
     finest = 2.0 ** (floor(log2(min([1.0, *thresholds]))) - o.fraction_bits)
     plan = Reader(network, graph, limits, o.residual_bits, entry, finest).read()
     plan.formats = formats
     if o.folded:
-        FoldedBuilder.check(plan, o)
+        FoldedAssembler.check(plan, o)
     return plan
