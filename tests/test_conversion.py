@@ -16,12 +16,12 @@ from spikedistill.conversion import (
     restore,
     time_steps_to_match,
 )
-from spikedistill.conversion.ranges import layers, run_as_ann, with_activations
+from spikedistill.conversion.ranges import run_as_ann, with_activations
 from spikedistill.errors import SpikedistillError
 from spikedistill.networks import create, spiking
 from spikedistill.networks.base import IMAGENET_MEAN, IMAGENET_STD, Network
 from spikedistill.networks.pretrained import load_weights
-from spikedistill.neurons import IF, LIF, QCFS, NormNeuron, SignedIF
+from spikedistill.neurons import IF, LIF, QCFS, NormNeuron, SignedIF, layers
 from spikedistill.neurons.qcfs import qcfs
 
 

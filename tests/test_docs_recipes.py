@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spikedistill.neurons.modules import TYPES
+from spikedistill.neurons import TYPES
 from spikedistill.recipe import NETWORK_KEYS, Convert, Init, Optimizer, Recipe, Stage, load
 
 TEXT = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()

@@ -23,7 +23,8 @@ from .errors import SpikedistillError, nearest
 from .networks.base import Network, Quantized
 from .networks.graph import Call, Graph, trace
 from .networks.operations import Node
-from .neurons import Neuron, NormNeuron
+from .neurons import NormNeuron, neuron_of
+from .neurons import layers as neuron_layers
 from .neurons.over_time import time_mean
 from .numerics import at_least_float32
 from .simulation import Simulation
@@ -112,13 +113,7 @@ def _image_ann(network: nn.Module) -> bool:
 
 def neuron_paths(network: nn.Module) -> list[str]:
     """Paths of all neuron layers (a norm and its neuron count as one, under the norm's path), in order of definition."""
-    inside = {f"{path}.neuron" for path, m in network.named_modules() if isinstance(m, NormNeuron)}
-    return [
-        path
-        for path, m in network.named_modules()
-        if (isinstance(m, Neuron) and path not in inside)
-        or (isinstance(m, NormNeuron) and isinstance(m.neuron, Neuron))
-    ]
+    return list(neuron_layers(network))
 
 
 def resolve(network: nn.Module, text: str, example: Tensor | None = None) -> list[Tap]:
@@ -157,8 +152,7 @@ def resolve(network: nn.Module, text: str, example: Tensor | None = None) -> lis
 
 
 def _check_inside(module: nn.Module, what: str, text: str) -> None:
-    spiking = isinstance(module, Neuron) or (isinstance(module, NormNeuron) and isinstance(module.neuron, Neuron))
-    if what in INSIDES and not spiking:
+    if what in INSIDES and neuron_of(module) is None:
         raise SpikedistillError(
             f"tap {text!r}: {type(module).__name__} is not a spiking neuron layer and has no {what}; an ANN has only outputs"
         )
@@ -371,9 +365,8 @@ def run_resolved(
     thresholds = {}
     for taps in resolved.values():
         for tap in taps:
-            module = modules.get(tap.path)
-            neuron = module.neuron if isinstance(module, NormNeuron) else module
-            if isinstance(neuron, Neuron):
+            neuron = neuron_of(modules.get(tap.path))
+            if neuron is not None:
                 thresholds[str(tap)] = neuron.threshold if neuron.grid is None else neuron.grid.threshold * neuron.unit
     return logits, Captures(tensors, {t: [str(tap) for tap in taps] for t, taps in resolved.items()}, thresholds)
 

@@ -10,9 +10,9 @@ from ..errors import SpikedistillError, nearest
 from ..networks.base import Network
 from ..networks.graph import trace
 from ..networks.wrapped import Wrapped
-from ..neurons import IF, QCFS, Neuron, NormNeuron, SignedIF
+from ..neurons import IF, QCFS, Neuron, NormNeuron, SignedIF, layers
 from .pooling import behind_neurons, pool_rates
-from .ranges import Percentile, check_percentile, layers, measure
+from .ranges import Percentile, check_percentile, measure
 from .scales import rescale
 
 METHODS = ("threshold_balancing", "qcfs", "signed")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import SpikedistillError
 from ..networks.base import Network
-from ..neurons import Neuron, NormNeuron
+from ..neurons import NormNeuron, layers
 from ..simulation import Simulation
 
 Percentile = float | Literal["max"]
@@ -47,18 +47,6 @@ def check_percentile(percentile: Percentile) -> None:
     """Raise unless it is "max" or a percentile."""
     if percentile != "max" and not (isinstance(percentile, int | float) and 0 < percentile <= 100):
         raise SpikedistillError(f"percentile must be 'max' or more than 0 and at most 100, found {percentile!r}")
-
-
-def layers(network: nn.Module) -> dict[str, Neuron]:
-    """Neuron layers by path (a norm and its neuron: the norm's path)."""
-    inside = {f"{p}.neuron" for p, m in network.named_modules() if isinstance(m, NormNeuron)}
-    found: dict[str, Neuron] = {}
-    for path, module in network.named_modules():
-        if isinstance(module, NormNeuron) and isinstance(module.neuron, Neuron):
-            found[path] = module.neuron
-        elif isinstance(module, Neuron) and path not in inside:
-            found[path] = module
-    return found
 
 
 def with_activations(network: Network, make: Any) -> tuple[Network, dict[str, nn.Module]]:

@@ -16,7 +16,7 @@ from .. import finite
 from ..errors import SpikedistillError
 from ..files import destination, exported
 from ..networks.base import Network
-from ..neurons import Neuron, NormNeuron
+from ..neurons import neuron_of
 from ..neurons.compilation import eager
 from ..simulation import Simulation
 
@@ -133,13 +133,13 @@ def _calls(network: Network, example: Tensor) -> dict[str, tuple[str, int, str]]
         else:
             _, state = network.step(example[:, 0])
     calls = {key: key.rsplit("#", 1) for key in state if key != "step"}
-    neurons = {key: c for key, c in calls.items() if isinstance(network.get_submodule(c[0]), Neuron | NormNeuron)}
+    neurons = {key: c for key, c in calls.items() if neuron_of(network.get_submodule(c[0])) is not None}
     return {key: (path, int(k), "spikes") for key, (path, k) in neurons.items()}
 
 
 def _initial(module: nn.Module) -> float:
-    neuron = module.neuron if isinstance(module, NormNeuron) else module
-    if not isinstance(neuron, Neuron):  # counts of spikes begin with none
+    neuron = neuron_of(module)
+    if neuron is None:  # counts of spikes begin with none
         return 0.0
     return neuron.initial if neuron.grid is None else float(int(neuron.initial / neuron.grid.unit + 0.5))
 

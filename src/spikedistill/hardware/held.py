@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spikedistill import taps
 from spikedistill.hardware.layer import Layer
 from spikedistill.networks.graph import Graph
-from spikedistill.neurons import Neuron, NormNeuron
+from spikedistill.neurons import Neuron, neuron_of
 from spikedistill.quantization.layers import CodedLayer
 from spikedistill.quantization.quantized import Quantization
 
@@ -77,8 +77,8 @@ def measure(network: nn.Module, batch: Tensor, graph: Graph) -> Widths:
         return widths
     neurons: dict[str, tuple[taps.Tap, Neuron]] = {}
     for node in graph:
-        inner = node.module.neuron if isinstance(node.module, NormNeuron) else node.module
-        if isinstance(inner, Neuron):
+        inner = neuron_of(node.module)
+        if inner is not None:
             neurons[node.name] = taps.Tap(node.path or "", node.call, "membrane"), inner
     training = {m: m.training for m in network.modules()}
     network.eval()

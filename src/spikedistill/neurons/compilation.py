@@ -24,7 +24,7 @@ _broken: str | None = None
 
 
 def mode() -> Mode:
-    """How the next neuron runs: the innermost context's word, else the switches'."""
+    """How the next neuron runs: as the innermost context says, else the switches."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "eager"
     if _contexts:

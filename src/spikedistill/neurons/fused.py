@@ -14,11 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..numerics import at_least_float32
-from .compilation import Mode, compiled, eager, enable, mode, uncompiled, use
+from .compilation import Mode, mode, use
 from .dynamics import Constants, Number
 from .kernels import DECAY, GAIN, Plan, into, kernels, statistics, through, totals
-
-__all__ = ["Batch", "compiled", "eager", "enable", "mode", "moments", "run", "uncompiled", "usable"]
 
 
 @dataclass(frozen=True)
@@ -88,13 +86,13 @@ class _View:
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, p: Tensor | None, q: Tensor | None, residual: Tensor | None, k: Tensor, plan: Plan,
-        batch: Batch | None, last: bool,
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, k: Tensor,
+        plan: Plan, batch: Batch | None, last: bool,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         view = _View(x, plan, last)
         a, b = None, None
-        if p is not None and q is not None:
-            a, b = at_least_float32(p.data), at_least_float32(q.data)
+        if weight is not None and bias is not None:
+            a, b = at_least_float32(weight.data), at_least_float32(bias.data)
             if batch is not None:
                 a = a * batch.rstd
                 b = b - batch.mean * a
@@ -127,9 +125,9 @@ class _Fused(torch.autograd.Function):
         res = None if residual is None else view.inward(residual)
         arguments = (view.inward(x, not plan.encode), a, b, res, k.data, gs, gm)
         with torch.autocast(x.device.type, enabled=False), use(ctx.mode):
-            gx, gp, gq, g_residual, gk = _backward(plan, arguments, ctx.needs_input_grad, batch)
+            gx, g_weight, g_bias, g_residual, gk = _backward(plan, arguments, ctx.needs_input_grad, batch)
         return (
-            None if gx is None else view.outward(gx, x.shape), gp, gq,
+            None if gx is None else view.outward(gx, x.shape), g_weight, g_bias,
             None if g_residual is None else view.outward(g_residual, shape), gk, None, None, None,
         )  # fmt: skip
 
@@ -139,10 +137,10 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, of the norm's two vectors, of the residual, of the neuron's numbers; in the kernels' shapes."""
     x, a, _, residual, k, *_ = arguments
-    need_x, need_p, need_q, need_residual = needs[:4]
+    need_x, need_weight, need_bias, need_residual = needs[:4]
     last = plan.channels_last
-    counted = plan.norm and (need_p or need_q or (batch is not None and need_x))
-    gp = gq = gk = None
+    counted = plan.norm and (need_weight or need_bias or (batch is not None and need_x))
+    g_weight = g_bias = gk = None
     k1 = k2 = zero = torch.zeros_like(k if a is None else a)
     center = zero if batch is None else batch.mean
     gains = k[GAIN].expand(len(a)).contiguous() if plan.norm else None
@@ -152,23 +150,23 @@ def _backward(
         gk[DECAY], gk[GAIN] = decay.sum(), gain.sum()
     if counted:
         s, q = totals[last](g if plan.encode else s, q)
-        gq, gp = s, q
+        g_bias, g_weight = s, q  # sums of gI and of gI * (x - mean)
         if batch is not None:
-            gp = gp * batch.rstd
+            g_weight = q * batch.rstd
             if batch.shared:
                 s, q = _summed(torch.stack([s, q]))
             k1, k2 = a * s / batch.n, a * q * batch.rstd.square() / batch.n
     g_residual = g.to(residual.dtype) if need_residual else None
     if not need_x or not plan.norm:
-        return g if need_x else None, gp, gq, g_residual, gk
+        return g if need_x else None, g_weight, g_bias, g_residual, gk
     vectors = [v if last else v.unsqueeze(1).data for v in (a, center, k1, k2)]
     if plan.encode:
-        return through[last](g, x, *vectors), gp, gq, g_residual, gk
+        return through[last](g, x, *vectors), g_weight, g_bias, g_residual, gk
     x, over = x.flatten(0, 1).data, g.flatten(0, 1).data
     if need_residual:
-        return through[last](over, x, *vectors), gp, gq, g_residual, gk
+        return through[last](over, x, *vectors), g_weight, g_bias, g_residual, gk
     into[last](over, x, *vectors)
-    return g, gp, gq, g_residual, gk
+    return g, g_weight, g_bias, g_residual, gk
 
 
 def _summed(values: Tensor) -> Tensor:
@@ -234,5 +232,5 @@ def run(
         constants, T, encode, norm=affine is not None, channels_last=last or affine is None,
         residual=residual is not None, membrane=membrane, learned=k.requires_grad,
     )  # fmt: skip
-    p, q = affine if affine is not None else (None, None)
-    return _Fused.apply(x, p, q, residual, k, plan, batch, last)
+    weight, bias = affine if affine is not None else (None, None)
+    return _Fused.apply(x, weight, bias, residual, k, plan, batch, last)

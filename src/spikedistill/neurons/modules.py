@@ -3,7 +3,6 @@
 Tensors are ``(T*N, ...)``, time-major. An encoding neuron takes a constant current ``(N, ...)`` and gives ``(T*N, ...)``.
 """
 
-import copy
 import inspect
 import math
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import simulation
-from ..errors import SpikedistillError, nearest
+from ..errors import SpikedistillError
 from ..numerics import at_least_float32
 from . import dynamics, fused
 from .dynamics import Constants, Grid, Number, Reset
@@ -335,21 +334,14 @@ class NormNeuron(BatchStatistics, nn.Module):
         return f"{self.channels}, eps={self.eps}, momentum={self.momentum}"
 
 
-TYPES: dict[str, type[nn.Module]] = {"if": IF, "lif": LIF, "plif": PLIF}
+def neuron_of(module: nn.Module | None) -> Neuron | None:
+    """The neuron of a neuron layer: itself, or the one behind a norm; None for every other module."""
+    inner = module.neuron if isinstance(module, NormNeuron) else module
+    return inner if isinstance(inner, Neuron) else None
 
 
-def build(neuron: "nn.Module | Mapping[str, Any] | None", default: Neuron | None = None) -> nn.Module:
-    """A fresh neuron from an instance (copied), a recipe's mapping ``{type: lif, tau: 2.0}``, or the default."""
-    if neuron is None:
-        return copy.deepcopy(default) if default is not None else LIF()
-    if isinstance(neuron, nn.Module):
-        return copy.deepcopy(neuron)
-    options = dict(neuron)
-    kind = str(options.pop("type", "lif")).lower()
-    if kind not in TYPES:
-        raise SpikedistillError(f"unknown neuron type {kind!r}: {nearest(kind, TYPES)}")
-    allowed = [p for p in inspect.signature(TYPES[kind].__init__).parameters if p not in ("self", "encode")]
-    for key in options:
-        if key not in allowed:
-            raise SpikedistillError(f"neuron {kind}: unknown option {key!r}; {nearest(key, allowed)}")
-    return TYPES[kind](**options)
+def layers(network: nn.Module) -> dict[str, Neuron]:
+    """The neuron layers of a network by path, in order of definition; a norm and its neuron are one, at the norm's path."""
+    inside = {f"{path}.neuron" for path, m in network.named_modules() if isinstance(m, NormNeuron)}
+    found = {path: neuron_of(m) for path, m in network.named_modules() if path not in inside}
+    return {path: neuron for path, neuron in found.items() if neuron is not None}

@@ -11,7 +11,7 @@ from .. import simulation
 from ..errors import SpikedistillError
 from ..numerics import at_least_float32
 from .dynamics import floor_ste, saturate_ste
-from .modules import TYPES, Neuron
+from .modules import Neuron
 
 
 def qcfs(x: Tensor, threshold: Tensor | float, levels: int) -> Tensor:
@@ -95,6 +95,3 @@ class SignedIF(Neuron):
             spikes.append(after - before)
             before = after
         return torch.stack(spikes).to(current.dtype), torch.stack(charged) if membrane else None, v
-
-
-TYPES |= {"qcfs": QCFS, "signed_if": SignedIF}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from ..neurons import Neuron, NormNeuron
+from ..neurons import layers as neuron_layers
 from .base import Objective, Setup, View, Weight, refuse
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def connections(network: nn.Module, x: Tensor) -> dict[str, int]:
     from ..hardware.workload import layers
 
     found = {layer.name: layer for layer in layers(network, x)}
-    totals: dict[str, int] = {}
+    neurons, totals = neuron_layers(network), dict[str, int]()
     for layer in found.values():
         if layer.kind not in ("conv", "linear"):
             continue
@@ -57,17 +57,12 @@ def connections(network: nn.Module, x: Tensor) -> dict[str, int]:
                 continue
             seen.add(name)
             if source.kind == "neuron":
-                key = name.removesuffix(".neuron") if _norm_neuron(network, name) else name
+                short = name.removesuffix(".neuron")
+                key = short if short.partition("#")[0] in neurons else name
                 totals[key] = totals.get(key, 0) + layer.connections
             elif source.kind in ("pool", "add"):
                 before += source.inputs
     return totals
-
-
-def _norm_neuron(network: nn.Module, name: str) -> bool:
-    modules = dict(network.named_modules())
-    outer = modules.get(name.removesuffix(".neuron").partition("#")[0])
-    return isinstance(outer, NormNeuron) and isinstance(outer.neuron, Neuron)
 
 
 class EnergyRegularization(Objective):

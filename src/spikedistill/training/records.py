@@ -16,8 +16,7 @@ from .. import networks, objectives
 from ..data.config import augmentation
 from ..errors import SpikedistillError
 from ..networks.pretrained import from_name
-from ..neurons import IF, build
-from ..neurons.modules import TYPES
+from ..neurons import IF, TYPES, build
 from ..recipe import Recipe, Stage
 from ..typed import checked
 
