@@ -53,7 +53,7 @@ def measure(variant: str, name: str, batch: int, T: int, half: bool) -> dict[str
     from spikedistill import heap
     from spikedistill.neurons import LIF, compilation
     from spikedistill.neurons.packing import _packers
-    from spikedistill.training.loop import saving
+    from spikedistill.training.machine import saving
 
     torch.manual_seed(0)
     ours = variant.startswith("ours")

@@ -156,7 +156,7 @@ def evaluate(
     device: Annotated[str, typer.Option()] = "cpu",
 ) -> None:
     """Test accuracy of a stage: at other time steps, recalibrated, in integers, on a crossbar."""
-    from .training.compiling import compiling
+    from .training.machine import compiling
     from .training.reevaluate import reevaluate
 
     with compiling(False):
@@ -261,7 +261,7 @@ def export(
     """Write a stage's network for other tools; the whole file or, where the network has no such form, none."""
     from . import export as formats
     from .files import destination, exported
-    from .training.compiling import compiling
+    from .training.machine import compiling
     from .training.reevaluate import open_run
 
     if to not in ("nir", "onnx", "integer"):
@@ -305,7 +305,7 @@ def hardware(
 ) -> int:
     """Energy, latency and area of a stage's network on a chip, beside operation and memory counts."""
     from .report.hardware_command import hardware_command
-    from .training.compiling import compiling
+    from .training.machine import compiling
 
     with compiling(False):
         return hardware_command(run, layers, config, against or [], iso_accuracy, layers_out, as_json)

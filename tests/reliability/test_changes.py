@@ -23,7 +23,7 @@ def begun(small, images, tmp_path, monkeypatch):
 
     def save(self):
         original(self)
-        if self.s.name == "student" and self.at.step >= 4:
+        if self.settings.name == "student" and self.position.step >= 4:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -24,7 +24,7 @@ def stopped(small, images, folder, monkeypatch, after=5):
 
     def save(self):
         original(self)
-        if self.at.step >= after:
+        if self.position.step >= after:
             raise Stop
 
     with monkeypatch.context() as patch:
@@ -110,7 +110,7 @@ def test_cadence_by_steps(small, images, tmp_path, monkeypatch):
     small["stages"] = small["stages"][:1]
     steps = []
     original = loop.Training.save
-    monkeypatch.setattr(loop.Training, "save", lambda self: (steps.append(self.at.step), original(self))[1])
+    monkeypatch.setattr(loop.Training, "save", lambda self: (steps.append(self.position.step), original(self))[1])
     run(small, images, tmp_path / "a")
     assert steps == [2, 4, 6]
     steps.clear()

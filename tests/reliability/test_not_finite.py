@@ -71,7 +71,7 @@ def _kept(seen, training, step):
     from spikedistill.training.diagnosis import explain
 
     with torch.random.fork_rng():
-        seed_everything(training.s.seed, "initial weights")
+        seed_everything(training.settings.seed, "initial weights")
         fresh = sd.networks.create(**_options(training.student))
     seen += [training, dict(fresh.named_parameters())]
     return explain(training, step)

@@ -11,7 +11,7 @@ import spikedistill as sd
 from spikedistill import cli, data
 from spikedistill.recipe import load
 from spikedistill.training import loop
-from spikedistill.training.compiling import compiling
+from spikedistill.training.machine import compiling
 from spikedistill.training.rehearsal import rehearse
 
 from .conftest import NET, run

@@ -26,7 +26,7 @@ def ask(number: int, at: int) -> None:
     original = loop.Training.next_batch
 
     def asked(self, batches, step, k):
-        if self.s.name == "student" and step == at:
+        if self.settings.name == "student" and step == at:
             os.kill(os.getpid(), number)
         return original(self, batches, step, k)
 

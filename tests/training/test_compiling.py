@@ -3,7 +3,7 @@ import torch
 
 import spikedistill as sd
 from spikedistill.neurons import compilation
-from spikedistill.training import compiling
+from spikedistill.training import machine
 
 
 @pytest.fixture
@@ -21,30 +21,30 @@ BATCH = torch.rand(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)
 
 
 def test_long_runs_compile_and_short_ones_do_not(distiller, free):
-    with compiling.compiling(False):  # a run's own context must not hide what the process allows
-        assert compiling.worth_compiling(distiller, *BATCH, steps=10**9)
-        assert not compiling.worth_compiling(distiller, *BATCH, steps=19)
+    with machine.compiling(False):  # a run's own context must not hide what the process allows
+        assert machine.worth_compiling(distiller, *BATCH, steps=10**9)
+        assert not machine.worth_compiling(distiller, *BATCH, steps=19)
 
 
 def test_what_the_user_forbids_stays_forbidden(distiller, free, monkeypatch):
     with sd.eager():
-        assert not compiling.worth_compiling(distiller, *BATCH, steps=10**9)
-        with compiling.compiling(True):
+        assert not machine.worth_compiling(distiller, *BATCH, steps=10**9)
+        with machine.compiling(True):
             assert compilation.mode() == "eager"
     monkeypatch.setenv("SPIKEDISTILL_EAGER", "1")
-    with compiling.compiling(True):
+    with machine.compiling(True):
         assert compilation.mode() == "eager"
 
 
 def test_an_ann_has_nothing_to_compile(free):
     ann = sd.Distiller(sd.networks.create("conv6", width=0.125, time_steps=None)).setup(BATCH[0])
-    assert not compiling.worth_compiling(ann, *BATCH, steps=10**9)
+    assert not machine.worth_compiling(ann, *BATCH, steps=10**9)
 
 
 def test_asking_leaves_no_trace(distiller, free):
     before = {k: v.clone() for k, v in distiller.state_dict().items()}
     state = torch.random.get_rng_state()
-    compiling.worth_compiling(distiller, *BATCH, steps=10**9)
+    machine.worth_compiling(distiller, *BATCH, steps=10**9)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(p.grad is None for p in distiller.parameters())
     for key, value in distiller.state_dict().items():

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 import spikedistill as sd
-from spikedistill.training import fits
+from spikedistill.training import machine
 
 
 class Cubed(nn.Module):
@@ -19,7 +19,7 @@ class Cubed(nn.Module):
 
 def test_what_backward_keeps_is_counted_and_scaled():
     x, y = torch.rand(8, 3, 64, 64), torch.zeros(8, dtype=torch.long)
-    found = fits.estimate(sd.Distiller(Cubed()), x, y, batch_size=100)
+    found = machine.estimate(sd.Distiller(Cubed()), x, y, batch_size=100)
     image = 3 * 64 * 64 * 4 / 1e6
     # Kept: x (for w) and the product (for the power); small tensors of the head come on top.
     assert found.step_mb == pytest.approx(100 * 2 * image, rel=0.02)
@@ -31,7 +31,7 @@ def test_statistics_and_random_state_stay():
     before = {k: v.clone() for k, v in network.state_dict().items()}
     x, y = torch.rand(4, 3, 16, 16), torch.zeros(4, dtype=torch.long)
     state = torch.random.get_rng_state()
-    found = fits.estimate(sd.Distiller(network), x, y, 32)
+    found = machine.estimate(sd.Distiller(network), x, y, 32)
     assert found.step_mb > 0
     assert torch.equal(state, torch.random.get_rng_state())
     for key, value in network.state_dict().items():
@@ -39,8 +39,8 @@ def test_statistics_and_random_state_stay():
 
 
 def test_a_batch_that_cannot_fit_is_said(monkeypatch):
-    monkeypatch.setattr(fits, "available", lambda device: 1e6)
+    monkeypatch.setattr(machine, "available", lambda device: 1e6)
     x, y = torch.rand(2, 3, 64, 64), torch.zeros(2, dtype=torch.long)
-    found = fits.estimate(sd.Distiller(Cubed()), x, y, batch_size=1000)
+    found = machine.estimate(sd.Distiller(Cubed()), x, y, batch_size=1000)
     assert not found.fits
     assert found.largest_batch == pytest.approx(1e6 / (2 * 3 * 64 * 64 * 4), rel=0.02)

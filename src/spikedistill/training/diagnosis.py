@@ -10,6 +10,7 @@ from torch import nn
 
 from .. import finite
 from ..errors import SpikedistillError
+from .machine import autocast, saving
 
 if TYPE_CHECKING:
     from .loop import Training
@@ -23,7 +24,7 @@ LOWER = (
 
 def explain(training: "Training", step: int) -> SpikedistillError:
     """The error for ``step`` (from 0), naming data, tensor and layer, or objective."""
-    s = training.s
+    s = training.settings
     kept = f"; the last checkpoint is in {s.folder}" if s.folder else ""
     try:
         words, advice = _cause(training, step)
@@ -76,10 +77,11 @@ def _cause(training: "Training", step: int) -> tuple[str, str]:
 
 
 def _losses(training: "Training", step: int, k: int, x: torch.Tensor, y: torch.Tensor):  # type: ignore[no-untyped-def]
-    from .loop import autocast, saving
-
     training.seed_draws(step, k)
-    with autocast(training.s), saving(training.s.memory, training.student):
+    with (
+        autocast(training.settings.precision, training.settings.device),
+        saving(training.settings.memory, training.student),
+    ):
         return training.distiller(x, y, step / max(1, training.steps))
 
 

@@ -21,7 +21,7 @@ from ..data.stores import Split
 from ..distiller import Distiller
 from ..errors import SpikedistillError
 from ..recipe import Recipe, Stage, at
-from .fits import available
+from .machine import available
 from .optim import optimizer
 from .records import untrained
 from .results import stage_summary

@@ -11,7 +11,8 @@ from ..quantization.integer import real_parts
 from ..quantization.preparation import DEFAULTS
 from ..recipe import Stage
 from .evaluate import evaluate, evaluate_integer, membrane_histograms
-from .loop import Training, peak_memory_mb
+from .loop import Training
+from .machine import peak_memory_mb
 from .summary import Best, Bits, IntegerSummary, StageSummary, StepTime
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def stage_summary(
     if quantized and quantized["weight_bits"] is not None:  # crossbars hold integer weights
         add_crossbar(costs["hardware"], network, batches, info.num_classes, run.recipe.hardware)
     whole = quantized and not real_parts(quantized)
-    last = (training.at.last if training else None) or {}
+    last = (training.position.last if training else None) or {}
     given = run.given.stage(stage.name)  # as its author wrote it; the record holds every value
     spiking = isinstance(network, Network) and network.spiking
     return StageSummary(
@@ -61,7 +62,7 @@ def stage_summary(
         parameters=sum(p.numel() for p in network.parameters()),
         time_steps=T,
         epochs=stage.epochs,
-        seconds=training.at.seconds if training else seconds,
+        seconds=training.position.seconds if training else seconds,
         from_=stage.from_,
         teacher=", ".join(stage.teachers) if stage.teachers else None,
         init=stage.init.model_dump(by_alias=True) if stage.init else None,
@@ -69,7 +70,7 @@ def stage_summary(
         objectives=given.objectives,
         accuracy=test.accuracy,
         validation_accuracy=validation.accuracy if validation else None,
-        best=Best(**training.at.best) if training and training.at.best else None,
+        best=Best(**training.position.best) if training and training.position.best else None,
         accuracy_at=test.accuracy_at,
         firing_rate=test.firing_rate,
         layers=rows,

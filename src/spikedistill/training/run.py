@@ -26,10 +26,9 @@ from . import checkpoint, metrics, summary
 from .bfloat16 import trainable_precision
 from .calibration import CALIBRATION_IMAGES, calibration_batches, recalibrate
 from .changes import change, edited
-from .compiling import compiling, worth_compiling
-from .fits import estimate
 from .lock import locked
-from .loop import Settings, Training, autocast, peak_memory_mb, saving
+from .loop import Settings, Training
+from .machine import autocast, compiling, estimate, peak_memory_mb, saving, worth_compiling
 from .progress import Progress
 from .rehearsal import rehearse
 from .results import stage_summary
@@ -311,11 +310,11 @@ class OneSeed:
 
     def say_what_fits(self, stage: Stage, distiller: Distiller, x: Tensor, y: Tensor, training: Training) -> None:
         """Log what a step will keep in memory and what an epoch is; warn where that is more than there is."""
-        settings = training.s
+        settings = training.settings
         updates = {"updates_per_epoch": training.per_epoch, "dropped_batches_per_epoch": training.dropped_batches}
         if settings.precision == "float64":
             x = x.double()
-        with autocast(settings), saving(settings.memory, distiller.student):
+        with autocast(settings.precision, settings.device), saving(settings.memory, distiller.student):
             fit = estimate(distiller, x, y, settings.batch_size, states=1 if settings.optimizer.name == "sgd" else 2)
         self.log("start", stage=stage.name, step_mb=fit.step_mb, fixed_mb=fit.fixed_mb, **updates)
         if not fit.fits:
@@ -330,8 +329,10 @@ class OneSeed:
             return bool(self.recipe.compile)
         known = self.resolved.setdefault("compile", {})
         if stage.name not in known:
-            with autocast(training.s):
-                known[stage.name] = worth_compiling(distiller, x, y, training.steps * training.s.optimizer.accumulate)
+            with autocast(training.settings.precision, self.device):
+                known[stage.name] = worth_compiling(
+                    distiller, x, y, training.steps * training.settings.optimizer.accumulate
+                )
             write_text(self.folder / "resolved.json", json.dumps(self.resolved))
             if known[stage.name]:
                 self.progress.note(f"{stage.name}: compiling the neurons first (compile: false trains without)")

@@ -1,0 +1,131 @@
+"""What a machine does for a stage: memory that a step takes, bfloat16 autocast, compiled neurons where that pays."""
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..distiller import Distiller
+from ..neurons import Neuron, compilation
+from ..neurons.packing import packed_spikes
+from ..neurons.recompute import lean
+
+# A cold compiler cache costs up to this long on two CPU cores; the fused form saves about this part of an eager step.
+COMPILE_SECONDS = 45.0
+SAVED = 0.5
+
+
+@dataclass(frozen=True)
+class Fit:
+    """``step_mb``: tensors kept for backward at the batch size asked; ``fixed_mb``: parameters, gradients, optimizer state;
+    ``available_mb``: free memory of the device (None: unknown); ``largest_batch``: what would fit.
+    """
+
+    step_mb: float
+    fixed_mb: float
+    available_mb: float | None
+    largest_batch: int | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the batch asked is expected to fit."""
+        return self.available_mb is None or self.step_mb + self.fixed_mb < self.available_mb
+
+
+def estimate(distiller: Distiller, x: Tensor, y: Tensor, batch_size: int, states: int = 1) -> Fit:
+    """From one forward pass on two samples: what backward keeps grows with the batch; weights, gradients and ``states``
+    optimizer tensors a parameter do not. An estimate: work buffers of convolutions and the allocator's slack are not in it.
+
+    Norm statistics and random state stay as they are.
+    """
+    x, y = x[:2].clone(), y[:2]  # a view would count the storage of the whole batch
+    saved: dict[int, int] = {}
+    own = {p.untyped_storage().data_ptr() for p in distiller.parameters()}
+
+    def keep(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    buffers = {k: v.clone() for k, v in distiller.named_buffers()}
+    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        losses = distiller(x, y)  # held until all is counted, so that no address is used twice
+    with torch.no_grad():
+        for name, value in distiller.named_buffers():
+            value.copy_(buffers[name])
+    per_sample = sum(saved.values()) / len(x)
+    del losses
+    fixed = sum(p.numel() * p.element_size() for p in distiller.parameters() if p.requires_grad) * (2 + states)
+    free = available(x.device)
+    largest = None if free is None or not per_sample else max(0, int((free - fixed) / per_sample))
+    return Fit(per_sample * batch_size / 1e6, fixed / 1e6, None if free is None else free / 1e6, largest)
+
+
+def available(device: torch.device) -> float | None:
+    """Free bytes of the device's memory, or None where the system does not say."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), None)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory of this process so far, in MB: allocated on the GPU, resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def saving(memory: str, network: nn.Module) -> AbstractContextManager[Any]:
+    """How the forward pass keeps what backward needs: as it is, spikes as bits, or blocks recomputed with spikes as bits."""
+    stack = ExitStack()
+    if memory != "default":
+        stack.enter_context(packed_spikes())
+    if memory == "lean" and any(isinstance(m, Neuron) for m in network.modules()):
+        stack.enter_context(lean(network))
+    return stack
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """bfloat16 autocast where the precision is that, else nothing."""
+    if precision == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+@contextmanager
+def compiling(on: bool) -> Iterator[None]:
+    """Run with or without compiling; where compiling is forbidden altogether, by the plain equations."""
+    allowed = compilation.allowed()
+    with compilation.use("compiled" if on and allowed else "uncompiled" if allowed else "eager"):
+        yield
+
+
+def worth_compiling(distiller: Distiller, x: Tensor, y: Tensor, steps: int) -> bool:
+    """Whether ``steps`` training steps like this one outlast the compiling; times two, and leaves no trace of them."""
+    if not compilation.allowed() or steps < 20 or not any(isinstance(m, Neuron) for m in distiller.student.modules()):
+        return False
+    state = {k: v.clone() for k, v in distiller.state_dict().items()}
+    with torch.random.fork_rng(), compilation.uncompiled():
+        distiller.train()
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            distiller(x, y).total.backward()
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+    distiller.zero_grad(set_to_none=True)
+    distiller.load_state_dict(state)
+    return min(seconds) * steps * SAVED > COMPILE_SECONDS

@@ -1,0 +1,36 @@
+"""Where a stage's training stands, and where its time went."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+PARTS = ("data", "teacher", "forward", "backward", "optimizer")
+
+
+@dataclass
+class Position:
+    """Where training stands, and the sums of the running epoch; all a resumed run needs beside the tensors."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    best: dict[str, Any] | None = None
+    sums: dict[str, float] = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    images: int = 0
+    last: dict[str, Any] | None = None  # the last epoch's line, which the finished stage shows
+
+
+class Clock:
+    """Splits a step's time into parts; ``lap(name)`` books what has passed since the last one (host time)."""
+
+    def __init__(self, times: dict[str, float]) -> None:
+        self.times = times
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap."""
+        now = time.perf_counter()
+        self.times[name] = self.times.get(name, 0.0) + now - self.last
+        self.last = now
