@@ -129,7 +129,7 @@ def test_sums_beyond_float32_in_exact_pieces() -> None:
         fan_in, bound_in = 576, 1 << 15
 
         class format:
-            limit = 127
+            largest_code = 127
 
     x = torch.randint(-(1 << 15), 1 << 15, (2, 64, 8, 8)).double()
     w = torch.randint(-127, 128, (4, 64, 3, 3)).double()
