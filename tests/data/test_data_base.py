@@ -193,7 +193,7 @@ def test_unknown_names_are_answered() -> None:
     frames = {"x_train": np.zeros((4, 1, 2, 5, 6)), "y_train": np.arange(4) % 2}
     with pytest.raises(SpikedistillError, match=r"stay \(5, 6\)"):
         data.from_arrays({**frames, "x_test": frames["x_train"], "y_test": frames["y_train"]}, DataConfig(size=8))
-    with pytest.raises(ValueError, match="Extra inputs"):
+    with pytest.raises(ValueError, match="unknown key 'nmae'; did you mean 'name'"):
         DataConfig(nmae="digits")  # type: ignore[call-arg]
 
 

@@ -38,7 +38,7 @@ def test_recordings_of_another_sensor_are_refused(public: Path, tmp_path: Path) 
         read_aedat2(public / "sample_aedat_header.aedat")
     with pytest.raises(SpikedistillError, match="empty or cut short"):
         read_aedat2(public / "aedat2_header_dvs128.aedat")
-    header = (public / "aedat2_header_dvs128.aedat").read_bytes()
+    header = (public / "aedat2_header_dvs128.aedat").read_bytes().rstrip(b"$\r\n") + b"\r\n"  # "$" ends that file
     write_aedat2(tmp_path / "a.aedat", some(50, 128, 128))
     body = (tmp_path / "a.aedat").read_bytes()[-8 * 50 :]
     (tmp_path / "b.aedat").write_bytes(header + body)

@@ -220,7 +220,7 @@ def test_another_number_of_classes_is_refused(objective):
     ("make", "words"),
     [
         (lambda: LogitDistillation(temperature=0), "temperature must be more than 0, found 0"),
-        (lambda: LogitDistillation(over="last"), "'mean', 'step' or 'both', found 'last'"),
+        (lambda: LogitDistillation(over="last"), "one of mean, step, both, found 'last'"),
         (lambda: TemporalEfficientTraining(lamb=2), "lamb must be in"),
         (lambda: FullRangeDistillation(beta=-1), "at least 0"),
         (lambda: CrossEntropy(label_smoothing=1.0), "label_smoothing"),
