@@ -49,12 +49,18 @@ def processor() -> str:
 def reduced(folder: Path) -> tuple[str, dict[str, Any]]:
     """Name of the recipe, and the record of one seed's run folder (unfinished runs: of the stages that are done)."""
     run = RunSummary.model_validate_json((folder / "summary.json").read_text())
-    claimed = yaml.safe_load((folder / "recipe.yaml").read_text())
+    place = folder if (folder / "recipe.yaml").exists() else folder.parent  # of several seeds there is one recipe
+    claimed = yaml.safe_load((place / "recipe.yaml").read_text())
+    recipe = claimed["recipe"]
+    recipe["data"]["root"] = None  # where the data lie on a machine says nothing
+    for stage in recipe["stages"]:
+        if (stage.get("network") or {}).get("weights"):
+            stage["network"]["weights"] = Path(stage["network"]["weights"]).name
     environment, data = run.environment, run.data
     return claimed["name"], {
         "recipe": claimed["name"],
         "seed": run.seed,
-        "recipe_sha256": hashlib.sha256(json.dumps(claimed["recipe"], sort_keys=True).encode()).hexdigest(),
+        "recipe_sha256": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
         "data": {key: data.get(key) for key in ("name", "sizes", "hash", "split_hash")},
         "spikedistill": environment.get("spikedistill"),
         "commit": environment.get("commit"),
