@@ -103,28 +103,8 @@ def _weighted(layer: Layer) -> bool:
     return layer.kind in ("conv", "linear")
 
 
-def _readers(layers: Sequence[Layer]) -> dict[str, list[str]]:
-    """For each weight layer the weight layers that its output reaches, and for each neuron (second) its weight layer."""
-    by_name = {layer.name: layer for layer in layers}
-    out: dict[str, list[str]] = {layer.name: [] for layer in layers if _weighted(layer)}
-    for layer in layers:
-        if not _weighted(layer):
-            continue
-        waiting, seen = list(layer.inputs), set()
-        while waiting:
-            name = waiting.pop()
-            if name in seen or name not in by_name:
-                continue
-            seen.add(name)
-            if _weighted(by_name[name]):
-                out[name].append(layer.name)
-            else:
-                waiting += by_name[name].inputs
-    return out
-
-
-def _owner(layer: Layer, by_name: Mapping[str, Layer], order: Mapping[str, int]) -> str | None:
-    """The weight layer on whose cores a neuron lives: the last that charges it."""
+def _sources(layer: Layer, by_name: Mapping[str, Layer]) -> list[str]:
+    """The weight layers whose outputs reach a layer's inputs, through whatever has no weights."""
     waiting, found, seen = list(layer.inputs), [], set()
     while waiting:
         name = waiting.pop()
@@ -135,7 +115,22 @@ def _owner(layer: Layer, by_name: Mapping[str, Layer], order: Mapping[str, int])
             found.append(name)
         else:
             waiting += by_name[name].inputs
-    return max(found, key=order.__getitem__, default=None)
+    return found
+
+
+def _readers(layers: Sequence[Layer]) -> dict[str, list[str]]:
+    """For each weight layer the weight layers that its output reaches."""
+    by_name = {layer.name: layer for layer in layers}
+    out: dict[str, list[str]] = {layer.name: [] for layer in layers if _weighted(layer)}
+    for layer in layers:
+        for name in _sources(layer, by_name) if _weighted(layer) else ():
+            out[name].append(layer.name)
+    return out
+
+
+def _owner(layer: Layer, by_name: Mapping[str, Layer], order: Mapping[str, int]) -> str | None:
+    """The weight layer on whose cores a neuron lives: the last that charges it."""
+    return max(_sources(layer, by_name), key=order.__getitem__, default=None)
 
 
 def _wholes(layers: Sequence[Layer], notes: list[str]) -> list[_Whole]:
