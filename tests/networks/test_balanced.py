@@ -78,6 +78,25 @@ def test_deep_networks_are_balanced(name: str, T: int, neuron: str) -> None:
     assert all(middle / 8 < g < middle * 8 for g in gradients), gradients
 
 
+@pytest.mark.parametrize(
+    "name", ["vgg9", "conv6", "resnet20", "sew_resnet20", "ms_resnet20", "sresnet8", "sew_7b_wide", "spikingformer_2_384"]
+)
+def test_the_classifier_reads_inputs_of_an_anns_size(name: str) -> None:
+    """Times its factor: with 9 in place of 0.6 its rate would be 200 times too high, and the network dies."""
+    options = {"pools": 5} if name == "sew_7b_wide" else {}
+    network = sd.networks.create(name, num_classes=10, width=0.25, time_steps=4, **options).train()
+    x = smooth(16, network.in_channels, 32)
+    x = x.abs().unsqueeze(1).repeat(1, 4, 1, 1, 1) if network.input == "frames" else x
+    if network.balanced_by == "data":
+        sd.balance(network, x)
+    head = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
+    seen: list[torch.Tensor] = []
+    head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].unflatten(0, (4, -1)).mean(0)))
+    with torch.no_grad():
+        network(x)
+    assert 0.3 < float(seen[0].square().mean().sqrt()) * getattr(head, "input_factor", 1.0) < 3
+
+
 def test_a_plain_start_is_what_balance_cures() -> None:
     rates, gradients = measured(sd.networks.create("conv6", initialisation="plain"), smooth(24, 3, 32))
     assert max(list(rates.values())[1:]) < 0.06

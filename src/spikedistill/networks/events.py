@@ -1,6 +1,7 @@
 """Networks for event cameras: the wide SEW network of CIFAR10-DVS and a small network for DVS Gesture."""
 
 from collections import OrderedDict
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ class SEW7B(Network):
             self.add_module(f"stage{i}", nn.Sequential(OrderedDict(parts)))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.head = make.head(c, head)
+        self.head = make.head(c, head, spikes=math.inf)  # sums behind max-pools are as large as an ANN's features
         initialise(self)
 
     def check(self, x: Tensor, sim: Simulation) -> None:

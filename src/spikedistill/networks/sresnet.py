@@ -5,6 +5,7 @@ convolutions whose spikes are added to the shortcut's, stride 1 throughout, glob
 1, hard reset. That configuration is 1-D over 49 frames of 10 MFCC.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -81,7 +82,8 @@ class SResNet(Network):
         self.layer1 = nn.Sequential(*[Block(make, c, dims) for _ in range(BLOCKS)])
         self.pool = nn.AdaptiveMaxPool2d(1) if pooling == "max" else nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.head = make.head(c, head)
+        # Spikes of the stem and of each block are summed; the largest of a whole map is as large as an ANN's features.
+        self.head = make.head(c, head, spikes=math.inf if pooling == "max" else 1.0 + BLOCKS)
         initialise(self)
 
     aliases = {"before_head": "layer1", "pooled": "pool"}

@@ -1,0 +1,143 @@
+"""How fast does a spiking network learn beside its ANN twin, from scratch? Test accuracy after a few epochs on CIFAR-10.
+
+    python benchmarks/from_scratch.py FOLDER/cifar10.npz                          # all cases, three seeds, about five hours
+    python benchmarks/from_scratch.py FOLDER/cifar10.npz --cases conv6 --seeds 0  # a row
+
+10,000 images (``default_rng(0).permutation(50000)[:10000]``), crop and flip, batch 128, one cycle over 4 epochs, float32, all
+10,000 test images; twins differ in nothing but the neurons. Norm statistics are settled on 1,024 training images before the
+test, on both sides. Rows are kept one by one in ``results/from_scratch.json``, and those that are there are not run again.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import spikedistill as sd
+from spikedistill.training.calibration import settle
+
+RESULTS = Path(__file__).parents[1] / "results" / "from_scratch.json"
+SGD = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4}
+ADAMW = {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05}
+CASES: dict[str, dict[str, Any]] = {
+    "conv6": {"network": "conv6", "width": 0.5, **SGD},
+    "vgg9": {"network": "vgg9", "width": 0.25, **SGD},
+    "ms_resnet20": {"network": "ms_resnet20", "width": 1.0, **SGD},
+    "sew_resnet20": {"network": "sew_resnet20", "width": 1.0, **SGD},
+    "spikingformer_2_384": {"network": "spikingformer_2_384", "width": 0.25, **ADAMW},
+    "resnet20": {"network": "resnet20", "width": 1.0, **SGD},
+}
+IMAGES, EPOCHS, BATCH, TIME_STEPS = 10_000, 4, 128, 4
+NORM = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.247, 0.2435, 0.2616)}
+
+
+def augmented(images: Tensor) -> Tensor:
+    """Random crops of 32 after 4 pixels of padding, random flips; uint8 (N, 3, 32, 32) in, float out."""
+    n, rows = len(images), torch.arange(32)
+    padded = F.pad(images.float() / 255, (4, 4, 4, 4))
+    top, left = torch.randint(0, 9, (n, 1)), torch.randint(0, 9, (n, 1))
+    columns = torch.where(torch.rand(n, 1) < 0.5, rows.flip(0), rows) + left
+    crops = padded[torch.arange(n).view(n, 1, 1), :, (rows + top).unsqueeze(2), columns.unsqueeze(1)]
+    return crops.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def train(case: dict[str, Any], time_steps: int | None, seed: int, data: dict[str, Tensor]) -> dict[str, Any]:
+    """One row: accuracy of the trained network on all test images, and what it cost."""
+    torch.manual_seed(seed)
+    network = sd.networks.create(case["network"], width=case["width"], time_steps=time_steps, **NORM)
+    x, y = data["x_train"], data["y_train"]
+    if time_steps and network.balanced_by == "data":
+        sd.balance(network, x[:256].float() / 255)
+    groups = sd.parameter_groups(network, case["lr"], case["weight_decay"], case["optimizer"])
+    optimizer: torch.optim.Optimizer
+    if case["optimizer"] == "sgd":
+        optimizer = torch.optim.SGD(groups, case["lr"], 0.9, fused=True)
+    else:
+        optimizer = torch.optim.AdamW(groups, case["lr"], fused=True)
+    network = network.to(memory_format=torch.channels_last).train()
+    batches = len(x) // BATCH
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step / (batches * EPOCHS)))
+    start = time.perf_counter()
+    for _ in range(EPOCHS):
+        order = torch.randperm(len(x))
+        for picked in order[: batches * BATCH].split(BATCH):
+            loss = F.cross_entropy(network.predict(augmented(x[picked])), y[picked])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    seconds = time.perf_counter() - start
+    settle(network, [part.float() / 255 for part in x[:1024].split(BATCH)])
+    network.eval()
+    with torch.no_grad():
+        guesses = [network.predict(part.float() / 255).argmax(-1) for part in data["x_test"].split(250)]
+    accuracy = float((torch.cat(guesses) == data["y_test"]).double().mean())
+    return {"accuracy": round(accuracy, 4), "loss": round(float(loss.detach()), 4), "seconds": round(seconds, 1)}
+
+
+def one_cycle(position: float) -> float:
+    """Factor of the learning rate: up from 1/25 over the first 30 %, then down to 0, both along a cosine."""
+    if position < 0.3:
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * position / 0.3)) / 2
+    return (1 + math.cos(math.pi * (position - 0.3) / 0.7)) / 2
+
+
+def opened(file: Path) -> dict[str, Tensor]:
+    """The images and labels of the benchmark, images as uint8 (N, 3, 32, 32)."""
+    with np.load(file) as arrays:
+        picked = np.random.default_rng(0).permutation(len(arrays["x_train"]))[:IMAGES]
+        parts = {
+            "x_train": arrays["x_train"][picked], "y_train": arrays["y_train"][picked],
+            "x_test": arrays["x_test"], "y_test": arrays["y_test"],
+        }  # fmt: skip
+    return {
+        name: torch.from_numpy(v).permute(0, 3, 1, 2).contiguous() if name[0] == "x" else torch.from_numpy(v).long()
+        for name, v in parts.items()
+    }
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Means over the seeds that both sides have."""
+    lines = ["| network | ANN | SNN, T = 4 | share | seeds |", "| --- | --- | --- | --- | --- |"]
+    for name in CASES:
+        seeds = [s for s in range(100) if f"{name}/ann/{s}" in rows and f"{name}/snn/{s}" in rows]
+        if seeds:
+            ann, snn = (fmean(100 * rows[f"{name}/{side}/{s}"]["accuracy"] for s in seeds) for side in ("ann", "snn"))
+            lines.append(f"| `{name}` | {ann:.1f} | {snn:.1f} | {snn / ann:.2f} | {', '.join(map(str, seeds))} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--cases", nargs="*", choices=[*CASES], default=[*CASES])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    rows = json.loads(given.out.read_text()) if given.out.exists() else {}
+    data = opened(given.data)
+    for seed in given.seeds:
+        for name in given.cases:
+            for side, time_steps in (("snn", TIME_STEPS), ("ann", None)):
+                if (key := f"{name}/{side}/{seed}") in rows:
+                    continue
+                row = train(CASES[name], time_steps, seed, data)
+                row |= {"torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads()}
+                if given.out.exists():  # another process may have written meanwhile
+                    rows = json.loads(given.out.read_text())
+                rows[key] = row
+                given.out.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
+                print(key, row, flush=True)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
