@@ -79,7 +79,8 @@ def test_deep_networks_are_balanced(name: str, T: int, neuron: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["vgg9", "conv6", "resnet20", "sew_resnet20", "ms_resnet20", "sresnet8", "sew_7b_wide", "spikingformer_2_384"]
+    "name",
+    ["vgg9", "conv6", "resnet20", "sew_resnet20", "ms_resnet20", "sresnet8", "sew_7b_wide", "spikingformer_2_384"],
 )
 def test_the_classifier_reads_inputs_of_an_anns_size(name: str) -> None:
     """Times its factor: with 9 in place of 0.6 its rate would be 200 times too high, and the network dies."""
@@ -94,7 +95,7 @@ def test_the_classifier_reads_inputs_of_an_anns_size(name: str) -> None:
     head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].unflatten(0, (4, -1)).mean(0)))
     with torch.no_grad():
         network(x)
-    assert 0.3 < float(seen[0].square().mean().sqrt()) * getattr(head, "input_factor", 1.0) < 3
+    assert 0.3 < float(seen[0].square().mean().sqrt()) * getattr(head, "input_factor", 1.0) < 3.5
 
 
 def test_a_plain_start_is_what_balance_cures() -> None:

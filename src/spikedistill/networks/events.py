@@ -1,7 +1,7 @@
 """Networks for event cameras: the wide SEW network of CIFAR10-DVS and a small network for DVS Gesture."""
 
-from collections import OrderedDict
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
