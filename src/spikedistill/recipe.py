@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     SerializeAsAny,
     ValidationError,
@@ -190,6 +191,8 @@ class Stage(Strict):
     with another T. ``settle``: measure them for each validation and for the finished network (auto: yes), so that they are
     those of the weights as they are. ``teacher``: a stage, a list of stages (of equal weight), or a mapping of stages to
     weights; ``teacher_heads``: copies of their classifiers learn beside the student (:class:`spikedistill.Distiller`).
+    ``operations``: synaptic operations of one input that training aims at, by an objective of that name
+    (:class:`spikedistill.objectives.OperationsAim`).
     """
 
     name: str
@@ -207,6 +210,7 @@ class Stage(Strict):
     accuracy_at: list[PositiveInt] = []
     recalibrate: bool | None = None
     settle: Literal["auto"] | bool = "auto"
+    operations: PositiveFloat | None = None
 
     @property
     def teachers(self) -> dict[str, float] | None:
@@ -220,6 +224,16 @@ class Stage(Strict):
     def terms(self) -> list[Objective]:
         """The objectives to look at; a training builds its own."""
         return [options.untrained for options in self.objectives]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _operations_are_aimed_at(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("operations") is None:
+            return given
+        given_ones, aim = given.get("objectives") or [{"type": "cross_entropy"}], {"type": "operations_aim"}
+        if not isinstance(given_ones, list) or any(isinstance(o, Mapping) and aim.items() <= o.items() for o in given_ones):
+            return given
+        return {**given, "objectives": [*given_ones, {**aim, "operations": given["operations"]}]}
 
     @model_validator(mode="before")
     @classmethod

@@ -33,6 +33,7 @@ CASES: dict[str, tuple[dict, str | None]] = {
     "activity_regularization": ({"per": "fan_out"}, None),
     "logits_regularization": ({}, None),
     "energy_regularization": ({}, None),
+    "operations_aim": ({"operations": 1000.0}, None),
     "spike_count": ({"weight": 20.0}, None),
     "stable_spike": ({}, None),
     "activation_map_distillation": ({}, "ann"),

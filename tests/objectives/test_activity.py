@@ -1,7 +1,10 @@
 """Activity, energy and spike counts: against loops and against the hardware counts."""
 
+import math
+
 import pytest
 import torch
+import yaml
 from objective_views import captures, random, ready, setup_of, view_of
 
 import spikedistill as sd
@@ -10,6 +13,7 @@ from spikedistill.errors import SpikedistillError
 from spikedistill.hardware import operations
 from spikedistill.hardware.workload import layers
 from spikedistill.objectives import ActivityRegularization, SpikeCount
+from spikedistill.recipe import load
 
 T, N = 3, 2
 LOGITS = random(T, N, 4)
@@ -115,6 +119,44 @@ def test_energy_falls_when_it_is_trained_down():
         optimizer.step()
         values.append(float(losses.parts["energy_regularization"]))
     assert values[-1] < values[0]
+
+
+@pytest.mark.parametrize("name", ["vgg5", "sew_resnet20"])
+def test_operations_beyond_the_aim_are_priced(name):
+    student = network(name, **({} if name == "vgg5" else {"width": 0.25}))
+    x = torch.rand(3, 1, 8, 8)
+    counted = operations.count(layers(student, x)).acs
+    aims = [{"type": "operations_aim", "operations": counted * f, "name": n} for n, f in (("less", 0.5), ("more", 2.0))]
+    parts = run(student, x, aims)
+    assert float(parts["less"]) == pytest.approx(math.log(2), rel=1e-4)
+    assert float(parts["more"]) == 0.0
+    with pytest.raises(sd.SpikedistillError, match="positive"):
+        sd.Distiller(student, None, [{"type": "operations_aim", "operations": 0.0}])
+
+
+def test_a_stages_operations_are_an_objective_and_reached(tmp_path):
+    recipe = {
+        "data": {"name": "digits", "batch_size": 64},
+        "precision": "float32",
+        "optimizer": {"name": "sgd", "lr": 0.05, "schedule": "one_cycle"},
+        "stages": [
+            {
+                "name": "aimed",
+                "network": {"name": "vgg5", "width": 0.25, "pools": 1, "firing_rate": 0.1},
+                "epochs": 10,
+                "operations": 60_000,
+            }
+        ],
+    }
+    run = sd.train(recipe, out=tmp_path / "run")
+    (aimed,) = run.summary.stages
+    assert aimed.operations_aim == 60_000
+    assert aimed.objectives == [{"type": "cross_entropy"}, {"type": "operations_aim", "operations": 60_000}]
+    assert 55_000 < aimed.synaptic_operations < 66_000  # free: 160,000
+    assert aimed.accuracy > 0.85
+    recorded = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["recipe"]
+    assert recorded["stages"][0]["operations"] == 60_000
+    assert len(load(recorded).stages[0].objectives) == 2  # the objective is there once
 
 
 def test_an_ann_has_no_spikes_to_price():

@@ -17,7 +17,7 @@ from .attention_maps import AttentionMapDistillation
 from .base import Objective, Schedule, Setup, View, type_name
 from .blurred import BlurredFeature
 from .cumulative_consistency import CumulativeConsistency
-from .energy import EnergyRegularization
+from .energy import EnergyRegularization, OperationsAim
 from .entropy import EntropyRegularization
 from .features import FeatureDistillation
 from .full_range import FullRangeDistillation
@@ -56,6 +56,7 @@ TYPES: dict[str, type[Objective]] = {
         ActivityRegularization,
         LogitsRegularization,
         EnergyRegularization,
+        OperationsAim,
         SpikeCount,
         StableSpike,
         ActivationMapDistillation,

@@ -1,10 +1,13 @@
-"""The energy of synaptic operations as a loss."""
+"""Synaptic operations as a loss: their energy, or what is beyond an aim."""
 
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import SpikedistillError
 from ..neurons import layers as neuron_layers
 from .base import Objective, Setup, View, Weight, refuse
 
@@ -100,31 +103,80 @@ class EnergyRegularization(Objective):
     def setup(self, setup: Setup) -> None:
         """Read the layers, their kinds of input and their costs."""
         from ..hardware.operations import accumulate_energy, mac_energy
-        from ..hardware.workload import layers
 
-        captured = setup.student.all("*@input")
-        self.costs, self.constant, dense = {}, 0.0, 0.0
-        for layer in layers(setup.student_network, setup.x):
-            tap = f"{layer.name}@input"
-            if layer.kind not in ("conv", "linear") or tap not in captured:
-                continue
-            if layer.input_kind == "real":
-                self.constant += layer.macs * layer.runs * mac_energy(layer)
-                continue
-            x = captured[tap]
-            cost = fan_out(layer) * accumulate_energy(layer)
-            self.costs[tap] = (cost if layer.kind == "linear" or x.dim() == 5 else cost[:, 0]).to(x)
-            dense += layer.connections * layer.runs * accumulate_energy(layer)
-        if not self.costs:
-            raise refuse(self, "no convolution or linear layer of the student has spikes for its input (an ANN?)")
+        self.costs, dense, real = spike_costs(self, setup, accumulate_energy)
+        self.constant = sum(layer.macs * layer.runs * mac_energy(layer) for layer in real)
         self.scale = 1 / (dense + self.constant) if self.unit == "relative" else UNITS[self.unit]
 
     def forward(self, view: View) -> Tensor:
-        captured = view.student.all("*@input")
-        total = view.logits.new_tensor(self.constant)
-        for tap, cost in self.costs.items():
-            x = captured[tap]
-            if cost.device != x.device or cost.dtype != x.dtype:
-                cost = self.costs[tap] = cost.to(x)
-            total = total + (x * cost).sum() / x.shape[1]
-        return total * self.scale
+        return (charged(self.costs, view) + self.constant) * self.scale
+
+
+class OperationsAim(Objective):
+    """``log(operations / aim)`` where they are more than the aim, else 0: a price on the surplus alone.
+
+    Operations are those of the results table: accumulates of one input over all T steps, means over the batch. A percent
+    less is worth the same however far the aim is (the square of the surplus silences networks that start at twice their
+    aim). ``operations``: the aim. A stage's ``operations: 150000`` adds this objective. Ours, not a paper's.
+
+    Shape: inputs of all convolutions and linear layers (T, N, ...). Units: synaptic operations per input.
+
+    Raises: SpikedistillError for a network in which no layer has spikes for its input.
+
+    YAML: ``{type: operations_aim, operations: 150000}``
+    """
+
+    student_taps = ("*@input",)
+
+    def __init__(self, operations: float, weight: Weight = 1.0, name: str | None = None) -> None:
+        super().__init__(weight, name)
+        if not 0 < operations < math.inf:
+            raise SpikedistillError(f"operations_aim: operations must be a positive number, found {operations}")
+        self.operations = operations
+        self.costs: dict[str, Tensor] = {}
+
+    def setup(self, setup: Setup) -> None:
+        """Read the layers and their fan-outs."""
+        self.costs, _, _ = spike_costs(self, setup, lambda _: 1.0)
+
+    def forward(self, view: View) -> Tensor:
+        return (charged(self.costs, view) / self.operations).clamp(min=1).log()
+
+
+def spike_costs(
+    objective: Objective, setup: Setup, price: Callable[["Layer"], float]
+) -> tuple[dict[str, Tensor], float, list["Layer"]]:
+    """By tap: what a spike at each place of a layer's input costs, at ``price`` an accumulate.
+
+    Then what all of them would cost if every input of every step were 1, and the layers that have real inputs instead.
+    """
+    from ..hardware.workload import layers
+
+    captured = setup.student.all("*@input")
+    costs, dense, real = dict[str, Tensor](), 0.0, list["Layer"]()
+    for layer in layers(setup.student_network, setup.x):
+        tap = f"{layer.name}@input"
+        if layer.kind not in ("conv", "linear") or tap not in captured:
+            continue
+        if layer.input_kind == "real":
+            real.append(layer)
+            continue
+        x = captured[tap]
+        cost = fan_out(layer) * price(layer)
+        costs[tap] = (cost if layer.kind == "linear" or x.dim() == 5 else cost[:, 0]).to(x)
+        dense += layer.connections * layer.runs * price(layer)
+    if not costs:
+        raise refuse(objective, "no convolution or linear layer of the student has spikes for its input (an ANN?)")
+    return costs, dense, real
+
+
+def charged(costs: dict[str, Tensor], view: View) -> Tensor:
+    """The costs of the spikes that are there, all T steps of one input: a mean over the batch."""
+    captured = view.student.all("*@input")
+    total = view.logits.new_zeros(())
+    for tap, cost in costs.items():
+        x = captured[tap]
+        if cost.device != x.device or cost.dtype != x.dtype:
+            cost = costs[tap] = cost.to(x)
+        total = total + (x * cost).sum() / x.shape[1]
+    return total

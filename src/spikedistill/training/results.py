@@ -68,6 +68,7 @@ def stage_summary(
         init=stage.init.model_dump(by_alias=True) if stage.init else None,
         convert=stage.convert.model_dump(by_alias=True) if stage.convert else None,
         objectives=given.objectives,
+        operations_aim=given.operations,
         accuracy=test.accuracy,
         validation_accuracy=validation.accuracy if validation else None,
         best=Best(**training.position.best) if training and training.position.best else None,

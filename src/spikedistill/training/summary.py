@@ -115,6 +115,7 @@ class StageSummary(Model):
     firing_rate: float | None = None
     layers: list[LayerSummary] = []
     synaptic_operations: float | None = None
+    operations_aim: float | None = None
     macs: float | None = None
     energy_pj: float | None = None
     bits: Bits | None = None
