@@ -40,18 +40,31 @@ from .summary import RunSummary, StageSummary, Summary
 from .tracking import accelerator, begin
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A finished run: its folder, its summary (over seeds where there are several), its networks."""
 
     folder: Path
     summary: Summary
 
+    def __repr__(self) -> str:
+        seeds = self.summary.seeds if isinstance(self.summary, summary.MultiSummary) else [self.summary.seed]
+        stages = ", ".join(f"{stage.name} {_accuracy(stage)}" for stage in self.summary.stages)
+        word = "seed" if len(seeds) == 1 else "seeds"
+        return f"Run({str(self.folder)!r}, {word} {', '.join(map(str, seeds))}, test accuracy: {stages or 'none yet'})"
+
     def network(self, stage: str | None = None, seed: int | None = None) -> nn.Module:
         """The network of a stage (default: the last), of the first seed unless told."""
         from .store import load
 
         return load(self.folder if seed is None else self.folder / f"seed-{seed}", stage)
+
+
+def _accuracy(stage: StageSummary | summary.StageSpread) -> str:
+    if isinstance(stage, StageSummary):
+        return f"{100 * stage.accuracy:.2f} %"
+    found = stage.figures["accuracy"]
+    return f"{100 * found.mean:.2f}" + (f" ± {100 * found.std:.2f} %" if found.std is not None else " %")
 
 
 def train(
