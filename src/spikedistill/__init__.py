@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .optimizer_groups import parameter_groups
     from .quantization import IntegerNetwork, quantize, to_integer
     from .simulation import time_steps
+    from .training.comparison import compare
     from .training.run import Run, train
     from .training.store import load
 
@@ -47,6 +48,7 @@ _LATER = {
     "IntegerNetwork": "quantization",
     "quantize": "quantization",
     "to_integer": "quantization",
+    "compare": "training.comparison",
     "Run": "training.run",
     "train": "training.run",
     "load": "training.store",
@@ -81,6 +83,7 @@ __all__ = [
     "SpikedistillError",
     "balance",
     "citations",
+    "compare",
     "convert",
     "data",
     "eager",

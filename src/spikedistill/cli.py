@@ -258,21 +258,19 @@ def hardware(
 
 @app.command()
 def compare(
-    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE ...")],
+    recipes: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE ... | path=value ...]")] = None,
+    methods: Annotated[str | None, typer.Option(help="all, or names such as kdsnn,tet: on one data set.")] = None,
+    on: Annotated[str | None, typer.Option(help="Recipe, data set, .npz or folder that they are tried on.")] = None,
     seeds: Annotated[int, typer.Option()] = 3,
-    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
+    budget: Annotated[str | None, typer.Option(help="Such as 2h: methods that do not fit are left out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs; of a comparison of methods.")] = None,
     device: Annotated[str | None, typer.Option()] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Run several recipes over the same seeds and put them on one page."""
-    from .report import table
-    from .report.page import write_report
-    from .training.run import train as run_recipe
+    """Train several methods on your data and say which to take (--methods, --on), or several recipes side by side."""
+    from .report.compare_command import compare_command
 
-    found = [run_recipe(recipe, out=out / Path(recipe).stem, seeds=seeds, device=device) for recipe in recipes]
-    for run in found:
-        print()
-        table.render(run.summary)
-    print(f"\nreport: {write_report([run.folder for run in found], out / 'comparison.html')}")
+    compare_command(recipes or [], methods, on, seeds, budget, out, device, as_json)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spikedistill.errors import SpikedistillError
 from spikedistill.files import write_text
-from spikedistill.report import chip, plots, sections
+from spikedistill.report import chip, methods, plots, sections
 from spikedistill.report.parts import Figure, Group, Section, Study, Table, colours, load
 from spikedistill.report.table import bits_text, count, figure, microjoule, operations, percent
 from spikedistill.training.summary import Spread, StageSpread, StageSummary, paired_interval
@@ -62,7 +62,7 @@ def render(studies: Sequence[Study]) -> str:
                 "id": f"r{number}-" if several else "",
                 "lead": lead(study),
                 "tiles": tiles(study),
-                "sections": sections.build(study),
+                "sections": [*([first] if (first := methods.section(study)) else []), *sections.build(study)],
             }
             for number, study in enumerate(studies)
         ],
