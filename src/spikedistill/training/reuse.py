@@ -50,8 +50,11 @@ def stage_keys(
     keys: Keys = {}
     for stage, written in zip(recipe.stages, tree["stages"]):
         spec = {k: v for k, v in written.items() if k not in ("name", "from", "teacher")}
-        before = {"from": stage.from_, "init": stage.init and stage.init.from_}
-        before |= {"convert": stage.convert and stage.convert.from_}
+        before = {
+            "from": stage.from_,
+            "init": stage.init.from_ if stage.init else None,
+            "convert": stage.convert.from_ if stage.convert else None,
+        }
         parts: dict[str, Any] = {role: keys[name] for role, name in before.items() if name is not None}
         parts["teachers"] = [[keys[name], weight] for name, weight in (stage.teachers or {}).items()]
         for role in ("init", "convert"):
