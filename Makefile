@@ -1,4 +1,4 @@
-# make demo   set up, train on scikit-learn's digits, say where the report is
+# make demo   set up, train on 8x8 digits, say where the report is
 # make test   set up what is missing, run the tests
 # make bench  all measurements of docs/performance.md, on an otherwise idle machine
 VENV := .venv
@@ -13,6 +13,7 @@ TEST_ENV := OMP_NUM_THREADS=1 SPIKEDISTILL_EAGER=1
 
 demo: $(VENV)/.demo
 	$(BIN)/spikedistill train digits
+	@echo "for the commands in this shell: source $(VENV)/bin/activate"
 
 test: $(VENV)/.dev
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from spikedistill.report.table import estimates, microjoule, number
 from spikedistill.training.summary import RunSummary, StageSummary, paired_interval
 
 ROOT = Path(__file__).parents[1]
@@ -27,12 +28,12 @@ RECORDS, PAGE, README = ROOT / "results" / "evidence", ROOT / "docs" / "results.
 BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
 COLUMNS = (
     "stage", "network", "T", "bits", "test accuracy [%]", "against `alone` [points]", "firing rate [%]", "operations",
-    "seconds", "seeds",
+    "energy [µJ]", "equal-bit ANN [µJ]", "least ratio", "seconds", "seeds",
 )  # fmt: skip
 BASELINE = "alone"  # stages are compared with this one, seed by seed
 IN_README = "digits"
 TITLES = {
-    "digits": "scikit-learn's digits, 540 training images: the demo",
+    "digits": "8x8 digits, 540 training images: the demo",
     "evidence-unit": "10,000 images of CIFAR-10, 12 epochs, conv6 at half width: methods at equal budget",
 }
 
@@ -83,6 +84,8 @@ def _stage(stage: StageSummary) -> dict[str, Any]:
         "accuracy_at": stage.accuracy_at,
         "firing_rate": None if stage.firing_rate is None else round(stage.firing_rate, 5),
         "operations": stage.synaptic_operations if stage.time_steps else stage.macs,
+        "energy_pj": stage.energy_pj,
+        "twins_pj": {one.model: [round(one.network, 1), round(one.twin, 1)] for one in estimates(stage)},
         "bits": list(stage.bits.model_dump().values()) if stage.bits else None,
         "seconds": round(stage.seconds, 1),
     }
@@ -122,11 +125,28 @@ def table(records: list[dict[str, Any]]) -> list[str]:
             _difference(seeds, by_stage.get(BASELINE, {})) if name != BASELINE and stage["T"] else "–",
             _spread([100 * s["firing_rate"] for s in seeds.values()], 1) if stage["firing_rate"] is not None else "–",
             f"{fmean(s['operations'] for s in seeds.values()) / 1e6:.2f} M" if stage["operations"] else "–",
+            *_energies(list(seeds.values())),
             f"{fmean(s['seconds'] for s in seeds.values()):.0f}",
             ", ".join(map(str, sorted(seeds))),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _energies(seeds: list[dict[str, Any]]) -> list[str]:
+    """By operations of the network and of its ANN twin at equal bits, and the least of all estimates' ratios; – where unknown."""
+    if any(stage.get("energy_pj") is None for stage in seeds):
+        return ["–", "–", "–"]
+    cells = [microjoule(fmean(stage["energy_pj"] for stage in seeds)), "–", "–"]
+    models = [model for model in seeds[0].get("twins_pj") or {} if all(model in s["twins_pj"] for s in seeds)]
+    means = {m: [fmean(s["twins_pj"][m][i] for s in seeds) for i in (0, 1)] for m in models}
+    if "operations" in means:
+        cells[1] = microjoule(means["operations"][1])
+    if means:
+        ratios = {model: twin / network for model, (network, twin) in means.items()}
+        least = min(ratios, key=ratios.__getitem__)
+        cells[2] = f"{number(ratios[least])} ({least})"
+    return cells
 
 
 def _spread(values: list[float], digits: int) -> str:
@@ -150,7 +170,9 @@ def page() -> str:
         "Made by `python benchmarks/evidence.py page` from the records in `results/evidence`; nothing here is typed by hand.",
         "Accuracies are those of the last checkpoint on the test part, mean ± sample standard deviation over seeds;",
         "differences are paired seed by seed, with their 95 % interval (Student's t). Operations are synaptic operations of",
-        "an SNN (all T steps), multiply-accumulates of an ANN, per image. On the same kind of CPU and number of threads a row",
+        "an SNN (all T steps), multiply-accumulates of an ANN, per image. Energy: of these operations; beside it that of the",
+        "ANN twin at equal bits, and the twin's energy over the SNN's in the estimate that favours the SNN least (below 1 the",
+        "twin is cheaper; – where a record is older than this column). On the same kind of CPU and number of threads a row",
         "repeats bit for bit, else within half a point.",
     ]
     for folder in sorted(RECORDS.iterdir()):

@@ -39,7 +39,7 @@ def test_a_narrow_terminal_cuts_no_figure(width):
 def test_the_results_of_a_run_fit_80_columns():
     from spikedistill.report.table import HEADINGS
 
-    row = ["quantized", "97.05 ± 0.07", "4", "12.05 ± 0.07", "1.40 M   MACs", "4/4/8", "0.861"]
+    row = ["quantized", "97.05 ± 0.07", "4", "12.05 ± 0.07", "1.40 M   MACs", "4/4/8", "0.861", "5.51", "0.612"]
     file = io.StringIO()
     show(Table(HEADINGS, [row]), console=Console(file=file, width=80, force_terminal=True))
     assert all(cell in file.getvalue() for cell in row)

@@ -2,36 +2,43 @@
 
 from typing import TYPE_CHECKING, Any
 
+from .errors import SpikedistillError
 from .interrupt import while_importing
 
 while_importing()
 
-from . import networks, objectives  # noqa: E402
-from .distiller import Distiller, Losses  # noqa: E402
-from .errors import SpikedistillError  # noqa: E402
-from .neurons import IF, LIF, PLIF, NormNeuron, Repeat  # noqa: E402
-from .neurons.compilation import eager  # noqa: E402
-from .simulation import time_steps  # noqa: E402
-
 if TYPE_CHECKING:
-    from . import data, export, hardware
+    from . import data, export, hardware, networks, objectives
     from .bibliography import citations
     from .conversion import convert
+    from .distiller import Distiller, Losses
     from .networks.balancing import balance
     from .networks.foreign import foreign
     from .networks.surgery import spiking
+    from .neurons import IF, LIF, PLIF, NormNeuron, Repeat
+    from .neurons.compilation import eager
     from .optimizer_groups import parameter_groups
     from .quantization import IntegerNetwork, quantize, to_integer
+    from .simulation import time_steps
+    from .training.comparison import compare
     from .training.run import Run, train
     from .training.store import load
 
 __version__ = "0.1.0"
 
-# Names whose modules are imported at first use, so that `import spikedistill` is quick.
+# Names whose modules are imported at first use: `spikedistill --help` must not wait for torch.
+_MODULES = ("data", "export", "hardware", "networks", "objectives")
 _LATER = {
-    "data": "data",
-    "export": "export",
-    "hardware": "hardware",
+    **{name: name for name in _MODULES},
+    "IF": "neurons",
+    "LIF": "neurons",
+    "PLIF": "neurons",
+    "NormNeuron": "neurons",
+    "Repeat": "neurons",
+    "Distiller": "distiller",
+    "Losses": "distiller",
+    "eager": "neurons.compilation",
+    "time_steps": "simulation",
     "citations": "bibliography",
     "convert": "conversion",
     "balance": "networks.balancing",
@@ -41,6 +48,7 @@ _LATER = {
     "IntegerNetwork": "quantization",
     "quantize": "quantization",
     "to_integer": "quantization",
+    "compare": "training.comparison",
     "Run": "training.run",
     "train": "training.run",
     "load": "training.store",
@@ -53,7 +61,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     module = import_module(f".{_LATER[name]}", __name__)
-    value = module if name in ("data", "export", "hardware") else getattr(module, name)
+    value = module if name in _MODULES else getattr(module, name)
     globals()[name] = value
     return value
 
@@ -75,6 +83,7 @@ __all__ = [
     "SpikedistillError",
     "balance",
     "citations",
+    "compare",
     "convert",
     "data",
     "eager",

@@ -7,8 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from . import objectives
 from .errors import SpikedistillError, nearest
+from .recipes import cited
 
 # Beginnings of network names, longest first where one begins another.
 NETWORKS: dict[str, tuple[str, ...]] = {
@@ -67,6 +67,10 @@ def citations(of: "str | Path | Mapping[str, Any] | Iterable[str] | Any") -> lis
     ``citations("bkdsnn-cifar10")``, ``citations(["blurred_feature", "fang2021deep"])``. Raises for a name that is neither.
     """
     known = entries()
+    if isinstance(of, str) and not Path(of).is_file() and (shipped := cited().get(of)) is not None:
+        return [known[key] for key in shipped]
+    from . import objectives
+
     if isinstance(of, str) and (of in objectives.TYPES or of in known):
         of = [of]
     if isinstance(of, str | Path | Mapping) or hasattr(of, "stages"):

@@ -2,83 +2,39 @@
 
 import json
 import sys
-import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any
 
 import typer
 
 from . import __version__
 from .errors import SpikedistillError
-from .interrupt import STATUS as INTERRUPTED
 from .interrupt import while_running
-from .terminal import Table, show
-
-TRY_AGAIN = 75  # a run that was asked to stop (training.signals)
+from .status import ended
+from .terminal import Table, tell
 
 app = typer.Typer(
     name="spikedistill",
     help="Train accurate, cheap spiking neural networks by distillation, quantize them, and see what they cost on a chip.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 data_app = typer.Typer(help="Look at data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+INDENTED: Any = {"initial_indent": "    ", "subsequent_indent": "    "}
 TrackOption = Annotated[str | None, typer.Option(help="Log to tensorboard, wandb, mlflow ...")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="folder[/seed-N][:STAGE[@best]]")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 for what the user has to mend, 75 and 130 when stopped.
-
-    docs/reliability.md has them all.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _warn  # type: ignore[assignment]
-            result = app(list(argv) if argv is not None else None, standalone_mode=False)
-        return _interrupted() if result == INTERRUPTED else int(result or 0)
-    except SpikedistillError as error:
-        return _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        return _interrupted()
-    except SystemExit as stop:
-        if not isinstance(stop.code, int) or stop.code != TRY_AGAIN:
-            raise
-        print(f"{stop}; the state is kept: `spikedistill resume RUN` goes on", file=sys.stderr)
-        return TRY_AGAIN
-    except OSError as error:
-        if error.strerror is None:
-            raise
-        return _fail(f"{error.strerror}: {error.filename or ''}; what was written before is kept, resume continues it")
-    except Exception as error:
-        # Wrong usage. Typer brings click's errors from a place that differs between its versions.
-        message = getattr(error, "format_message", None)
-        if message is None:
-            raise
-        if type(error).__name__ == "NoArgsIsHelpError":  # a group named without a command: its help
-            print(message(), file=sys.stderr)
-            return 2
-        return _fail(message())
-
-
-def _interrupted() -> int:
-    """After Ctrl-C, which some versions of typer hand on as KeyboardInterrupt and others as this status."""
-    print("stopped; what was finished is kept: `spikedistill resume RUN` goes on", file=sys.stderr)
-    return INTERRUPTED
-
-
-def _warn(message: Warning | str, *_: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)
-
-
-def _fail(words: str) -> int:
-    print(f"error: {words}", file=sys.stderr)
-    return 2
+    """Run a command; returns the exit status: 0, 2 for what the user has to mend, 75 and 130 when stopped."""
+    return ended(app, argv)
 
 
 def _version(shown: bool) -> None:
@@ -103,21 +59,22 @@ def train(
     seeds: Annotated[int | None, typer.Option(help="So many seeds.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, or the accelerator that is found.")] = None,
     track: TrackOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Run a recipe: all stages, all seeds, then the report. Into a folder that holds the same recipe: continue it."""
     from .training.run import train as run_recipe
 
     run = run_recipe(recipe, out=out, overrides=overrides or [], seeds=seeds, seed=seed, device=device, track=track)
-    _finish(run.folder, run.summary)
+    _finish(run.folder, run.summary, as_json)
 
 
-def _finish(folder: Path, summary: Any) -> None:
+def _finish(folder: Path, summary: Any, as_json: bool) -> None:
     from .report import table
     from .report.page import write_report
 
-    print()
-    table.render(summary)
-    print(f"\nreport: {write_report(folder)}")
+    page = write_report(folder)
+    parts: list[Any] = ["", table.shown(summary), *table.lines_below(summary), f"\nreport: {page}"]
+    tell({"report": page, "summary": summary.model_dump(mode="json")}, *parts, as_json=as_json)
 
 
 @app.command()
@@ -126,6 +83,7 @@ def resume(
     changes: Annotated[list[str] | None, typer.Argument(metavar="[path=value ...]")] = None,
     device: Annotated[str | None, typer.Option()] = None,
     track: TrackOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Go on where a run was stopped; finished stages are not trained again.
 
@@ -142,7 +100,7 @@ def resume(
         folder = folder.parent
     data = datasets.open(recipe.data, recipe.all_time_steps())
     done = run_recipe(None, name, folder, data, {}, device, track=track, changed=changes or [])
-    _finish(done.folder, done.summary)
+    _finish(done.folder, done.summary, as_json)
 
 
 @app.command()
@@ -154,22 +112,14 @@ def evaluate(
     rebin: Annotated[bool, typer.Option("--rebin", help="Also with recordings cut anew into T frames.")] = False,
     crossbar: Annotated[bool, typer.Option("--crossbar", help="Also through the ADCs of the recipe's chip.")] = False,
     device: Annotated[str, typer.Option()] = "cpu",
+    as_json: JsonOption = False,
 ) -> None:
-    """Test accuracy of a stage: at other time steps, recalibrated, in integers, on a crossbar."""
+    """Test accuracy of a stage, of each seed: at other time steps, recalibrated, in integers, on a crossbar."""
+    from .report.evaluate_command import evaluate_command
     from .training.machine import compiling
-    from .training.reevaluate import reevaluate
 
     with compiling(False):
-        found = reevaluate(run, _numbers(time_steps), integer, recalibrate, rebin, crossbar, device)
-    print(f"{found.run}, stage {found.stage}, {found.images} test images")
-    rows = sorted({T for column in found.columns.values() for T in column}, key=lambda T: T or 0)
-    _table(["T", *found.columns], [[T or "-", *[_percent(c.get(T)) for c in found.columns.values()]] for T in rows])
-    for note in found.notes:
-        print(note)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
+        evaluate_command(run, _numbers(time_steps), integer, recalibrate, rebin, crossbar, device, as_json)
 
 
 def _numbers(text: str) -> list[int]:
@@ -186,35 +136,31 @@ def _numbers(text: str) -> list[int]:
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN ...")],
     out: Annotated[Path | None, typer.Option(help="The page's file; default report.html in the first run.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write the offline HTML page of one run, or of several side by side."""
     from .report.page import write_report
+    from .report.parts import load
     from .training.reevaluate import split_run
 
     folders: list[Any] = [split_run(run)[0] for run in runs]
-    print(write_report(folders if len(folders) > 1 else folders[0], out))
+    page = write_report(folders if len(folders) > 1 else folders[0], out)
+    found = {run: load(folder).summary.model_dump(mode="json") for run, folder in zip(runs, folders)} if as_json else {}
+    tell({"report": page, "summaries": found}, str(page), as_json=as_json)
 
 
 @app.command()
-def recipes() -> None:
+def recipes(as_json: JsonOption = False) -> None:
     """The recipes that come with the package."""
-    from .recipe import load, shipped
+    from .recipes import shelf
 
-    rows = []
-    for name in sorted(shipped()):
-        recipe = load(name)
-        last: Any = next((s.network for s in reversed(recipe.stages) if s.network), {}) or {}
-        rows.append(
-            [
-                name,
-                recipe.title,
-                ", ".join(recipe.paper) or "-",
-                recipe.data.name,
-                last.get("name", "-"),
-                recipe.time_steps,
-            ]
-        )
-    _table(["recipe", "title", "paper", "data", "network", "T"], rows)
+    found = shelf()
+    lines = []
+    for one in found:
+        about = f"{one['data']}, {one['network'] or '-'}, T = {one['time_steps']}"
+        papers = f" [{', '.join(one['paper'])}]" if one["paper"] else ""
+        lines += [f"{one['recipe']:<36} {about}", fill(one["title"] + papers, 80, **INDENTED)]
+    tell(found, *lines, as_json=as_json)
 
 
 @app.command()
@@ -229,13 +175,12 @@ def schema() -> None:
 def cite(recipe: Annotated[str, typer.Argument(metavar="RECIPE")]) -> None:
     """BibTeX of the papers a recipe uses."""
     from .bibliography import citations
-    from .recipe import load
 
-    print("\n\n".join(citations(load(recipe))))
+    print("\n\n".join(citations(recipe)))
 
 
 @app.command()
-def doctor() -> None:
+def doctor(as_json: JsonOption = False) -> None:
     """What this machine has: versions, devices, bf16 units, a compiler."""
     from .precision import diagnosis
     from .training.run import environment
@@ -244,7 +189,7 @@ def doctor() -> None:
     rows: list[list[Any]] = [["spikedistill", found["spikedistill"]], ["python", found["python"]]]
     rows += [[name, value or "not installed"] for name, value in found["packages"].items()]
     rows += [[name, value] for name, value in diagnosis().items()]
-    _table(["what", "found"], rows)
+    _table(["what", "found"], rows, dict(rows), as_json)
 
 
 @app.command()
@@ -301,7 +246,7 @@ def hardware(
         bool, typer.Option("--iso-accuracy", help="Divide by the cheapest that is as accurate.")
     ] = False,
     layers_out: Annotated[Path | None, typer.Option(help="Write the layers of the run to this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> int:
     """Energy, latency and area of a stage's network on a chip, beside operation and memory counts."""
     from .report.hardware_command import hardware_command
@@ -313,21 +258,19 @@ def hardware(
 
 @app.command()
 def compare(
-    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE ...")],
+    recipes: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE ... | path=value ...]")] = None,
+    methods: Annotated[str | None, typer.Option(help="all, or names such as kdsnn,tet: on one data set.")] = None,
+    on: Annotated[str | None, typer.Option(help="Recipe, data set, .npz or folder that they are tried on.")] = None,
     seeds: Annotated[int, typer.Option()] = 3,
-    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
+    budget: Annotated[str | None, typer.Option(help="Such as 2h: methods that do not fit are left out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs; of a comparison of methods.")] = None,
     device: Annotated[str | None, typer.Option()] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Run several recipes over the same seeds and put them on one page."""
-    from .report import table
-    from .report.page import write_report
-    from .training.run import train as run_recipe
+    """Train several methods on your data and say which to take (--methods, --on), or several recipes side by side."""
+    from .report.compare_command import compare_command
 
-    found = [run_recipe(recipe, out=out / Path(recipe).stem, seeds=seeds, device=device) for recipe in recipes]
-    for run in found:
-        print()
-        table.render(run.summary)
-    print(f"\nreport: {write_report([run.folder for run in found], out / 'comparison.html')}")
+    compare_command(recipes or [], methods, on, seeds, budget, out, device, as_json)
 
 
 @app.command()
@@ -338,31 +281,33 @@ def sweep(
     out: Annotated[Path, typer.Option()] = Path("runs/sweep"),
     storage: Annotated[str | None, typer.Option(help="An optuna storage shared by several machines.")] = None,
     device: Annotated[str | None, typer.Option()] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Search a recipe's settings for the best validation accuracy of its last stage."""
     from .training.sweep import sweep as run_sweep
 
     rows = run_sweep(recipe, space, trials, out, storage, device)
-    _table(list(rows[0]), [list(row.values()) for row in rows])
+    _table(list(rows[0]), [list(row.values()) for row in rows], rows, as_json)
 
 
 @data_app.command("verify")
 def data_verify(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[path=value ...]")] = None,
+    as_json: JsonOption = False,
 ) -> int:
     """Check a recipe's data: counts, decodability, hashes; names the bad file."""
     from .data.verify import verify
     from .recipe import load
 
     found = verify(load(recipe, overrides or []).data)
-    print(found)
+    tell(asdict(found), str(found), as_json=as_json)
     return 0 if found.ok else 2
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], tree: Any, as_json: bool) -> None:
     """A table of words."""
-    show(Table(columns, rows, left=range(len(columns))))
+    tell(tree, Table(columns, rows, left=range(len(columns))), as_json=as_json)
 
 
 def script() -> None:

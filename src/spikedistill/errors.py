@@ -12,8 +12,11 @@ class SpikedistillError(ValueError):
 
 
 def nearest(found: str, allowed: Iterable[str], limit: int = 3) -> str:
-    """Words for an error: the known names nearest to ``found``, or all of them when none is near and they are few."""
-    names = sorted(allowed)
+    """Words for an error: the known names nearest to ``found``, or all of them when none is near and they are few.
+
+    Never ``found`` itself: a name that is known and yet not there is no help.
+    """
+    names = sorted(set(allowed) - {found})
     close = get_close_matches(found, names, n=limit, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(repr(name) for name in close) + "?"

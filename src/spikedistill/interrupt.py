@@ -15,7 +15,15 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def _first(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGINT, _leave)
+    if _still_importing():
+        _leave(number, frame)
     raise KeyboardInterrupt
+
+
+def _still_importing() -> bool:
+    """Whether torch is not there yet, and so nothing has begun."""
+    torch = sys.modules.get("torch")
+    return torch is None or bool(getattr(torch.__spec__, "_initializing", False))
 
 
 def while_importing() -> None:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -30,6 +29,7 @@ from .overrides import RESERVED, apply_override
 from .quantization import quantize
 from .quantization.options import Options as Quantizer
 from .reading import MAX_YAML_BYTES, parse_yaml, read_text
+from .recipes import shipped
 from .teachers import lessons, shares
 from .typed import Choice, Options, Strict, complaint, model_of, read
 
@@ -283,13 +283,6 @@ class Recipe(Strict):
     def plain(self) -> dict[str, Any]:
         """As a mapping that YAML and JSON can hold, defaults that were not given left out."""
         return json.loads(self.model_dump_json(by_alias=True, exclude_unset=True))
-
-
-def shipped() -> dict[str, Path]:
-    """Recipes that come with the package, by name."""
-    return {
-        Path(str(f)).stem: Path(str(f)) for f in files("spikedistill.recipes").iterdir() if f.name.endswith(".yaml")
-    }
 
 
 def load(

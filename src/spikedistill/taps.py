@@ -215,9 +215,10 @@ def _alias(network: nn.Module, name: str, example: Tensor | None) -> Tap | None:
         if pools:
             return _tap_of(graph, pools[-1].inputs[0])
         linear = [n for n in graph if n.kind in ("Linear", "linear")]
-        if linear and name == "before_head":
-            return Tap(linear[-1].path or "", linear[-1].call, "input") if linear[-1].path else None
-        raise SpikedistillError(f"tap {name!r}: the network has no global pooling; name a path instead")
+        if linear and name == "before_head" and linear[-1].path:
+            return Tap(linear[-1].path, linear[-1].call, "input")
+        lacks = "global pooling" if name == "pooled" else "global pooling and no linear layer that is a module"
+        raise SpikedistillError(f"tap {name!r}: the network has no {lacks}; name a path instead")
     return None
 
 

@@ -1,5 +1,6 @@
 """Tables for people: lines and colours on a terminal, aligned text of any width in a pipe, a file or a notebook."""
 
+import json
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -98,3 +99,38 @@ def show(*parts: "Table | str", console: "Console | None" = None) -> None:
             out.print(Text(part.aligned()), soft_wrap=True)
         else:
             out.print("", part.coloured(out.width), sep="\n")
+
+
+def tell(tree: Any, *parts: "Table | str", as_json: bool) -> None:
+    """What a command found: ``tree`` as one JSON object and nothing else, or the tables and lines that people read."""
+    if as_json:
+        print(json.dumps(tree, default=str))
+    else:
+        show(*parts)
+
+
+def energy(picojoule: float | None) -> str:
+    """An energy with its unit and four significant digits: ``15.91 µJ``."""
+    return "-" if picojoule is None else _scaled(picojoule, (("µJ", 1e6), ("nJ", 1e3), ("pJ", 1.0)))
+
+
+def duration(nanoseconds: float | None) -> str:
+    """A latency with its unit and four significant digits: ``62.83 ms``."""
+    return "-" if nanoseconds is None else _scaled(nanoseconds, (("ms", 1e6), ("µs", 1e3), ("ns", 1.0)))
+
+
+def significant(value: float | int | None, digits: int = 4) -> str:
+    """A number with so many significant digits and no exponent where that is readable; whole numbers stay whole."""
+    if value is None:
+        return "-"
+    if isinstance(value, int) or not value:
+        return f"{value:,.0f}"
+    if not 1e-4 <= abs(value) < 1e12:
+        return f"{value:.{digits - 1}e}"
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 10 ** (digits - 1) else f"{rounded:#.{digits}g}"
+
+
+def _scaled(value: float, units: Sequence[tuple[str, float]]) -> str:
+    name, size = next(((n, s) for n, s in units if abs(value) >= 0.99995 * s), units[-1])
+    return f"{significant(value / size)} {name}"

@@ -126,7 +126,7 @@ def test_numbers_are_those_of_the_summary(pages: dict[str, Path]) -> None:
     merged = summary.read(pages["one"].parent)
     assert isinstance(merged, summary.MultiSummary)
     page = read(pages["one"])
-    rows = {row[0]: row[1:] for row in page.rows if len(row) == 7}
+    rows = {row[0]: row[1:] for row in page.rows if len(row) == 9}
     for stage in merged.stages:
         accuracy = stage.figures["accuracy"]
         assert accuracy.std is not None
@@ -182,7 +182,7 @@ def test_runs_stand_side_by_side_paired_by_stage(pages: dict[str, Path]) -> None
     page = read(pages["both"])
     assert page.sections[0] == "comparison"
     assert page.sections.count("r0-results") == page.sections.count("r1-results") == 1
-    rows = [row for row in page.rows if len(row) == 9]
+    rows = [row for row in page.rows if len(row) == 11]
     assert [row[:2] for row in rows[1:5]] == [
         ["teacher", "one"],
         ["teacher", "two"],

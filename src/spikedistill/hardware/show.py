@@ -4,28 +4,31 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .. import terminal
-from ..terminal import Table
+from ..terminal import Table, duration, energy, significant
 from .pricing import DEFINITIONS, FIGURES
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+SCALED = {"energy_pj": energy, "latency_ns": duration}  # figures that are shown with their unit
+
 
 def _number(value: Any, exact: bool = False) -> str:
-    if value is None:
-        return "-"
-    if exact:
-        return f"{value:.16g}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
+    return f"{value:.16g}" if exact and value is not None else significant(value)
 
 
 def figures_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
     """SpikeSim's figures, one column per report."""
+    # The published code's figures are there to be compared digit by digit.
+    exact = any(report["mode"] == "released" for report in columns.values())
     rows = []
     for key in FIGURES:
-        # The published code's figures are there to be compared digit by digit.
-        values = (_number(report.get(key), exact=report["mode"] == "released") for report in columns.values())
-        rows.append([key, *values, DEFINITIONS.get(key, "-")])
+        unit = DEFINITIONS.get(key, "-")
+        if key in SCALED and not exact:
+            values, unit = [SCALED[key](report.get(key)) for report in columns.values()], unit.split(" ", 1)[1]
+        else:
+            values = [_number(report.get(key), exact) for report in columns.values()]
+        rows.append([key, *values, unit])
     return Table(["figure", *columns, "unit"], rows, "SpikeSim", left=(0, len(columns) + 1))
 
 
@@ -35,44 +38,56 @@ def layers_table(report: Mapping[str, Any]) -> Table:
     other: dict[str, float] = {}
     rows = []
 
-    def row(name: str, pes: str, energy: float, latency: str) -> None:
-        rows.append([name, pes, _number(energy), f"{100 * energy / total:.1f} %", latency])
+    def row(name: str, pes: str, picojoule: float, latency: str) -> None:
+        rows.append([name, pes, energy(picojoule), f"{100 * picojoule / total:.1f} %", latency])
 
     for layer in report["layers"]:
         if layer["pes"]:
-            row(layer["name"], str(layer["pes"]), layer["energy_pj"], _number(layer["latency_ns"]))
+            row(layer["name"], str(layer["pes"]), layer["energy_pj"], duration(layer["latency_ns"]))
         else:
             other[layer["kind"]] = other.get(layer["kind"], 0.0) + layer["energy_pj"]
-    for kind, energy in other.items():
-        row(f"all {kind} layers", "", energy, "")
-    return Table(["layer", "PEs", "energy (pJ)", "share", "latency (ns)"], rows, f"By layer ({report['activity']})")
+    for kind, picojoule in other.items():
+        row(f"all {kind} layers", "", picojoule, "")
+    return Table(["layer", "PEs", "energy", "share", "latency"], rows, f"By layer ({report['activity']})")
 
 
 def beside_table(tree: Mapping[str, Any]) -> Table:
-    """The other estimates, for the network and its ANN twin."""
-    rows = []
+    """The other estimates, for the network and its ANN twin at equal bits; the least favourable one is marked."""
+    rows: list[list[str]] = []
+    ratios: dict[int, float] = {}
     twin, rates = tree.get("ann_twin") or {}, tree.get("break_even") or {}
 
-    def row(title: str, group: str, key: str, rate: str | None = None) -> None:
-        there = (twin.get(group) or {}).get(key)
+    def row(title: str, mine: Any, theirs: Any, rate: str | None = None, joule: bool = True) -> None:
+        form = energy if joule else _number
+        ratio = theirs / mine if joule and mine and theirs else None
+        if ratio is not None:
+            ratios[len(rows)] = ratio
         point = f"{100 * rates[rate]:.1f} %" if rate and rate in rates else ""
-        rows.append([title, _number(tree[group][key]), _number(there), point])
+        rows.append([title, form(mine), form(theirs), "" if ratio is None else f"{ratio:.3g}", point])
 
-    row("multiply-accumulates", "operations", "macs")
-    row("accumulates", "operations", "acs")
-    row("membrane updates", "operations", "membrane_updates")
-    row("MAC/AC energy, 45 nm (pJ)", "operations", "energy_pj")
-    row("  with neurons, norms, additions (pJ)", "operations", "total_pj", "operations")
-    row("footprint (bytes)", "operations", "footprint_bytes")
-    row("energy with memory (Lemaire) (pJ)", "memory", "total_pj", "memory")
+    def of(group: str, key: str) -> tuple[Any, Any]:
+        return tree[group][key], (twin.get(group) or {}).get(key)
+
+    row("multiply-accumulates", *of("operations", "macs"), joule=False)
+    row("accumulates", *of("operations", "acs"), joule=False)
+    row("membrane updates", *of("operations", "membrane_updates"), joule=False)
+    row("MAC/AC energy, 45 nm", *of("operations", "energy_pj"))
+    row("  with neurons, norms, additions", *of("operations", "total_pj"), "operations")
+    row("footprint (bytes)", *of("operations", "footprint_bytes"), joule=False)
+    row("energy with memory (Lemaire)", *of("memory", "total_pj"), "memory")
     for activity in ("dense", "event"):
         mine = tree["spikesim"].get(activity)
         theirs = (twin.get("spikesim") or {}).get(activity) or (twin.get("spikesim") or {}).get("dense") or {}
         if mine:
-            rate = f"{100 * rates['spikesim']:.1f} %" if activity == "event" and rates else ""
-            figures = _number(mine["energy_pj"]), _number(theirs.get("energy_pj"))
-            rows.append([f"SpikeSim, {activity} (pJ)", *figures, rate])
-    return Table(["estimate", "network", "ANN twin", "break-even firing rate"], rows, "Beside it, per inference")
+            row(
+                f"SpikeSim, {activity}", mine["energy_pj"], theirs.get("energy_pj"),
+                "spikesim" if activity == "event" else None,
+            )  # fmt: skip
+    if ratios:
+        rows[min(ratios, key=ratios.__getitem__)][0] += "  (least favourable)"
+    bits = f", {twin['activation_bits']}-bit activations" if twin.get("activation_bits") else ""
+    headings = ["estimate", "network", f"ANN twin{bits}", "twin / network", "break-even firing rate"]
+    return Table(headings, rows, "Beside it, per inference")
 
 
 def floorline_table(found: Mapping[str, Any]) -> Table:

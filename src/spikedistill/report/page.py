@@ -8,9 +8,19 @@ from pathlib import Path
 
 from spikedistill.errors import SpikedistillError
 from spikedistill.files import write_text
-from spikedistill.report import chip, plots, sections
+from spikedistill.report import chip, methods, plots, sections
 from spikedistill.report.parts import Figure, Group, Section, Study, Table, colours, load
-from spikedistill.report.table import bits_text, count, figure, microjoule, operations, percent
+from spikedistill.report.table import (
+    HEADINGS,
+    bits_text,
+    count,
+    estimates,
+    figure,
+    microjoule,
+    operations,
+    percent,
+    twin_cells,
+)
 from spikedistill.training.summary import Spread, StageSpread, StageSummary, paired_interval
 
 Folder = str | os.PathLike[str]
@@ -62,7 +72,7 @@ def render(studies: Sequence[Study]) -> str:
                 "id": f"r{number}-" if several else "",
                 "lead": lead(study),
                 "tiles": tiles(study),
-                "sections": sections.build(study),
+                "sections": [*([first] if (first := methods.section(study)) else []), *sections.build(study)],
             }
             for number, study in enumerate(studies)
         ],
@@ -106,14 +116,21 @@ def tiles(study: Study) -> list[tuple[str, str, str]]:
             )
         )
     if energy:
-        made.append(
-            (
-                f"{microjoule(energy.mean)} µJ",
-                "energy per image, from operation counts",
-                f"bits w/m/n: {bits_text(last.bits)}",
-            )
-        )
+        made.append((f"{microjoule(energy.mean)} µJ", "energy per image, from operation counts", _beside(last)))
     return made
+
+
+def _beside(stage: StageSummary | StageSpread) -> str:
+    """An energy never comes alone: the ANN twin's at equal bits, and the estimate that favours the network least."""
+    found = {one.model: one for one in estimates(stage)}
+    words = [f"bits w/m/n: {bits_text(stage.bits)}"]
+    if (counted := found.get("operations")) is not None:
+        words.append(f"ANN twin at equal bits: {microjoule(counted.twin)} µJ")
+    if found:
+        least = min(found.values(), key=lambda one: one.ratio)
+        pair = f"{microjoule(least.network)} µJ, twin {microjoule(least.twin)} µJ"
+        words.append(f"least favourable, {least.model}: {pair}")
+    return "; ".join(words)
 
 
 def comparison(studies: Sequence[Study]) -> list[Section]:
@@ -138,6 +155,7 @@ def comparison(studies: Sequence[Study]) -> list[Section]:
                     f"{count(work.mean)} {_work(stage)}" if work else "–",
                     bits_text(stage.bits),
                     microjoule(energy.mean) if energy else "–",
+                    *twin_cells(stage),
                 )
             )
             swatches.append(index)
@@ -158,11 +176,12 @@ def comparison(studies: Sequence[Study]) -> list[Section]:
         "Firing rate [%]",
         "Operations / image",
         "Bits w/m/n",
-        "Energy [µJ]",
+        *HEADINGS[-3:],
     )
     caption = (
         "Stages are paired by name. Against: difference in test accuracy in percentage points, paired over the seeds that both "
-        "runs have, with its 95 % interval (Student's t)."
+        "runs have, with its 95 % interval (Student's t). Equal-bit ANN: the twin, from operation counts; least ratio: "
+        "the twin's energy over the SNN's in the estimate that favours the SNN least."
     )
     text = "Test accuracy in % of every stage in every run: a dot per seed, the mark is the mean."
     figures = [

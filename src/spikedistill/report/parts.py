@@ -1,11 +1,13 @@
 """What a page is made of, and the run folders it is made from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from spikedistill.errors import SpikedistillError
 from spikedistill.training import metrics, summary
+from spikedistill.training.comparison import read_plan
 from spikedistill.training.metrics import Metrics
 from spikedistill.training.summary import MultiSummary, RunSummary, StageSummary, Summary
 
@@ -67,7 +69,9 @@ class Section:
 
 @dataclass(frozen=True)
 class Study:
-    """One run folder: its summary, the runs behind it (one a seed), their logs, the resolved recipe's text."""
+    """One run folder: its summary, the runs behind it (one a seed), their logs, the resolved recipe's text,
+    ``plan``: what a comparison of methods decided (:class:`~spikedistill.training.comparison.Plan`), else nothing.
+    """
 
     label: str
     summary: Summary
@@ -75,6 +79,7 @@ class Study:
     logs: Sequence[Metrics]
     recipe: str = ""
     colours: dict[str, int] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
 
     def stages(self, name: str) -> list[StageSummary]:
         """The stage of that name in every run that has it, in the order of the seeds."""
@@ -93,6 +98,8 @@ def load(folder: Path) -> Study:
     """
     recipe = folder / "recipe.yaml"
     text = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
+    found = read_plan(folder)
+    plan = asdict(found) if found is not None else {}
     folders = sorted(
         (path.parent for path in folder.glob(f"seed-*/{summary.FILE}")), key=lambda path: (len(path.name), path.name)
     )
@@ -102,9 +109,9 @@ def load(folder: Path) -> Study:
             raise SpikedistillError(
                 f"{folder} sums up seeds {alone.seeds}, but holds no seed-N folder: give the whole run folder"
             )
-        return Study(folder.name, alone, [alone], [metrics.read(folder)], text)
+        return Study(folder.name, alone, [alone], [metrics.read(folder)], text, plan=plan)
     runs = [run for path in folders if isinstance(run := summary.read(path), RunSummary)]
-    return Study(folder.name, summary.merge(runs), runs, [metrics.read(path) for path in folders], text)
+    return Study(folder.name, summary.merge(runs), runs, [metrics.read(path) for path in folders], text, plan=plan)
 
 
 def colours(names: Sequence[str]) -> dict[str, int]:

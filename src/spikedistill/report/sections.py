@@ -6,7 +6,17 @@ from typing import Any
 from spikedistill.report import chip, plots
 from spikedistill.report.confusion import confusion as confusion_svg
 from spikedistill.report.parts import Figure, Group, Section, Study, Table
-from spikedistill.report.table import HEADINGS, all_warnings, by_time_steps, caption, conversions, count, figure, rows
+from spikedistill.report.table import (
+    HEADINGS,
+    all_warnings,
+    by_time_steps,
+    caption,
+    conversions,
+    count,
+    figure,
+    least_favourable,
+    rows,
+)
 from spikedistill.training.summary import MultiSummary, Spread, StageSummary
 
 Legend = list[tuple[str, int | None, str]]
@@ -57,7 +67,10 @@ def results(study: Study) -> Section:
         "Results",
         tables=[table],
         groups=[Group(figures)],
-        notes=_integers(study) + conversions(summary) + [f"Warning: {w}" for w in all_warnings(summary)],
+        notes=_integers(study)
+        + least_favourable(summary)
+        + conversions(summary)
+        + [f"Warning: {w}" for w in all_warnings(summary)],
     )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spikedistill.conversion import time_steps_to_match
-from spikedistill.terminal import Table, show
+from spikedistill.terminal import Table, energy, show
 from spikedistill.training.summary import (
     Bits,
     MultiSummary,
@@ -19,7 +19,21 @@ from spikedistill.training.summary import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-HEADINGS = ("Stage", "Test accuracy [%]", "T", "Firing rate [%]", "Operations / image", "Bits w/m/n", "Energy [µJ]")
+HEADINGS = (
+    "Stage", "Test accuracy [%]", "T", "Firing rate [%]", "Operations / image", "Bits w/m/n", "Energy [µJ]",
+    "Equal-bit ANN [µJ]", "Least ratio",
+)  # fmt: skip
+# Each estimate, where it stands in ``hardware`` and where its ANN twin's does (SpikeSim prices an ANN's dense figures).
+ESTIMATES = (
+    ("operations", ("operations.energy_pj",), ("ann_twin.operations.energy_pj",)),
+    ("with memory", ("memory.total_pj",), ("ann_twin.memory.total_pj",)),
+    ("SpikeSim dense", ("spikesim.dense.energy_pj",), ("ann_twin.spikesim.dense.energy_pj",)),
+    (
+        "SpikeSim event",
+        ("spikesim.event.energy_pj",),
+        ("ann_twin.spikesim.event.energy_pj", "ann_twin.spikesim.dense.energy_pj"),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -33,10 +47,13 @@ class Row:
     operations: str
     bits: str
     energy: str
+    twin: str = "–"
+    least: str = "–"
 
     def cells(self) -> tuple[str, ...]:
         """The columns in order."""
-        return (self.stage, self.accuracy, self.time_steps, self.firing_rate, self.operations, self.bits, self.energy)
+        work = (self.operations, self.bits, self.energy, self.twin, self.least)
+        return (self.stage, self.accuracy, self.time_steps, self.firing_rate, *work)
 
 
 def rows(summary: Summary) -> list[Row]:
@@ -60,8 +77,12 @@ def shown(summary: Summary) -> Table:
 
 
 def lines_below(summary: Summary) -> list[str]:
-    """How conversions compare, and warnings."""
-    return [*conversions(summary), *(f"warning: {warning}" for warning in all_warnings(summary))]
+    """What favours each SNN least, how conversions compare, and warnings."""
+    return [
+        *least_favourable(summary),
+        *conversions(summary),
+        *(f"warning: {warning}" for warning in all_warnings(summary)),
+    ]
 
 
 def caption(summary: Summary) -> str:
@@ -73,13 +94,60 @@ def caption(summary: Summary) -> str:
     )
     return (
         f"{seeds}; last checkpoint of each stage, test set. Operations: synaptic operations of an SNN, multiply-accumulates "
-        "(MACs) of an ANN. Energy: estimated from the operation counts."
+        "(MACs) of an ANN. Energy: estimated from the operation counts; beside it that of the ANN twin at equal bits, and the "
+        "twin's energy over the SNN's in the estimate that favours the SNN least: below 1 the twin is cheaper."
     )
 
 
 def all_warnings(summary: Summary) -> list[str]:
     """The run's warnings and its stages', each named."""
     return summary.warnings + [f"{stage.name}: {warning}" for stage in summary.stages for warning in stage.warnings]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One model's energy of an SNN and of its ANN twin at equal bits, in pJ."""
+
+    model: str
+    network: float
+    twin: float
+
+    @property
+    def ratio(self) -> float:
+        """The twin's over the network's: how many times less the network needs; below 1 it needs more."""
+        return self.twin / self.network
+
+
+def estimates(stage: StageSummary | StageSpread) -> list[Estimate]:
+    """Every estimate that a stage has both for itself and for its ANN twin, means over seeds."""
+    found = []
+    for model, *keys in ESTIMATES:
+        mine, theirs = (
+            next((value.mean for key in choice if (value := figure(stage, f"hardware.{key}"))), None) for choice in keys
+        )
+        if mine and theirs is not None:
+            found.append(Estimate(model, mine, theirs))
+    return found
+
+
+def twin_cells(stage: StageSummary | StageSpread) -> tuple[str, str]:
+    """Beside an energy from operation counts: the ANN twin's at equal bits in µJ, and the least of all estimates' ratios."""
+    found = estimates(stage)
+    twin = next((microjoule(one.twin) for one in found if one.model == "operations"), "–")
+    return twin, number(min(one.ratio for one in found)) if found else "–"
+
+
+def least_favourable(summary: Summary) -> list[str]:
+    """For each priced SNN the estimate that favours it least, in figures."""
+    lines = []
+    for stage in summary.stages:
+        if found := estimates(stage):
+            least = min(found, key=lambda one: one.ratio)
+            lines.append(
+                f"{stage.name}: least favourable is {least.model}: {energy(least.network)}, its ANN twin at equal bits "
+                f"{energy(least.twin)}"
+            )
+    return lines
 
 
 def conversions(summary: Summary) -> list[str]:
@@ -155,7 +223,8 @@ def operations(stage: StageSummary | StageSpread) -> Spread | None:
 
 def _row(stage: StageSummary | StageSpread) -> Row:
     work = operations(stage)
-    energy = figure(stage, "energy_pj")
+    joules = figure(stage, "energy_pj")
+    twin, least = twin_cells(stage)
     return Row(
         stage=stage.name,
         accuracy=percent(figure(stage, "accuracy")),
@@ -163,7 +232,9 @@ def _row(stage: StageSummary | StageSpread) -> Row:
         firing_rate=percent(figure(stage, "firing_rate")) if stage.kind == "snn" else "–",
         operations="–" if work is None else f"{count(work.mean)} {'SynOps' if stage.kind == 'snn' else '  MACs'}",
         bits=bits_text(stage.bits),
-        energy="–" if energy is None else microjoule(energy.mean),
+        energy="–" if joules is None else microjoule(joules.mean),
+        twin=twin,
+        least=least,
     )
 
 

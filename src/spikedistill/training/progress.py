@@ -2,8 +2,27 @@
 
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
+
+
+def bar(console: Any) -> Any:
+    """The live bar for a console: what an epoch gave stands below, so that bar and time left keep their place."""
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+    from rich.text import Text
+
+    class Lines(Bars):
+        def get_renderables(self) -> Iterator[Any]:
+            yield self.make_tasks_table(self.tasks)
+            yield from (Text(f"  {task.fields['text']}", style="dim") for task in self.tasks if task.fields["text"])
+
+    return Lines(
+        TextColumn("[bold]{task.description}"), BarColumn(bar_width=None), TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(elapsed_when_finished=False),
+        console=console, expand=True,
+    )  # fmt: skip
 
 
 class Progress:
@@ -17,14 +36,8 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self.enabled and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
 
-            self.bar = Bar(
-                TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"),
-                TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
-                console=Console(stderr=True),
-            )  # fmt: skip
+            self.bar = bar(Console(stderr=True))
             self.bar.start()
         return self
 

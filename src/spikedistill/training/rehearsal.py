@@ -8,7 +8,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -30,8 +30,12 @@ from .stages import Factories, Product, build
 IMAGES, CALIBRATION = 2, 16
 
 
-def rehearse(recipe: Recipe, data: Data, factories: Factories) -> None:
-    """Raises :class:`SpikedistillError`, naming the stage, for what a run of this recipe would fail at."""
+def rehearse(recipe: Recipe, data: Data, factories: Factories, optional: Collection[str] = ()) -> dict[str, str]:
+    """Raises :class:`SpikedistillError`, naming the stage, for what a run of this recipe would fail at.
+
+    Of ``optional`` stages, which no other rests on, the error's words are given back instead, by stage.
+    """
+    refused: dict[str, str] = {}
     _labels(data)
     few = _few(data)
     products: dict[str, Product] = {}
@@ -42,12 +46,19 @@ def rehearse(recipe: Recipe, data: Data, factories: Factories) -> None:
             with at("data"):
                 x, y = _explained(lambda: next(iter(few.batches("train", IMAGES, train=True))))
             for stage in recipe.stages:
-                with at(f"stages.{stage.name}"):
-                    _fits(stage, recipe)
-                    network = _explained(lambda stage=stage: _stage(stage, recipe, few, products, factories, x, y))
+                try:
+                    with at(f"stages.{stage.name}"):
+                        _fits(stage, recipe)
+                        network = _explained(lambda stage=stage: _stage(stage, recipe, few, products, factories, x, y))
+                except SpikedistillError as error:
+                    if stage.name not in optional:
+                        raise
+                    refused[stage.name] = str(error).removeprefix(f"stages.{stage.name}").lstrip(".: ")
+                    continue
                 products[stage.name] = Product(stage.name, network)
     finally:
         logging.disable(logging.NOTSET)
+    return refused
 
 
 def _explained(work):  # type: ignore[no-untyped-def]

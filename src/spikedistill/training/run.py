@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from .machine import autocast, compiling, estimate, peak_memory_mb, saving, wort
 from .progress import Progress
 from .rehearsal import rehearse
 from .results import stage_summary
+from .reuse import finished, stage_keys, take
 from .run_folder import FILE, Claim, card, claim, clean, environment, prepare, read_claim, recorded_environment
 from .signals import watching
 from .stages import Factories, Product, build
@@ -40,18 +41,31 @@ from .summary import RunSummary, StageSummary, Summary
 from .tracking import accelerator, begin
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A finished run: its folder, its summary (over seeds where there are several), its networks."""
 
     folder: Path
     summary: Summary
 
+    def __repr__(self) -> str:
+        seeds = self.summary.seeds if isinstance(self.summary, summary.MultiSummary) else [self.summary.seed]
+        stages = ", ".join(f"{stage.name} {_accuracy(stage)}" for stage in self.summary.stages)
+        word = "seed" if len(seeds) == 1 else "seeds"
+        return f"Run({str(self.folder)!r}, {word} {', '.join(map(str, seeds))}, test accuracy: {stages or 'none yet'})"
+
     def network(self, stage: str | None = None, seed: int | None = None) -> nn.Module:
         """The network of a stage (default: the last), of the first seed unless told."""
         from .store import load
 
         return load(self.folder if seed is None else self.folder / f"seed-{seed}", stage)
+
+
+def _accuracy(stage: StageSummary | summary.StageSpread) -> str:
+    if isinstance(stage, StageSummary):
+        return f"{100 * stage.accuracy:.2f} %"
+    found = stage.figures["accuracy"]
+    return f"{100 * found.mean:.2f}" + (f" ± {100 * found.std:.2f} %" if found.std is not None else " %")
 
 
 def train(
@@ -66,6 +80,7 @@ def train(
     device: str | None = None,
     quiet: bool = False,
     track: Any = None,
+    reuse: Sequence[Path] = (),
 ) -> Run:
     """Run a recipe: a shipped name, a file, a mapping or a :class:`Recipe`.
 
@@ -73,7 +88,8 @@ def train(
     (``spikedistill.data.from_arrays(...)`` or a mapping of arrays) in place of the recipe's. ``out``: the run folder (default
     ``runs/<recipe>``); one that holds the same resolved recipe is continued, another's is refused. ``seeds``: how many;
     ``seed``: only this one. ``track``: an experiment tracker that accelerate knows ("tensorboard", "wandb", "mlflow", ... or a
-    ``GeneralTracker``); its steps are epochs of the whole run.
+    ``GeneralTracker``); its steps are epochs of the whole run. ``reuse``: run folders whose finished stages are taken over
+    where they are equal (:mod:`.reuse`).
 
     Raises :class:`SpikedistillError` for whatever the user has to mend.
     """
@@ -94,7 +110,7 @@ def train(
             source = datasets.from_arrays(data, checked.data, checked.all_time_steps())
         elif source is None:
             source = datasets.open(checked.data, checked.all_time_steps())
-    return run(checked, name, folder, source, factories, device, quiet, track)
+    return run(checked, name, folder, source, factories, device, quiet, track, reuse=reuse)
 
 
 def _refuse_seeds(seeds: int) -> Recipe:
@@ -111,6 +127,7 @@ def run(
     quiet: bool = False,
     track: Any = None,
     changed: Sequence[str] = (),
+    reuse: Sequence[Path] = (),
 ) -> Run:
     """Run a checked recipe on opened data; continues what the folder already holds (``recipe`` None: whatever it is).
 
@@ -137,12 +154,14 @@ def run(
             clean(folder)
         recipe = claimed.recipe
         begin(engaged, name, claimed.given.plain())
+        # With several processes each would have to see the same folders: there everything is trained.
+        held = finished(reuse) if engaged.num_processes == 1 else {}
         for index in range(recipe.seeds):
             seed = recipe.seed + index
             inner = folder / f"seed-{seed}" if recipe.seeds > 1 else folder
             if recipe.seeds > 1:
                 progress.note(f"seed {seed} ({index + 1} of {recipe.seeds})")
-            found.append(OneSeed(claimed, inner, data, factories, seed, engaged, progress).run())
+            found.append(OneSeed(claimed, inner, data, factories, seed, engaged, progress, held).run())
     result: Summary = found[0]
     if recipe.seeds > 1:
         result = summary.merge(found)
@@ -162,12 +181,15 @@ class OneSeed:
         seed: int,
         accelerator: Any,
         progress: Progress,
+        held: Mapping[str, Path] | None = None,
     ) -> None:
+        self.held = held or {}
         self.recipe, self.given, self.name = claimed.recipe, claimed.given, claimed.name
         self.folder, self.data = folder, data
         self.factories, self.seed, self.accelerator, self.progress = factories, seed, accelerator, progress
         self.device: torch.device = accelerator.device
         self.products: dict[str, Product] = {}
+        self.keys: dict[str, str | None] | None = None
 
     def run(self) -> RunSummary:
         """Train what is not finished; write ``summary.json`` after each stage."""
@@ -179,12 +201,13 @@ class OneSeed:
             place = self.folder / "stages" / stage.name
             if (place / "config.json").exists() and (place / summary.FILE).exists():
                 row = summary.read_stage(place)
+            else:
+                row = self.take_over(stage, place) or self.train_stage(stage, place)
+            if stage.name not in self.products:
                 if self.accelerator.is_main_process:
                     self.forget_checkpoints(stage)
                 network = load_network(place, self._fresh(stage), self.factories).to(self.device)
                 self.products[stage.name] = Product(stage.name, network, place)
-            else:
-                row = self.train_stage(stage, place)
             stages.append(row)
             done = self.summarise(stages)
             if self.accelerator.is_main_process:
@@ -219,6 +242,23 @@ class OneSeed:
         """A few training batches, unaugmented."""
         batch = self.recipe.data.batch_size * self.accelerator.num_processes  # as many as a step of all processes sees
         return calibration_batches(self.data, batch, CALIBRATION_IMAGES, self.device)
+
+    def take_over(self, stage: Stage, place: Path) -> StageSummary | None:
+        """A stage that another run has finished, where one is equal."""
+        if not self.held:
+            return None
+        if self.keys is None:
+            about = json.loads(json.dumps(asdict(self.data.info), default=str))
+            precision = self.resolved["precision"]
+            self.keys = stage_keys(self.recipe, about, self.seed, precision, self.factories)
+        source = self.held.get(self.keys[stage.name] or "")
+        if source is None or source.resolve() == place.resolve():
+            return None
+        row = summary.read_stage(source)
+        taken = take(source, place, stage, [("README.md", card(self.name, stage, row, self.data))])
+        self.progress.note(f"{stage.name}: taken over from {source}")
+        self.log("stage_end", stage=stage.name, accuracy=taken.accuracy, seconds=taken.seconds, taken=str(source))
+        return taken
 
     def train_stage(self, stage: Stage, place: Path) -> StageSummary:
         """Train one stage, evaluate it, write its folder and its row."""
@@ -340,8 +380,6 @@ class OneSeed:
 
     def summarise(self, stages: list[StageSummary]) -> RunSummary:
         """The run's summary with the stages finished so far."""
-        from dataclasses import asdict
-
         return RunSummary(
             title=self.recipe.title or self.name,
             recipe=self.name,

@@ -24,7 +24,8 @@ from .summary import StageSummary
 
 FILE = "recipe.yaml"
 TWIN = ".recipe.json"  # what recipe.yaml said when it was written
-OURS = (TWIN, *LEFTOVERS, ".lock*", "tracking")  # and what may lie in a folder before it is a run's
+COMPARISON = "comparison.json"  # of methods (:mod:`.comparison`)
+OURS = (TWIN, COMPARISON, *LEFTOVERS, ".lock*", "tracking")  # and what may lie in a folder before it is a run's
 
 
 @dataclass(frozen=True)

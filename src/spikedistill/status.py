@@ -1,0 +1,62 @@
+"""How a command ends: its status, and what of an error people read."""
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from .errors import SpikedistillError
+from .interrupt import STATUS as INTERRUPTED
+
+TRY_AGAIN = 75  # a run that was asked to stop (training.signals)
+
+
+def ended(app: Callable[..., Any], argv: Sequence[str] | None = None) -> int:
+    """Run a command of ``app``; returns the exit status: 0, 2 for what the user has to mend, 75 and 130 when stopped.
+
+    docs/reliability.md has them all.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn  # type: ignore[assignment]
+            result = app(list(argv) if argv is not None else None, standalone_mode=False)
+        return _interrupted() if result == INTERRUPTED else int(result or 0)
+    except SpikedistillError as error:
+        return _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted()
+    except SystemExit as stop:
+        if not isinstance(stop.code, int) or stop.code != TRY_AGAIN:
+            raise
+        print(f"{stop}; the state is kept: `spikedistill resume RUN` goes on", file=sys.stderr)
+        return TRY_AGAIN
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        return _fail(f"{error.strerror}: {error.filename or ''}; what was written before is kept, resume continues it")
+    except Exception as error:
+        # Wrong usage. Typer brings click's errors from a place that differs between its versions.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # a group named without a command: its help
+            print(message(), file=sys.stderr)
+            return 2
+        return _fail(message())
+
+
+def _interrupted() -> int:
+    """After Ctrl-C, which some versions of typer hand on as KeyboardInterrupt and others as this status."""
+    print("stopped; what was finished is kept: `spikedistill resume RUN` goes on", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _warn(message: Warning | str, *_: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _fail(words: str) -> int:
+    print(f"error: {words}", file=sys.stderr)
+    return 2
