@@ -29,6 +29,9 @@ data_app = typer.Typer(help="Look at data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 TrackOption = Annotated[str | None, typer.Option(help="Log to tensorboard, wandb, mlflow ...")]
+CodeOption = Annotated[
+    list[Path] | None, typer.Option(help="A file of own code to go on with although it changed; may be repeated.")
+]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="folder[/seed-N][:STAGE[@best]]")]
 
 
@@ -103,11 +106,13 @@ def train(
     seeds: Annotated[int | None, typer.Option(help="So many seeds.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, or the accelerator that is found.")] = None,
     track: TrackOption = None,
+    code: CodeOption = None,
 ) -> None:
     """Run a recipe: all stages, all seeds, then the report. Into a folder that holds the same recipe: continue it."""
     from .training.run import train as run_recipe
 
-    run = run_recipe(recipe, out=out, overrides=overrides or [], seeds=seeds, seed=seed, device=device, track=track)
+    options: dict[str, Any] = {"overrides": overrides or [], "device": device, "track": track, "code": code or ()}
+    run = run_recipe(recipe, out=out, seeds=seeds, seed=seed, **options)
     _finish(run.folder, run.summary)
 
 
@@ -126,22 +131,16 @@ def resume(
     changes: Annotated[list[str] | None, typer.Argument(metavar="[path=value ...]")] = None,
     device: Annotated[str | None, typer.Option()] = None,
     track: TrackOption = None,
+    code: CodeOption = None,
 ) -> None:
     """Go on where a run was stopped; finished stages are not trained again.
 
     optimizer.lr, .min_lr and .clip (also of a stage), data.workers and checkpoint may change; the record says from which step.
     """
-    from . import data as datasets
     from .training.reevaluate import split_run
-    from .training.run import read_claim
-    from .training.run import run as run_recipe
+    from .training.run import resume as resume_run
 
-    folder, _ = split_run(run)
-    name, recipe = read_claim(folder)
-    if not (folder / "recipe.yaml").exists():
-        folder = folder.parent
-    data = datasets.open(recipe.data, recipe.all_time_steps())
-    done = run_recipe(None, name, folder, data, {}, device, track=track, changed=changes or [])
+    done = resume_run(split_run(run)[0], changes or [], device, track=track, code=code or ())
     _finish(done.folder, done.summary)
 
 
