@@ -30,7 +30,8 @@ app.add_typer(data_app, name="data")
 
 TrackOption = Annotated[str | None, typer.Option(help="Log to tensorboard, wandb, mlflow ...")]
 CodeOption = Annotated[
-    list[Path] | None, typer.Option(help="A file of own code to go on with although it changed; may be repeated.")
+    list[Path] | None,
+    typer.Option(help="A file of your own code, wherever it is and however it changed; may be repeated."),
 ]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="folder[/seed-N][:STAGE[@best]]")]
 
@@ -153,12 +154,14 @@ def evaluate(
     rebin: Annotated[bool, typer.Option("--rebin", help="Also with recordings cut anew into T frames.")] = False,
     crossbar: Annotated[bool, typer.Option("--crossbar", help="Also through the ADCs of the recipe's chip.")] = False,
     device: Annotated[str, typer.Option()] = "cpu",
+    code: CodeOption = None,
 ) -> None:
     """Test accuracy of a stage: at other time steps, recalibrated, in integers, on a crossbar."""
+    from . import own_code
     from .training.machine import compiling
     from .training.reevaluate import reevaluate
 
-    with compiling(False):
+    with compiling(False), own_code.reading(code or ()):
         found = reevaluate(run, _numbers(time_steps), integer, recalibrate, rebin, crossbar, device)
     print(f"{found.run}, stage {found.stage}, {found.images} test images")
     rows = sorted({T for column in found.columns.values() for T in column}, key=lambda T: T or 0)
@@ -256,9 +259,11 @@ def export(
     ] = False,
     weight_bits: Annotated[int | None, typer.Option(help="NIR: round weights to so many bits, thresholds too.")] = None,
     per_step: Annotated[bool, typer.Option("--per-step", help="ONNX: one time step, state in and out.")] = False,
+    code: CodeOption = None,
 ) -> None:
     """Write a stage's network for other tools; the whole file or, where the network has no such form, none."""
     from . import export as formats
+    from . import own_code
     from .files import destination, exported
     from .training.machine import compiling
     from .training.reevaluate import open_run
@@ -274,7 +279,8 @@ def export(
         if value and to != of:
             raise SpikedistillError(f"{option} belongs to --to {of}; found --to {to}")
     destination(out)
-    _, stage, _, data, network = open_run(run)
+    with own_code.reading(code or ()):
+        _, stage, _, data, network = open_run(run)
     x, _ = next(iter(data.batches("test", 16)))
     with compiling(False):
         if to == "nir":
@@ -301,12 +307,14 @@ def hardware(
     ] = False,
     layers_out: Annotated[Path | None, typer.Option(help="Write the layers of the run to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    code: CodeOption = None,
 ) -> int:
     """Energy, latency and area of a stage's network on a chip, beside operation and memory counts."""
+    from . import own_code
     from .report.hardware_command import hardware_command
     from .training.machine import compiling
 
-    with compiling(False):
+    with compiling(False), own_code.reading(code or ()):
         return hardware_command(run, layers, config, against or [], iso_accuracy, layers_out, as_json)
 
 

@@ -81,6 +81,19 @@ def closed() -> Iterator[None]:
 
 
 @contextmanager
+def reading(code: Sequence["str | Path"] = ()) -> Iterator[None]:
+    """Within: a run is read, and nothing imported but files that ``code`` names; inside of a :func:`search` all stays."""
+    if code:
+        with search(code=code):
+            yield
+    elif is_open():
+        yield
+    else:
+        with closed():
+            yield
+
+
+@contextmanager
 def search(
     folders: Iterable[Path] = (),
     run: Path | None = None,
@@ -93,6 +106,11 @@ def search(
     sha256}}``: another content is refused unless ``code`` names its file.
     """
     files = {_file(path): _digest(Path(path)) for path in code}
+    for file in files:
+        if _of_a_run(file.parent, run.resolve() if run is not None else None):
+            raise SpikedistillError(
+                f"--code {file}: it lies in a run's folder, from which nothing is imported; copy it out"
+            )
     here = Search(False, run.resolve() if run is not None else None, files, known or {})
     before = list(sys.path)
     roots = [*(root for file in files for root in _roots(file)), *folders, Path.cwd()]
@@ -126,7 +144,9 @@ def find(text: str, what: str) -> Any:
     module, _, name = text.partition(":")
     here = _SEARCH.get()
     if here is not None and here.shut:
-        raise NotImportedError(f"{what} {text!r} is code of your own, which is not imported here")
+        raise NotImportedError(
+            f"{what} {text!r} is code of your own, which is not imported to read a run; name its file to allow it: --code FILE"
+        )
     try:
         file = None if here is None else _located(module, text, what, here)
         found: Any = import_module(module)

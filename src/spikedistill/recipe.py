@@ -21,7 +21,7 @@ from pydantic import (
 from . import own_code
 from .data.config import DataConfig
 from .errors import SpikedistillError, nearest
-from .network_options import NETWORK_KEYS, NetworkOptions
+from .network_options import NetworkOptions
 from .objectives import Objective, ObjectiveOptions, UnseenObjective
 from .overrides import RESERVED, apply_override
 from .quantization import quantize

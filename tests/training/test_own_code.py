@@ -1,8 +1,10 @@
 """A run with code of one's own: begun in one process, read in another that has not the code, continued where it is."""
 
+import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +13,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from torch import nn
 
 import spikedistill as sd
 from spikedistill import own_code
-from spikedistill.networks.graph_file import NoFormError, describe
-from spikedistill.networks.interpreter import network_of
 
 MODULE = '''
 import torch
@@ -89,11 +88,10 @@ def cli(*args: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
 
 def own_logits(project: Path, run: Path, x: torch.Tensor, stage: str) -> torch.Tensor:
     """By the network's own code: what the stage's weights say in it."""
-    config = json.loads((run / "stages" / stage / "config.json").read_text())["network"]
     with own_code.search([project]):
-        made = own_code.find("mynet:Net", "network")(**{"num_classes": 4, "width": 2})
+        made = own_code.find("mynet:Net", "network")(num_classes=4, width=2)
     with torch.no_grad():
-        return sd.load(run, stage, network=made)(x) if "quantize" not in config else None
+        return sd.load(run, stage, network=made)(x)
 
 
 def test_from_one_process_to_the_next(place, tmp_path, monkeypatch):
@@ -101,7 +99,7 @@ def test_from_one_process_to_the_next(place, tmp_path, monkeypatch):
     done = cli("train", "recipe.yaml", "--out", str(run), cwd=place)
     assert done.returncode == 0, done.stderr
     held = yaml.safe_load((run / "recipe.yaml").read_text())
-    digest = __import__("hashlib").sha256((place / "mynet.py").read_bytes()).hexdigest()
+    digest = hashlib.sha256((place / "mynet.py").read_bytes()).hexdigest()
     assert held["code"] == {"mynet:Net": {"file": "mynet.py", "sha256": digest}}
     config = json.loads((run / "stages" / "quantized" / "config.json").read_text())
     assert config["code"] == {"name": "mynet:Net", "file": "mynet.py", "sha256": digest, "needed": None}
@@ -109,7 +107,7 @@ def test_from_one_process_to_the_next(place, tmp_path, monkeypatch):
     away = tmp_path / "away"  # the run, and nothing of the code but a planted file that tells when it runs
     away.mkdir()
     moved = away / "run"
-    __import__("shutil").copytree(run, moved)
+    shutil.copytree(run, moved)
     (moved / "mynet.py").write_text("raise SystemExit('planted code ran')")
     data = place / "arrays.npz"
     assert data.exists()
@@ -132,12 +130,14 @@ def test_from_one_process_to_the_next(place, tmp_path, monkeypatch):
     x = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     loaded = {stage: sd.load(moved, stage) for stage in ("teacher", "student", "quantized")}
     assert "mynet" not in sys.modules
-    for stage in ("teacher", "student"):
+    for stage in loaded:
         with torch.no_grad():
             assert torch.equal(loaded[stage](x), own_logits(place, run, x, stage)), stage
-    keys = set(sd.load(run, "student", network=None).state_dict())
-    assert "model.stage1.relu_sites.0" not in keys
-    assert {"mean", "std", "model.stem.0.weight", "model.head.bias"} <= keys
+    assert {"mean", "std", "model.stem.0.weight", "model.head.bias"} <= set(loaded["student"].state_dict())
+    twice = sd.quantize(loaded["student"], weight_bits=2, calibration=x)  # what loads is a network like any other
+    assert twice(x).shape == (2, 5, 4)
+    with pytest.raises(sd.SpikedistillError, match=r"holds for inputs of \(3, 8, 8\); found \(3, 16, 16\)"):
+        loaded["student"](torch.rand(1, 3, 16, 16))
 
 
 def test_resume_continues_with_the_code_and_refuses_another(place, tmp_path):
@@ -145,7 +145,7 @@ def test_resume_continues_with_the_code_and_refuses_another(place, tmp_path):
     done = cli("train", "recipe.yaml", "--out", str(run), cwd=place)
     assert done.returncode == 0, done.stderr
     before = torch.stack([p.sum() for p in sd.load(run, "quantized").parameters()])
-    __import__("shutil").rmtree(run / "stages" / "quantized")
+    shutil.rmtree(run / "stages" / "quantized")
     (run / "mynet.py").write_text("raise SystemExit('planted code ran')")
 
     done = cli("resume", ".", cwd=run)  # the run's folder is the current one
@@ -162,7 +162,7 @@ def test_resume_continues_with_the_code_and_refuses_another(place, tmp_path):
 
     done = cli("resume", str(run), "--code", str(run / "mynet.py"), cwd=place)
     assert done.returncode == 2
-    assert "lies in a run's folder" in done.stderr
+    assert "it lies in a run's folder" in done.stderr
 
     done = cli("resume", str(run), "--code", str(changed / "mynet.py"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr

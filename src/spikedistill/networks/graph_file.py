@@ -24,16 +24,14 @@ from .operations import FUNCTIONS as KNOWN
 from .operations import Node, Ref
 
 # Layers of torch that their constructor's arguments say whole.
-TORCH: dict[str, type[nn.Module]] = {
-    name: getattr(nn, name)
-    for name in (
-        "Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d Linear BatchNorm1d BatchNorm2d BatchNorm3d LayerNorm "
-        "GroupNorm InstanceNorm1d InstanceNorm2d ReLU ReLU6 LeakyReLU PReLU ELU GELU SiLU Mish Sigmoid Tanh Hardsigmoid "
-        "Hardswish Softplus Softmax LogSoftmax MaxPool1d MaxPool2d AvgPool1d AvgPool2d LPPool1d LPPool2d AdaptiveMaxPool1d "
-        "AdaptiveMaxPool2d AdaptiveAvgPool1d AdaptiveAvgPool2d Upsample ConstantPad1d ConstantPad2d ZeroPad1d ZeroPad2d "
-        "ReflectionPad2d ReplicationPad2d PixelShuffle PixelUnshuffle Flatten Unflatten Identity Dropout Dropout1d Dropout2d"
-    ).split()
-}
+_LAYERS = (
+    "Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d Linear BatchNorm1d BatchNorm2d BatchNorm3d LayerNorm GroupNorm "
+    "InstanceNorm1d InstanceNorm2d ReLU ReLU6 LeakyReLU PReLU ELU GELU SiLU Mish Sigmoid Tanh Hardsigmoid Hardswish Softplus "
+    "Softmax LogSoftmax MaxPool1d MaxPool2d AvgPool1d AvgPool2d LPPool1d LPPool2d AdaptiveMaxPool1d AdaptiveMaxPool2d "
+    "AdaptiveAvgPool1d AdaptiveAvgPool2d Upsample ConstantPad1d ConstantPad2d ZeroPad1d ZeroPad2d ReflectionPad2d "
+    "ReplicationPad2d PixelShuffle PixelUnshuffle Flatten Unflatten Identity Dropout Dropout1d Dropout2d"
+)
+TORCH: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in _LAYERS.split()}
 # Functions beside those of the vocabulary: what an ANN's layers compute. None looks at files, devices or the clock.
 _MORE = (
     "neg abs exp log sqrt rsqrt pow square clamp clamp_min clamp_max minimum maximum where max min amax amin einsum softmax "
@@ -57,7 +55,8 @@ def _functions() -> dict[str, Callable[..., Any]]:
 
 FUNCTIONS = _functions()
 _NAMES = {function: name for name, function in FUNCTIONS.items()}
-DTYPES = {name: getattr(torch, name) for name in "float16 bfloat16 float32 float64 int8 uint8 int16 int32 int64 bool".split()}  # fmt: skip
+_DTYPES = "float16 bfloat16 float32 float64 int8 uint8 int16 int32 int64 bool"
+DTYPES = {name: getattr(torch, name) for name in _DTYPES.split()}
 
 
 class Leaf(Strict):
@@ -307,7 +306,9 @@ def _modules(
     tensors: dict[str, Held] = {}
     seen: dict[int, str] = {}
     for path, module in network.named_modules(remove_duplicate=False):
-        if any(path.startswith(f"{done}.") for done in (*shared, *(p for p, leaf in modules.items() if leaf is not None))):
+        if any(
+            path.startswith(f"{done}.") for done in (*shared, *(p for p, leaf in modules.items() if leaf is not None))
+        ):
             continue
         if id(module) in seen:
             shared[path] = seen[id(module)]

@@ -265,9 +265,11 @@ class _Reader:
                 continue
             module = self.modules.get(step.module) if step.module is not None else None
             named = (step.module is not None) != (step.function is not None)
-            known = isinstance(module, nn.Module) and not isinstance(module, Holder) or step.function in FUNCTIONS
+            known = (isinstance(module, nn.Module) and not isinstance(module, Holder)) or step.function in FUNCTIONS
             if not named or not known:
-                raise SpikedistillError(f"{self.where}: {step.name!r} calls {step.module or step.function!r}, which is unknown")
+                raise SpikedistillError(
+                    f"{self.where}: {step.name!r} calls {step.module or step.function!r}, which is unknown"
+                )
             args = tuple(self.value(v) for v in step.args)
             kwargs = {key: self.value(v) for key, v in step.kwargs.items()}
             self.known.add(step.name)

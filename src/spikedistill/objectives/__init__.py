@@ -102,7 +102,8 @@ class ObjectiveOptions(Choice):
 
     @model_validator(mode="after")
     def _constructible(self) -> Self:
-        _ = self.untrained
+        if not isinstance(self, UnseenObjective):
+            _ = self.untrained
         return self
 
     @cached_property
@@ -119,10 +120,6 @@ class ObjectiveOptions(Choice):
 
 class UnseenObjective(ObjectiveOptions, extra="allow"):
     """An objective of somebody's own where no own code is imported: read from a record, not to be trained with."""
-
-    @model_validator(mode="after")
-    def _constructible(self) -> Self:
-        return self
 
 
 def find(kind: Any) -> type[Objective]:

@@ -146,7 +146,9 @@ def recorded_code(folder: Path) -> dict[str, Any]:
     for key in ("code", "networks"):
         value = held.get(key, {})
         inner = dict if key == "code" else str
-        if not isinstance(value, dict) or not all(own_code.is_address(v if key == "networks" else k) for k, v in value.items()):
+        if not isinstance(value, dict) or not all(
+            own_code.is_address(v if key == "networks" else k) for k, v in value.items()
+        ):
             raise SpikedistillError(f"{folder / FILE}: {key}: a mapping of addresses is needed, module:Name")
         found[key] = {k: v for k, v in value.items() if isinstance(v, inner)}
     return found
@@ -158,7 +160,9 @@ def remember(folder: Path, code: Mapping[str, Any], networks: Mapping[str, str])
     said = {"code": {**held.get("code", {}), **code}, "networks": {**held.get("networks", {}), **networks}}
     said = {key: value for key, value in said.items() if value}
     if any(held.get(key) != value for key, value in said.items()):
-        before = {key: held["code"][key] for key in code if key in held.get("code", {}) and held["code"][key] != code[key]}
+        before = {
+            key: held["code"][key] for key in code if key in held.get("code", {}) and held["code"][key] != code[key]
+        }
         changes = {"changes": [*held.get("changes", []), {"code": dict(code), "before": before}]} if before else {}
         write_claim(folder, {**held, **said, **changes})
 

@@ -23,7 +23,6 @@ from .standalone import with_graph
 from .store import Factories, find_stage, load_network, own_target
 
 
-
 @dataclass
 class Product:
     """A finished stage."""
@@ -135,9 +134,7 @@ def named(options: Mapping[str, Any], T: int, info: DataInfo, factories: Factori
     return network
 
 
-def _own(
-    name: str, target: Any, given: dict[str, Any], steps: int | None, info: DataInfo, by_name: bool
-) -> nn.Module:
+def _own(name: str, target: Any, given: dict[str, Any], steps: int | None, info: DataInfo, by_name: bool) -> nn.Module:
     """A network of somebody's own, turned into a spiking one where the recipe says so."""
     size = {"num_classes": info.num_classes, "in_channels": info.in_channels, "input": info.input}
     known = {**size, "time_steps": steps, "mean": info.mean, "std": info.std}

@@ -35,9 +35,7 @@ def with_graph(network: nn.Module, info: DataInfo) -> nn.Module:
     return network
 
 
-def difference(
-    network: nn.Module, graph: Mapping[str, Any], formed: Callable[[nn.Module], nn.Module]
-) -> str | None:
+def difference(network: nn.Module, graph: Mapping[str, Any], formed: Callable[[nn.Module], nn.Module]) -> str | None:
     """In what a network made of its graph is not the same: keys, or outputs at two batch sizes; None: in nothing."""
     original = copy.deepcopy(network).cpu().eval()
     state = original.state_dict()

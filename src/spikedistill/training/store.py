@@ -104,7 +104,9 @@ def load_network(
     tensors = read_tensors(folder / file, config.get("best_sha256" if best else "sha256"))
     described = records.upgraded_config(config["network"], int(config.get("record", 1)))
     if network is None:
-        network = rebuild(described, config.get("time_steps"), str(folder), factories or {}, _graph(folder, config), tensors)
+        network = rebuild(
+            described, config.get("time_steps"), str(folder), factories or {}, _graph(folder, config), tensors
+        )
     else:
         if "spiking" in described and not isinstance(network, Network):
             network = turned(network, described["spiking"])
@@ -169,7 +171,10 @@ def rebuild(
 
         network = from_config(config)
     else:
-        network = networks.create(str(name), **config.get("options", {}))
+        try:
+            network = networks.create(str(name), **config.get("options", {}))
+        except own_code.NotImportedError as error:
+            raise SpikedistillError(f"{where}: {error}; pass the network as sd.load(..., network=...)") from None
     return formed(network, config, time_steps)
 
 
