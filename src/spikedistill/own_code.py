@@ -53,9 +53,15 @@ def is_address(name: Any) -> bool:
 
 
 def is_open() -> bool:
-    """Whether a recipe is being trained, so that own code is what its networks are made of."""
+    """Whether somebody allowed own code here."""
     search = _SEARCH.get()
     return search is not None and not search.shut
+
+
+def is_training() -> bool:
+    """Whether a run is being trained, so that own code is what its networks are made of."""
+    search = _SEARCH.get()
+    return is_open() and search is not None and search.run is not None
 
 
 def recorded(text: str) -> dict[str, Any]:

@@ -133,6 +133,11 @@ def test_from_one_process_to_the_next(place, tmp_path, monkeypatch):
     for stage in loaded:
         with torch.no_grad():
             assert torch.equal(loaded[stage](x), own_logits(place, run, x, stage)), stage
+    readme = (moved / "stages" / "student" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.S)
+    names = {"images": x}
+    exec(code.replace("this folder", str(moved / "stages" / "student")), names)
+    assert names["logits"].shape == (5, 4)
     assert {"mean", "std", "model.stem.0.weight", "model.head.bias"} <= set(loaded["student"].state_dict())
     twice = sd.quantize(loaded["student"], weight_bits=2, calibration=x)  # what loads is a network like any other
     assert twice(x).shape == (2, 5, 4)
@@ -171,3 +176,35 @@ def test_resume_continues_with_the_code_and_refuses_another(place, tmp_path):
     assert held["changes"][-1]["before"]["mynet:Net"]["sha256"] != held["code"]["mynet:Net"]["sha256"]
     done = cli("resume", str(run), cwd=changed)  # now it is the record's
     assert done.returncode == 0, done.stderr
+
+
+class Small(torch.nn.Sequential):
+    def __init__(self, num_classes: int, channels: int = 4) -> None:
+        pool = torch.nn.AdaptiveAvgPool2d(2)
+        linear = torch.nn.Linear(4 * channels, num_classes)
+        super().__init__(torch.nn.Conv2d(3, channels, 3), torch.nn.ReLU(), pool, torch.nn.Flatten(), linear)
+
+
+def test_classes_functions_and_modules_by_one_rule(tmp_path, arrays):
+    instance = Small(4)
+    stages = [
+        {"name": "called", "network": {"name": "cls", "channels": 6}, "epochs": 0},
+        {"name": "made", "network": {"name": "function"}, "epochs": 0},
+        {"name": "copied", "network": {"name": "module"}, "epochs": 0},
+    ]
+    mine = {"cls": Small, "function": lambda num_classes: Small(num_classes, 5), "module": instance}
+    recipe = {"data": {"batch_size": 32}, "compile": False, "stages": stages}
+    run = sd.train(recipe, networks=mine, data=arrays, out=tmp_path / "run", quiet=True)
+    found = {stage: run.network(stage).state_dict() for stage in ("called", "made", "copied")}
+    assert [len(state["0.bias"]) for state in found.values()] == [6, 5, 4]  # num_classes came from the data
+    assert all(torch.equal(found["copied"][k], v) for k, v in instance.state_dict().items())
+    held = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert held["networks"] == {"cls": f"{__name__}:Small"}  # the others have no address
+    stages[0]["network"]["chanels"] = 3
+    with pytest.raises(sd.SpikedistillError, match="network 'cls' has no option 'chanels'; did you mean 'channels'"):
+        sd.train(recipe, networks=mine, data=arrays, out=tmp_path / "other", quiet=True)
+    del stages[0]["network"]["chanels"]
+    with pytest.raises(sd.SpikedistillError, match="network 'module' has no option 'width'"):
+        sd.train(recipe, mine, arrays, out=tmp_path / "other", overrides=["copied.network.width=2"], quiet=True)
+    with pytest.raises(sd.SpikedistillError, match="network 'cls' is no network: found str"):
+        sd.train(recipe, {**mine, "cls": lambda channels: "x"}, arrays, out=tmp_path / "other", quiet=True)

@@ -48,6 +48,10 @@ def save_network(
     if (own := own_of(network)) is not None:
         own = _alone(network, own, described, time_steps)
         code = {"code": {"name": own.name, **own_code.recorded(own.name), "needed": own.why or None}}
+        if own.graph is None:
+            instead = "sd.load('this folder', network=your_module)"
+            needs = f"The network is code of your own, `{own.name}`, and needs it: `{instead}`. {own.why}"
+            contents["README.md"] = f"{card}\n{needs}\n".encode()
         if own.graph is not None:
             contents[GRAPH] = json.dumps(own.graph, indent=1).encode()
             code["graph_sha256"] = hashlib.sha256(contents[GRAPH]).hexdigest()
@@ -152,7 +156,9 @@ def rebuild(
     own = name is None or str(name).startswith("custom:") or own_code.is_address(name)
     if own:
         known = str(name).removeprefix("custom:")
-        target = own_target(known, factories) if known in factories or own_code.is_open() else None
+        # To be trained further, a network needs its code: what that does in training only is not in its graph.
+        by_code = own_code.is_training() or (graph is None and own_code.is_open())
+        target = own_target(known, factories) if known in factories or by_code else None
         options = dict(config.get("options") or {})
         if target is not None:
             network = make(known, target, options if own_code.is_address(known) or "options" in config else {}, {})
