@@ -130,8 +130,7 @@ def resume(
     code: Sequence["str | Path"] = (),
 ) -> Run:
     """Go on with the run of ``folder``. Own code comes from the current folder, installed packages and ``code``."""
-    folder = Path(folder)
-    name, recipe = read_claim(folder)
+    name, recipe = read_claim(folder := Path(folder))
     if not (folder / FILE).exists():
         folder = folder.parent
     known = recorded_code(folder)
