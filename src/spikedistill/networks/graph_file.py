@@ -175,7 +175,7 @@ def describe(network: nn.Module, size: Sequence[int], frames: int | None = None)
 def _form(network: Network) -> Form:
     return Form(
         num_classes=network.num_classes, in_channels=network.in_channels, input=network.input,
-        time_steps=network.time_steps, encoding=network.encoding, dims=network.dims,  # type: ignore[arg-type]
+        time_steps=network.time_steps, encoding=network.encoding, dims=network.dims,
         head_path=network.head_path, stages=network.stage_paths(), aliases=dict(getattr(network, "aliases", {})),
         repeat_at=getattr(network, "repeat_at", None) or None, notes=list(getattr(network, "notes", [])),
     )  # fmt: skip
@@ -219,7 +219,7 @@ def _steps(
         if isinstance(first, Section):
             if any(not isinstance(one, Section) or one.path != first.path for one in them):
                 raise NoFormError("which calls it makes depends on the batch")
-            inner = list(_steps([one.steps for one in them], points, names))  # type: ignore[union-attr]
+            inner = list(_steps([one.steps for one in them], points, names))
             given, out = names.of(first.input), names.of(first.output)
             yield SectionStep(section=first.path, input=_ref(given), output=_ref(out), steps=inner)
             continue
@@ -229,9 +229,9 @@ def _steps(
             continue
         where = first.path or first.scope or first.name
         try:
-            args = [_value(v, points, names) for v in zip(*(one.args for one in them), strict=True)]  # type: ignore[union-attr]
+            args = [_value(v, points, names) for v in zip(*(one.args for one in them), strict=True)]
             keys = list(first.kwargs)
-            kwargs = {key: _value([one.kwargs[key] for one in them], points, names) for key in keys}  # type: ignore[union-attr]
+            kwargs = {key: _value([one.kwargs[key] for one in them], points, names) for key in keys}
             function = None if first.module is not None else _function(first)
         except NoFormError as error:
             raise NoFormError(f"{where}: {first.kind} at {first.source} {error}") from None
