@@ -29,6 +29,10 @@ app.add_typer(data_app, name="data")
 INDENTED: Any = {"initial_indent": "    ", "subsequent_indent": "    "}
 TrackOption = Annotated[str | None, typer.Option(help="Log to tensorboard, wandb, mlflow ...")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+CodeOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="A file of your own code, wherever it is and however it changed; may be repeated."),
+]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="folder[/seed-N][:STAGE[@best]]")]
 
 
@@ -60,11 +64,13 @@ def train(
     device: Annotated[str | None, typer.Option(help="cpu, or the accelerator that is found.")] = None,
     track: TrackOption = None,
     as_json: JsonOption = False,
+    code: CodeOption = None,
 ) -> None:
     """Run a recipe: all stages, all seeds, then the report. Into a folder that holds the same recipe: continue it."""
     from .training.run import train as run_recipe
 
-    run = run_recipe(recipe, out=out, overrides=overrides or [], seeds=seeds, seed=seed, device=device, track=track)
+    options: dict[str, Any] = {"overrides": overrides or [], "device": device, "track": track, "code": code or ()}
+    run = run_recipe(recipe, out=out, seeds=seeds, seed=seed, **options)
     _finish(run.folder, run.summary, as_json)
 
 
@@ -84,22 +90,16 @@ def resume(
     device: Annotated[str | None, typer.Option()] = None,
     track: TrackOption = None,
     as_json: JsonOption = False,
+    code: CodeOption = None,
 ) -> None:
     """Go on where a run was stopped; finished stages are not trained again.
 
     optimizer.lr, .min_lr and .clip (also of a stage), data.workers and checkpoint may change; the record says from which step.
     """
-    from . import data as datasets
     from .training.reevaluate import split_run
-    from .training.run import read_claim
-    from .training.run import run as run_recipe
+    from .training.run import resume as resume_run
 
-    folder, _ = split_run(run)
-    name, recipe = read_claim(folder)
-    if not (folder / "recipe.yaml").exists():
-        folder = folder.parent
-    data = datasets.open(recipe.data, recipe.all_time_steps())
-    done = run_recipe(None, name, folder, data, {}, device, track=track, changed=changes or [])
+    done = resume_run(split_run(run)[0], changes or [], device, track=track, code=code or ())
     _finish(done.folder, done.summary, as_json)
 
 
@@ -113,12 +113,14 @@ def evaluate(
     crossbar: Annotated[bool, typer.Option("--crossbar", help="Also through the ADCs of the recipe's chip.")] = False,
     device: Annotated[str, typer.Option()] = "cpu",
     as_json: JsonOption = False,
+    code: CodeOption = None,
 ) -> None:
     """Test accuracy of a stage, of each seed: at other time steps, recalibrated, in integers, on a crossbar."""
+    from . import own_code
     from .report.evaluate_command import evaluate_command
     from .training.machine import compiling
 
-    with compiling(False):
+    with compiling(False), own_code.reading(code or ()):
         evaluate_command(run, _numbers(time_steps), integer, recalibrate, rebin, crossbar, device, as_json)
 
 
@@ -202,9 +204,11 @@ def export(
     ] = False,
     weight_bits: Annotated[int | None, typer.Option(help="NIR: round weights to so many bits, thresholds too.")] = None,
     per_step: Annotated[bool, typer.Option("--per-step", help="ONNX: one time step, state in and out.")] = False,
+    code: CodeOption = None,
 ) -> None:
     """Write a stage's network for other tools; the whole file or, where the network has no such form, none."""
     from . import export as formats
+    from . import own_code
     from .files import destination, exported
     from .training.machine import compiling
     from .training.reevaluate import open_run
@@ -220,7 +224,8 @@ def export(
         if value and to != of:
             raise SpikedistillError(f"{option} belongs to --to {of}; found --to {to}")
     destination(out)
-    _, stage, _, data, network = open_run(run)
+    with own_code.reading(code or ()):
+        _, stage, _, data, network = open_run(run)
     x, _ = next(iter(data.batches("test", 16)))
     with compiling(False):
         if to == "nir":
@@ -247,12 +252,14 @@ def hardware(
     ] = False,
     layers_out: Annotated[Path | None, typer.Option(help="Write the layers of the run to this file.")] = None,
     as_json: JsonOption = False,
+    code: CodeOption = None,
 ) -> int:
     """Energy, latency and area of a stage's network on a chip, beside operation and memory counts."""
+    from . import own_code
     from .report.hardware_command import hardware_command
     from .training.machine import compiling
 
-    with compiling(False):
+    with compiling(False), own_code.reading(code or ()):
         return hardware_command(run, layers, config, against or [], iso_accuracy, layers_out, as_json)
 
 

@@ -14,99 +14,22 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
-    ValidationError,
     ValidationInfo,
     model_validator,
 )
 
-from . import networks
+from . import own_code
 from .data.config import DataConfig
 from .errors import SpikedistillError, nearest
-from .networks.pretrained import from_name
-from .neurons import build as build_neuron
-from .objectives import Objective, ObjectiveOptions
+from .network_options import NetworkOptions
+from .objectives import Objective, ObjectiveOptions, UnseenObjective
 from .overrides import RESERVED, apply_override
 from .quantization import quantize
 from .quantization.options import Options as Quantizer
 from .reading import MAX_YAML_BYTES, parse_yaml, read_text
 from .recipes import shipped
 from .teachers import lessons, shares
-from .typed import Choice, Options, Strict, complaint, model_of, read
-
-
-class NetworkOptions(Choice):
-    """A stage's ``network``: its name, the keys below, and the options of that network."""
-
-    name: str
-    ann: bool = False
-    spiking: bool = False
-    weights: Any = None
-    pretrained: Any = None
-    input_size: Any = None
-    neuron: Any = None
-
-    @classmethod
-    def chosen(cls, given: Mapping[str, Any], info: ValidationInfo) -> "type[NetworkOptions]":
-        name, custom = given.get("name"), set((info.context or {}).get("custom", ()))
-        if not isinstance(name, str):
-            found = f"found {name!r}; give one of `spikedistill.networks.names()`, timm:NAME, ..."
-            raise complaint(found, "name")
-        if name.startswith(("timm:", "torchvision:")):
-            return model_of(from_name, ("name", "time_steps", "neuron"), cls)
-        if name in custom or "/" in name or Path(name).is_dir():
-            return OwnNetwork
-        if name not in networks.names():
-            known = nearest(name, [*networks.names(), *custom])
-            raise complaint(f"unknown network {name!r}; {known} (or timm:NAME, torchvision:NAME, a folder)", "name")
-        return model_of(networks.BUILDERS[name], ("time_steps", "neuron"), NamedNetwork, f"network_{name}")
-
-    @classmethod
-    def examples(cls) -> "list[type[NetworkOptions]]":
-        return [
-            model_of(builder, ("time_steps", "neuron"), NamedNetwork, f"network_{name}", name=Literal[name])
-            for name, builder in networks.BUILDERS.items()
-        ] + [OwnNetwork]
-
-    @classmethod
-    def unknown_key(cls, key: str, values: Mapping[str, Any]) -> ValidationError:
-        name = values["name"]
-        return complaint(f"network {name!r} has no option {key!r}; {nearest(key, cls.keys_known())}")
-
-
-class OwnNetwork(NetworkOptions, extra="allow"):
-    """A network of the caller's own, or of a folder: what it takes is not known here."""
-
-
-class NamedNetwork(NetworkOptions):
-    """A network of :func:`spikedistill.networks.names`."""
-
-    @classmethod
-    def unknown_key(cls, key: str, values: Mapping[str, Any]) -> ValidationError:
-        if key == "time_steps":
-            return complaint("time steps belong to the stage (or the recipe), not to its network", key)
-        return super().unknown_key(key, values)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _no_quotes(cls, given: Any, handler: Any) -> Any:
-        found = handler(given)
-        for key, value in found.items():
-            if isinstance(given[key], str) and not isinstance(value, str):
-                raise complaint(f"found the text {given[key]!r}; write it without quotes", key)
-        return found
-
-    @model_validator(mode="after")
-    def _neuron_is_known(self) -> Self:
-        if isinstance(self.neuron, Mapping):
-            try:
-                build_neuron(self.neuron)
-            except SpikedistillError as error:
-                raise complaint(str(error), "neuron") from None
-        return self
-
-
-# Keys of a stage's `network` that are not options of its builder.
-NETWORK_KEYS = tuple(NetworkOptions.model_fields)
+from .typed import Choice, Options, Strict, model_of, read
 
 
 class QuantizeOptions(Choice):
@@ -223,7 +146,7 @@ class Stage(Strict):
     @property
     def terms(self) -> list[Objective]:
         """The objectives to look at; a training builds its own."""
-        return [options.untrained for options in self.objectives]
+        return [options.untrained for options in self.objectives if not isinstance(options, UnseenObjective)]
 
     @model_validator(mode="before")
     @classmethod
@@ -290,9 +213,11 @@ def load(
 ) -> Recipe:
     """A checked recipe from a shipped name, a file, a mapping or a recipe, with ``path=value`` overrides.
 
-    ``custom``: names of the caller's own networks. Raises :class:`SpikedistillError` naming file, path, what was found, what
-    is allowed and the nearest known name.
+    ``custom``: the caller's own networks by name (or their names alone: then their options are not checked). Own code of a
+    file, ``module:Name``, may stand beside it (:mod:`.own_code`). Raises :class:`SpikedistillError` naming file, path, what was
+    found, what is allowed and the nearest known name.
     """
+    path: Path | None = None
     if isinstance(source, Recipe):
         tree, where = source.plain(), ""
     elif isinstance(source, Mapping):
@@ -303,8 +228,9 @@ def load(
     for override in overrides:
         apply_override(tree, override)
     try:
-        recipe = read(Recipe, tree, "", {"custom": custom})
-        check(recipe)
+        with own_code.beside(path):
+            recipe = read(Recipe, tree, "", {"custom": custom})
+            check(recipe)
     except SpikedistillError as error:
         raise SpikedistillError(where + str(error)) from None
     return recipe
@@ -375,6 +301,8 @@ def at(where: str) -> Iterator[None]:
 
 
 def _check_objectives(stage: Stage, where: str) -> None:
+    if own_code.is_shut() and any(isinstance(options, UnseenObjective) for options in stage.objectives):
+        return
     built = stage.terms
     names = [o.name for o in built]
     with at(f"{where}.teacher"):

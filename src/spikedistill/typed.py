@@ -4,7 +4,6 @@ import inspect
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
-from importlib import import_module
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, create_model, model_validator
@@ -147,7 +146,10 @@ def model_of(
     ``more``: types of further fields.
     """
     inner = target.func if isinstance(target, partial) else target
-    hints = typing.get_type_hints(inner.__init__ if inspect.isclass(inner) else inner)
+    try:
+        hints = typing.get_type_hints(inner.__init__ if inspect.isclass(inner) else inner)
+    except (NameError, TypeError):  # words of somebody's own that mean nothing when read: the names alone are checked
+        hints = {}
     fields: dict[str, Any] = {key: (annotation, ...) for key, annotation in more.items()}
     for parameter, p in inspect.signature(target).parameters.items():
         if parameter in leave_out or p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL, p.VAR_KEYWORD):
@@ -155,18 +157,6 @@ def model_of(
         fields[parameter] = (hints.get(parameter, Any), ... if p.default is p.empty else p.default)
     title = title or getattr(inner, "__name__", "Options").title()
     return create_model(title, __base__=base, __doc__=(inner.__doc__ or "").strip().partition("\n")[0], **fields)
-
-
-def address(text: str, what: str) -> Any:
-    """What ``module:Name`` names; ``what`` begins an error."""
-    module, _, name = text.partition(":")
-    try:
-        found: Any = import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise SpikedistillError(f"{what} {text!r} names nothing that can be imported: {error}") from None
-    return found
 
 
 def checked(target: Any, given: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -150,10 +150,11 @@ class DataConfig(Strict):
     uses it. ``train_samples``: only so many of the remaining training samples (or such a part of them), stratified,
     the same for every seed: for work with few labels. ``test_from_train``: so many training samples join the test
     part. ``size``: images are resized to it. ``mean``, ``std``: instead of the training images' own, per channel, of
-    values in [0, 1].
+    values in [0, 1]. ``name`` may be ``module:function`` too, which ``options`` are given to.
     """
 
     name: str = "digits"
+    options: dict[str, Any] = {}
     root: Path | None = None
     train: Path | None = None
     test: Path | None = None

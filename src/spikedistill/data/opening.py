@@ -1,30 +1,48 @@
 """From a recipe's words to data: find the set, cut its splits, know its statistics."""
 
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spikedistill import own_code
 from spikedistill.data import arrays, audio_sets, events, folders, images, splits
 from spikedistill.data.base import Data, DataInfo
 from spikedistill.data.config import DataConfig, augmentation
 from spikedistill.data.stores import Memory, Part, Source, Split
 from spikedistill.errors import SpikedistillError, nearest
+from spikedistill.typed import checked
 
 Reader = Callable[[DataConfig, int], Source]
 READERS: dict[str, Reader] = {**images.READERS, **folders.READERS, **events.READERS, **audio_sets.READERS}
-NAMES = tuple(sorted(READERS))
+# Of other packages: functions as :func:`_called` knows them.
+OTHERS: dict[str, Callable[..., Any]] = {e.name: e.load() for e in entry_points(group="spikedistill.data")}
+NAMES = tuple(sorted({*READERS, *OTHERS}))
 
 
 def read(config: DataConfig, frames: int = 1) -> Source:
     """The data set that a recipe names, as it lies on the disk; events become ``frames`` frames."""
+    if config.name in OTHERS or own_code.is_address(config.name):
+        found = _called(config, (frames,))
+        if not isinstance(found, Mapping):
+            raise SpikedistillError(
+                f"data.name: {config.name!r} gives data that are open already: nothing to read anew"
+            )
+        return arrays.source(found, config.name)
     if config.name not in READERS:
-        raise SpikedistillError(f"data.name: unknown data set {config.name!r}; {nearest(config.name, READERS)}")
+        raise SpikedistillError(f"data.name: unknown data set {config.name!r}; {nearest(config.name, NAMES)}")
+    if config.options:
+        raise SpikedistillError(
+            f"data.options are for data of your own, name: module:function; {config.name!r} takes none"
+        )
     for field in ("root", "train", "test"):
         path = getattr(config, field)
         if path is not None and not path.exists() and not (field == "root" and config.download):
@@ -55,7 +73,30 @@ def open(config: DataConfig | None = None, time_steps: Sequence[int] = (4,)) -> 
                 f"the least common multiple of the time steps {tuple(time_steps)}"
             )
         frames = config.frames.number
+    if config.name in OTHERS or own_code.is_address(config.name):
+        found = _called(config, time_steps)
+        return found if isinstance(found, Data) else from_arrays(found, config, [frames])
     return assemble(read(config, frames), config, frames)
+
+
+def _called(config: DataConfig, time_steps: Sequence[int]) -> "Data | Mapping[str, Any]":
+    """What a function of somebody's own gives: :class:`Data`, or a mapping as :func:`from_arrays` takes it.
+
+    It gets the recipe's ``options``, checked by its signature, and ``root`` and ``time_steps`` where that names them.
+    """
+    function: Any = OTHERS.get(config.name) or own_code.find(config.name, "data.name:")
+    if not callable(function):
+        raise SpikedistillError(f"data.name: {config.name!r} is no function, found {type(function).__name__}")
+    known = {"root": config.root, "time_steps": tuple(time_steps)}
+    filled = {key: value for key, value in known.items() if key in inspect.signature(function).parameters}
+    whole = partial(function, **filled)
+    found = whole(**checked(whole, config.options, "data.options"))
+    if not isinstance(found, Data | Mapping):
+        raise SpikedistillError(
+            f"data.name: {config.name!r} gives {type(found).__name__}; a mapping with x_train, y_train, x_test and y_test is "
+            "needed, or sd.data.from_arrays(...)"
+        )
+    return found
 
 
 def from_arrays(

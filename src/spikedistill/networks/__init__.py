@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from typing import Any
 
 from torch import nn
@@ -22,6 +23,7 @@ BUILDERS: dict[str, Callable[..., Network]] = {
     **events.NAMES,
     **sresnet.NAMES,
     **hybrid_vit.NAMES,
+    **{entry.name: entry.load() for entry in entry_points(group="spikedistill.networks")},
 }
 
 
@@ -51,6 +53,11 @@ def create(name: str, **given: Any) -> Network:
         if key not in allowed:
             raise SpikedistillError(f"network {name!r} has no option {key!r}; {nearest(key, allowed)}")
     network = BUILDERS[name](**given)
+    if not isinstance(network, Network):
+        raise SpikedistillError(
+            f"network {name!r} gives {type(network).__name__}; a name's builder returns a spikedistill Network (a plain module "
+            "is named by its address, module:Name)"
+        )
     # Every value in force: a default that changes later must not change what this network is.
     whole = {**{k: p.default for k, p in allowed.items() if p.default is not p.empty}, **given}
     if network.neuron_spec is not None and (network.spiking or whole.get("neuron") is not None):

@@ -34,9 +34,23 @@ class Call:
 
 
 @dataclass
-class Graph:
-    """Nodes in the order of execution, calls of all modules, and the names of the input and output nodes."""
+class Section:
+    """One call of a composite module that takes and gives a tensor, with all that it calls in order."""
 
+    path: str
+    input: Ref
+    output: Ref
+    steps: "list[Node | Section]"
+
+
+@dataclass
+class Graph:
+    """Nodes in the order of execution, calls of all modules, and the names of the input and output nodes.
+
+    ``steps``: the same nodes, those of a composite module's call in a section of its own.
+    """
+
+    steps: "list[Node | Section]" = field(init=False, default_factory=list)
     nodes: list[Node] = field(init=False, default_factory=list)
     calls: list[Call] = field(default_factory=list)
     output: str = ""
@@ -120,6 +134,8 @@ class _Recorder:
         self.paths = {id(m): name for name, m in network.named_modules()}
         self.counts: dict[str, int] = {}
         self.stack: list[tuple[nn.Module, int]] = []
+        # Of the composite calls that are running: what each was given, and its steps so far.
+        self.open: list[tuple[Ref | None, list[Node | Section]]] = [(None, self.graph.steps)]
         self.quiet = 0  # > 0 inside a leaf, or outside of a Network's body
         self.refs: dict[int, Ref] = {}
         self.alive: list[Tensor] = []  # ids are only unique while the tensors live
@@ -169,6 +185,11 @@ class _Recorder:
     def ref(self, x: Tensor) -> Ref:
         return self.refs.get(id(x), Ref("constant"))
 
+    def known(self, x: Any) -> Ref | None:
+        """The node whose output a tensor is, if it is one's."""
+        ref = self.refs.get(id(x)) if isinstance(x, Tensor) else None
+        return None if ref is None or ref.name.startswith("parameter:") else ref
+
     def count(self, key: str) -> int:
         k = self.counts.get(key, 0)
         self.counts[key] = k + 1
@@ -180,9 +201,9 @@ class _Recorder:
         first = out if isinstance(out, Tensor) else next((o for o in out if isinstance(o, Tensor)), None)
         shape = tuple(first.shape) if first is not None else ()
         inputs = [self.ref(t).name for t in tensors]
-        self.graph.add(
-            Node(name, kind, inputs, *plain, shape, [tuple(t.shape) for t in tensors], source_line(), scope, **extra)
-        )
+        node = Node(name, kind, inputs, *plain, shape, [tuple(t.shape) for t in tensors], source_line(), scope, **extra)
+        self.graph.add(node)
+        self.open[-1][1].append(node)
         if isinstance(out, Tensor):
             self.know(out, Ref(name))
         else:
@@ -199,6 +220,9 @@ class _Recorder:
         self.stack.append((module, self.count(self.paths[id(module)])))
         if is_leaf(module):
             self.quiet += 1
+        elif not self.quiet:
+            given = next((a for a in args if isinstance(a, Tensor)), None)
+            self.open.append((self.known(given), []))
 
     def after(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         if id(module) not in self.paths or not self.stack:
@@ -211,8 +235,13 @@ class _Recorder:
                 self.record(
                     f"{path}#{k}", type(module).__name__, args, kwargs, out, path, path=path, call=k, module=module
                 )
+        given = next((a for a in args if isinstance(a, Tensor)), None)
+        if not self.quiet and not is_leaf(module) and len(self.open) > 1:
+            entered, steps = self.open.pop()
+            left = self.known(out)
+            whole = entered is not None and left is not None
+            self.open[-1][1].extend([Section(path, entered, left, steps)] if whole else steps)  # type: ignore[arg-type]
         if not self.quiet and isinstance(out, Tensor):
-            given = next((a for a in args if isinstance(a, Tensor)), None)
             self.graph.calls.append(
                 Call(path, k, self.ref(given).name if given is not None else None, self.ref(out).name, tuple(out.shape))
             )

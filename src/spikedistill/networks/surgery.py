@@ -65,7 +65,7 @@ def _redirected(cls: type[nn.Module]) -> type[nn.Module]:
     return type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})
 
 
-class _RepeatAfter:
+class RepeatAfter:
     """Forward hook: a module's output, given to every time step."""
 
     def __init__(self, repeat: Repeat) -> None:
@@ -329,7 +329,7 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 def _repeat_after(network: Spiking, path: str, time_steps: int) -> None:
     network.repeat_at, network.repeat = path, Repeat(time_steps)
     if path:
-        network.model.get_submodule(path).register_forward_hook(_RepeatAfter(network.repeat))
+        network.model.get_submodule(path).register_forward_hook(RepeatAfter(network.repeat))
 
 
 def _verify(network: Spiking, example: Tensor, before: Graph, sites: list[Site], places: list[str]) -> None:

@@ -3,10 +3,12 @@
 import copy
 import inspect
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import Any
 
 from torch import nn
 
+from .. import own_code
 from ..errors import SpikedistillError, nearest
 from .compilation import eager
 from .modules import IF, LIF, PLIF, Neuron, NormNeuron, Repeat, layers, neuron_of
@@ -14,23 +16,42 @@ from .qcfs import QCFS, SignedIF
 from .surrogate import SURROGATES, Surrogate
 
 TYPES: dict[str, type[nn.Module]] = {"if": IF, "lif": LIF, "plif": PLIF, "qcfs": QCFS, "signed_if": SignedIF}
+TYPES |= {entry.name: entry.load() for entry in entry_points(group="spikedistill.neurons")}
 
 
 def build(neuron: "nn.Module | Mapping[str, Any] | None", default: Neuron | None = None) -> nn.Module:
-    """A fresh neuron from an instance (copied), a recipe's mapping ``{type: lif, tau: 2.0}``, or the default."""
+    """A fresh neuron from an instance (copied), a recipe's mapping ``{type: lif, tau: 2.0}``, or the default.
+
+    ``type``: a name of ``TYPES``, packages' entry points among them, or ``module:Class``.
+    """
     if neuron is None:
         return copy.deepcopy(default) if default is not None else LIF()
     if isinstance(neuron, nn.Module):
         return copy.deepcopy(neuron)
     options = dict(neuron)
-    kind = str(options.pop("type", "lif")).lower()
-    if kind not in TYPES:
-        raise SpikedistillError(f"unknown neuron type {kind!r}: {nearest(kind, TYPES)}")
-    allowed = [p for p in inspect.signature(TYPES[kind].__init__).parameters if p not in ("self", "encode")]
+    kind = str(options.pop("type", "lif"))
+    kind = kind if own_code.is_address(kind) else kind.lower()
+    cls = find(kind)
+    allowed = [p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "encode")]
     for key in options:
         if key not in allowed:
             raise SpikedistillError(f"neuron {kind}: unknown option {key!r}; {nearest(key, allowed)}")
-    return TYPES[kind](**options)
+    made = cls(**options)
+    if isinstance(made, Neuron):
+        made.recipe_type = kind
+    return made
+
+
+def find(kind: str) -> type[nn.Module]:
+    """The class of a type: a name of ``TYPES``, or ``module:Class``, a subclass of :class:`Neuron`."""
+    if kind in TYPES:
+        return TYPES[kind]
+    if not own_code.is_address(kind):
+        raise SpikedistillError(f"unknown neuron type {kind!r}: {nearest(kind, TYPES)}")
+    found = own_code.find(kind, "neuron type")
+    if not (isinstance(found, type) and issubclass(found, Neuron)):
+        raise SpikedistillError(f"neuron type {kind!r} is no subclass of spikedistill.neurons.Neuron")
+    return found
 
 
 __all__ = [
@@ -47,6 +68,7 @@ __all__ = [
     "Surrogate",
     "build",
     "eager",
+    "find",
     "layers",
     "neuron_of",
 ]

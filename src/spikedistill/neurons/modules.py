@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import simulation
+from .. import own_code, simulation
 from ..errors import SpikedistillError
 from ..numerics import at_least_float32
 from . import dynamics, fused
@@ -31,6 +31,7 @@ class Neuron(nn.Module):
     """
 
     grid: Grid | None = None  # set by quantization: then current, H and V are integer codes
+    recipe_type: str | None = None  # under which a recipe asked for it
 
     def __init__(
         self,
@@ -87,7 +88,9 @@ class Neuron(nn.Module):
 
         ``encode``, which is the site's matter, is named only where it is on.
         """
-        out: dict[str, Any] = {"type": type(self).__name__.lower()}
+        cls = type(self)
+        other = None if cls.__module__.startswith("spikedistill.") else own_code.address_of(cls)
+        out: dict[str, Any] = {"type": self.recipe_type or other or cls.__name__.lower()}
         for name in inspect.signature(type(self).__init__).parameters:
             if name in ("self", "time_steps") or (name == "encode" and not self.encode):
                 continue

@@ -8,8 +8,9 @@ from typing import Any, Literal, Self
 
 from pydantic import ValidationInfo, field_validator, model_validator
 
+from .. import own_code
 from ..errors import SpikedistillError, nearest
-from ..typed import Choice, address, model_of, read
+from ..typed import Choice, model_of, read
 from .activation_maps import ActivationMapDistillation, NoiseSmoothedDistillation
 from .activity import ActivityRegularization, LogitsRegularization
 from .attention import AttentionTransfer
@@ -81,6 +82,8 @@ class ObjectiveOptions(Choice):
 
     @classmethod
     def chosen(cls, given: Mapping[str, Any], info: ValidationInfo) -> "builtins.type[ObjectiveOptions]":
+        if own_code.is_shut() and given.get("type") not in TYPES and own_code.is_address(given.get("type")):
+            return UnseenObjective
         return cls._of(str(given.get("type")), find(given.get("type")))
 
     @classmethod
@@ -100,7 +103,8 @@ class ObjectiveOptions(Choice):
 
     @model_validator(mode="after")
     def _constructible(self) -> Self:
-        _ = self.untrained
+        if not isinstance(self, UnseenObjective):
+            _ = self.untrained
         return self
 
     @cached_property
@@ -115,13 +119,17 @@ class ObjectiveOptions(Choice):
         return built
 
 
+class UnseenObjective(ObjectiveOptions, extra="allow"):
+    """An objective of somebody's own where no own code is imported: read from a record, not to be trained with."""
+
+
 def find(kind: Any) -> type[Objective]:
     """The class of a type: a name of ``TYPES`` or ``module:Class``."""
     if kind in TYPES:
         return TYPES[kind]
     if not isinstance(kind, str) or ":" not in kind:
         raise SpikedistillError(f"unknown objective type {kind!r}; {nearest(str(kind), TYPES)}")
-    found = address(kind, "objective type")
+    found = own_code.find(kind, "objective type")
     if not (isinstance(found, type) and issubclass(found, Objective)):
         raise SpikedistillError(f"objective type {kind!r} is no subclass of spikedistill.objectives.Objective")
     return found

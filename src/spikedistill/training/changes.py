@@ -42,7 +42,7 @@ def change(folder: Path, overrides: Sequence[str], custom: Iterable[str] = ()) -
     """Apply ``path=value`` to a run's record; refuses what may not change. The record says from which step on."""
     if not overrides:
         return
-    held, claimed = read_file(folder / FILE, set(custom))
+    held, claimed = read_file(folder / FILE, custom)
     tree, given = json.loads(json.dumps(held["recipe"])), json.loads(json.dumps(held.get("given") or held["recipe"]))
     finished = _finished(folder, claimed.recipe)
     for text in overrides:
@@ -110,7 +110,7 @@ def edited(folder: Path, custom: Iterable[str] = ()) -> None:
     if not twin.exists():
         return
     written = checkpoint.read_json(twin)["recipe"]
-    held, claimed = read_file(folder / FILE, set(custom))
+    held, claimed = read_file(folder / FILE, custom)
     paths = differences(written, held["recipe"])
     if not paths:
         return

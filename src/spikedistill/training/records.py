@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .. import networks, objectives
+from .. import networks, objectives, own_code
 from ..data.config import augmentation
 from ..errors import SpikedistillError
 from ..networks.pretrained import from_name
@@ -64,7 +64,7 @@ def complete(recipe: Recipe, factories: Iterable[str] = ()) -> dict[str, Any]:
 
             written["quantize"] = {**_defaults(quantize, ("network", "calibration")), **stage.quantize}
         if stage.network is not None:
-            written["network"] = _network(stage, recipe, set(factories))
+            written["network"] = _network(stage, recipe, factories)
     return dict(json.loads(json.dumps(tree)))
 
 
@@ -96,10 +96,10 @@ def _readable(cls: type, whole: dict[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def _network(stage: Stage, recipe: Recipe, factories: set[str]) -> dict[str, Any]:
+def _network(stage: Stage, recipe: Recipe, factories: Iterable[str]) -> dict[str, Any]:
     given = dict(stage.network or {})
     name, ann = str(given["name"]), bool(given.get("ann"))
-    if name in factories:
+    if name in factories or own_code.is_address(name):
         if given.get("spiking"):
             given = {"gates": "refuse", **given, "neuron": build(given.get("neuron"), IF()).spec()}  # type: ignore[operator]
         return given

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import data as datasets
-from .. import heap
+from .. import heap, own_code
 from ..data import Data
 from ..devices import checked
 from ..errors import SpikedistillError
@@ -52,8 +52,9 @@ def open_run(text: str, data: Data | None = None) -> tuple[Path, str, Recipe, Da
     stage, best = split_best(stage)
     place = find_stage(folder, stage)
     _, recipe = read_claim(place.parents[1])
-    opened = data if data is not None else datasets.open(recipe.data, recipe.all_time_steps())
-    return place, place.name, recipe, opened, load_network(place, best=best)
+    with own_code.reading():
+        opened = data if data is not None else datasets.open(recipe.data, recipe.all_time_steps())
+        return place, place.name, recipe, opened, load_network(place, best=best)
 
 
 def reevaluate(

@@ -25,7 +25,8 @@ from .machine import available
 from .optim import optimizer
 from .records import untrained
 from .results import stage_summary
-from .stages import Factories, Product, build
+from .stages import Product, build
+from .store import Factories
 
 IMAGES, CALIBRATION = 2, 16
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import data as datasets
-from .. import heap
+from .. import heap, own_code
 from ..bibliography import citations
 from ..data import Data
 from ..distiller import Distiller
@@ -33,10 +33,22 @@ from .progress import Progress
 from .rehearsal import rehearse
 from .results import stage_summary
 from .reuse import finished, stage_keys, take
-from .run_folder import FILE, Claim, card, claim, clean, environment, prepare, read_claim, recorded_environment
+from .run_folder import (
+    FILE,
+    Claim,
+    card,
+    claim,
+    clean,
+    environment,
+    prepare,
+    read_claim,
+    recorded_code,
+    recorded_environment,
+    remember,
+)
 from .signals import watching
-from .stages import Factories, Product, build
-from .store import load_network, save_network
+from .stages import Product, build
+from .store import Factories, load_network, own_target, save_network
 from .summary import RunSummary, StageSummary, Summary
 from .tracking import accelerator, begin
 
@@ -70,7 +82,7 @@ def _accuracy(stage: StageSummary | summary.StageSpread) -> str:
 
 def train(
     recipe: "str | Path | Mapping[str, Any] | Recipe",
-    networks: Mapping[str, Callable[[], nn.Module]] | None = None,
+    networks: Mapping[str, Any] | None = None,
     data: "Data | Mapping[str, Any] | None" = None,
     *,
     out: "str | Path | None" = None,
@@ -81,36 +93,67 @@ def train(
     quiet: bool = False,
     track: Any = None,
     reuse: Sequence[Path] = (),
+    code: Sequence["str | Path"] = (),
 ) -> Run:
     """Run a recipe: a shipped name, a file, a mapping or a :class:`Recipe`.
 
-    ``networks``: your own, as zero-argument factories that a stage's ``network.name`` may name. ``data``: your own
-    (``spikedistill.data.from_arrays(...)`` or a mapping of arrays) in place of the recipe's. ``out``: the run folder (default
-    ``runs/<recipe>``); one that holds the same resolved recipe is continued, another's is refused. ``seeds``: how many;
-    ``seed``: only this one. ``track``: an experiment tracker that accelerate knows ("tensorboard", "wandb", "mlflow", ... or a
-    ``GeneralTracker``); its steps are epochs of the whole run. ``reuse``: run folders whose finished stages are taken over
-    where they are equal (:mod:`.reuse`).
+    ``networks``: your own, by the name under which a stage's ``network.name`` asks for them. A class or function is called
+    for each stage, with the stage's options and what its signature names of num_classes, in_channels, input, time_steps, mean
+    and std; a module is copied. ``data``: your own (``spikedistill.data.from_arrays(...)`` or a mapping of arrays) in place of
+    the recipe's. ``out``: the run folder (default ``runs/<recipe>``); one that holds the same resolved recipe is continued,
+    another's is refused. ``seeds``: how many; ``seed``: only this one. ``track``: an experiment tracker that accelerate knows
+    ("tensorboard", "wandb", "mlflow", ... or a ``GeneralTracker``); its steps are epochs of the whole run. ``code``: files of
+    own code that a run which has begun goes on with although they changed (docs/own_code.md). ``reuse``: run folders whose
+    finished stages are taken over where they are equal (:mod:`.reuse`).
 
     Raises :class:`SpikedistillError` for whatever the user has to mend.
     """
-    factories = dict(networks or {})
-    checked = load_recipe(recipe, overrides, factories)
-    if seeds is not None:
-        checked = checked.model_copy(update={"seeds": seeds}) if seeds >= 1 else _refuse_seeds(seeds)
-    if seed is not None and seed < 0:
-        raise SpikedistillError(f"--seed must be at least 0, found {seed}")
-    if seed is not None:
-        checked = checked.model_copy(update={"seeds": 1, "seed": seed})
-    name = Path(recipe).stem if isinstance(recipe, str | Path) else (checked.title or "recipe")
+    name = _name(recipe)
     folder = Path(out) if out is not None else Path("runs") / name.replace(" ", "-").replace("/", "-")
-    source = data if not isinstance(data, Mapping) else None
-    with at(f"{recipe}" if isinstance(recipe, str | Path) else "the recipe"):
-        citations(checked)  # a paper's key that is not known
-        if isinstance(data, Mapping):
-            source = datasets.from_arrays(data, checked.data, checked.all_time_steps())
-        elif source is None:
-            source = datasets.open(checked.data, checked.all_time_steps())
-    return run(checked, name, folder, source, factories, device, quiet, track, reuse=reuse)
+    beside = [Path(recipe).parent] if isinstance(recipe, str | Path) and Path(recipe).is_file() else []
+    factories = dict(networks or {})
+    with own_code.search(beside, folder, code, recorded_code(folder).get("code")):
+        checked = load_recipe(recipe, overrides, factories)
+        if seeds is not None:
+            checked = checked.model_copy(update={"seeds": seeds}) if seeds >= 1 else _refuse_seeds(seeds)
+        if seed is not None and seed < 0:
+            raise SpikedistillError(f"--seed must be at least 0, found {seed}")
+        if seed is not None:
+            checked = checked.model_copy(update={"seeds": 1, "seed": seed})
+        source = data if not isinstance(data, Mapping) else None
+        with at(f"{recipe}" if isinstance(recipe, str | Path) else "the recipe"):
+            citations(checked)  # a paper's key that is not known
+            if isinstance(data, Mapping):
+                source = datasets.from_arrays(data, checked.data, checked.all_time_steps())
+            elif source is None:
+                source = datasets.open(checked.data, checked.all_time_steps())
+        return run(checked, name, folder, source, factories, device, quiet, track, reuse=reuse)
+
+
+def _name(recipe: "str | Path | Mapping[str, Any] | Recipe") -> str:
+    if isinstance(recipe, str | Path):
+        return Path(recipe).stem
+    title = recipe.title if isinstance(recipe, Recipe) else recipe.get("title")
+    return title if isinstance(title, str) and title else "recipe"
+
+
+def resume(
+    folder: "str | Path",
+    changed: Sequence[str] = (),
+    device: str | None = None,
+    quiet: bool = False,
+    track: Any = None,
+    code: Sequence["str | Path"] = (),
+) -> Run:
+    """Go on with the run of ``folder``. Own code comes from the current folder, installed packages and ``code``."""
+    name, recipe = read_claim(folder := Path(folder))
+    if not (folder / FILE).exists():
+        folder = folder.parent
+    known = recorded_code(folder)
+    with own_code.search((), folder, code, known.get("code")):
+        factories = {key: own_code.find(value, f"network {key!r},") for key, value in known.get("networks", {}).items()}
+        data = datasets.open(recipe.data, recipe.all_time_steps())
+        return run(None, name, folder, data, factories, device, quiet, track, changed)
 
 
 def _refuse_seeds(seeds: int) -> Recipe:
@@ -151,6 +194,7 @@ def run(
         with engaged.main_process_first():
             claimed = claim(folder, recipe, name, data.info, factories)
         if engaged.is_main_process:
+            remember(folder, *own_code.in_use(factories))
             clean(folder)
         recipe = claimed.recipe
         begin(engaged, name, claimed.given.plain())
@@ -230,7 +274,7 @@ class OneSeed:
 
     def _fresh(self, stage: Stage) -> nn.Module | None:
         """A user's own network to load weights into, where a stage has one."""
-        if stage.network is not None and stage.network.get("name") in self.factories:
+        if stage.network is not None and own_target(str(stage.network.name), self.factories) is not None:
             return self.build(stage)
         return None
 
@@ -391,4 +435,4 @@ class OneSeed:
         )
 
 
-__all__ = ["Run", "environment", "peak_memory_mb", "read_claim", "run", "train"]
+__all__ = ["Run", "environment", "peak_memory_mb", "read_claim", "resume", "run", "train"]

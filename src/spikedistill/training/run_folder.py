@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 
+from .. import own_code
 from ..data import Data, DataInfo
 from ..errors import SpikedistillError
 from ..files import LEFTOVERS, make_folder, write_text
@@ -45,7 +46,6 @@ def claim(
     ``recipe`` None: what the folder holds, whatever it is. ``info``: the data opened for it; another hash than the run's is
     refused. ``custom``: names of the caller's networks.
     """
-    custom = set(custom)
     if (folder / FILE).exists():
         held, theirs = read_file(folder / FILE, custom)
         if recipe is not None and held.get("given") != recipe.plain():
@@ -100,15 +100,29 @@ def read_claim(folder: Path) -> tuple[str, Recipe]:
 
 
 def read_whole_claim(folder: Path, custom: Iterable[str] = ()) -> Claim:
-    """The claim of a run folder (or one of its seeds)."""
+    """The claim of a run folder (or one of its seeds); no code of its author's is imported."""
     for place in (folder, folder.parent):
         if (place / FILE).exists():
-            return read_file(place / FILE, set(custom))[1]
+            with own_code.closed():
+                return read_file(place / FILE, custom)[1]
     raise SpikedistillError(f"{folder} is no run folder: it has no recipe.yaml")
 
 
-def read_file(path: Path, custom: set[str]) -> tuple[dict[str, Any], Claim]:
+def read_file(path: Path, custom: Iterable[str]) -> tuple[dict[str, Any], Claim]:
     """A ``recipe.yaml`` as it stands there, and as a claim."""
+    held, record = _read(path)
+    try:
+        recipe = load_recipe(upgraded_recipe(held["recipe"], record), custom=custom)
+        given = load_recipe(held["given"], custom=custom) if isinstance(held.get("given"), dict) else recipe
+        if "given" not in held:  # an older record is what its author gave
+            given = load_recipe(held["recipe"], custom=custom)
+    except (SpikedistillError, TypeError, RecursionError) as error:
+        raise SpikedistillError(f"{path}: {error}") from None
+    return held, Claim(held["name"], recipe, given)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], int]:
+    """A ``recipe.yaml`` as a mapping, and the version of its record."""
     try:
         held = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -120,14 +134,38 @@ def read_file(path: Path, custom: set[str]) -> tuple[dict[str, Any], Claim]:
         raise SpikedistillError(
             f"{path} is of record {held['record']}, this version reads up to {RECORD}: use the version that wrote it"
         )
-    try:
-        recipe = load_recipe(upgraded_recipe(held["recipe"], held["record"]), custom=custom)
-        given = load_recipe(held["given"], custom=custom) if isinstance(held.get("given"), dict) else recipe
-        if "given" not in held:  # an older record is what its author gave
-            given = load_recipe(held["recipe"], custom=custom)
-    except (SpikedistillError, TypeError, RecursionError) as error:
-        raise SpikedistillError(f"{path}: {error}") from None
-    return held, Claim(held["name"], recipe, given)
+    return held, held["record"]
+
+
+def recorded_code(folder: Path) -> dict[str, Any]:
+    """What a run's record says of own code, as it stands there: ``{"code": {address: {file, sha256}}, "networks": {name:
+    address}}``; nothing of a folder that is no run yet."""
+    if not (folder / FILE).exists():
+        return {}
+    held, _ = _read(folder / FILE)
+    found = {}
+    for key in ("code", "networks"):
+        value = held.get(key, {})
+        inner = dict if key == "code" else str
+        if not isinstance(value, dict) or not all(
+            own_code.is_address(v if key == "networks" else k) for k, v in value.items()
+        ):
+            raise SpikedistillError(f"{folder / FILE}: {key}: a mapping of addresses is needed, module:Name")
+        found[key] = {k: v for k, v in value.items() if isinstance(v, inner)}
+    return found
+
+
+def remember(folder: Path, code: Mapping[str, Any], networks: Mapping[str, str]) -> None:
+    """Write down own code that a run was begun, or went on, with."""
+    held, _ = _read(folder / FILE)
+    said = {"code": {**held.get("code", {}), **code}, "networks": {**held.get("networks", {}), **networks}}
+    said = {key: value for key, value in said.items() if value}
+    if any(held.get(key) != value for key, value in said.items()):
+        before = {
+            key: held["code"][key] for key in code if key in held.get("code", {}) and held["code"][key] != code[key]
+        }
+        changes = {"changes": [*held.get("changes", []), {"code": dict(code), "before": before}]} if before else {}
+        write_claim(folder, {**held, **said, **changes})
 
 
 def _same_data(folder: Path, held: Mapping[str, Any], info: DataInfo | None) -> None:

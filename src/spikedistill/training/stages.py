@@ -1,8 +1,9 @@
 """From a recipe's stage to its untrained network."""
 
 import copy
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from .. import finite, networks
 from ..data import DataInfo
 from ..networks.balancing import balance
 from ..networks.base import Network
+from ..networks.own import FILLED, Own, make, mark, own_of, parameters
+from ..neurons import build as build_neuron
 from ..randomness import seed_everything
 from ..recipe import Recipe, Stage, at
 from .calibration import recalibrate
-from .store import find_stage, load_network
-
-Factories = Mapping[str, Callable[[], nn.Module]]
+from .standalone import with_graph
+from .store import Factories, find_stage, load_network, own_target
 
 
 @dataclass
@@ -59,7 +61,10 @@ def build(
             from ..conversion import convert
 
             given = stage.convert.model_dump(exclude={"from_"})
-            network = convert(products[stage.convert.from_].network, calibration(), T, **given)
+            source_ann = products[stage.convert.from_].network
+            network = convert(source_ann, calibration(), T, **given)
+            if (own := own_of(source_ann)) is not None:
+                mark(network, replace(own, graph=None))
         else:
             assert stage.network is not None
             network = named(stage.network, T, info, factories)
@@ -76,6 +81,7 @@ def build(
         if isinstance(network, Network) and wants_recalibration(stage, network, products):
             device = next(network.parameters()).device
             recalibrate(network, [x.to(device) for x in calibration()])
+        with_graph(network, info)
         if stage.quantize is not None:
             from ..quantization import quantize
 
@@ -97,16 +103,8 @@ def named(options: Mapping[str, Any], T: int, info: DataInfo, factories: Factori
     given = dict(options)
     name, ann, weights = given.pop("name"), given.pop("ann", False), given.pop("weights", None)
     steps = None if ann else T
-    if name in factories:
-        network: nn.Module = factories[name]()
-        if given.pop("spiking", False):
-            network = networks.spiking(
-                network, steps or T, _neuron(given), (2, info.in_channels, *info.size), info.mean, info.std,
-                given.pop("gates", "refuse"), "frames" if info.input == "frames" else "image",
-                initialisation=given.pop("initialisation", "balanced"), firing_rate=given.pop("firing_rate", None),
-            )  # fmt: skip
-        if isinstance(network, Network):
-            network.config = {**network.config, "name": f"custom:{name}"}
+    if (target := own_target(str(name), factories)) is not None:
+        network = _own(str(name), target, given, steps, info, name in factories)
     elif str(name).startswith(("timm:", "torchvision:")):
         from ..networks.pretrained import from_name
 
@@ -136,11 +134,26 @@ def named(options: Mapping[str, Any], T: int, info: DataInfo, factories: Factori
     return network
 
 
-def _neuron(given: dict[str, Any]) -> Any:
-    from ..neurons import build as build_neuron
-
-    neuron = given.pop("neuron", None)
-    return None if neuron is None else build_neuron(neuron)
+def _own(name: str, target: Any, given: dict[str, Any], steps: int | None, info: DataInfo, by_name: bool) -> nn.Module:
+    """A network of somebody's own, turned into a spiking one where the recipe says so."""
+    size = {"num_classes": info.num_classes, "in_channels": info.in_channels, "input": info.input}
+    known = {**size, "time_steps": steps, "mean": info.mean, "std": info.std}
+    taken, turn = parameters(target), given.pop("spiking", False)
+    options = {key: value for key, value in given.items() if key in taken}
+    recorded = {key: known[key] for key in FILLED if key in taken} | options
+    network = make(name, target, options, known)
+    if turn:
+        neuron = None if "neuron" in taken else given.get("neuron")
+        network = networks.spiking(
+            network, steps or 1, None if neuron is None else build_neuron(neuron), (2, info.in_channels, *info.size),
+            info.mean, info.std, given.get("gates", "refuse"), "frames" if info.input == "frames" else "image",
+            initialisation=given.get("initialisation", "balanced"), firing_rate=given.get("firing_rate"),
+        )  # fmt: skip
+    own = Own(f"custom:{name}" if by_name else name, json.loads(json.dumps(recorded, default=str)))
+    mark(network, own)
+    if isinstance(network, Network):
+        network.config = {**network.config, "name": own.name}
+    return network
 
 
 def initialise(

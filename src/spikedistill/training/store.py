@@ -1,22 +1,28 @@
 """Finished networks on disk: ``model.safetensors``, ``config.json``, a model card. The layout the Hugging Face hub expects."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from .. import __version__, finite, networks
+from .. import __version__, finite, networks, own_code
 from ..errors import SpikedistillError
 from ..files import replace_folder
 from ..networks.balancing import restore_balance
 from ..networks.base import Network
-from . import records
+from ..networks.interpreter import network_of
+from ..networks.own import Own, make, mark, own_of
+from ..reading import read_json as read_plain
+from . import records, standalone
 from .checkpoint import read_json, read_tensors, sealed
 
 FORMAT = 1
-Factories = Mapping[str, Callable[[], nn.Module]]
+GRAPH = "graph.json"
+Factories = Mapping[str, Any]
 
 
 def save_network(
@@ -36,22 +42,54 @@ def save_network(
 
     finite.check(network, f"{folder}: the trained network", "nothing was written; the last checkpoint is kept")
     data = to_bytes({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()})
+    described, time_steps = description(network), getattr(network, "time_steps", None)
+    contents = {"model.safetensors": data, "README.md": card.encode()}
+    code: dict[str, Any] = {}
+    if (own := own_of(network)) is not None:
+        own = _alone(network, own, described, time_steps)
+        code = {"code": {"name": own.name, **own_code.recorded(own.name), "needed": own.why or None}}
+        if own.graph is None:
+            instead = "sd.load('this folder', network=your_module)"
+            needs = f"The network is code of your own, `{own.name}`, and needs it: `{instead}`. {own.why}"
+            contents["README.md"] = f"{card}\n{needs}\n".encode()
+        if own.graph is not None:
+            contents[GRAPH] = json.dumps(own.graph, indent=1).encode()
+            code["graph_sha256"] = hashlib.sha256(contents[GRAPH]).hexdigest()
     config = {
         "format": FORMAT,
         "record": records.RECORD,
         "library": f"spikedistill {__version__}",
-        "network": getattr(network, "config", {}),
-        "time_steps": getattr(network, "time_steps", None),
+        "network": described,
+        "time_steps": time_steps,
         "sha256": hashlib.sha256(data).hexdigest(),
+        **code,
         **about,
     }
-    contents = {"model.safetensors": data, "README.md": card.encode()}
     if best is not None:
         contents["best.safetensors"] = to_bytes({k: v.detach().cpu().contiguous() for k, v in best.items()})
         config["best_sha256"] = hashlib.sha256(contents["best.safetensors"]).hexdigest()
     contents |= {name: text.encode() for name, text in (extra or {}).items()}
     contents["config.json"] = sealed(config)
     replace_folder(folder, contents)
+
+
+def description(network: nn.Module) -> dict[str, Any]:
+    """What ``config.json`` says of a network: whatever makes its like."""
+    config = network.config if isinstance(network, Network) else {}
+    own = own_of(network)
+    return dict(config) if own is None else {**config, "name": own.name, "options": own.options}
+
+
+def _alone(network: nn.Module, own: Own, described: Mapping[str, Any], time_steps: int | None) -> Own:
+    """With the graph where a network made of it behaves as this one does, else with the reason."""
+    if own.graph is None:
+        return own
+
+    def formed_of(made: nn.Module) -> nn.Module:
+        return formed(made, json.loads(json.dumps(described)), time_steps)
+
+    why = standalone.difference(network, own.graph, formed_of)
+    return own if why is None else replace(own, graph=None, why=why)
 
 
 def load_network(
@@ -70,7 +108,9 @@ def load_network(
     tensors = read_tensors(folder / file, config.get("best_sha256" if best else "sha256"))
     described = records.upgraded_config(config["network"], int(config.get("record", 1)))
     if network is None:
-        network = rebuild(described, config.get("time_steps"), str(folder), factories or {})
+        network = rebuild(
+            described, config.get("time_steps"), str(folder), factories or {}, _graph(folder, config), tensors
+        )
     else:
         if "spiking" in described and not isinstance(network, Network):
             network = turned(network, described["spiking"])
@@ -84,25 +124,63 @@ def load_network(
     return network.eval()
 
 
-def rebuild(config: Mapping[str, Any], time_steps: int | None, where: str, factories: Factories) -> nn.Module:
-    """An untrained network from its recorded config."""
+def _graph(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The graph of a folder; None where it has none. Raises for one that is not as it was written."""
+    if "graph_sha256" not in config:
+        return None
+    path = folder / GRAPH
+    found = read_plain(path)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != config["graph_sha256"] or not isinstance(found, dict):
+        raise SpikedistillError(f"{path} is damaged: its checksum differs; take it from a copy, or repeat the stage")
+    return found
+
+
+def own_target(name: str, factories: Factories) -> Any:
+    """The class, function or module that a network's name means; None for a name that is no own code's."""
+    if name in factories:
+        return factories[name]
+    return own_code.find(name, "network") if own_code.is_address(name) else None
+
+
+def rebuild(
+    config: Mapping[str, Any],
+    time_steps: int | None,
+    where: str,
+    factories: Factories,
+    graph: dict[str, Any] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
+    """An untrained network from its recorded config; of own code: by that code where it is in use, else of its graph."""
     config = dict(config)
     name = config.get("name")
-    if name is None:
-        raise SpikedistillError(f"{where}: the network is your own; pass it as sd.load(..., network=...)")
-    if str(name).startswith("custom:"):
-        key = str(name).removeprefix("custom:")
-        if key not in factories:
-            raise SpikedistillError(f"{where}: the network {key!r} is your own; pass it as sd.load(..., network=...)")
-        network = factories[key]()
-        if "spiking" in config:
-            network = turned(network, config["spiking"])
+    own = name is None or str(name).startswith("custom:") or own_code.is_address(name)
+    if own:
+        known = str(name).removeprefix("custom:")
+        # To be trained further, a network needs its code: what that does in training only is not in its graph.
+        by_code = own_code.is_training() or (graph is None and own_code.is_open())
+        target = own_target(known, factories) if known in factories or by_code else None
+        options = dict(config.get("options") or {})
+        if target is not None:
+            network = make(known, target, options if own_code.is_address(known) or "options" in config else {}, {})
+            if "spiking" in config:
+                network = turned(network, config["spiking"])
+        elif graph is not None:
+            network = network_of(graph, f"{where}/{GRAPH}", sum(t.numel() for t in (tensors or {}).values()))
+            if isinstance(network, Network):
+                network.config = {k: v for k, v in config.items() if k != "quantize"}
+        else:
+            named = "" if name is None else f" {known!r}"
+            raise SpikedistillError(f"{where}: the network{named} is your own; pass it as sd.load(..., network=...)")
+        mark(network, Own(str(name), options, graph))
     elif str(name).startswith(("timm:", "torchvision:")):
         from ..networks.pretrained import from_config
 
         network = from_config(config)
     else:
-        network = networks.create(str(name), **config.get("options", {}))
+        try:
+            network = networks.create(str(name), **config.get("options", {}))
+        except own_code.NotImportedError as error:
+            raise SpikedistillError(f"{where}: {error}; pass the network as sd.load(..., network=...)") from None
     return formed(network, config, time_steps)
 
 
@@ -155,11 +233,13 @@ def load(
 ) -> nn.Module:
     """A trained network from a run folder (its last stage, or ``stage``), a seed folder or a network folder, in eval mode.
 
-    ``network``: an instance of your own class to load the weights into, where the run used one. ``best``: the network of
-    the best validation epoch, exactly as it was measured, in place of the last (also ``stage="STAGE@best"``).
+    Where the run used a network of your own, it is made of the graph that lies beside the weights; no code is imported.
+    ``network``: an instance of your own class to load the weights into instead. ``best``: the network of the best validation
+    epoch, exactly as it was measured, in place of the last (also ``stage="STAGE@best"``).
     """
     stage, at_best = split_best(stage)
-    return load_network(find_stage(Path(folder), stage), network, best=best or at_best)
+    with own_code.closed():
+        return load_network(find_stage(Path(folder), stage), network, best=best or at_best)
 
 
 def split_best(stage: str | None) -> tuple[str | None, bool]:
