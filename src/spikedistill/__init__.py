@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from . import data, export, hardware
     from .bibliography import citations
     from .conversion import convert
+    from .networks.adopt import adopt
     from .networks.balancing import balance
     from .networks.foreign import foreign
     from .networks.surgery import spiking
@@ -34,6 +35,7 @@ _LATER = {
     "hardware": "hardware",
     "citations": "bibliography",
     "convert": "conversion",
+    "adopt": "networks.adopt",
     "balance": "networks.balancing",
     "foreign": "networks.foreign",
     "spiking": "networks.surgery",
@@ -73,6 +75,7 @@ __all__ = [
     "Repeat",
     "Run",
     "SpikedistillError",
+    "adopt",
     "balance",
     "citations",
     "convert",

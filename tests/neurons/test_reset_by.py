@@ -30,7 +30,8 @@ def test_one_over_the_decay_subtracts_an_undecayed_threshold_a_step_later():
         x, torch.zeros_like(x[0]), 0.5, 1.0, Constants(1.0, "soft", reset_by=2.0), membrane=True
     )  # fmt: skip
     want, u = late(x, 0.5, 1.0)
-    assert torch.equal(spikes, want) and torch.equal(h, u)
+    assert torch.equal(spikes, want)
+    assert torch.equal(h, u)
     assert (h == 1).any(), "ties"
     assert not torch.equal(spikes, scan(x, torch.zeros_like(x[0]), 0.5, 1.0, Constants(1.0, "soft"))[0])
 
@@ -59,10 +60,12 @@ def test_on_a_grid_it_is_a_code_of_its_own():
     grid = Grid(1.0, 10, (1, 1), bits=8, reset_by=20)
     x = torch.tensor([[25.0], [0.0], [3.0], [7.0]])
     spikes, h, _ = scan(x, torch.zeros(1), 1.0, 1.0, Constants(reset="soft", grid=grid), membrane=True)
-    assert h.flatten().tolist() == [25, 2, 4, 9] and spikes.flatten().tolist() == [1, 0, 0, 0]
+    assert h.flatten().tolist() == [25, 2, 4, 9]
+    assert spikes.flatten().tolist() == [1, 0, 0, 0]
     with compilation.uncompiled():
         again, charged = fused.run(x, 4, False, 1.0, 1.0, 0.0, Constants(reset="soft", grid=grid), membrane=True)
-    assert torch.equal(again.view_as(spikes), spikes) and torch.equal(charged.view_as(h), h)
+    assert torch.equal(again.view_as(spikes), spikes)
+    assert torch.equal(charged.view_as(h), h)
 
 
 def network(**options):
