@@ -175,8 +175,8 @@ def test_transformers_as_their_authors_name_them(ms: bool, tokenizer: str) -> No
 
 def test_what_does_not_fit_is_refused() -> None:
     model = Authors(False, "proj")
+    balanced = sd.networks.create("spikformer_4_384", **SIZES | {"initialisation": "balanced"})
     with pytest.raises(SpikedistillError, match=r"threshold 0\.5.*initialisation='plain'"):
-        balanced = sd.networks.create("spikformer_4_384", **SIZES | {"initialisation": "balanced"})
         sd.networks.load_published(balanced, model.state_dict())
     state = model.state_dict()
     del state["head.bias"]
