@@ -30,10 +30,20 @@ def test_names():
 
 
 def test_signatures():
-    neuron = ["threshold", "reset", "surrogate", "time_steps", "initial", "detach_reset", "encode", "smooth"]
+    neuron = [
+        "threshold",
+        "reset",
+        "surrogate",
+        "time_steps",
+        "initial",
+        "detach_reset",
+        "encode",
+        "smooth",
+        "reset_by",
+    ]
     assert parameters(sd.LIF) == ["tau", "decay", "gain", *neuron]
     assert parameters(sd.IF) == neuron
-    assert parameters(sd.PLIF) == ["init_tau", *neuron]
+    assert parameters(sd.PLIF) == ["init_tau", *neuron, "gain"]
     assert parameters(sd.NormNeuron)[:4] == ["channels", "neuron", "eps", "momentum"]
     assert parameters(sd.Distiller) == ["student", "teacher", "objectives", "teacher_weights", "teacher_heads"]
     assert parameters(sd.train)[:3] == ["recipe", "networks", "data"]

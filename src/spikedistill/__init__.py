@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .bibliography import citations
     from .conversion import convert
     from .distiller import Distiller, Losses
+    from .networks.adopt import adopt
     from .networks.balancing import balance
     from .networks.foreign import foreign
     from .networks.surgery import spiking
@@ -41,6 +42,7 @@ _LATER = {
     "time_steps": "simulation",
     "citations": "bibliography",
     "convert": "conversion",
+    "adopt": "networks.adopt",
     "balance": "networks.balancing",
     "foreign": "networks.foreign",
     "spiking": "networks.surgery",
@@ -81,6 +83,7 @@ __all__ = [
     "Repeat",
     "Run",
     "SpikedistillError",
+    "adopt",
     "balance",
     "citations",
     "compare",

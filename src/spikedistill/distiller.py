@@ -75,7 +75,9 @@ class Distiller(nn.Module):
             if "." in name:
                 raise SpikedistillError(f"an objective's name has no dots, found {name!r}")
             if hasattr(nn.ModuleDict, name) or name in nn.ModuleDict().__dict__:
-                raise SpikedistillError(f"an objective cannot be named {name!r}, a word of torch modules; choose another `name`")
+                raise SpikedistillError(
+                    f"an objective cannot be named {name!r}, a word of torch modules; choose another `name`"
+                )
         self._lessons = {one.term.name: one for one in lessons(built, shares(list(self._teachers), teacher_weights))}
         self.objectives = nn.ModuleDict({name: one.term for name, one in self._lessons.items()})
         for one in self._teachers.values():

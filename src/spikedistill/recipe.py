@@ -154,7 +154,9 @@ class Stage(Strict):
         if not isinstance(given, Mapping) or given.get("operations") is None:
             return given
         given_ones, aim = given.get("objectives") or [{"type": "cross_entropy"}], {"type": "operations_aim"}
-        if not isinstance(given_ones, list) or any(isinstance(o, Mapping) and aim.items() <= o.items() for o in given_ones):
+        if not isinstance(given_ones, list) or any(
+            isinstance(o, Mapping) and aim.items() <= o.items() for o in given_ones
+        ):
             return given
         return {**given, "objectives": [*given_ones, {**aim, "operations": given["operations"]}]}
 

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from . import simulation
 from .errors import SpikedistillError, nearest
 from .networks.base import Network, Quantized
+from .networks.foreign import Foreign
 from .networks.graph import Call, Graph, trace
 from .networks.operations import Node
+from .networks.wrapped import first_tensor
 from .neurons import NormNeuron, neuron_of
 from .neurons import layers as neuron_layers
 from .neurons.over_time import time_mean
@@ -116,6 +118,11 @@ def neuron_paths(network: nn.Module) -> list[str]:
     return list(neuron_layers(network))
 
 
+def has_spikes(network: nn.Module) -> bool:
+    """Whether ``*@spikes`` names anything."""
+    return bool(neuron_paths(network)) or (isinstance(network, Foreign) and bool(network.spiking_layers()))
+
+
 def resolve(network: nn.Module, text: str, example: Tensor | None = None) -> list[Tap]:
     """Concrete taps for a tap, alias or wildcard; an unknown one raises and names the nearest."""
     match = _FORM.match(text)
@@ -166,10 +173,12 @@ def _every(network: nn.Module, what: str, text: str, example: Tensor | None) -> 
     if not paths and what == "output":
         inside = {f"{path}.neuron" for path, m in network.named_modules() if isinstance(m, NormNeuron)}
         paths = [p for p, m in network.named_modules() if isinstance(m, nn.ReLU | NormNeuron) and p not in inside]
+    if not paths and what == "spikes" and isinstance(network, Foreign):
+        paths, what = network.spiking_layers(), "output"
     if not paths:
         wanted = "convolutions or linear layers" if what == "input" else "spiking neuron layers"
         raise SpikedistillError(f"tap {text!r}: the network has no {wanted} (an ANN has no insides of neurons)")
-    if example is None and network not in _GRAPHS:
+    if isinstance(network, Foreign) or (example is None and network not in _GRAPHS):
         return [Tap(path, 0, what) for path in paths]
     wanted_paths = set(paths)
     nodes = [n for n in graph_of(network, example) if n.path in wanted_paths]
@@ -264,6 +273,7 @@ class Recording:
         self.network = network
         self.taps = list(dict.fromkeys(taps))
         self.found: dict[str, Tensor] = {}
+        self.every: dict[str, list[Tensor]] = {}  # of a foreign network, whose modules may be called once a time step
 
     def __enter__(self) -> "Recording":
         self.exits = ExitStack()
@@ -280,6 +290,14 @@ class Recording:
             nonlocal count
             sim = simulation.current()
             if sim is not None and sim.recomputing:
+                return
+            if isinstance(self.network, Foreign):
+                if not self.network.checking:
+                    for tap in self.taps:
+                        if tap.path == path and tap.what in ("output", "input"):
+                            self.every.setdefault(str(tap), []).append(
+                                first_tensor(out if tap.what == "output" else args)
+                            )
                 return
             if (count, "output") in wanted:
                 self.found[wanted[count, "output"]] = out
@@ -315,6 +333,8 @@ def run(
     if found and isinstance(network, Network) and network.quantization is not None:
         found = _values(network, network.quantization, taps, found, x)
     captures = {tap: _unfold(value, N, steps) for tap, value in found.items()}
+    if isinstance(network, Foreign):
+        captures = {tap: network.timed(calls, N, steps) for tap, calls in recording.every.items()}
     captures |= {str(Tap(*key)): value for key, value in sim.captured.items()}
     missing = [str(t) for t in taps if str(t) not in captures and str(t)]
     if missing:
@@ -378,6 +398,7 @@ __all__ = [
     "attention_paths",
     "captures",
     "graph_of",
+    "has_spikes",
     "neuron_paths",
     "resolve",
     "run",

@@ -93,8 +93,8 @@ def test_reset_comes_before_every_forward_also_in_copies(reset: Any) -> None:
     assert torch.equal(network(x), network(x))
     assert torch.equal(twin(x), twin(x))
     assert torch.equal(twin(x), network(x))
-    forgetful = foreign(Counter(), in_channels=3, time_steps=2)
-    assert not torch.equal(forgetful(x), forgetful(x))
+    with pytest.raises(SpikedistillError, match=r"second time on the same input.*reset="):
+        foreign(Counter(), in_channels=3, time_steps=2)(x)
 
 
 def test_spikingjelly_multi_step_network() -> None:
@@ -135,3 +135,46 @@ def test_wrong_use_is_refused() -> None:
         foreign(lambda x: torch.zeros(4, 2, 3, 5), num_classes=5)(torch.rand(2, 3, 4, 4))
     with pytest.raises(SpikedistillError, match="cannot be streamed"):
         foreign(Frames(), in_channels=3).eval().step(torch.rand(2, 3, 4, 4))
+
+
+def test_a_wrong_layout_is_noticed_by_another_image() -> None:
+    """Steps add up along what the network takes for time."""
+
+    class Sums(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((-1, -2)).cumsum(0)
+
+    x = torch.rand(4, 3, 6, 6)
+    assert foreign(Sums(), "TNCHW", num_classes=3, in_channels=3, time_steps=4)(x).shape == (4, 4, 3)
+    with pytest.raises(SpikedistillError, match="layout 'NTCHW' is not what"):
+        foreign(Sums(), "NTCHW", num_classes=3, in_channels=3, time_steps=4)(x)
+
+
+@pytest.mark.parametrize("layout", ["TNCHW", "folded", "step", "NTCHW"])
+def test_features_are_tapped_as_the_layout_says(layout: str) -> None:
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flat, self.features, self.fc = nn.Identity(), nn.Identity(), nn.Linear(3, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.flat(x.flatten(0, 1) if x.dim() == 5 else x)
+            return self.fc(self.features(x).mean((-1, -2)))
+
+    network = foreign(Features(), layout, time_steps=3, input="frames", in_channels=3)
+    x = torch.rand(2, 3, 3, 6, 6)
+    for tap in ("features", "model.flat"):
+        captured = taps.captures(network, x, [tap])[1][tap]
+        assert torch.equal(captured, x.transpose(0, 1))
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_spikes_of_known_neurons_are_its_activity(multi: bool) -> None:
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
+    from spikingjelly.activation_based import functional, layer
+
+    model = nn.Sequential(layer.Flatten(), layer.Linear(27, 5), neuron.IFNode())
+    functional.set_step_mode(model, "m" if multi else "s")
+    network = foreign(model, "TNCHW" if multi else "step", functional.reset_net, time_steps=4, in_channels=3)
+    logits, seen = taps.captures(network, torch.rand(2, 3, 3, 3) * 3, ["*@spikes"])
+    assert torch.equal(seen["*@spikes"], logits)

@@ -99,4 +99,5 @@ class CodedBuilder(GraphBuilder):
         return self.of(
             node, "neuron", {name: f * gain for name, f in charge.items()}, decay=grid.decay,
             threshold=float(grid.threshold), reset=n.reset, initial=n.initial / grid.unit, grid=grid,
+            reset_by=n.reset_by,
         )  # fmt: skip

@@ -70,7 +70,7 @@ def _prepared(part: CodedNeuron | NormGrid) -> None:
 
 def _grid(membrane: Membrane) -> None:
     g = membrane.prepare()
-    membrane.neuron.grid = Grid(g.unit, g.threshold, g.leak, g.bits, g.shift, g.leak_first)
+    membrane.neuron.grid = Grid(g.unit, g.threshold, g.leak, g.bits, g.shift, g.leak_first, g.reset_by)
     _constant(membrane, "prepare", membrane.neuron.grid)
 
 

@@ -29,8 +29,8 @@ class Layer:
 
     ``shape``: of its output, without batch. ``origin``: the traced node that it stands for. ``weight``, ``bias``: float64.
     ``window``: kernel, stride, padding, dilation of convolutions and pools. ``decay``, ``threshold``, ``reset``,
-    ``initial``, ``grid`` (of quantized ones): of neurons, whose gain is on the edges. ``step``: what the output is a
-    multiple of, rounded half-up, in a quantized network; 0 where nothing is rounded.
+    ``initial``, ``reset_by``, ``grid`` (of quantized ones): of neurons, whose gain is on the edges. ``step``: what the output
+    is a multiple of, rounded half-up, in a quantized network; 0 where nothing is rounded.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Layer:
     threshold: float = 1.0
     reset: str | None = "hard"
     initial: float = 0.0
+    reset_by: float = 1.0
     grid: Grid | None = None
 
 

@@ -189,6 +189,7 @@ class GraphBuilder:
         return self.of(
             node, "neuron", {name: factor * gain for name, factor in charge.items()},
             decay=_number(n.decay), threshold=n.threshold, reset=n.reset, initial=n.initial,
+            reset_by=n.reset_by,
         )  # fmt: skip
 
     def norm_neuron(self, node: Node) -> Terms:

@@ -150,6 +150,8 @@ def _extras(lowered: Lowered) -> dict[str, dict[str, Any]]:
         extra: dict[str, Any] = {"path": layer.path, "call": layer.call}
         if layer.kind == "neuron":
             extra |= {"reset": layer.reset, "initial": layer.initial}
+            if layer.reset_by != 1:
+                extra["reset_by"] = layer.reset_by
             if layer.grid is not None:
                 extra["grid"] = dataclasses.asdict(layer.grid)
         if layer.step:

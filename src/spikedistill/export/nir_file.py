@@ -28,6 +28,7 @@ class GridNotes(_Notes):
     bits: Annotated[int, Field(ge=1, le=52)] | None = None
     shift: Annotated[int, Field(ge=0, le=52)] = 0
     leak_first: bool = False
+    reset_by: Annotated[int, Field(ge=1, le=1 << 52)] | None = None
 
 
 class NodeNotes(_Notes):
@@ -35,6 +36,7 @@ class NodeNotes(_Notes):
 
     reset: Literal["hard", "soft"] | None = "hard"
     initial: float = 0.0
+    reset_by: Annotated[float, Field(gt=0)] = 1.0
     grid: GridNotes | None = None
     step: Annotated[float, Field(gt=0)] | None = None
     max: bool = False

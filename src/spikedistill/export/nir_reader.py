@@ -214,7 +214,7 @@ def _neuron(name: str, node: Any, extra: NodeNotes, time_steps: int, dt: float) 
         raise SpikedistillError(f"node {name!r}: v_reset must be 0, found {_few(node.v_reset)}")
     return LIF(
         decay=decay, gain=gain, threshold=_uniform(name, "v_threshold", node.v_threshold), reset=extra.reset,
-        initial=extra.initial, time_steps=time_steps,
+        initial=extra.initial, time_steps=time_steps, reset_by=extra.reset_by,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from ..neurons.strided import guard
 from . import events, hybrid_vit, resnet, spikformer, sresnet, vgg
 from .balancing import balance
 from .base import Network
+from .pretrained import load_published
 from .surgery import spiking
 
 BUILDERS: dict[str, Callable[..., Network]] = {
@@ -76,4 +77,4 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-__all__ = ["BUILDERS", "Network", "balance", "create", "names", "options", "spiking"]
+__all__ = ["BUILDERS", "Network", "balance", "create", "load_published", "names", "options", "spiking"]

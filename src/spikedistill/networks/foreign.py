@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import simulation
 from ..errors import SpikedistillError, nearest
 from .base import Input, Network, State
+from .peers import spikes
 from .wrapped import Wrapped, first_tensor, input_channels, statistics
 
 LAYOUTS = ("TNCHW", "NTCHW", "folded", "step", "NCHW")
@@ -32,6 +33,76 @@ class Foreign(Wrapped):
     layout: str = "TNCHW"
     output: int | str | None = None
     reset_model: Callable[[], Any] | None = None
+    checked = False  # whether it was run twice
+    checking = False  # it is being run twice: what happens inside is nobody's capture
+
+    def spiking_layers(self) -> list[str]:
+        """Paths of the neurons of SpikingJelly, snnTorch and Norse in it; their outputs are its spikes."""
+        return [f"model.{path}" for path, m in self.model.named_modules() if path and spikes(m)]
+
+    def timed(self, calls: list[Tensor], N: int, T: int | None) -> Tensor:
+        """What a module gave in all its calls of one pass, as (T, N, ...); raises where the layout does not say how."""
+        if T is None:
+            return calls[0].unflatten(0, (-1, N))
+        if len(calls) == T > 1:
+            return torch.stack(calls)
+        x = calls[0]
+        if self.layout == "NTCHW":
+            if x.shape[:2] == (N, T):
+                return x.transpose(0, 1)
+            if x.shape[0] == N * T:
+                return x.unflatten(0, (N, T)).transpose(0, 1)
+        elif x.shape[:2] == (T, N):
+            return x
+        if x.shape[0] == T * N and self.layout != "NTCHW":
+            return x.unflatten(0, (T, N))
+        if x.shape[0] == N and len(calls) == 1:  # once for all steps
+            return x.unsqueeze(0).expand(T, *x.shape)
+        raise SpikedistillError(
+            f"a module of the foreign network was called {len(calls)} times and gave {tuple(x.shape)} for T = {T}, N = {N} with "
+            f"layout {self.layout!r}; a tap needs (T, N, ...), (T*N, ...), or one call a step"
+        )
+
+    def _check(self, x: Tensor) -> None:
+        """Once: what is left of a pass, or of another image, does not change the logits."""
+        if self.checked or torch._C._len_torch_function_stack() or torch.compiler.is_compiling():
+            return
+        self.checked, self.checking = True, True
+        training = {m: m.training for m in self.modules()}
+        self.eval()
+        try:
+            with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.no_grad():
+                state = torch.get_rng_state()
+                outs = []
+                for given in (x, x, x[-1:]):
+                    torch.set_rng_state(state)
+                    try:
+                        outs.append(super().forward(given))
+                    except Exception:
+                        if given is x:
+                            raise
+                        outs.append(outs[0][..., -1:, :])  # a batch size of its own: nothing to compare
+        finally:
+            self.checking = False
+            for module, flag in training.items():
+                module.training = flag
+        if not _near(outs[0], outs[1]):
+            self.checked = False
+            raise SpikedistillError(
+                "the foreign network gives something else when it runs a second time on the same input: its neurons keep "
+                "their state; give reset= what makes it new (for SpikingJelly spikingjelly.activation_based.functional.reset_net)"
+            )
+        if len(x) > 1 and not _near(outs[0][..., -1:, :], outs[2]):
+            self.checked = False
+            raise SpikedistillError(
+                f"an image's logits change with the other images of its batch: layout {self.layout!r} is not what the foreign "
+                "network takes (time and batch exchanged?), or its reset is missing"
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (T, N, K); ANN (N, K). The first pass is also run twice and on one image, see :func:`foreign`."""
+        self._check(x)
+        return super().forward(x)
 
     def body(self, x: Tensor) -> Tensor:
         """(N, C, H, W) or, from frames, (T*N, C, H, W) to folded logits (T*N, K)."""
@@ -101,6 +172,10 @@ def foreign(
     the model gives several things (None: the first tensor). ``num_classes``, ``in_channels``: None reads them off the last
     linear layer and the first convolution. mean, std: None takes timm's if the model has them, else 0 and 1.
 
+    At its first pass the network runs a second time on the same input, and on one image alone: a missing reset and a wrong
+    layout are errors. Taps take the outputs of its modules as (T, N, ...), as the layout says; spikes are the outputs of
+    SpikingJelly's, snnTorch's and Norse's neurons. For membranes, quantization and a price take :func:`.adopt`.
+
     Shape: (N, C, H, W), or frames (N, F, C, H, W), to (T, N, K); an ANN to (N, K). Raises for logits of another shape.
     """
     if layout not in LAYOUTS:
@@ -153,3 +228,9 @@ class _Bound:
             getattr(self.model, self.reset)()
         else:
             self.reset(self.model)
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    """Equal but for sums in another order; NaN is for others to name."""
+    bound = 1e-3 * float(a.abs().amax().nan_to_num()) + 1e-6
+    return bool(((a - b).abs() <= bound).logical_or(a.isnan()).all())

@@ -67,11 +67,28 @@ def load_weights(network: nn.Module, file: "str | Path") -> nn.Module:
     """Load a file's weights into ``network`` by name, and return it.
 
     A common ``module.`` is dropped, and a wrapped model's own names fit without ``model.``. ``num_batches_tracked``, ``mean``
-    and ``std`` may be missing; a missing, unknown or differently shaped tensor else raises and names the nearest.
+    and ``std`` may be missing; a missing, unknown or differently shaped tensor else raises and names the nearest. Published
+    checkpoints' names (:mod:`.published`) are known.
     """
-    given = read_weights(file)
+    return load_published(network, read_weights(file), str(file))
+
+
+def load_published(
+    network: nn.Module, state_dict: "Mapping[str, Tensor] | str | Path", name: str = "the state dict"
+) -> nn.Module:
+    """Load a state dict, or a file, with its authors' names into a network of ours, and return it.
+
+    SEW-ResNet, Spikformer and Spikingformer as their authors and SpikingJelly name them (:mod:`.published`), and our own
+    names. Raises :class:`SpikedistillError` as :func:`load_weights` does; ``name`` is what errors call the state dict.
+    """
+    if isinstance(state_dict, str | Path):
+        return load_weights(network, state_dict)
+    from .published import translated
+
+    file, given = name, dict(state_dict)
     if all(k.startswith("module.") for k in given):
         given = {k.removeprefix("module."): v for k, v in given.items()}
+    given = translated(network, given)
     own = network.state_dict()
     if isinstance(network, Wrapped) and not all(k in OWN or k.startswith("model.") for k in given):
         given = {k if k in OWN and k not in network.model.state_dict() else f"model.{k}": v for k, v in given.items()}

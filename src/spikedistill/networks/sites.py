@@ -58,7 +58,7 @@ def find(graph: Graph, model: nn.Module, gates: str = "refuse") -> list[Site]:
     """All ReLU calls in the order of execution; raises for what has no spiking counterpart, by path and source line."""
     live = graph.live
     refuse([node for node in graph if node.name in live], gates)
-    sites = [Site(n, _norm_before(n, graph, model)) for n in graph if n.name in live and n.op == "relu"]
+    sites = [Site(n, norm_before(n, graph, model)) for n in graph if n.name in live and n.op == "relu"]
     if not sites:
         raise SpikedistillError(
             f"{type(model).__name__} calls no ReLU on its input; there is nothing to turn into neurons"
@@ -97,7 +97,7 @@ def _clamped(node: Node) -> bool:
     return isinstance(low, int | float) and low == 0
 
 
-def _norm_before(relu: Node, graph: Graph, model: nn.Module) -> str | None:
+def norm_before(relu: Node, graph: Graph, model: nn.Module) -> str | None:
     """Path of a batch norm whose only reader is this ReLU."""
     node = relu
     for before in _backwards(relu, graph):

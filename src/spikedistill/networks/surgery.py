@@ -142,7 +142,7 @@ def spiking(
     model = copy.deepcopy(model)
     notes = _prepare(model)
     example = _example(model, example, input_size)
-    with _explained(example):
+    with explained(example):
         graph = trace(model, example)
     sites = find(graph, model, gates)
     channels = example.shape[1]
@@ -152,18 +152,18 @@ def spiking(
     failure: SpikedistillError | None = None
     for way, where in ways:
         network = Spiking(
-            _sharing_copy(model), classes, channels, input, time_steps, mean, std, input_size, interpolation
+            sharing_copy(model), classes, channels, input, time_steps, mean, std, input_size, interpolation
         )  # fmt: skip
-        places = _turn(network, sites, prototype, where if way == "encode" else None)
+        places = turn(network, sites, lambda _: prototype, where if way == "encode" else None)
         if way == "repeat":
-            _repeat_after(network, where, time_steps)
+            repeat_after(network, where, time_steps)
         given = example if input == "image" else example.unsqueeze(1).repeat(1, time_steps, 1, 1, 1)
         try:
             _verify(network, given, graph, sites, places)
         except SpikedistillError as error:
             failure = error  # of the last way, which asks least of the model
             continue
-        network.notes = [*notes, _words(way, where)]
+        network.notes = [*notes, words(way, where)]
         for note in network.notes:
             log.info(note)
         network.config = {
@@ -182,12 +182,13 @@ def spiking(
     raise failure
 
 
-def _sharing_copy(module: Any) -> Any:
+def sharing_copy(module: Any) -> Any:
     """A copy with buffers and structure of its own; parameters, the large part, are the same objects."""
     return copy.deepcopy(module, {id(p): p for p in module.parameters()})
 
 
-def _words(way: str, where: str) -> str:
+def words(way: str, where: str) -> str:
+    """How time enters, for the notes."""
     if way == "encode":
         return f"the neuron of {where} encodes: what stands before it is computed once"
     if way == "repeat":
@@ -259,7 +260,7 @@ def _example(model: nn.Module, example: "Tensor | Sequence[int] | None", input_s
     return example if len(example) > 1 else example.repeat(2, *[1] * (example.dim() - 1))  # norms need two in training
 
 
-class _explained:
+class explained:
     """Adds the example's shape to what a model says about an input that it cannot take."""
 
     def __init__(self, example: Tensor) -> None:
@@ -275,8 +276,8 @@ class _explained:
             ) from error
 
 
-def _turn(network: Spiking, sites: list[Site], prototype: Neuron, encode: str | None) -> list[str]:
-    """Put neurons in place of ReLUs; returns the path of each site's neuron layer."""
+def turn(network: Spiking, sites: list[Site], prototype: Callable[[Site], Neuron], encode: str | None) -> list[str]:
+    """Put neurons in the places of sites; returns the path of each site's neuron layer."""
     model = network.model
     groups: dict[tuple[str, bool], list[Site]] = {}
     for site in sites:
@@ -287,7 +288,7 @@ def _turn(network: Spiking, sites: list[Site], prototype: Neuron, encode: str | 
         layers: list[nn.Module] = []
         base = f"{path}.{FUNCTIONAL}" if functional and path else FUNCTIONAL if functional else path
         for k, site in enumerate(group):
-            neuron = build(prototype)
+            neuron = build(prototype(site))
             assert isinstance(neuron, Neuron)
             neuron.encode = site.node.name == encode
             if site.norm is not None:
@@ -326,7 +327,8 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 parent._modules[key] = new
 
 
-def _repeat_after(network: Spiking, path: str, time_steps: int) -> None:
+def repeat_after(network: Spiking, path: str, time_steps: int) -> None:
+    """Let time begin behind a module, or at the input (path "")."""
     network.repeat_at, network.repeat = path, Repeat(time_steps)
     if path:
         network.model.get_submodule(path).register_forward_hook(RepeatAfter(network.repeat))
@@ -335,7 +337,7 @@ def _repeat_after(network: Spiking, path: str, time_steps: int) -> None:
 def _verify(network: Spiking, example: Tensor, before: Graph, sites: list[Site], places: list[str]) -> None:
     """Run the turned network: every neuron reached, read by as many as its ReLU was, nothing left, T*N logits."""
     T = network.time_steps or 1
-    with _explained(example):
+    with explained(example):
         graph = trace(network, example)
     left = [n for n in graph if n.op == "relu"]
     if left:
@@ -352,7 +354,7 @@ def _verify(network: Spiking, example: Tensor, before: Graph, sites: list[Site],
     rows = graph[graph.output].shape[0]
     if rows != T * len(example):
         raise SpikedistillError(f"the turned network gives {rows} rows of logits for {len(example)} images at T = {T}")
-    with _explained(images):
+    with explained(images):
         refuse_mixing(network, graph, images)
     _verify_training(network, example)
 
@@ -370,9 +372,9 @@ class _Detect(TorchFunctionMode):
 
 def _verify_training(network: Spiking, example: Tensor) -> None:
     """In training mode a model may run other code than in eval mode, where it was traced."""
-    twin = _sharing_copy(network).train()
+    twin = sharing_copy(network).train()
     devices = [example.device] if example.is_cuda else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), _explained(example), _Detect() as detect:
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), explained(example), _Detect() as detect:
         twin(example)
     if detect.found:
         raise SpikedistillError(

@@ -3,7 +3,7 @@
     H_t = decay * V_{t-1} + gain * I_t          charged membrane
     S_t = [H_t >= threshold]                    spike
     V_t = H_t * (1 - S_t)                       hard reset
-        | H_t - threshold * S_t                 soft reset
+        | H_t - reset_by * threshold * S_t      soft reset (reset_by = 1 unless said)
         | H_t                                   no reset
     V_t <- Q(V_t)                               if the membrane lies on a grid
 
@@ -68,7 +68,8 @@ class Grid:
 
     ``threshold``: integer code at which it fires. ``leak``: ``(l, L)``, the decay is ``l / 2^L``. ``bits``: of the stored
     membrane, in steps of ``2^shift`` codes, saturating (None: stored as it is). ``leak_first``: the leak is applied to
-    what is stored, before Q (MINT), instead of to what is read.
+    what is stored, before Q (MINT), instead of to what is read. ``reset_by``: codes that a soft reset subtracts (None: the
+    threshold).
     """
 
     unit: float
@@ -77,6 +78,7 @@ class Grid:
     bits: int | None = None
     shift: int = 0
     leak_first: bool = False
+    reset_by: int | None = None
 
     fusable = True  # the fused arithmetic knows its gradients
 
@@ -84,6 +86,11 @@ class Grid:
     def decay(self) -> float:
         """``l / 2^L``, which every float holds exactly."""
         return self.leak[0] / (1 << self.leak[1])
+
+    @property
+    def subtracted(self) -> int:
+        """Codes that a soft reset subtracts."""
+        return self.threshold if self.reset_by is None else self.reset_by
 
     def decayed(self, v: Tensor) -> Tensor:
         """``floor(V * l / 2^L)``."""
@@ -113,6 +120,12 @@ class Constants:
     detach_reset: bool = True
     smooth: bool = False
     grid: Grid | None = None
+    reset_by: float = 1.0
+
+    @property
+    def subtracted(self) -> float:
+        """What a soft reset takes from the membrane."""
+        return self.threshold * self.reset_by if self.grid is None else float(self.grid.subtracted)
 
 
 def step(current: Tensor, v: Tensor, decay: Number, gain: Number, c: Constants) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,7 +145,7 @@ def step(current: Tensor, v: Tensor, decay: Number, gain: Number, c: Constants) 
     if c.reset == "hard":
         v = h * (1 - s)
     elif c.reset == "soft":
-        v = h - threshold * s
+        v = h - c.subtracted * s
     else:
         v = h
     if c.grid is not None:

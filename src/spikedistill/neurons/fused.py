@@ -187,11 +187,11 @@ def numbers(
     """A neuron's numbers as one tensor, in the order of :mod:`.kernels`; differentiable in a learned decay and gain."""
     g = c.grid
     if g is None:
-        rest = (c.threshold, initial, 1.0, 0.0, 0.0, 1.0)
+        rest = (c.threshold, initial, 1.0, 0.0, 0.0, 1.0, c.subtracted)
     else:
         half = 2 ** ((g.bits or 1) - 1)
         start = float(math.floor(initial / g.unit + 0.5))
-        rest = (float(g.threshold), start, g.unit, -float(half), float(half - 1), float(1 << g.shift))
+        rest = (float(g.threshold), start, g.unit, -float(half), float(half - 1), float(1 << g.shift), c.subtracted)
         decay, gain = g.decay, 1.0
     if isinstance(decay, Tensor) or isinstance(gain, Tensor):
         pair = [torch.as_tensor(v, dtype=dtype, device=device) for v in (decay, gain)]

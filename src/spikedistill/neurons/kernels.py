@@ -6,7 +6,7 @@
 and backward in time, with gS, gH the gradients that arrive at spikes and charged membranes, sg the surrogate:
 
     gR_t = gV_t * [Q did not saturate]                          R: the membrane after the reset, before Q
-    gS_t += -gR_t * H_t (hard) | -threshold * gR_t (soft)       unless the reset is detached
+    gS_t += -gR_t * H_t (hard) | -subtracted * gR_t (soft)      unless the reset is detached
     gH_t += gR_t * (1 - S_t) (hard) | gR_t (soft, none);  gH_t += gS_t * sg(H_t - threshold)
     gI_t = gain * gH_t;  gV_{t-1} = decay * gH_t
 
@@ -32,7 +32,9 @@ from .compilation import Kernel
 from .dynamics import Constants, Reset
 from .surrogate import Surrogate
 
-DECAY, GAIN, THRESHOLD, INITIAL, UNIT, LOW, HIGH, STEP = range(8)  # places of a neuron's numbers in their tensor
+DECAY, GAIN, THRESHOLD, INITIAL, UNIT, LOW, HIGH, STEP, SUBTRACTED = range(
+    9
+)  # places of a neuron's numbers in their tensor
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Plan:
     residual: bool
     membrane: bool
     learned: bool  # decay and gain receive gradients
+    at_threshold: bool = True  # a soft reset subtracts just the threshold
 
     @classmethod
     def of(
@@ -61,9 +64,10 @@ class Plan:
         """The plan for a neuron with these constants."""
         kind: Literal["plain", "bits"] | None = None if c.grid is None else "plain" if c.grid.bits is None else "bits"
         leak_first = c.grid is not None and c.grid.leak_first
+        threshold = c.threshold if c.grid is None else c.grid.threshold
         return cls(
             T, encode, c.reset, c.surrogate, c.detach_reset, c.smooth, kind, leak_first,
-            norm, channels_last, residual, membrane, learned,
+            norm, channels_last, residual, membrane, learned, c.reset != "soft" or c.subtracted == threshold,
         )  # fmt: skip
 
 
@@ -123,8 +127,10 @@ class _Arithmetic:
             return h
         if self.p.smooth:
             s = self.spike(u, k)
-            return h * (1 - s) if self.p.reset == "hard" else h - k[THRESHOLD] * s
-        return torch.where(u >= 0, 0.0 if self.p.reset == "hard" else u, h)
+            return h * (1 - s) if self.p.reset == "hard" else h - k[SUBTRACTED] * s
+        if self.p.reset == "hard":
+            return torch.where(u >= 0, 0.0, h)
+        return torch.where(u >= 0, u if self.p.at_threshold else h - k[SUBTRACTED], h)
 
     def code(self, r: Tensor, k: Tensor) -> Tensor:
         """What is stored, in steps of Q, before it saturates."""
@@ -176,7 +182,7 @@ class _Arithmetic:
             if gv is not None:
                 gr = self.through_store(gv, self.after(h, u, k), k) if p.grid else gv
                 if p.reset is not None and not p.detach_reset:
-                    gs = gs - gr * (h if p.reset == "hard" else k[THRESHOLD])
+                    gs = gs - gr * (h if p.reset == "hard" else k[SUBTRACTED])
                 if p.reset == "hard":
                     gr = gr * (1 - self.spike(u, k)) if p.smooth else torch.where(u >= 0, 0.0, gr)
                 gh = gr if gh is None else gh + gr

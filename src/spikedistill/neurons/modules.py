@@ -27,11 +27,13 @@ RESETS = ("hard", "soft", None)
 class Neuron(nn.Module):
     """What all neurons share: constants, the view of time, streaming and captures. Use ``IF``, ``LIF`` or ``PLIF``.
 
-    ``surrogate``: None is ``atan``, and in a balanced network the one that suits the neuron.
+    ``surrogate``: None is ``atan``, and in a balanced network the one that suits the neuron. ``reset_by``: a soft reset
+    subtracts so many thresholds (snnTorch subtracts one undecayed threshold a step later: ``reset_by = 1 / decay``).
     """
 
     grid: Grid | None = None  # set by quantization: then current, H and V are integer codes
     recipe_type: str | None = None  # under which a recipe asked for it
+    seldom: Mapping[str, Any] = {"encode": False, "reset_by": 1.0}  # left out of a record where they are so
 
     def __init__(
         self,
@@ -43,6 +45,7 @@ class Neuron(nn.Module):
         detach_reset: bool = True,
         encode: bool = False,
         smooth: bool = False,
+        reset_by: float = 1.0,
     ) -> None:
         super().__init__()
         if not threshold > 0:
@@ -57,6 +60,11 @@ class Neuron(nn.Module):
         self.surrogate = Surrogate.of("atan" if surrogate is None else surrogate)
         self.time_steps, self.initial = time_steps, float(initial)
         self.detach_reset, self.encode, self.smooth = detach_reset, encode, smooth
+        if not 0 < reset_by < math.inf:
+            raise SpikedistillError(f"reset_by must be a number of thresholds above 0, found {reset_by}")
+        if reset_by != 1 and reset != "soft":
+            raise SpikedistillError(f"reset_by is what a soft reset subtracts; found {reset_by} with reset={reset!r}")
+        self.reset_by = float(reset_by)
 
     @property
     def decay(self) -> Number:
@@ -71,7 +79,9 @@ class Neuron(nn.Module):
     @property
     def constants(self) -> Constants:
         """All but decay, gain and initial value."""
-        return Constants(self.threshold, self.reset, self.surrogate, self.detach_reset, self.smooth, self.grid)
+        return Constants(
+            self.threshold, self.reset, self.surrogate, self.detach_reset, self.smooth, self.grid, self.reset_by
+        )
 
     @property
     def leaky(self) -> bool:
@@ -86,15 +96,17 @@ class Neuron(nn.Module):
     def spec(self) -> dict[str, Any]:
         """The neuron as a recipe's mapping, every value in force: ``build(neuron.spec())`` makes its like under any default.
 
-        ``encode``, which is the site's matter, is named only where it is on.
+        ``encode``, which is the site's matter, and what few neurons have are named only where they are not as usual.
         """
         cls = type(self)
         other = None if cls.__module__.startswith("spikedistill.") else own_code.address_of(cls)
         out: dict[str, Any] = {"type": self.recipe_type or other or cls.__name__.lower()}
         for name in inspect.signature(type(self).__init__).parameters:
-            if name in ("self", "time_steps") or (name == "encode" and not self.encode):
+            if name in ("self", "time_steps"):
                 continue
             value = self._spec_value(name)
+            if name in self.seldom and value == self.seldom[name]:
+                continue
             out[name] = {"name": value.name, "alpha": value.alpha} if isinstance(value, Surrogate) else value
         return out
 
@@ -169,8 +181,9 @@ class LIF(Neuron):
         detach_reset: bool = True,
         encode: bool = False,
         smooth: bool = False,
+        reset_by: float = 1.0,
     ) -> None:
-        super().__init__(threshold, reset, surrogate, time_steps, initial, detach_reset, encode, smooth)
+        super().__init__(threshold, reset, surrogate, time_steps, initial, detach_reset, encode, smooth, reset_by)
         if tau is not None and decay is not None:
             raise SpikedistillError(f"LIF takes tau or decay, not both; found tau={tau}, decay={decay}")
         if decay is None:
@@ -204,9 +217,12 @@ class LIF(Neuron):
 class PLIF(Neuron):
     """LIF with a learned time constant, one per layer: ``1/tau = sigmoid(w)``, ``w = -ln(init_tau - 1)``.
 
+    Decay ``1 - 1/tau``, gain ``1/tau``, or a constant ``gain`` (1: SpikingJelly's ``decay_input=False``).
     Fang et al., "Incorporating learnable membrane time constant to enhance learning of spiking neural networks",
     ICCV 2021. Shape: (T*N, ...) to (T*N, ...).
     """
+
+    seldom = {**Neuron.seldom, "gain": None}
 
     def __init__(
         self,
@@ -219,11 +235,13 @@ class PLIF(Neuron):
         detach_reset: bool = True,
         encode: bool = False,
         smooth: bool = False,
+        reset_by: float = 1.0,
+        gain: float | None = None,
     ) -> None:
-        super().__init__(threshold, reset, surrogate, time_steps, initial, detach_reset, encode, smooth)
+        super().__init__(threshold, reset, surrogate, time_steps, initial, detach_reset, encode, smooth, reset_by)
         if not init_tau > 1:
             raise SpikedistillError(f"PLIF: init_tau must be more than 1, found {init_tau}")
-        self.init_tau = float(init_tau)
+        self.init_tau, self._given_gain = float(init_tau), None if gain is None else float(gain)
         self.w = nn.Parameter(torch.tensor(-math.log(init_tau - 1)))
 
     @property
@@ -232,7 +250,10 @@ class PLIF(Neuron):
 
     @property
     def gain(self) -> Number:
-        return torch.sigmoid(self.w)
+        return torch.sigmoid(self.w) if self._given_gain is None else self._given_gain
+
+    def _spec_value(self, name: str) -> Any:
+        return self._given_gain if name == "gain" else super()._spec_value(name)
 
 
 class Repeat(nn.Module):

@@ -69,7 +69,8 @@ class Seen:
                 continue
             neuron = neuron_of(network.get_submodule(path.split("#")[0]))
             s = found[f"{path}@spikes"]
-            v = h * (1 - s) if neuron.reset == "hard" else h - neuron.threshold * s if neuron.reset == "soft" else h
+            by = neuron.threshold * neuron.reset_by
+            v = h * (1 - s) if neuron.reset == "hard" else h - by * s if neuron.reset == "soft" else h
             top = v.abs().max() if o.unit == "max" else _percentile(v.abs(), o.percentile)
             self.membranes[path] = max(self.membranes.get(path, 0.0), float(top))
 

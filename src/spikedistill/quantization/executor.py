@@ -33,6 +33,7 @@ def scan(current: Tensor, T: int, n: dict[str, Any]) -> Tensor:
     """
     l, L = n["leak"]
     threshold, reset, bits, q = n["threshold"], n["reset"], n["bits"], n["shift"]
+    by = threshold if n.get("reset_by") is None else n["reset_by"]
     v = torch.full_like(current if n["encode"] else current[0], n["initial"])
     spikes = []
     for t in range(T):
@@ -40,7 +41,7 @@ def scan(current: Tensor, T: int, n: dict[str, Any]) -> Tensor:
         h = (v if n["leak_first"] else (v * l) >> L) + i
         s = (h >= threshold).to(h.dtype)
         spikes.append(s)
-        v = h * (1 - s) if reset == "hard" else h - threshold * s if reset == "soft" else h
+        v = h * (1 - s) if reset == "hard" else h - by * s if reset == "soft" else h
         if n["leak_first"]:
             v = shifted_leak(v, l, L, q, bits)
         elif bits is not None:

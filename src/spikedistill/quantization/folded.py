@@ -156,7 +156,7 @@ class FoldedMembrane(Membrane):
         return self.extra if self.mint and self.extra is not None else super().shift
 
     def grid(self) -> Grid:
-        return Grid(self.unit, self.threshold, self.leak(), self.bits, self.shift, leak_first=self.mint)
+        return Grid(self.unit, self.threshold, self.leak(), self.bits, self.shift, self.mint, self.reset_by)
 
 
 class FoldedGrid(NormGrid):

@@ -97,6 +97,7 @@ class Neuron(Rescaled):
     shift: Shift
     leak_first: bool
     reset: Literal["hard", "soft"] | None
+    reset_by: Code | None = None
     encode: bool
     initial: Code
     wide: bool
@@ -110,7 +111,7 @@ class Neuron(Rescaled):
             raise ValueError(f"shifts of {self.leak[1]} and {self.shift} bits; allowed are 0 to 62 together")
         if not self.wide and max(self.bits or 0, self.leak[1] + self.shift) > 31:
             raise ValueError("numbers of more than 32 bits")
-        _fit(self.wide, self.threshold, self.leak[0], self.initial, self.ratio)
+        _fit(self.wide, self.threshold, self.reset_by or 0, self.leak[0], self.initial, self.ratio)
         return _bounds(self)
 
 

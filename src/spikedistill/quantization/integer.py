@@ -262,7 +262,7 @@ class _Converter:
             "threshold": grid.threshold, "leak": list(grid.leak), "bits": grid.bits, "shift": grid.shift,
             "leak_first": grid.leak_first, "reset": neuron.reset, "encode": neuron.encode,
             "initial": floor(neuron.initial / grid.unit + 0.5), "wide": bound >= 1 << 31,
-        }  # fmt: skip
+        } | ({} if grid.reset_by is None else {"reset_by": grid.reset_by})  # fmt: skip
 
     def norm_neuron(self, i: int, op: Op) -> dict[str, Any]:
         grid = self.parts[op.path]

@@ -84,6 +84,14 @@ class Membrane:
         return max(1, math.floor(self.neuron.threshold / self.unit + 0.5))
 
     @property
+    def reset_by(self) -> int | None:
+        """Codes that a soft reset subtracts; None: the threshold."""
+        n = self.neuron
+        if n.reset != "soft" or n.reset_by == 1:
+            return None
+        return max(1, math.floor(n.threshold * n.reset_by / self.unit + 0.5))
+
+    @property
     def shift(self) -> int:
         """log2 of Q's step in units."""
         if self.bits is None:
@@ -111,9 +119,9 @@ class Membrane:
         """The grid as it is now."""
         numbers = (self.unit, self.threshold, self.leak(), self.bits, self.shift)
         if not self.learned:
-            return Grid(*numbers)
+            return Grid(*numbers, reset_by=self.reset_by)
         parameter: Any = self.neuron.membrane_unit
-        return LearnedGrid(*numbers, parameter=parameter)
+        return LearnedGrid(*numbers, reset_by=self.reset_by, parameter=parameter)
 
     def prepare(self) -> Grid:
         """Set the neuron's grid."""
@@ -124,11 +132,11 @@ class Membrane:
         """Largest integer that the scan meets when ``|current|`` codes are at most this: V * l, H, and V without Q."""
         grid = self.neuron.grid or self.grid()
         if self.bits is None:
-            stored = T * (current + grid.threshold) + abs(math.floor(self.neuron.initial / grid.unit + 0.5))
+            stored = T * (current + grid.subtracted) + abs(math.floor(self.neuron.initial / grid.unit + 0.5))
         else:
             stored = float(1 << (self.bits - 1 + grid.shift))
         factor = plain(grid.leak[0])
-        return max(stored * max(1.0, factor), stored + current + grid.threshold)
+        return max(stored * max(1.0, factor), stored + current + max(grid.threshold, grid.subtracted))
 
 
 class CodedNeuron:

@@ -88,7 +88,8 @@ def evaluate(
         for i, (x, y) in enumerate(batches):
             torch.manual_seed(seed_of(*position, i))
             if wanted is None:
-                wanted = {"*@spikes": taps.resolve(network, "*@spikes", x)} if rates and own is not None else {}
+                known = rates and own is not None and taps.has_spikes(network)
+                wanted = {"*@spikes": taps.resolve(network, "*@spikes", x)} if known else {}
             logits, seen = taps.run_resolved(network, x, wanted, longest if longest != own else None)
             mean = logits[: own or len(logits)].float().mean(0)
             loss += float(F.cross_entropy(mean, y, reduction="sum"))
@@ -177,6 +178,8 @@ def membrane_histograms(
 
 
 def _membranes(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    if not taps.neuron_paths(network):  # somebody else's neurons show their spikes alone
+        return {}
     with evaluating(network):
         _, seen = taps.captures(network, x, ["*@membrane"])
     return {k.removesuffix("@membrane"): h.float().cpu() / seen.thresholds.get(k, 1.0) for k, h in seen.tensors.items()}

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ..networks.base import Network
+from ..networks.foreign import Foreign
 from ..quantization.integer import real_parts
 from ..quantization.preparation import DEFAULTS
 from ..recipe import Stage
@@ -103,6 +104,8 @@ def price(network: nn.Module, x: torch.Tensor, hardware: dict[str, Any]) -> dict
     from ..hardware import layers, operations
     from ..hardware import price as chip
 
+    if isinstance(network, Foreign) and network.spiking:  # somebody else's neurons: what they fire for is not known
+        return {"synaptic_operations": None, "macs": None, "energy_pj": None, "hardware": None}
     found = layers(network, x)
     counted = operations.count(found)
     snn = getattr(network, "time_steps", None) is not None
