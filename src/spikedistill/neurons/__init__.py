@@ -10,10 +10,14 @@ from torch import nn
 from ..errors import SpikedistillError, nearest
 from .compilation import eager
 from .modules import IF, LIF, PLIF, Neuron, NormNeuron, Repeat, layers, neuron_of
+from .parallel import PSN, TIED, MaskedPSN, Parallel, SlidingPSN
 from .qcfs import QCFS, SignedIF
 from .surrogate import SURROGATES, Surrogate
 
-TYPES: dict[str, type[nn.Module]] = {"if": IF, "lif": LIF, "plif": PLIF, "qcfs": QCFS, "signed_if": SignedIF}
+TYPES: dict[str, type[nn.Module]] = {
+    "if": IF, "lif": LIF, "plif": PLIF, "qcfs": QCFS, "signed_if": SignedIF,
+    "psn": PSN, "masked_psn": MaskedPSN, "sliding_psn": SlidingPSN,
+}  # fmt: skip
 
 
 def build(neuron: "nn.Module | Mapping[str, Any] | None", default: Neuron | None = None) -> nn.Module:
@@ -37,13 +41,18 @@ __all__ = [
     "IF",
     "LIF",
     "PLIF",
+    "PSN",
     "QCFS",
     "SURROGATES",
+    "TIED",
     "TYPES",
+    "MaskedPSN",
     "Neuron",
     "NormNeuron",
+    "Parallel",
     "Repeat",
     "SignedIF",
+    "SlidingPSN",
     "Surrogate",
     "build",
     "eager",
