@@ -58,6 +58,10 @@ class Parallel(Neuron):
         """Whether no step sees a later one, so that the neuron can be streamed."""
         return True
 
+    def whole(self) -> Tensor:
+        """All weights that count: (T, T), or (k,) where they slide."""
+        return self.weight
+
     def reset_parameters(self) -> None:
         """Weights and bias as at the start; ``uniform`` ones drawn anew."""
         raise NotImplementedError
@@ -169,10 +173,6 @@ class _Tied(Parallel):
     def taps(self) -> int:
         return self.time_steps
 
-    def whole(self) -> Tensor:
-        """W (T, T)."""
-        return self.weight
-
     def matrix(self, start: int, T: int, history: bool) -> Tensor:
         W = self.whole()
         if not history:
@@ -255,7 +255,7 @@ class MaskedPSN(_Tied):
         """lambda: 1 where the band alone counts."""
         if self.anneal == 0:
             return 1.0
-        return min(1.0, self.mask_start + (1 - self.mask_start) * int(self.passes) / self.anneal)
+        return min(1.0, self.mask_start + (1 - self.mask_start) * int(self.passes.item()) / self.anneal)
 
     @property
     def taps(self) -> int:
