@@ -33,21 +33,26 @@ def scan(current: Tensor, T: int, n: dict[str, Any]) -> Tensor:
     ``H = ((V * l) >> L) + I``; ``S = H >= threshold``; reset; ``V = saturate((V + 2^(q-1)) >> q) << q``. With
     ``leak_first`` the leak comes after the reset, before Q, instead.
     """
-    l, L = n["leak"]
-    threshold, reset, bits, q = n["threshold"], n["reset"], n["bits"], n["shift"]
     v = torch.full_like(current if n["encode"] else current[0], n["initial"])
     spikes = []
     for t in range(T):
-        i = current if n["encode"] else current[t]
-        h = (v if n["leak_first"] else (v * l) >> L) + i
-        s = (h >= threshold).to(h.dtype)
+        s, v = tick(current if n["encode"] else current[t], v, n)
         spikes.append(s)
-        v = h * (1 - s) if reset == "hard" else h - threshold * s if reset == "soft" else h
-        if n["leak_first"]:
-            v = shifted_leak(v, l, L, q, bits)
-        elif bits is not None:
-            v = shifted(v, q).clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) << q
     return torch.stack(spikes)
+
+
+def tick(i: Tensor, v: Tensor, n: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """One step of a neuron: spikes and the stored membrane, from current and membrane (N, ...)."""
+    l, L = n["leak"]
+    threshold, reset, bits, q = n["threshold"], n["reset"], n["bits"], n["shift"]
+    h = (v if n["leak_first"] else (v * l) >> L) + i
+    s = (h >= threshold).to(h.dtype)
+    v = h * (1 - s) if reset == "hard" else h - threshold * s if reset == "soft" else h
+    if n["leak_first"]:
+        v = shifted_leak(v, l, L, q, bits)
+    elif bits is not None:
+        v = shifted(v, q).clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) << q
+    return s, v
 
 
 def weigh(current: Tensor, T: int, n: dict[str, Any], weight: Tensor, offset: Tensor) -> Tensor:

@@ -300,7 +300,14 @@ class Header(Strict):
         for i, op in enumerate(self.ops):
             if (op.op == "input") != (i == 0):
                 raise ValueError(f"ops.{i}: the first operation is the input, and no other")
-            several = {"add": (2, 2), "mul": (2, 2), "matmul": (2, 2), "cat": (1, 64), "norm_neuron": (1, 2), "norm_parallel": (1, 2)}
+            several = {
+                "add": (2, 2),
+                "mul": (2, 2),
+                "matmul": (2, 2),
+                "cat": (1, 64),
+                "norm_neuron": (1, 2),
+                "norm_parallel": (1, 2),
+            }
             low, high = several.get(op.op, (min(i, 1), min(i, 1)))
             if not low <= len(op.inputs) <= high or any(j >= i for j in op.inputs):
                 raise ValueError(f"ops.{i}: {op.op} reads {op.inputs}; it reads {low} to {high} earlier ones")

@@ -21,6 +21,7 @@ from .header_check import read_header
 from .norm import affine
 from .plan import Op
 from .quantized import Quantization
+from .stepping import START, State, Stepper
 from .temporal import TemporalMembrane, history
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -91,10 +92,26 @@ class IntegerNetwork:
         if self._weights is None:
             kept = {"layer": "weight", "parallel": "temporal", "norm_parallel": "temporal"}
             self._weights = [
-                unpack(self.tensors[f"{i}.{kept[op['op']]}"], op["bits"], tuple(op["shape"])) if op["op"] in kept else None
+                unpack(self.tensors[f"{i}.{kept[op['op']]}"], op["bits"], tuple(op["shape"]))
+                if op["op"] in kept
+                else None
                 for i, op in enumerate(self.header["ops"])
             ]
         return self._weights
+
+    def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, dict[str, Tensor], State]:
+        """One step of a stream: integer logits (N, K), spikes by path (N, ...), and what is kept for the next step.
+
+        ``x``: the image, the same at each step, or one step's counts or spikes (N, C, ...). T chained steps give what
+        :meth:`steps` gives. Raises :class:`SpikedistillError` for neurons that see later steps.
+        """
+        state = START if state is None else state
+        if state.steps >= self.time_steps:
+            raise SpikedistillError(f"this integer network runs 1 to {self.time_steps} time steps, found one more")
+        image = self.header["input"]["kind"] == "image"
+        x = self.codes(x, 1) if image else self.codes(x.unsqueeze(1).expand(-1, self.time_steps, *x.shape[1:]), 1)
+        out, spikes, after = Stepper(self.header["ops"], self.tensors, self.weights()).step(x, state)
+        return out.to(torch.int64), spikes, after
 
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
         """Integer logits (N, K), int64: summed over T."""
@@ -294,7 +311,11 @@ class _Converter:
         grid = self.parts[op.path]
         out = self.rescale(i, grid.rescale, *affine(grid.norm)) if grid.rescale is not None else {}
         grid.membrane.prepare()
-        return out | self.numbers(i, op, grid.norm.neuron, grid.membrane, grid.bound(self.T)) | {"ratio": int(grid.ratio())}
+        return (
+            out
+            | self.numbers(i, op, grid.norm.neuron, grid.membrane, grid.bound(self.T))
+            | {"ratio": int(grid.ratio())}
+        )
 
     def numbers(self, i: int, op: Op, neuron: Any, membrane: Any, bound: float) -> dict[str, Any]:
         if isinstance(membrane, TemporalMembrane):
