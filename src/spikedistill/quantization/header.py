@@ -271,8 +271,8 @@ class Pad(Op):
 
 
 AnyOp = Annotated[
-    Input | Layer | Norm | Neuron | Parallel | MaxPool | SumPool | Join | MatMul | AdaptiveMax | Replicate | Sum | Permute | Affine
-    | Repeat | Reshape | Slice | Pad,
+    Input | Layer | Norm | Neuron | Parallel | MaxPool | SumPool | Join | MatMul | AdaptiveMax | Replicate | Sum | Permute
+    | Affine | Repeat | Reshape | Slice | Pad,
     Field(discriminator="op"),
 ]  # fmt: skip
 

@@ -96,28 +96,29 @@ class Stepper:
             raise SpikedistillError(f"{path} has weights for {len(w)} time steps, found step {t + 1}")
         past = self.past(i, op, current, values, state, after)
         h = b[min(t, len(b) - 1)]
-        for lag, c in enumerate([current, *reversed(past[max(0, len(past) - t) :])]):
+        for lag, c in enumerate([current, *reversed(past)]):
             h = h + (w[t, t - lag] if w.dim() == 2 else w[len(w) - 1 - lag]).to(c.dtype) * c
         return (h >= op["threshold"]).to(current.dtype)
 
     def past(
         self, i: int, op: dict[str, Any], current: Tensor, values: list[Tensor], state: State, after: State
     ) -> list[Tensor]:
-        """The last ``taps - 1`` currents, the latest last (before the start: of nothing), and what is kept from now on."""
+        """The last ``taps - 1`` currents since the start, the latest last; fills in what is kept from now on."""
         before, path = op["taps"] - 1, op["path"]
+        since = before - min(before, state.steps)
         if op["encode"]:
-            return [current] * before
+            return [current] * (before - since)
         if op["history"] is None:
             old = state.currents.get(path, current.new_zeros(len(current), before, *current.shape[1:]))
             after.currents[path] = torch.cat([old, current.unsqueeze(1)], 1)[:, 1:]
-            return list(old.unbind(1))
+            return list(old.unbind(1))[since:]
         j, bits = op["history"], op["history_bits"]
         entering = values[self.ops[j]["in"][0]]
         row = packed(entering, bits).unsqueeze(1)
         kept = state.bits.get(path, row.new_zeros(len(row), before, row.shape[2]))
         after.bits[path] = torch.cat([kept, row], 1)[:, 1:]
         shape = tuple(entering.shape[1:])
-        return [self.charged(i, j, unpacked(kept[:, lag], bits, shape)) for lag in range(before)]
+        return [self.charged(i, j, unpacked(kept[:, lag], bits, shape)) for lag in range(since, before)]
 
     def charged(self, i: int, layer: int, x: Tensor) -> Tensor:
         """The current of neuron ``i`` from what entered the layer before it: the sums once more."""
