@@ -24,7 +24,7 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "hdkd": ("elassiouti2024hdkd",),
 }
 
-NEURONS = {kind: ("fang2023parallel",) for kind in ("psn", "masked_psn", "sliding_psn")}
+NEURONS = dict.fromkeys(("psn", "masked_psn", "sliding_psn"), ("fang2023parallel",))
 
 CONVERSIONS = {
     "threshold_balancing": ("diehl2015fast", "rueckauer2017conversion"),

@@ -77,8 +77,8 @@ def check_cost(raw: dict[str, Any], header: Header, tensors: dict[str, Tensor], 
             out = torch.empty(1, *header.input.size, dtype=torch.int32, device="meta")
         else:
             given = [values[j] for j in op.inputs]
-            weighs = isinstance(op, Layer | Parallel)
-            weight = torch.empty(op.shape, dtype=torch.int8, device="meta") if weighs else None
+            shape = op.shape if isinstance(op, Layer | Parallel) else None
+            weight = None if shape is None else torch.empty(shape, dtype=torch.int8, device="meta")
             try:
                 out = executor.one_shape(i, plain, {k: v.to("meta") for k, v in _of(tensors, i)}, weight, given)
             except (RuntimeError, ValueError, IndexError, TypeError, OverflowError) as error:
