@@ -69,11 +69,11 @@ def _check(network: Any, per_step: bool) -> None:
         )
     if per_step and not network.spiking:
         raise SpikedistillError("this network is an ANN: it has no time steps; leave per_step out")
-    tied = next((m for m in network.modules() if isinstance(m, Parallel) and m.tied), None)
-    if per_step and tied is not None:
+    parallel = next((m for m in network.modules() if isinstance(m, Parallel)), None)
+    if per_step and parallel is not None:
         raise SpikedistillError(
-            f"{tied.kind} has weights for each of its {tied.time_steps} time steps: one step is no graph of its own; export the "
-            "whole simulation, or take sliding_psn"
+            f"{parallel.kind} weighs several time steps and has no membrane that a step's graph could carry on; export the whole "
+            "simulation"
         )
     if network.encoding == "poisson":
         raise SpikedistillError("encoding 'poisson' draws at random and a file cannot repeat its draws; use 'direct'")
