@@ -100,7 +100,7 @@ def two_steps(name, folder):
 
 
 # Recipes of the evidence begin with published weights, which are a file of the user's.
-OWN_WEIGHTS = ("evidence",)
+OWN_WEIGHTS = ("evidence", "parallel-cifar10")
 
 
 @pytest.mark.parametrize("name", sorted(n for n in shipped() if not any(part in n for part in (*LARGE, *OWN_WEIGHTS))))

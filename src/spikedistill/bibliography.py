@@ -24,6 +24,8 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "hdkd": ("elassiouti2024hdkd",),
 }
 
+NEURONS = dict.fromkeys(("psn", "masked_psn", "sliding_psn"), ("fang2023parallel",))
+
 CONVERSIONS = {
     "threshold_balancing": ("diehl2015fast", "rueckauer2017conversion"),
     "qcfs": ("bu2022optimal",),
@@ -46,6 +48,8 @@ def keys_of(recipe: Any) -> list[str]:
     for stage in recipe.stages:
         keys += [key for term in stage.terms for key in term.cites]
         keys += _network_keys(str((stage.network or {}).get("name", "")))
+        neuron = (stage.network or {}).get("neuron")
+        keys += NEURONS.get(str(neuron.get("type")).lower(), ()) if isinstance(neuron, Mapping) else ()
         if stage.init is not None and stage.init.method == "threshold_balancing":
             keys.append("diehl2015fast")
         if stage.convert is not None:

@@ -22,6 +22,7 @@ from . import own_code
 from .data.config import DataConfig
 from .errors import SpikedistillError, nearest
 from .network_options import NetworkOptions
+from .neurons import TIED
 from .objectives import Objective, ObjectiveOptions, UnseenObjective
 from .overrides import RESERVED, apply_override
 from .quantization import quantize
@@ -290,6 +291,7 @@ def check(recipe: Recipe) -> None:
         if stage.convert is not None and stage.init is not None:
             raise SpikedistillError(f"{where}.init: a converted network has its weights already; leave `init` out")
         _check_objectives(stage, where)
+        _check_steps(recipe, stage, where)
         before.append(stage.name)
 
 
@@ -320,6 +322,31 @@ def _check_objectives(stage: Stage, where: str) -> None:
     if stage.teachers:
         with at(f"{where}.objectives"):
             lessons(built, shares(list(stage.teachers), stage.teachers))
+
+
+def _check_steps(recipe: Recipe, stage: Stage, where: str) -> None:
+    """Neurons whose weights belong to one T are run at no other."""
+    first = stage
+    while first.from_ is not None:
+        first = recipe.stage(first.from_)
+    kind = _neuron_of(first.network)
+    if kind not in TIED:
+        return
+    T = first.time_steps or recipe.time_steps
+    given = [("time_steps", stage.time_steps), *(("accuracy_at", steps) for steps in stage.accuracy_at)]
+    given += [(f"objectives.{term.name}.time_steps", term.time_steps) for term in stage.terms]
+    for key, steps in given:
+        if steps is not None and steps != T:
+            raise SpikedistillError(
+                f"{where}.{key}: {kind} has weights for T = {T} time steps, found {steps}; leave it out, or take sliding_psn, "
+                "which runs at any T"
+            )
+
+
+def _neuron_of(network: NetworkOptions | None) -> str | None:
+    """Type of the neuron that a recipe names for a spiking network."""
+    neuron = None if network is None or network.get("ann") else network.get("neuron")
+    return str(neuron.get("type", "lif")).lower() if isinstance(neuron, Mapping) else None
 
 
 def schema() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..networks.operations import Node
-from ..neurons import NormNeuron
+from ..neurons import NormNeuron, Parallel
 from ..quantization.norm import Rescale
 from ..quantization.quantized import Quantization
 from .layers import Refusal, Terms, scaled
@@ -86,6 +86,8 @@ class CodedBuilder(GraphBuilder):
 
     def neuron(self, node: Node, charge: Terms | None = None) -> Terms:
         n, gain = neuron_of(node), 1.0
+        if isinstance(n, Parallel):
+            return super().neuron(node, charge)  # refused there
         if charge is None:
             charge = self.given(node)
             coded: Any = self.quantization.parts.get(node.path or "")

@@ -13,6 +13,7 @@ from ..quantization.layers import AdaptiveSumPool2d, CodedLayer, SumPool2d
 from ..quantization.membrane import CodedNeuron, Membrane, plain
 from ..quantization.norm import CodedNorm, NormGrid, Rescale, affine
 from ..quantization.quantized import Part
+from ..quantization.temporal import TemporalMembrane
 
 
 class Known:
@@ -70,6 +71,9 @@ def _prepared(part: CodedNeuron | NormGrid) -> None:
 
 def _grid(membrane: Membrane) -> None:
     g = membrane.prepare()
+    if isinstance(membrane, TemporalMembrane):
+        _constant(membrane, "prepare", g)
+        return
     membrane.neuron.grid = Grid(g.unit, g.threshold, g.leak, g.bits, g.shift, g.leak_first, g.reset_by)
     _constant(membrane, "prepare", membrane.neuron.grid)
 

@@ -16,7 +16,7 @@ from ..networks.base import Network
 from ..networks.graph import Graph
 from ..networks.operations import Node, Operation, Ref
 from ..networks.resnet import PadShortcut
-from ..neurons import IF, LIF, PLIF, NormNeuron
+from ..neurons import IF, LIF, PLIF, NormNeuron, Parallel
 from .layers import WEIGHTED, Kind, Layer, Lowered, Refusal, Terms, diagonal, pointwise, scaled, total
 
 
@@ -180,6 +180,8 @@ class GraphBuilder:
 
     def neuron(self, node: Node, charge: Terms | None = None) -> Terms:
         n = neuron_of(node)
+        if isinstance(n, Parallel):
+            raise _Refused(f"{n.kind} has weights over time and no membrane; formats know neurons with one")
         if type(n) not in (IF, LIF, PLIF):
             raise _Refused(f"{type(n).__name__} is no IF, LIF or PLIF")
         if n.smooth:

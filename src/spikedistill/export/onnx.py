@@ -16,7 +16,8 @@ from .. import finite
 from ..errors import SpikedistillError
 from ..files import destination, exported
 from ..networks.base import Network
-from ..neurons import neuron_of
+from ..networks.graph import trace
+from ..neurons import Parallel, neuron_of
 from ..neurons.compilation import eager
 from ..simulation import Simulation
 
@@ -68,6 +69,12 @@ def _check(network: Any, per_step: bool) -> None:
         )
     if per_step and not network.spiking:
         raise SpikedistillError("this network is an ANN: it has no time steps; leave per_step out")
+    parallel = next((m for m in network.modules() if isinstance(m, Parallel)), None)
+    if per_step and parallel is not None:
+        raise SpikedistillError(
+            f"{parallel.kind} weighs several time steps and has no membrane that a step's graph could carry on; export the whole "
+            "simulation"
+        )
     if network.encoding == "poisson":
         raise SpikedistillError("encoding 'poisson' draws at random and a file cannot repeat its draws; use 'direct'")
     if network.encoding == "latency" and per_step:
@@ -126,6 +133,10 @@ def _calls(network: Network, example: Tensor) -> dict[str, tuple[str, int, str]]
     """Every neuron's calls, "path#k", in order."""
     if not network.spiking:
         return {}
+    if any(isinstance(m, Parallel) and m.tied for m in network.modules()):  # these cannot be stepped
+        with torch.no_grad(), eager():
+            nodes = [node for node in trace(network, example) if neuron_of(node.module) is not None]
+        return {f"{node.path}#{node.call}": (str(node.path), node.call, "spikes") for node in nodes}
     streaming = example.dim() == network.dims + 2
     with torch.no_grad(), eager():
         if streaming:

@@ -24,9 +24,11 @@ def twin(layers: Sequence[Layer]) -> list[Layer]:
     out = []
     for layer in layers:
         changed: dict[str, object] = {"executions": 1, "time_steps": 1, "spikes_out": None, "encoding": False}
+        changed["passes"] = 1.0
         changed |= {"accumulator_bits": None, "potential_bits": None}
         if layer.kind == "neuron" or layer.neuron is not None:
-            changed |= {"neuron": "relu", "leaky": False}
+            changed |= {"neuron": "relu", "leaky": False, "terms": 0.0, "temporal_weights": 0}
+            changed |= {"kept_steps": 0, "kept_values": 0, "kept_bits": 0, "current_bits": None}
         if layer.kind in ("conv", "linear", "add") and layer.input_kind != "real":
             bits = activation_bits(layer.time_steps * max(1, layer.input_max))
             changed |= {"input_kind": "real", "input_bits": bits, "spikes_in": None, "nonzero_in": None, "events": None}

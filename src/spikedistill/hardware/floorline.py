@@ -154,13 +154,13 @@ def _wholes(layers: Sequence[Layer], notes: list[str]) -> list[_Whole]:
             events = synaptic_events(layer)
             if events is None:
                 notes.append(f"{layer.name}: spikes not measured, every input counts as active")
-            synops = synops * layer.input_max if events is None else events
+            synops = (synops * layer.input_max if events is None else events) * layer.passes
         mine = neurons[layer.name]
         dense = float(layer.outputs_per_run * layer.runs)
         sent = [n.spikes_out for n in mine if n.spikes_out is not None]
         if mine and not sent:
             notes.append(f"{layer.name}: output spikes not measured, every neuron counts as firing")
-        updates = float(sum(membrane_updates(n) for n in mine)) or dense
+        updates = float(sum(membrane_updates(n) * max(1.0, n.terms) for n in mine)) or dense
         messages = sum(sent) if sent else float(sum(membrane_updates(n) for n in mine)) or dense
         out.append(_Whole(layer, synops, updates, messages, tuple(readers[layer.name])))
     return out

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spikedistill import taps
 from spikedistill.hardware.layer import Layer
 from spikedistill.networks.graph import Graph
-from spikedistill.neurons import Neuron, neuron_of
+from spikedistill.neurons import Neuron, Parallel, neuron_of
 from spikedistill.quantization.layers import CodedLayer
 from spikedistill.quantization.quantized import Quantization
 
@@ -25,10 +25,13 @@ def signed_bits(low: int, high: int) -> int:
 
 @dataclass
 class Widths:
-    """Bits by name of the graph's node: accumulators of weight layers, charged membranes H of neurons."""
+    """Bits by name of the graph's node: accumulators of weight layers, charged membranes H of neurons, and the currents of
+    those with weights over time.
+    """
 
     accumulators: dict[str, int] = field(default_factory=dict)
     potentials: dict[str, int] = field(default_factory=dict)
+    currents: dict[str, int] = field(default_factory=dict)
 
 
 def _bits(codes: Tensor) -> int:
@@ -87,13 +90,18 @@ def measure(network: nn.Module, batch: Tensor, graph: Graph) -> Widths:
             torch.random.fork_rng(devices=[batch.device] if batch.is_cuda else []),
             _accumulators(quantization.layers, widths.accumulators),
         ):
-            _, captured = taps.run(network, batch, [tap for tap, _ in neurons.values()])
+            currents = {
+                name: replace(tap, what="current") for name, (tap, n) in neurons.items() if isinstance(n, Parallel)
+            }
+            _, captured = taps.run(network, batch, [*(tap for tap, _ in neurons.values()), *currents.values()])
     finally:
         for module, flag in training.items():
             module.training = flag
     for name, (tap, neuron) in neurons.items():
         if neuron.grid is not None:
             widths.potentials[name] = _bits(captured[str(tap)].double() / neuron.grid.unit)
+            if name in currents:
+                widths.currents[name] = _bits(captured[str(currents[name])].double() / neuron.current_unit)
     return widths
 
 
@@ -108,8 +116,9 @@ def with_potentials(layers: list[Layer]) -> list[Layer]:
                 above = by_name.get(waiting.pop())
                 if above is None or above.kind not in ("norm", "add", "pool", "conv", "linear"):
                     continue
-                if layer.potential_bits > potentials.get(above.name, 0):
-                    potentials[above.name] = layer.potential_bits
+                charged = layer.current_bits or layer.potential_bits
+                if charged > potentials.get(above.name, 0):
+                    potentials[above.name] = charged
                     waiting += [] if above.kind in ("conv", "linear") else above.inputs
     out = []
     for layer in layers:

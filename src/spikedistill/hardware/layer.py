@@ -70,6 +70,11 @@ class Layer:
     ``accumulator_bits``: of the sums that a weight layer makes (or a norm reads), ``potential_bits``: of the charged membrane H
     that a neuron compares (or a weight layer charges), as measured in the integer network; None where there is none.
     ``norm_stored_bits``: of a norm's two values a channel as they are kept. 32 bits mean floating point.
+
+    Of a neuron with weights over time and no membrane (`past`): ``terms``, products in one H, averaged over steps (0: it has a
+    membrane); ``temporal_weights``, how many weights, of ``weight_bits``; ``kept_steps`` of ``kept_values`` of ``kept_bits``
+    bits, what it keeps of the past; ``current_bits``, of its currents as measured. ``passes`` of the weight layer and norm
+    before it: how often each sum is computed, more than once where past ones are computed again.
     """
 
     name: str
@@ -104,6 +109,13 @@ class Layer:
     encoding: bool = False
     inputs: tuple[str, ...] = ()
     operator: str = ""
+    terms: float = 0.0
+    temporal_weights: int = 0
+    kept_steps: int = 0
+    kept_values: int = 0
+    kept_bits: int = 0
+    current_bits: int | None = None
+    passes: float = 1.0
     events: Events | None = field(default=None, repr=False)
 
     @model_validator(mode="after")
@@ -128,6 +140,13 @@ class Layer:
             "accumulator_bits": ((self.accumulator_bits or 1,), 1, LARGEST_BITS),
             "potential_bits": ((self.potential_bits or 1,), 1, LARGEST_BITS),
             "norm_stored_bits": ((self.norm_stored_bits or 1,), 1, LARGEST_BITS),
+            "current_bits": ((self.current_bits or 1,), 1, LARGEST_BITS),
+            "kept_bits": ((self.kept_bits,), 0, LARGEST_BITS),
+            "kept_steps": ((self.kept_steps,), 0, LARGEST),
+            "kept_values": ((self.kept_values,), 0, LARGEST_INPUT),
+            "temporal_weights": ((self.temporal_weights,), 0, LARGEST_INPUT),
+            "terms": ((self.terms,), 0, LARGEST),
+            "passes": ((self.passes,), 1, LARGEST),
         }
         for key, (values, low, high) in ranges.items():
             if min(values) < low:
@@ -162,6 +181,11 @@ class Layer:
     def norm_memory_bits(self) -> int:
         """Bits of the values that a norm keeps: two a channel, as kept, else of ``norm_bits`` each."""
         return self.out_channels * (self.norm_stored_bits or 2 * self.norm_bits)
+
+    @property
+    def kept_memory_bits(self) -> int:
+        """Bits that a neuron with weights over time keeps for one image between steps, in place of membranes."""
+        return self.kept_steps * self.kept_values * self.kept_bits
 
     @property
     def pads(self) -> tuple[int, int]:

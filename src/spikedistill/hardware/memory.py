@@ -7,6 +7,11 @@ networks energy efficiency", ICONIP 2022 (arXiv 2210.13107). For one spiking con
     weights     theta Cout kh kw reads        potentials  theta Cout kh kw + T Cout H W reads, as many writes
     messages    theta reads, theta_out writes        addresses   2 theta multiply-adds, theta Cout kh kw adds
 
+A neuron with weights over time keeps no potentials. It keeps bits of spikes, or currents, of past steps (`past`): words of
+them are read at each step (all) and written (the newest); the sums of the layer before it are made, with all their accesses,
+once more for each past step that they are needed for; its own products are multiply-adds (ours; the paper has no such
+neurons).
+
 A layer with real inputs (the first one) does ``macs`` multiply-adds and reads an input and a weight for each. Operations are
 integers at the layer's bits (`costs`); norms are folded, pools and residual additions are not part of the model.
 """
@@ -25,6 +30,8 @@ from spikedistill.hardware.operations import membrane_updates, synaptic_events
 from spikedistill.typed import Strict
 
 POINTS = ((0.0, 0.0), (8 * 1024.0, 10.0), (32 * 1024.0, 20.0), (1024 * 1024.0, 100.0))  # bytes, pJ a 32-bit word
+
+WORD = 32  # bits of what is kept of past steps that one access moves
 
 
 class MemoryConfig(Strict):
@@ -59,7 +66,7 @@ class MemoryConfig(Strict):
 
     def word_bits(self, layer: Layer) -> int:
         """Bits of one potential of a layer."""
-        return layer.word_bits if self.potentials == "held" else layer.membrane_bits
+        return layer.word_bits if self.potentials == "held" or layer.terms else layer.membrane_bits
 
     def access(self, capacity_bits: float, word_bits: float) -> float:
         """Energy of one access to one word in a memory, pJ."""
@@ -92,11 +99,13 @@ class LayerMemory:
     potentials_pj: float
     counts: dict[str, float]
     potential_bits: int = 32
+    history_pj: float = 0.0
 
     @property
     def total_pj(self) -> float:
         """Sum of the terms."""
-        return self.operations_pj + self.addressing_pj + self.messages_pj + self.parameters_pj + self.potentials_pj
+        priced = self.operations_pj + self.addressing_pj + self.messages_pj + self.parameters_pj + self.potentials_pj
+        return priced + self.history_pj
 
 
 @dataclass(frozen=True)
@@ -113,11 +122,12 @@ class MemoryEstimate:
     layers: list[LayerMemory]
     notes: list[str]
     sram_law: str
+    history_pj: float = 0.0
 
     @property
     def memory_pj(self) -> float:
-        """Messages, parameters and potentials."""
-        return self.messages_pj + self.parameters_pj + self.potentials_pj
+        """Messages, parameters, potentials and what is kept of past steps."""
+        return self.messages_pj + self.parameters_pj + self.potentials_pj + self.history_pj
 
     def as_dict(self) -> dict[str, Any]:
         """The estimate as JSON-able values."""
@@ -133,6 +143,8 @@ def _operations(layer: Layer, counts: dict[str, float], address_bits: int, bits:
         counts.get("adds", 0.0) * add_energy(bits)
         + counts.get("leaks", 0.0) * (multiply_energy(bits, bits) + add_energy(bits))
         + counts.get("macs", 0.0) * product
+        + counts.get("temporal_macs", 0.0)
+        * (multiply_energy(layer.weight_bits, layer.current_bits or 32) + add_energy(bits))
     )
     one = add_energy(address_bits)
     addressing = counts.get("address_adds", 0.0) * one
@@ -168,6 +180,8 @@ def _spiking(layer: Layer, config: MemoryConfig, spikes: float) -> dict[str, flo
         uses = strided = exact
     outputs = float(layer.outputs_per_run * layer.runs)
     addresses = spikes * layer.taps * (per_group if config.addresses_of_channels or layer.kind == "linear" else 1)
+    # Past sums are made again from kept spikes, which are no messages.
+    uses, strided, addresses, outputs = (n * layer.passes for n in (uses, strided, addresses, outputs))
     return {
         "adds": strided + (outputs if layer.bias or config.adds_without_bias else 0.0),
         "input_reads": spikes,
@@ -176,13 +190,22 @@ def _spiking(layer: Layer, config: MemoryConfig, spikes: float) -> dict[str, flo
         "potential_reads": uses,
         "potential_writes": uses,
         "address_adds": addresses,
-        "address_macs": 2 * spikes if layer.kind == "conv" else 0.0,
+        "address_macs": 2 * spikes * layer.passes if layer.kind == "conv" else 0.0,
     }
 
 
 def _neuron(layer: Layer, config: MemoryConfig) -> dict[str, float]:
     updates = float(membrane_updates(layer))
     fired = layer.spikes_out or 0.0
+    if layer.terms:
+        words = layer.kept_values * layer.kept_bits / WORD * layer.time_steps
+        return {
+            "temporal_macs": updates * layer.terms,
+            "weight_reads": float(layer.temporal_weights),  # once an inference: they are few
+            "history_reads": words * layer.kept_steps,
+            "history_writes": words if layer.kept_steps else 0.0,
+            "output_writes": fired,
+        }
     return {
         "adds": fired if config.reset_adds else 0.0,
         "leaks": updates if layer.leaky else 0.0,
@@ -197,7 +220,8 @@ def _price(layer: Layer, counts: dict[str, float], config: MemoryConfig, real: b
     operations, addressing = _operations(layer, counts, config.message_bits, word)
     fifo, message = config.fifo_elements * config.message_bits, config.message_bits
     input_bits, input_size = (layer.input_bits, layer.inputs_per_run * layer.input_bits) if real else (message, fifo)
-    parameters = layer.weights * layer.weight_bits + (layer.out_channels * layer.membrane_bits if layer.bias else 0)
+    weights = layer.weights + layer.temporal_weights
+    parameters = weights * layer.weight_bits + (layer.out_channels * layer.membrane_bits if layer.bias else 0)
     membranes = layer.outputs_per_run * word
     written = (layer.outputs_per_run * layer.input_bits, layer.input_bits) if real else (fifo, message)
     accesses = counts.get("potential_reads", 0.0) + counts.get("potential_writes", 0.0)
@@ -214,6 +238,8 @@ def _price(layer: Layer, counts: dict[str, float], config: MemoryConfig, real: b
         potentials_pj=accesses * config.access(membranes, word),
         counts=counts,
         potential_bits=word,
+        history_pj=(counts.get("history_reads", 0.0) + counts.get("history_writes", 0.0))
+        * config.access(layer.kept_memory_bits, WORD),
     )
 
 
@@ -257,4 +283,5 @@ def estimate(layers: Sequence[Layer], config: MemoryConfig | None = None) -> Mem
         layers=priced,
         notes=notes,
         sram_law=config.sram_law,
+        history_pj=sum(item.history_pj for item in priced),
     )

@@ -118,12 +118,12 @@ def synaptic_events(layer: Layer) -> float | None:
 
 
 def _weights(layer: Layer) -> LayerCount:
-    dense = layer.macs * layer.runs
+    dense = round(layer.macs * layer.runs * layer.passes)
     if layer.input_kind == "real":
         effective = None if layer.nonzero_in is None else layer.nonzero_in * layer.fan_out
         return LayerCount(layer.name, layer.kind, dense, dense, 0.0, effective, synaptic_pj=dense * mac_energy(layer))
     events = synaptic_events(layer)
-    acs = float(layer.connections * layer.runs * layer.input_max) if events is None else events
+    acs = (float(layer.connections * layer.runs * layer.input_max) if events is None else events) * layer.passes
     return LayerCount(
         layer.name, layer.kind, dense, 0, acs, 0.0, synaptic_pj=acs * accumulate_energy(layer), measured=events is not None
     )  # fmt: skip
@@ -138,14 +138,21 @@ def membrane_updates(layer: Layer) -> int:
 
 
 def update_energy(layer: Layer) -> float:
-    """Energy of one membrane update, pJ: a multiply-add where the membrane leaks, else an addition; at the bits of H."""
+    """Energy of one membrane update, pJ: a multiply-add where the membrane leaks, else an addition; at the bits of H.
+
+    With weights over time and no membrane: a product of a weight and a current, added to H, for each of its ``terms``.
+    """
+    if layer.terms:
+        current, real = layer.current_bits or 32, layer.weight_bits >= 32
+        product = multiply_energy(layer.weight_bits, current, real) + add_energy(layer.potential_bits or 32, real)
+        return layer.terms * product
     bits, floating = layer.potential_bits or layer.membrane_bits, layer.membrane_bits >= 32
     return add_energy(bits, floating) + (multiply_energy(bits, bits, floating) if layer.leaky else 0.0)
 
 
 def _count(layer: Layer) -> LayerCount:
     counted = _weights(layer) if layer.kind in ("conv", "linear") else LayerCount(layer.name, layer.kind)
-    values = layer.out_channels * prod(layer.typed_size) * layer.runs
+    values = round(layer.out_channels * prod(layer.typed_size) * layer.runs * layer.passes)
     fields: dict[str, Any] = {}
     if updates := membrane_updates(layer):
         fields |= {"updates": updates, "neuron_pj": updates * update_energy(layer)}
@@ -171,11 +178,16 @@ def norm_energy(layer: Layer) -> float:
 
 
 def footprint(layers: Sequence[Layer]) -> float:
-    """Bytes of weights, biases (32 bits), norms (two values a channel, as they are kept) and stored membranes."""
+    """Bytes of weights, biases (32 bits), norms (two values a channel, as they are kept) and stored membranes, or what neurons
+    without one keep of the past.
+    """
     bits = 0
     for layer in layers:
         bits += layer.weights * layer.weight_bits + (32 * layer.out_channels if layer.bias else 0)
-        bits += membrane_updates(layer) // layer.time_steps * layer.membrane_bits
+        if layer.terms:
+            bits += layer.kept_memory_bits + layer.temporal_weights * layer.weight_bits
+        else:
+            bits += membrane_updates(layer) // layer.time_steps * layer.membrane_bits
         bits += layer.norm_memory_bits if layer.kind == "norm" else 0
     return bits / 8
 

@@ -33,7 +33,11 @@ def at_bits(
             "accumulator_bits": None,
             "potential_bits": None,
             "norm_stored_bits": None,
+            "current_bits": None,
         }
+        if layer.terms:
+            changed["weight_bits"] = weight_bits or 32  # over time
+            changed["kept_bits"] = layer.kept_bits if layer.kept_bits < 32 else membrane_bits or 32
         if layer.input_kind == "real" and layer.input_bits >= 32:
             changed["input_bits"] = residual_bits
         out.append(replace(layer, **changed))

@@ -106,6 +106,11 @@ def why_unpriced(layer: Layer, layers: Sequence[Layer], config: Config) -> str |
     first = next((other for other in layers if other.kind == "conv"), None)
     if layer.kind == "other":
         return f"{layer.operator or 'this operator'} is not supported by the hardware models"
+    if layer.terms:
+        return (
+            f"{layer.neuron} has no membrane that SpikeSim's neuron module could hold; what it keeps and computes again is in "
+            "`operations` and `memory`"
+        )
     if layer.kind == "pool":
         return "pooling has no arithmetic in this model"
     switch = {"linear": on.linear_layers, "norm": on.norm, "add": on.residual_layers, "neuron": on.neuron_updates}

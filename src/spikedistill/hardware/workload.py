@@ -14,10 +14,11 @@ from spikedistill.hardware.events import measure
 from spikedistill.hardware.held import STORED_NORM_BITS, Widths, with_potentials
 from spikedistill.hardware.held import measure as measure_widths
 from spikedistill.hardware.layer import InputKind, Layer
+from spikedistill.hardware.past import past
 from spikedistill.networks.base import Network
 from spikedistill.networks.graph import Graph, trace
 from spikedistill.networks.operations import Node
-from spikedistill.neurons import Neuron, NormNeuron, SignedIF
+from spikedistill.neurons import Neuron, NormNeuron, Parallel, SignedIF
 
 SMALL = 8  # the largest integer that is fed pulse by pulse; above it a value is real, of as many bits as it needs
 
@@ -134,6 +135,7 @@ def layers(network: nn.Module, batch: Tensor, image_bits: int = 8) -> list[Layer
         inputs.pop(node.name, None)
     if not any(layer.kind in ("conv", "linear") for layer in found):
         raise SpikedistillError(f"{type(network).__name__} has no convolution and no linear layer: nothing to price")
+    found = [replace(layer, passes=reader.passes.get(layer.name, 1.0)) for layer in found]
     shortcuts = _shortcuts(graph)
     found = [replace(layer, shortcut=True) if layer.name in shortcuts else layer for layer in found]
     return with_potentials(found)
@@ -159,10 +161,11 @@ class _Reader:
         self.widths = widths
         self.graph, self.seen, self.steps = graph, seen, graph.time_steps or 1
         self.holds: dict[str, _Value] = {}
+        self.passes: dict[str, float] = {}  # of layers whose past sums are computed again
         self.sources: dict[str, tuple[str, ...]] = {}
         direct_image = isinstance(network, Network) and network.input == "image" and network.encoding == "direct"
         self.input = _Value("real", bits=image_bits) if direct_image else _Value("unknown")
-        quantization = getattr(network, "quantization", None)
+        self.quantization = quantization = getattr(network, "quantization", None)
         self.precision: Callable[[str | None, str], int | None] | None = getattr(quantization, "bits", None)
 
     def read(self, node: Node) -> list[Layer]:
@@ -282,12 +285,32 @@ class _Reader:
         return made, _Value("real", bits=self._real_bits(node))
 
     def _neuron(self, node: Node, neuron: Neuron, name: str) -> Layer:
+        if isinstance(neuron, Parallel) and neuron.binary:
+            return self._parallel(node, neuron, name)
         if type(neuron).simulate not in (Neuron.simulate, SignedIF.simulate):  # other equations than those priced
             return self._base(node, name, kind="other", operator=type(neuron).__name__)
         return self._base(
             node, name, kind="neuron", neuron=type(neuron).__name__.lower(), leaky=neuron.leaky, encoding=neuron.encode,
             membrane_bits=self._bits(node, "membrane_bits", 32), potential_bits=self.widths.potentials.get(node.name),
         )  # fmt: skip
+
+    def _parallel(self, node: Node, neuron: Parallel, name: str) -> Layer:
+        current = self.widths.currents.get(node.name)
+        kept = past(node, neuron, self.graph, self.steps, self._levels, current, self.quantization)
+        if kept.source is not None:
+            again = [_name(kept.source)]
+            again += [_name(node)] if isinstance(node.module, NormNeuron) else []
+            self.passes |= {layer: max(kept.terms, self.passes.get(layer, 1.0)) for layer in again}
+        return self._base(
+            node, name, kind="neuron", neuron=neuron.kind, encoding=neuron.encode, terms=kept.terms,
+            weight_bits=self._bits(node, "temporal_bits", 32), temporal_weights=neuron.whole().numel(),
+            kept_steps=kept.steps, kept_values=kept.values, kept_bits=kept.bits, current_bits=current,
+            potential_bits=self.widths.potentials.get(node.name),
+        )  # fmt: skip
+
+    def _levels(self, name: str) -> int | None:
+        value = self.holds.get(name)
+        return value.max if value is not None and value.kind in ("spikes", "integers") else None
 
     def _relu(self, node: Node, name: str) -> Layer:
         return self._base(node, name, kind="neuron", neuron="relu")

@@ -48,11 +48,19 @@ def balance_of(neuron: Neuron, rate: float | None = None, residual: bool = False
     return _balance(json.dumps(neuron.spec(), sort_keys=True), neuron.time_steps, rate or FIRING_RATE, residual, gain)
 
 
+def _like(spec: str, time_steps: int) -> Neuron:
+    """A neuron of that kind; weights over time that are drawn at random are the same ones each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        neuron = build(json.loads(spec))
+        assert isinstance(neuron, Neuron)
+        neuron.time_steps = time_steps
+    return neuron
+
+
 @lru_cache(maxsize=256)
 def _balance(spec: str, time_steps: int, rate: float, residual: bool, gain: float) -> Balance:
-    neuron = build(json.loads(spec))
-    assert isinstance(neuron, Neuron)
-    neuron.time_steps = time_steps
+    neuron = _like(spec, time_steps)
     found = MeanField(neuron, rate, residual)
     width = found.width(gain)
     return Balance(rate, *(float(f"{v:.3g}") for v in (found.scale, found.first_scale, found.shift, width)))
@@ -60,10 +68,8 @@ def _balance(spec: str, time_steps: int, rate: float, residual: bool, gain: floa
 
 @lru_cache(maxsize=256)
 def _threshold(spec: str, time_steps: int, rate: float, mean: float, deviation: float) -> float:
-    neuron = build(json.loads(spec))
-    assert isinstance(neuron, Neuron)
-    neuron.time_steps = time_steps
     T = min(time_steps, MOST_STEPS)
+    neuron = _like(spec, T)
     current = (mean + deviation * normals(T, 0)).clamp(min=0)
 
     def fires_more(threshold: float) -> bool:

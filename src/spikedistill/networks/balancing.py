@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
-from ..neurons import Neuron, NormNeuron, Surrogate, eager
+from ..neurons import Neuron, NormNeuron, Parallel, Surrogate, eager
 from .balanced import FIRING_RATE, HEAD_INPUT, balance_of
 from .base import Network
 from .mean_field import crossing
@@ -119,6 +119,8 @@ class _Fit:
             else:
                 self.neuron.threshold /= factor
                 self.neuron.initial /= factor
+                if isinstance(self.neuron, Parallel):
+                    self.neuron.bias.div_(factor)
                 self.thresholds[self.name] = self.neuron.threshold
             if not self.neuron.surrogate_chosen:
                 width = balance_of(self.neuron, self.rate).width

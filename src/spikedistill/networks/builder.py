@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
-from ..neurons import LIF, QCFS, Neuron, NormNeuron, Repeat, Surrogate, build
+from ..neurons import LIF, QCFS, Neuron, NormNeuron, Parallel, Repeat, Surrogate, build
 from .balanced import HEAD_INPUT, Balance, attention_threshold, balance_of
 from .base import Network
 
@@ -51,6 +51,8 @@ class Builder:
         if not isinstance(self.prototype, Neuron) or not network.time_steps:
             return
         self.prototype.time_steps = network.time_steps
+        if isinstance(self.prototype, Parallel) and self.prototype.init == "uniform":
+            network.balanced_by = "data"  # each layer's weights over time are draws of its own
         if network.initialisation == "balanced":
             self.balance = balance_of(self.prototype, network.firing_rate, residual, gain)
             if neuron is None or not self.prototype.surrogate_chosen:
@@ -73,6 +75,8 @@ class Builder:
         neuron = build(self.prototype)
         if isinstance(neuron, Neuron):
             neuron.threshold *= threshold
+        if isinstance(neuron, Parallel):
+            neuron.reset_parameters()  # each layer draws its own
         if first and self.network.once:
             if not isinstance(neuron, Neuron):
                 raise SpikedistillError(f"{type(neuron).__name__} cannot be the encoding neuron; use IF, LIF or PLIF")
@@ -88,6 +92,8 @@ class Builder:
         if self.balance is not None and isinstance(neuron, Neuron):
             mean = scale * tokens * channels * self.balance.rate**3
             neuron.threshold = attention_threshold(neuron, self.balance.rate, mean)
+        if self.balance is not None and isinstance(neuron, Parallel):
+            neuron.weight.data.abs_()  # its currents are never negative: with weights that are it could not fire
         return neuron
 
     def _weight(self, scale: float | None, first: bool = False) -> float:

@@ -68,7 +68,7 @@ class MeanField:
     def __init__(self, neuron: Neuron, rate: float, residual: bool = False) -> None:
         self.neuron = copy.deepcopy(neuron).double().requires_grad_(False)
         self.neuron.encode = False
-        self.T = min(neuron.time_steps, MOST_STEPS)
+        self.T = self.neuron.time_steps = min(neuron.time_steps, MOST_STEPS)
         self.rate, self.shift = rate, 0.0
         self.size = self.neuron.threshold / max(float(self.neuron.gain), 1e-6)  # a current that fires it at once
         with torch.no_grad():

@@ -12,10 +12,14 @@ from .. import own_code
 from ..errors import SpikedistillError, nearest
 from .compilation import eager
 from .modules import IF, LIF, PLIF, Neuron, NormNeuron, Repeat, layers, neuron_of
+from .parallel import PSN, TIED, MaskedPSN, Parallel, SlidingPSN
 from .qcfs import QCFS, SignedIF
 from .surrogate import SURROGATES, Surrogate
 
-TYPES: dict[str, type[nn.Module]] = {"if": IF, "lif": LIF, "plif": PLIF, "qcfs": QCFS, "signed_if": SignedIF}
+TYPES: dict[str, type[nn.Module]] = {
+    "if": IF, "lif": LIF, "plif": PLIF, "qcfs": QCFS, "signed_if": SignedIF,
+    "psn": PSN, "masked_psn": MaskedPSN, "sliding_psn": SlidingPSN,
+}  # fmt: skip
 TYPES |= {entry.name: entry.load() for entry in entry_points(group="spikedistill.neurons")}
 
 
@@ -58,13 +62,18 @@ __all__ = [
     "IF",
     "LIF",
     "PLIF",
+    "PSN",
     "QCFS",
     "SURROGATES",
+    "TIED",
     "TYPES",
+    "MaskedPSN",
     "Neuron",
     "NormNeuron",
+    "Parallel",
     "Repeat",
     "SignedIF",
+    "SlidingPSN",
     "Surrogate",
     "build",
     "eager",

@@ -93,6 +93,15 @@ class Neuron(nn.Module):
         """Value of one unit of H: 1 unless the membrane lies on a grid."""
         return 1.0 if self.grid is None else self.grid.unit
 
+    @property
+    def current_unit(self) -> float:
+        """Value of one unit of the current that charges it."""
+        return self.unit
+
+    def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of a streamed state, where one step's current is ``shape`` (N, ...)."""
+        return shape
+
     def spec(self) -> dict[str, Any]:
         """The neuron as a recipe's mapping, every value in force: ``build(neuron.spec())`` makes its like under any default.
 
@@ -121,6 +130,11 @@ class Neuron(nn.Module):
     def standard(self) -> bool:
         """Whether it computes by the equations of :mod:`.dynamics`; a subclass with a ``simulate`` of its own does not."""
         return type(self).simulate is Neuron.simulate
+
+    @property
+    def binary(self) -> bool:
+        """Whether its spikes are known to be zeros and ones."""
+        return self.standard
 
     def fusable(self, current: Tensor) -> bool:
         """Whether the fused arithmetic knows this neuron, and runs here now."""

@@ -36,7 +36,7 @@ def simulate(
     # Calls are counted in the order of execution, so that a module used twice has two states.
     k = sim.call(owner) if sim else 0
     state = sim.initial(owner, k) if sim else None
-    shape = (current.shape[0] // (1 if neuron.encode else T), *current.shape[1:])
+    shape = neuron.state_shape((current.shape[0] // (1 if neuron.encode else T), *current.shape[1:]))
     if state is not None and state.shape != shape:
         raise SpikedistillError(
             f"{type(neuron).__name__}: the streamed state has shape {tuple(state.shape)}, the input asks for "
@@ -60,7 +60,7 @@ def simulate(
         spikes = spikes.flatten(0, 1)
         if sim is not None:
             sim.final(owner, k, last)
-    if not neuron.smooth and neuron.standard:
+    if not neuron.smooth and neuron.binary:
         packing.emitted(spikes)
     if sim is not None:
         _capture(sim, owner, k, neuron, current, spikes, charged, T)
@@ -79,4 +79,4 @@ def _capture(
         sim.keep(owner, k, "spikes", spikes.unflatten(0, (T, -1)))
     if sim.wants(owner, k, "current"):
         kept = current.unsqueeze(0).expand(T, *current.shape) if neuron.encode else current.unflatten(0, (T, -1))
-        sim.keep(owner, k, "current", kept if unit is None else kept * unit)
+        sim.keep(owner, k, "current", kept if unit is None else kept * neuron.current_unit)

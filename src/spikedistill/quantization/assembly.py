@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..networks.base import Network
+from ..neurons import Parallel
 from .arithmetic import exact_dtype
 from .calibration import Seen, neuron_of
 from .layers import AdaptiveSumPool2d, CodedLayer, ExactForward, InputCodes, SumPool2d
@@ -16,6 +17,7 @@ from .norm import CodedNorm, CodedStatistics, CodeSource, InputCast, NormGrid, O
 from .options import Options
 from .plan import Edge, Op, Plan
 from .quantized import Quantization
+from .temporal import TemporalMembrane
 
 
 class Assembler:
@@ -87,6 +89,9 @@ class Assembler:
         if op.kind == "neuron" and edge.base == "norm" and edge.group not in self.own:
             stream = self.steps[edge.group]
         reach = self.seen.membranes.get(op.path) or neuron.threshold
+        if isinstance(neuron, Parallel):
+            self.membranes[op.path] = TemporalMembrane(neuron, o.weight_bits, o.fraction_bits, stream, reach)
+            return
         self.membranes[op.path] = Membrane(
             neuron, o.membrane_bits, o.leak_bits, o.fraction_bits, stream, reach, o.unit == "learned"
         )

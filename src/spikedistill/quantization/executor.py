@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+PARALLEL = ("norm_parallel", "parallel")
+NEURONS = ("norm_neuron", "neuron", *PARALLEL)
 INT = {False: torch.int32, True: torch.int64}
 
 
@@ -31,21 +33,42 @@ def scan(current: Tensor, T: int, n: dict[str, Any]) -> Tensor:
     ``H = ((V * l) >> L) + I``; ``S = H >= threshold``; reset; ``V = saturate((V + 2^(q-1)) >> q) << q``. With
     ``leak_first`` the leak comes after the reset, before Q, instead.
     """
-    l, L = n["leak"]
-    threshold, reset, bits, q = n["threshold"], n["reset"], n["bits"], n["shift"]
-    by = threshold if n.get("reset_by") is None else n["reset_by"]
     v = torch.full_like(current if n["encode"] else current[0], n["initial"])
     spikes = []
     for t in range(T):
-        i = current if n["encode"] else current[t]
-        h = (v if n["leak_first"] else (v * l) >> L) + i
-        s = (h >= threshold).to(h.dtype)
+        s, v = tick(current if n["encode"] else current[t], v, n)
         spikes.append(s)
-        v = h * (1 - s) if reset == "hard" else h - by * s if reset == "soft" else h
-        if n["leak_first"]:
-            v = shifted_leak(v, l, L, q, bits)
-        elif bits is not None:
-            v = shifted(v, q).clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) << q
+    return torch.stack(spikes)
+
+
+def tick(i: Tensor, v: Tensor, n: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """One step of a neuron: spikes and the stored membrane, from current and membrane (N, ...)."""
+    l, L = n["leak"]
+    threshold, reset, bits, q = n["threshold"], n["reset"], n["bits"], n["shift"]
+    by = threshold if n.get("reset_by") is None else n["reset_by"]
+    h = (v if n["leak_first"] else (v * l) >> L) + i
+    s = (h >= threshold).to(h.dtype)
+    v = h * (1 - s) if reset == "hard" else h - by * s if reset == "soft" else h
+    if n["leak_first"]:
+        v = shifted_leak(v, l, L, q, bits)
+    elif bits is not None:
+        v = shifted(v, q).clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) << q
+    return s, v
+
+
+def weigh(current: Tensor, T: int, n: dict[str, Any], weight: Tensor, offset: Tensor) -> Tensor:
+    """A parallel neuron over T steps: spikes (T, N, ...) from currents (T, N, ...), or (N, ...) when it encodes.
+
+    ``H_t = sum_j W_tj I_j + b_t``; ``S = H >= threshold``. ``weight``: (T, T), or (k,): by lag, the present last.
+    """
+    w, b = weight.to(current.dtype), offset.to(current.dtype)
+    spikes = []
+    for t in range(T):
+        h = b[min(t, len(b) - 1)]
+        for j in range(max(0, t - n["taps"] + 1), t + 1) if n["causal"] else range(T):
+            i = current if n["encode"] else current[j]
+            h = h + (w[t, j] if w.dim() == 2 else w[len(w) - 1 - (t - j)]) * i
+        spikes.append((h >= n["threshold"]).to(current.dtype))
     return torch.stack(spikes)
 
 
@@ -104,7 +127,7 @@ def run(ops: list[dict[str, Any]], tensors: dict[str, Tensor], weights: list[Ten
     for i, op in enumerate(ops):
         given = [values[j] for j in op["in"]]
         out = x if op["op"] == "input" else _one(i, op, tensors, weights[i], given, T)
-        if op["op"] in ("norm_neuron", "neuron"):
+        if op["op"] in NEURONS:
             spikes[op["path"]] = out
             out = out.flatten(0, 1)
         values.append(out)
@@ -119,7 +142,18 @@ def one_shape(
 ) -> Tensor:
     """What one operation gives at one time step, folded; with tensors on torch's meta device its shape alone."""
     out = _one(i, op, tensors, weight, given, 1)
-    return out.flatten(0, 1) if op["op"] in ("norm_neuron", "neuron") else out
+    return out.flatten(0, 1) if op["op"] in NEURONS else out
+
+
+def charge(i: int, op: dict[str, Any], tensors: dict[str, Tensor], given: list[Tensor]) -> Tensor:
+    """The current of a neuron, folded: behind a norm its multiplier and offset, then a residual."""
+    x = given[0]
+    if op["op"] in ("neuron", "parallel"):
+        return x.to(INT[op["wide"]]) * op["ratio"]
+    if "k" in op:
+        x = rescale(x, tensors[f"{i}.M"], tensors[f"{i}.B"], op["k"], op["wide_scale"])
+    x = x.to(INT[op["wide"]])
+    return x + given[1].to(x.dtype) * op["ratio"] if len(given) > 1 else x
 
 
 def _one(
@@ -140,17 +174,13 @@ def _one(
             return x  # folded into the layer before it
         out = rescale(x, tensors[f"{i}.M"], tensors[f"{i}.B"], op["k"], op["wide_scale"])
         return out.clamp(op["low"], op["high"])
-    if kind in ("norm_neuron", "neuron"):
-        current = x
-        if kind == "norm_neuron":
-            if "k" in op:
-                current = rescale(x, tensors[f"{i}.M"], tensors[f"{i}.B"], op["k"], op["wide_scale"])
-            current = current.to(INT[op["wide"]])
-            if len(given) > 1:
-                current = current + given[1].to(current.dtype) * op["ratio"]
-        else:
-            current = current.to(INT[op["wide"]]) * op["ratio"]
-        return scan(current if op["encode"] else current.unflatten(0, (T, -1)), T, op)
+    if kind in NEURONS:
+        current = charge(i, op, tensors, given)
+        current = current if op["encode"] else current.unflatten(0, (T, -1))
+        if kind in PARALLEL:
+            assert weight is not None
+            return weigh(current, T, op, weight, tensors[f"{i}.offset"])
+        return scan(current, T, op)
     if kind == "max_pool":
         return F.max_pool2d(x, op["kernel"], op["stride"], op["padding"], op["dilation"], op["ceil"])
     if kind == "sum_pool":

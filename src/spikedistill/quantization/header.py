@@ -115,6 +115,36 @@ class Neuron(Rescaled):
         return _bounds(self)
 
 
+class Parallel(Rescaled):
+    """A neuron that weighs its currents over time, and the norm before it."""
+
+    op: Literal["parallel", "norm_parallel"]
+    threshold: Code
+    encode: bool
+    ratio: Code
+    wide: bool
+    bits: Annotated[int, Field(ge=2, le=8)]
+    shape: Annotated[list[Annotated[int, Field(ge=1, le=MOST_STEPS)]], Field(min_length=1, max_length=2)]
+    taps: Annotated[int, Field(ge=1, le=MOST_STEPS)]
+    causal: bool
+    history: Place | None
+    history_bits: Bits | None
+    low: None = None
+    high: None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Parallel":
+        T = self.shape[-1]
+        if len(self.shape) == 2 and self.shape[0] != T:
+            raise ValueError(f"weights over time of shape {self.shape}; a square, or one weight a lag")
+        if self.taps > T or (len(self.shape) == 1 and not (self.causal and self.taps == T)):
+            raise ValueError(f"{self.taps} steps are summed by weights of shape {self.shape}")
+        if (self.history is None) != (self.history_bits is None):
+            raise ValueError("history and history_bits belong together")
+        _fit(self.wide, self.threshold, self.ratio)
+        return _bounds(self)
+
+
 class MaxPool(Op):
     """Largest value of windows."""
 
@@ -242,8 +272,8 @@ class Pad(Op):
 
 
 AnyOp = Annotated[
-    Input | Layer | Norm | Neuron | MaxPool | SumPool | Join | MatMul | AdaptiveMax | Replicate | Sum | Permute | Affine
-    | Repeat | Reshape | Slice | Pad,
+    Input | Layer | Norm | Neuron | Parallel | MaxPool | SumPool | Join | MatMul | AdaptiveMax | Replicate | Sum | Permute
+    | Affine | Repeat | Reshape | Slice | Pad,
     Field(discriminator="op"),
 ]  # fmt: skip
 
@@ -271,14 +301,36 @@ class Header(Strict):
         for i, op in enumerate(self.ops):
             if (op.op == "input") != (i == 0):
                 raise ValueError(f"ops.{i}: the first operation is the input, and no other")
-            several = {"add": (2, 2), "mul": (2, 2), "matmul": (2, 2), "cat": (1, 64), "norm_neuron": (1, 2)}
+            several = {
+                "add": (2, 2),
+                "mul": (2, 2),
+                "matmul": (2, 2),
+                "cat": (1, 64),
+                "norm_neuron": (1, 2),
+                "norm_parallel": (1, 2),
+            }
             low, high = several.get(op.op, (min(i, 1), min(i, 1)))
             if not low <= len(op.inputs) <= high or any(j >= i for j in op.inputs):
                 raise ValueError(f"ops.{i}: {op.op} reads {op.inputs}; it reads {low} to {high} earlier ones")
             factors = getattr(op, "factors", None)
             if factors is not None and len(factors) != len(op.inputs):
                 raise ValueError(f"ops.{i}: {len(factors)} factors for {len(op.inputs)} inputs")
+            if isinstance(op, Parallel):
+                _check_parallel(self, i, op)
         return self
+
+
+def _check_parallel(header: Header, i: int, op: Parallel) -> None:
+    """Weights for T, and a history that the layer before the neuron reads."""
+    if len(op.shape) == 2 and op.shape[0] != header.time_steps:
+        raise ValueError(f"ops.{i}: weights for {op.shape[0]} steps in a network of {header.time_steps}")
+    if op.history is None:
+        return
+    j = op.inputs[0]
+    while j != op.history and header.ops[j].op in ("reshape", "permute", "max_pool", "sum_pool"):
+        j = header.ops[j].inputs[0]
+    if j != op.history or header.ops[j].op != "layer" or len(op.inputs) > 1 or op.encode:
+        raise ValueError(f"ops.{i}: {op.history} is not the layer that charges it alone")
 
 
 def _bounds(op: Any) -> Any:

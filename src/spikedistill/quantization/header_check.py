@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import SpikedistillError
 from . import executor
-from .header import Header, Layer, MatMul, MaxPool, Neuron, Rescaled, SumPool
+from .header import Header, Layer, MatMul, MaxPool, Neuron, Parallel, Rescaled, SumPool
 
 MOST_VALUES = 1 << 28  # that one operation writes for one image, all steps together
 MOST_SUMS = 1 << 42  # that one image adds up in all
@@ -47,6 +47,9 @@ def check_tensors(header: Header, tensors: dict[str, Tensor], where: str) -> Non
             expected[f"{i}.weight"] = (torch.uint8,), -(-prod(op.shape) * op.bits // 8)
             if op.k is None and f"{i}.bias" in tensors:
                 expected[f"{i}.bias"] = (torch.int32, torch.int64), op.shape[0]
+        if isinstance(op, Parallel):
+            expected[f"{i}.temporal"] = (torch.uint8,), -(-prod(op.shape) * op.bits // 8)
+            expected[f"{i}.offset"] = (torch.int32, torch.int64), op.shape[0] if len(op.shape) == 2 else 1
         if isinstance(op, Rescaled) and op.k is not None:
             expected[f"{i}.M"] = (torch.int16, torch.int32), None
             expected[f"{i}.B"] = (torch.int32, torch.int64), None
@@ -74,7 +77,8 @@ def check_cost(raw: dict[str, Any], header: Header, tensors: dict[str, Tensor], 
             out = torch.empty(1, *header.input.size, dtype=torch.int32, device="meta")
         else:
             given = [values[j] for j in op.inputs]
-            weight = torch.empty(op.shape, dtype=torch.int8, device="meta") if isinstance(op, Layer) else None
+            shape = op.shape if isinstance(op, Layer | Parallel) else None
+            weight = None if shape is None else torch.empty(shape, dtype=torch.int8, device="meta")
             try:
                 out = executor.one_shape(i, plain, {k: v.to("meta") for k, v in _of(tensors, i)}, weight, given)
             except (RuntimeError, ValueError, IndexError, TypeError, OverflowError) as error:
@@ -99,7 +103,7 @@ def check_cost(raw: dict[str, Any], header: Header, tensors: dict[str, Tensor], 
 
 
 def _of(tensors: dict[str, Tensor], i: int) -> list[tuple[str, Tensor]]:
-    return [(name, tensors[name]) for name in (f"{i}.M", f"{i}.B", f"{i}.bias") if name in tensors]
+    return [(name, tensors[name]) for name in (f"{i}.M", f"{i}.B", f"{i}.bias", f"{i}.offset") if name in tensors]
 
 
 def _sums(op: Any, out: Tensor, values: list[Tensor]) -> int:
@@ -110,6 +114,8 @@ def _sums(op: Any, out: Tensor, values: list[Tensor]) -> int:
         return out.numel() * prod(op.kernel)
     if isinstance(op, MatMul):
         return out.numel() * values[op.inputs[0]].shape[-1]
+    if isinstance(op, Parallel):
+        return out.numel() * op.taps
     return sum(values[j].numel() for j in op.inputs)
 
 
@@ -120,8 +126,8 @@ def _check_steps(header: Header, frames: bool, where: str) -> None:
         before = {unfolded[j] for j in op.inputs}
         if len(before) > 1:
             raise SpikedistillError(f"{where}: ops.{i} ({op.op}) joins what has steps and what has none")
-        starts = op.op == "repeat" or (isinstance(op, Neuron) and op.encode)
-        unfolds = (isinstance(op, Neuron) and not op.encode) or starts
+        starts = op.op == "repeat" or (isinstance(op, Neuron | Parallel) and op.encode)
+        unfolds = (isinstance(op, Neuron | Parallel) and not op.encode) or starts
         if unfolds and before == {starts}:
             raise SpikedistillError(
                 f"{where}: ops.{i} ({op.op}) {'begins' if starts else 'lacks'} the time steps{' again' * starts}"

@@ -21,6 +21,8 @@ from .header_check import read_header
 from .norm import affine
 from .plan import Op
 from .quantized import Quantization
+from .stepping import START, State, Stepper
+from .temporal import TemporalMembrane, history
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -77,13 +79,39 @@ class IntegerNetwork:
         T = self.time_steps if time_steps is None else time_steps
         if not 1 <= T <= self.time_steps:
             raise SpikedistillError(f"this integer network runs 1 to {self.time_steps} time steps, found {T}")
+        tied = next((op for op in self.header["ops"] if op["op"] in executor.PARALLEL and len(op["shape"]) == 2), None)
+        if tied is not None and self.time_steps != T:
+            raise SpikedistillError(
+                f"{tied['path']} has weights for {self.time_steps} time steps, found T = {T}; run all of them"
+            )
+        out, spikes = executor.run(self.header["ops"], self.tensors, self.weights(), self.codes(x, T), T)
+        return out.unflatten(0, (T, -1)).to(torch.int64), spikes
+
+    def weights(self) -> list[Tensor | None]:
+        """Unpacked codes of every operation that has weights: layers, and neurons with weights over time."""
         if self._weights is None:
+            kept = {"layer": "weight", "parallel": "temporal", "norm_parallel": "temporal"}
             self._weights = [
-                unpack(self.tensors[f"{i}.weight"], op["bits"], tuple(op["shape"])) if op["op"] == "layer" else None
+                unpack(self.tensors[f"{i}.{kept[op['op']]}"], op["bits"], tuple(op["shape"]))
+                if op["op"] in kept
+                else None
                 for i, op in enumerate(self.header["ops"])
             ]
-        out, spikes = executor.run(self.header["ops"], self.tensors, self._weights, self.codes(x, T), T)
-        return out.unflatten(0, (T, -1)).to(torch.int64), spikes
+        return self._weights
+
+    def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, dict[str, Tensor], State]:
+        """One step of a stream: integer logits (N, K), spikes by path (N, ...), and what is kept for the next step.
+
+        ``x``: the image, the same at each step, or one step's counts or spikes (N, C, ...). T chained steps give what
+        :meth:`steps` gives. Raises :class:`SpikedistillError` for neurons that see later steps.
+        """
+        state = START if state is None else state
+        if state.steps >= self.time_steps:
+            raise SpikedistillError(f"this integer network runs 1 to {self.time_steps} time steps, found one more")
+        image = self.header["input"]["kind"] == "image"
+        x = self.codes(x, 1) if image else self.codes(x.unsqueeze(1).expand(-1, self.time_steps, *x.shape[1:]), 1)
+        out, spikes, after = Stepper(self.header["ops"], self.tensors, self.weights()).step(x, state)
+        return out.to(torch.int64), spikes, after
 
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
         """Integer logits (N, K), int64: summed over T."""
@@ -191,6 +219,7 @@ class _Converter:
         self.parts: dict[str, Any] = dict(quantization.parts)
         self.tensors: dict[str, Tensor] = {}
         self.scale = 1.0
+        self.bits = quantization.options.weight_bits or 8
         assert network.time_steps is not None
         self.T = network.time_steps
 
@@ -198,7 +227,7 @@ class _Converter:
         plan, entrance = self.plan, self.network.input_codes
         if entrance.kind == "image":
             self.tensors["input.table"] = self.network.get_buffer("input_table").cpu()
-        index = {op.name: i for i, op in enumerate(plan.ops)}
+        index = self.index = {op.name: i for i, op in enumerate(plan.ops)}
         ops = []
         for i, op in enumerate(plan.ops):
             one = {"op": op.kind, "in": [index[name] for name in op.inputs], **op.options}
@@ -264,15 +293,34 @@ class _Converter:
             "initial": floor(neuron.initial / grid.unit + 0.5), "wide": bound >= 1 << 31,
         } | ({} if grid.reset_by is None else {"reset_by": grid.reset_by})  # fmt: skip
 
+    def parallel(self, i: int, op: Op, membrane: TemporalMembrane, bound: float) -> dict[str, Any]:
+        """A neuron with weights over time: their codes, and what it keeps of the past."""
+        neuron, grid, wide = membrane.parallel, membrane.grid(), bound >= 1 << 31
+        codes = grid.weights(membrane.weights())
+        self.tensors[f"{i}.temporal"] = pack(codes.cpu().to(torch.int8), self.bits)
+        self.tensors[f"{i}.offset"] = grid.offsets(neuron.bias).flatten().cpu().to(INTEGERS[3 + wide])
+        kept = None if neuron.encode else history(self.plan, op)
+        return {
+            "op": "norm_parallel" if op.kind == "norm_neuron" else "parallel", "threshold": grid.threshold,
+            "encode": neuron.encode, "wide": wide, "bits": self.bits, "shape": list(codes.shape), "taps": neuron.taps,
+            "causal": neuron.causal, "history": None if kept is None else self.index[kept[0]],
+            "history_bits": None if kept is None else kept[1],
+        }  # fmt: skip
+
     def norm_neuron(self, i: int, op: Op) -> dict[str, Any]:
         grid = self.parts[op.path]
         out = self.rescale(i, grid.rescale, *affine(grid.norm)) if grid.rescale is not None else {}
         grid.membrane.prepare()
         return (
             out
-            | self.neuron_numbers(grid.norm.neuron, grid.membrane, grid.bound(self.T))
+            | self.numbers(i, op, grid.norm.neuron, grid.membrane, grid.bound(self.T))
             | {"ratio": int(grid.ratio())}
         )
+
+    def numbers(self, i: int, op: Op, neuron: Any, membrane: Any, bound: float) -> dict[str, Any]:
+        if isinstance(membrane, TemporalMembrane):
+            return self.parallel(i, op, membrane, bound)
+        return self.neuron_numbers(neuron, membrane, bound)
 
     def neuron(self, i: int, op: Op) -> dict[str, Any]:
         coded = self.parts[op.path]
@@ -283,7 +331,8 @@ class _Converter:
         if edge.base == "layer":
             layer = self.parts[edge.layer]
             bound = layer.rescale.bounds()[1] if layer.rescale is not None else 2 * layer.bound
-        return self.neuron_numbers(coded.neuron, coded.membrane, coded.membrane.bound(bound, self.T)) | {"ratio": r}
+        bound = coded.membrane.bound(bound, self.T)
+        return self.numbers(i, op, coded.neuron, coded.membrane, bound) | {"ratio": r}
 
 
 __all__ = ["IntegerNetwork", "entering", "to_integer"]

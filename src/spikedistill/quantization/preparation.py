@@ -13,7 +13,9 @@ from .. import finite
 from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..networks.graph import trace
-from ..neurons import Neuron
+from ..neurons import Neuron, Parallel
+from ..neurons import layers as neurons
+from . import temporal
 from .assembly import Assembler
 from .calibration import Seen, batches_of
 from .folded import FoldedAssembler
@@ -133,6 +135,7 @@ def _plan(network: Network, example: Tensor, kind: str, o: Options) -> Plan:
     finest = 2.0 ** (floor(log2(min([1.0, *thresholds]))) - o.fraction_bits)
     plan = Reader(network, graph, limits, o.residual_bits, entry, finest).read()
     plan.formats = formats
+    temporal.check({path: n for path, n in neurons(network).items() if isinstance(n, Parallel)}, o)
     if o.folded:
         FoldedAssembler.check(plan, o)
     return plan

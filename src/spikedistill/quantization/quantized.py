@@ -40,9 +40,15 @@ class Quantization:
             part.update()
 
     def bits(self, path: str | None, what: str) -> int | None:
-        """``weight_bits`` of the layer at ``path``, or the network's bits by their option's name; None: not quantized."""
+        """Bits by name; None: not quantized.
+
+        ``weight_bits`` of the layer at ``path``, ``temporal_bits`` of neurons' weights over time, else the network's by their
+        option's name.
+        """
         if what == "weight_bits":
             return self.plan.formats[path].bits if path in self.plan.formats else None
+        if what == "temporal_bits":
+            return self.options.weight_bits
         found: int | None = getattr(self.options, what, None)
         return found
 

@@ -10,7 +10,7 @@ from torch import nn
 from ..networks.base import Network
 from ..networks.graph import Graph
 from ..networks.operations import Node, Operation
-from ..neurons import Neuron, NormNeuron
+from ..neurons import Neuron, NormNeuron, Parallel
 from .arithmetic import FLOAT32
 from .plan import Edge, End, Op, Plan, input_names, is_power_of_two, own_code, refuse
 from .streams import Streams
@@ -90,7 +90,9 @@ class Reader:
             (module, None, ("forward", "_conv_forward", "statistics", "affine", "current"))
         ]
         neuron = module.neuron if isinstance(module, NormNeuron) else module
-        if isinstance(neuron, Neuron):
+        if isinstance(neuron, Parallel):
+            parts.append((neuron, None, ("forward", "run", "simulate", "matrix", "matrix_bias", "whole")))
+        elif isinstance(neuron, Neuron):
             parts.append((neuron, Neuron, ("forward", "run", "simulate")))
         for part, kind, methods in parts:
             if name := own_code(part, kind, *methods):
