@@ -1,0 +1,150 @@
+"""What a C file needs to know of an integer network: every value's shape, range and place in memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from ..errors import SpikedistillError
+
+Shape = tuple[int, ...]
+Range = tuple[int, int]
+
+
+def width(*ranges: Range, least: int = 8, where: str = "") -> int:
+    """Bits of the smallest integer type that holds all ranges; raises beyond 64."""
+    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+    for bits in (8, 16, 32, 64):
+        if bits >= least and low >= -(1 << (bits - 1)) and high < 1 << (bits - 1):
+            return bits
+    raise SpikedistillError(f"to_c: {where}: numbers from {low:.3g} to {high:.3g} do not fit 64 bits; use fewer bits")
+
+
+def times(a: Range, b: Range) -> Range:
+    """Range of a product."""
+    corners = [x * y for x in a for y in b]
+    return min(corners), max(corners)
+
+
+def plus(a: Range, b: Range) -> Range:
+    """Range of a sum."""
+    return a[0] + b[0], a[1] + b[1]
+
+
+@dataclass(eq=False)
+class Buffer:
+    """Memory that some calls share: ``size`` entries of ``bits``; ``kept``: from step to step."""
+
+    size: int
+    bits: int
+    kept: bool = False
+    offset: int = -1
+
+    def __str__(self) -> str:
+        name = "kept" if self.kept else "memory"
+        return f"{name}_{self.bits} + {self.offset}" if self.offset else f"{name}_{self.bits}"
+
+
+@dataclass
+class Value:
+    """What an operation gives for one image at one step; ``last``: its channels stand last in memory."""
+
+    buffer: Buffer
+    shape: Shape
+    range: Range
+    stepped: bool
+    last: bool = False
+
+    @property
+    def bits(self) -> int:
+        """Width of its type."""
+        return self.buffer.bits
+
+    @property
+    def size(self) -> int:
+        """Entries."""
+        return prod(self.shape)
+
+    @property
+    def strides(self) -> list[int]:
+        """Of each dimension."""
+        order = [*range(1, len(self.shape)), 0] if self.last else list(range(len(self.shape)))
+        strides, step = [0] * len(self.shape), 1
+        for d in reversed(order):
+            strides[d] = step
+            step *= self.shape[d]
+        return strides
+
+    @property
+    def view(self) -> str:
+        """A ``struct view``'s numbers."""
+        channels = self.shape[0] if self.shape else 1
+        places = self.size // channels
+        stand = (1, channels) if self.last else (places, 1)
+        return "{" + ", ".join(map(str, (channels, places, *stand))) + "}"
+
+
+@dataclass
+class Call:
+    """One call in C; ``arguments``: numbers, names and buffers."""
+
+    function: str
+    arguments: Sequence[Any]
+    comment: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.function}({', '.join(map(str, self.arguments))});"
+
+
+@dataclass
+class Program:
+    """Calls: at the start of an image (``once``), at each step (``step``), and the constants that they read."""
+
+    once: list[Call] = field(default_factory=list)
+    step: list[Call] = field(default_factory=list)
+    constants: list[str] = field(default_factory=list)
+
+    def call(self, stepped: bool, function: str, *arguments: Any, comment: str = "") -> None:
+        """One more call."""
+        (self.step if stepped else self.once).append(Call(function, arguments, comment))
+
+    def memory(self) -> dict[str, int]:
+        """Give every buffer its place; entries by array."""
+        lives: dict[Buffer, list[int]] = {}
+        calls = [*self.once, *self.step]
+        for i, call in enumerate(calls):
+            for buffer in call.arguments:
+                if isinstance(buffer, Buffer):
+                    life = lives.setdefault(buffer, [i, i])
+                    life[1] = i
+                    if life[0] < len(self.once) <= i:
+                        life[1] = len(calls)  # made once, read at every step
+        sizes: dict[str, int] = {}
+        placed: list[tuple[Buffer, list[int]]] = []
+        for buffer, life in sorted(lives.items(), key=lambda item: -item[0].size):
+            beside = sorted(
+                (b.offset, b.offset + b.size) for b, other in placed
+                if b.kept == buffer.kept and b.bits == buffer.bits
+                and (b.kept or (other[0] <= life[1] and life[0] <= other[1]))
+            )  # fmt: skip
+            buffer.offset = 0
+            for start, end in beside:
+                if buffer.offset + buffer.size <= start:
+                    break
+                buffer.offset = max(buffer.offset, end)
+            placed.append((buffer, life))
+            name = f"{'kept' if buffer.kept else 'memory'}_{buffer.bits}"
+            sizes[name] = max(sizes.get(name, 0), buffer.offset + buffer.size)
+        return dict(sorted(sizes.items()))
+
+
+def array(name: str, kind: str, numbers: Sequence[int]) -> str:
+    """A constant array in C."""
+    lines, line = [], "   "
+    for number in numbers:
+        word = f" {number},"
+        if len(line) + len(word) > 110:
+            lines.append(line)
+            line = "   "
+        line += word
+    return f"static const {kind} {name}[] = {{\n" + "\n".join([*lines, line.rstrip(",")]) + "\n};\n"
