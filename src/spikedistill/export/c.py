@@ -10,9 +10,9 @@ from ..files import destination, exported
 from ..networks.base import Network
 from ..quantization import IntegerNetwork, to_integer
 from ..quantization.header_check import read_header
-from .c_builder import Builder
+from .c_builder import Builder, number
 from .c_operations import STRUCTS
-from .c_plan import Value, array, width
+from .c_plan import Call, Value, width
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
@@ -58,6 +58,10 @@ def sources(integer: IntegerNetwork, name: str = "network") -> dict[str, str]:
     logit = width((out.range[0] * T, out.range[1] * T), least=32, where="the logits, summed over the time steps")
     builder.program.call(True, builder.library.use("logits", IN=out.bits, OUT=logit), out.size, out.buffer, "logits")
     memory = builder.program.memory()
+    starts = [
+        Call(builder.library.use("fill", OUT=buffer.bits), (buffer.size, number(initial), buffer))
+        for buffer, initial in builder.program.starts()
+    ]
     place = "int16_t" if max((n for shape in shapes for n in shape), default=1) < 1 << 15 else "int32_t"
     scratch = {
         f"{place} event_y": (builder.most_places, int(place[3:5]) // 8),
@@ -80,7 +84,7 @@ def sources(integer: IntegerNetwork, name: str = "network") -> dict[str, str]:
         builder.library.source(),
         *builder.program.constants,
         f"void {name}_start({given})\n{{",
-        *_calls(builder.program.once),
+        *_calls([*starts, *builder.program.once]),
         "}\n",
         f"void {name}_step({each}{name}_logit *logits)\n{{",
         *_calls(builder.program.step),

@@ -12,7 +12,7 @@ from ..quantization.header import (
     AdaptiveMax, Affine, Header, Join, Layer, MaxPool, Neuron, Norm, Op, Pad, Permute, Rescaled, Slice, Sum, SumPool,
 )  # fmt: skip
 from .c_operations import Library, neuron_text
-from .c_plan import Buffer, Call, Program, Range, Shape, Value, array, plus, times, width
+from .c_plan import Buffer, Program, Range, Shape, Value, array, plus, times, width
 
 MOST_INDEX = (1 << 31) - 1
 
@@ -27,8 +27,8 @@ class Builder:
         self.most_places = self.most_columns = 1
         scales = [(tensors[f"{i}.M"], tensors[f"{i}.B"]) for i in range(len(header.ops)) if f"{i}.M" in tensors]
         offsets = [b for _, b in scales] + [t for name, t in tensors.items() if name.endswith(".bias")]
-        self.factor = max((width(_range(m), least=16) for m, _ in scales), default=16)
-        self.offset = max((width(_range(b), least=32) for b in offsets), default=32)
+        self.factor = max((width(range_of(m), least=16) for m, _ in scales), default=16)
+        self.offset = max((width(range_of(b), least=32) for b in offsets), default=32)
 
     def build(self) -> Value:
         """All calls; returns the logits of a step."""
@@ -113,7 +113,7 @@ class Builder:
         form = self.header.input
         if form.kind == "image":
             table = self.tensors["input.table"]
-            out = self.made(_range(table))
+            out = self.made(range_of(table))
             name = self.table(f"int{out.bits}_t", "levels", table.flatten().tolist())
             places = prod(self.shape[1:])
             self.call("levels", name, self.shape[0], places, "image", out.buffer, comment="input", OUT=out.bits)
@@ -187,7 +187,7 @@ class Builder:
             w, low, high = 32, *out
         address = self.constant("scale", "norm", scale)
         view = self.constant("view", "norm_view", x.view)
-        limits = _number(low), _number(high)
+        limits = number(low), number(high)
         comment = f"{op.path}: multiplier and offset, saturated from {low} to {high}"
         self.call("norm", address, view, *limits, x.buffer, made.buffer, comment=comment, IN=x.bits, OUT=made.bits, W=w)
         return made
@@ -241,14 +241,12 @@ class Builder:
         (l, L), q = op.leak, op.shift if op.bits is not None else 0
         low, high = (-(1 << (op.bits - 1)), (1 << (op.bits - 1)) - 1) if op.bits is not None else (0, 0)
         seen = residual.view if residual is not None else "{0, 0, 0, 0}"
-        numbers = [scale, x.view, seen, *map(_number, (multiplier, op.threshold, low, high)), l, L, q, unit]
+        numbers = [scale, x.view, seen, *map(number, (multiplier, op.threshold, low, high)), l, L, q, unit]
         address = self.constant("neuron", "neuron", "{" + ", ".join(map(str, numbers)) + "}")
         text = neuron_text(
             op.reset, (l, L) != (1, 0), op.leak_first, op.bits is not None, norm, residual is not None
         )
-        initial = op.initial >> unit
-        fill = self.library.use("fill", OUT=kept.bits)
-        self.program.once.insert(0, Call(fill, (x.size, _number(initial), kept)))
+        self.program.kept.append((kept, op.initial >> unit))
         out = self.made((0, 1), x.shape)
         buffers = [x.buffer, *([residual.buffer] if residual is not None else []), kept, out.buffer]
         widths = {"IN": x.bits, "V": kept.bits, "W": w} | ({"R": residual.bits} if residual is not None else {})
@@ -313,7 +311,7 @@ class Builder:
         parts = [times(v.range, (f, f)) for v, f in zip((a, b), factors)]
         out = self.made(plus(*parts))
         w = self.width(*parts, plus(*parts), *((f, f) for f in factors), a.range, b.range, least=32)
-        numbers = out.size, *map(_number, factors), a.buffer, b.buffer, out.buffer
+        numbers = out.size, *map(number, factors), a.buffer, b.buffer, out.buffer
         self.call("add", *numbers, comment=f"sum of {_by(self.shape)}", A=a.bits, B=b.bits, OUT=out.bits, W=w)
         return out
 
@@ -413,7 +411,7 @@ class Builder:
         factor, offset = (op.factor, op.factor), (op.offset, op.offset)
         out = self.made(plus(times(x.range, factor), offset))
         w = self.width(times(x.range, factor), out.range, factor, offset, x.range, least=32)
-        numbers = out.size, _number(op.factor), _number(op.offset), x.buffer, out.buffer
+        numbers = out.size, number(op.factor), number(op.offset), x.buffer, out.buffer
         self.call("affine", *numbers, comment=f"x * {op.factor} + {op.offset}", IN=x.bits, OUT=out.bits, W=w)
         return out
 
@@ -478,7 +476,7 @@ def _sums(codes: np.ndarray, x: Range, bias: Tensor | None) -> Range:
     return min(*lows, low), max(*highs, high)
 
 
-def _range(t: Tensor) -> Range:
+def range_of(t: Tensor) -> Range:
     return int(t.min()), int(t.max())
 
 
@@ -500,7 +498,7 @@ def _by(shape: Any) -> str:
     return "x".join(str(n) for n in shape) or "1"
 
 
-def _number(n: int) -> str:
+def number(n: int) -> str:
     """A constant of up to 64 bits."""
     if n == -(1 << 63):
         return "INT64_MIN"

@@ -98,11 +98,26 @@ class Call:
 
 @dataclass
 class Program:
-    """Calls: at the start of an image (``once``), at each step (``step``), and the constants that they read."""
+    """Calls: at the start of an image (``once``), at each step (``step``), the constants that they read.
+
+    ``kept``: membranes, with the code that they start at.
+    """
 
     once: list[Call] = field(default_factory=list)
     step: list[Call] = field(default_factory=list)
     constants: list[str] = field(default_factory=list)
+    kept: list[tuple[Buffer, int]] = field(default_factory=list)
+
+    def starts(self) -> list[tuple[Buffer, int]]:
+        """Stretches of membranes that start with one value."""
+        found: list[tuple[Buffer, int]] = []
+        for buffer, initial in sorted(self.kept, key=lambda item: (item[0].bits, item[0].offset)):
+            last, value = found[-1] if found else (Buffer(0, 0), 0)
+            if last.bits == buffer.bits and value == initial:
+                last.size += buffer.size
+            else:
+                found.append((Buffer(buffer.size, buffer.bits, True, buffer.offset), initial))
+        return found
 
     def call(self, stepped: bool, function: str, *arguments: Any, comment: str = "") -> None:
         """One more call."""
@@ -120,20 +135,24 @@ class Program:
                     if life[0] < len(self.once) <= i:
                         life[1] = len(calls)  # made once, read at every step
         sizes: dict[str, int] = {}
+        for buffer, _ in self.kept:
+            buffer.offset = sizes.get(f"kept_{buffer.bits}", 0)
+            sizes[f"kept_{buffer.bits}"] = buffer.offset + buffer.size
         placed: list[tuple[Buffer, list[int]]] = []
-        for buffer, life in sorted(lives.items(), key=lambda item: -item[0].size):
+        free = [(buffer, life) for buffer, life in lives.items() if not buffer.kept]
+        for buffer, life in sorted(free, key=lambda item: -item[0].size):
             beside = sorted(
-                (b.offset, b.offset + b.size) for b, other in placed
-                if b.kept == buffer.kept and b.bits == buffer.bits
-                and (b.kept or (other[0] <= life[1] and life[0] <= other[1]))
-            )  # fmt: skip
+                (b.offset, b.offset + b.size)
+                for b, other in placed
+                if b.bits == buffer.bits and other[0] <= life[1] and life[0] <= other[1]
+            )
             buffer.offset = 0
             for start, end in beside:
                 if buffer.offset + buffer.size <= start:
                     break
                 buffer.offset = max(buffer.offset, end)
             placed.append((buffer, life))
-            name = f"{'kept' if buffer.kept else 'memory'}_{buffer.bits}"
+            name = f"memory_{buffer.bits}"
             sizes[name] = max(sizes.get(name, 0), buffer.offset + buffer.size)
         return dict(sorted(sizes.items()))
 

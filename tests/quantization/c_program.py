@@ -1,7 +1,9 @@
 """Builds C files of integer networks with every warning an error and the sanitizers on, and runs them."""
 
+import importlib.util
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +16,10 @@ from spikedistill.quantization import IntegerNetwork
 
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror"]
 SANITIZED = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-
-
-def compilers() -> list[list[str]]:
-    """gcc and clang, where they are (clang also in PyPI's ziglang)."""
-    found = [[name] for name in ("gcc", "clang") if shutil.which(name)]
-    if not found:
-        pytest.skip("no C compiler")
-    return found
+PLAIN = ["-O2"]
+# PyPI's ziglang carries a clang.
+_ZIG = (sys.executable, "-m", "ziglang", "cc") if importlib.util.find_spec("ziglang") else None
+CLANG = ("clang",) if shutil.which("clang") else _ZIG
 
 
 def program(network: IntegerNetwork, folder: Path, *options: str, compiler: tuple[str, ...] = ("gcc",)) -> Path:
@@ -55,9 +53,11 @@ def logits(program: Path, samples: np.ndarray, *arguments: str) -> Tensor:
     return torch.tensor([[int(n) for n in line.split()] for line in done.stdout.decode().splitlines()])
 
 
-def assert_same(network: IntegerNetwork, x: Tensor, folder: Path, *options: str) -> Path:
+def assert_same(
+    network: IntegerNetwork, x: Tensor, folder: Path, *options: str, compiler: tuple[str, ...] = ("gcc",)
+) -> Path:
     """Every logit of every sample, for all time steps and for fewer."""
-    built = program(network, folder, *options)
+    built = program(network, folder, *options, compiler=compiler)
     given = entering(network, x)
     assert torch.equal(logits(built, given), network(x))
     if network.time_steps > 1:
