@@ -24,8 +24,8 @@ def to_c(network: IntegerNetwork | Network, path: str | os.PathLike[str]) -> lis
     network.h and network_main.c, a program that reads samples from its standard input. All files are written or none.
     Raises :class:`SpikedistillError`, naming the operation, where numbers may not fit 64 bits, and for what has no form in C.
     """
-    integer = network if isinstance(network, IntegerNetwork) else to_integer(network)
     folder, name = _place(Path(path))
+    integer = network if isinstance(network, IntegerNetwork) else to_integer(network)
     texts = sources(integer, name)
     if Path(path).suffix != ".c":
         folder.mkdir(exist_ok=True)
