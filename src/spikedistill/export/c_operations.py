@@ -317,7 +317,7 @@ def neuron_text(reset: str | None, leaks: bool, leak_first: bool, saturates: boo
     joined = f"{current} + ($W)residual[c * n->residual.channel + p * n->residual.place] * ratio"
     before = leaks and not leak_first
     lines = [
-        f"const int32_t i = c * n->view.channel + p * n->view.place, o = c * n->view.places + p;",
+        "const int32_t i = c * n->view.channel + p * n->view.place, o = c * n->view.places + p;",
         f"$W v = ($W)membrane[o]{' * unit' if saturates else ''};",
         f"const $W h = {'right_@W@(v * leak, n->leak_shift)' if before else 'v'} + {joined if residual else current};",
         "const int8_t s = h >= threshold;",
@@ -337,15 +337,17 @@ def neuron_text(reset: str | None, leaks: bool, leak_first: bool, saturates: boo
         numbers.append("leak = n->leak")
     if saturates:
         numbers += ["unit = ($W)1 << n->unit", "step = ($W)1 << (n->shift - n->unit)"]
-    words = [w for w, on in (("norm", norm), ("leak", leaks), ("first", leak_first and leaks), ("rounded", saturates)) if on]
+    words = [
+        w for w, on in (("norm", norm), ("leak", leaks), ("first", leak_first and leaks), ("rounded", saturates)) if on
+    ]
     name = "_".join(["neuron", *words, reset or "free", "@IN@", *(["@R@"] if residual else []), "@V@_@W@"])
     body = "\n".join(f"            {line}" for line in lines)
     return f"""\
-/* One time step of a neuron: leak, current, spike, reset{', rounding and saturation of the membrane' if saturates else ''}. */
-static void {name}(const struct neuron *n, const $IN *restrict in{', const $R *restrict residual' if residual else ''},
+/* One time step of a neuron: leak, current, spike, reset{", rounding and saturation of the membrane" if saturates else ""}. */
+static void {name}(const struct neuron *n, const $IN *restrict in{", const $R *restrict residual" if residual else ""},
     $V *restrict membrane, int8_t *restrict out)
 {{
-    const $W {', '.join(numbers)};
+    const $W {", ".join(numbers)};
     for (int32_t c = 0; c < n->view.channels; c++)
         for (int32_t p = 0; p < n->view.places; p++) {{
 {body}

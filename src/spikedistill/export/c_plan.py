@@ -5,30 +5,9 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from ..errors import SpikedistillError
+from .c_numbers import Range
 
 Shape = tuple[int, ...]
-Range = tuple[int, int]
-
-
-def width(*ranges: Range, least: int = 8, where: str = "") -> int:
-    """Bits of the smallest integer type that holds all ranges; raises beyond 64."""
-    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
-    for bits in (8, 16, 32, 64):
-        if bits >= least and low >= -(1 << (bits - 1)) and high < 1 << (bits - 1):
-            return bits
-    raise SpikedistillError(f"to_c: {where}: numbers from {low:.3g} to {high:.3g} do not fit 64 bits; use fewer bits")
-
-
-def times(a: Range, b: Range) -> Range:
-    """Range of a product."""
-    corners = [x * y for x in a for y in b]
-    return min(corners), max(corners)
-
-
-def plus(a: Range, b: Range) -> Range:
-    """Range of a sum."""
-    return a[0] + b[0], a[1] + b[1]
 
 
 @dataclass(eq=False)

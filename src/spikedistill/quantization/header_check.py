@@ -62,9 +62,7 @@ def check_tensors(header: Header, tensors: dict[str, Tensor], where: str) -> Non
             raise SpikedistillError(f"{where}: the tensor {name!r} has the shape {tuple(tensor.shape)}, not {flat}")
 
 
-def check_cost(
-    raw: dict[str, Any], header: Header, tensors: dict[str, Tensor], where: str
-) -> list[tuple[int, ...]]:
+def check_cost(raw: dict[str, Any], header: Header, tensors: dict[str, Tensor], where: str) -> list[tuple[int, ...]]:
     """Find every shape without computing a value, and what one image costs; raises SpikedistillError."""
     T = header.time_steps
     values: list[Tensor] = []
