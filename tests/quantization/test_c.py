@@ -1,10 +1,13 @@
 """C files of integer networks give the same integers, under strict warnings and sanitizers."""
 
+import copy
 import re
+import shutil
+import subprocess
 
 import pytest
 import torch
-from c_program import CLANG, PLAIN, assert_same, program
+from c_program import CLANG, PLAIN, assert_same, entering, logits, program
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lively import events, images, lively
@@ -13,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spikedistill as sd
+from spikedistill.errors import SpikedistillError
+from spikedistill.export import to_c
 from spikedistill.neurons.compilation import eager
 from spikedistill.quantization import IntegerNetwork, quantize, to_integer
 
@@ -27,17 +32,18 @@ def integer(name: str, x: Tensor, network: dict, **options: object) -> IntegerNe
     return to_integer(quantize(lively(name, x, **network), calibration=x, **options))
 
 
+slow = pytest.mark.slow
 FAMILIES = [
     ("vgg5", {"width": 0.125, "hidden": 64}),
-    ("vgg9", {"width": 0.1, "pools": 2, "pooling": "avg"}),
+    pytest.param("vgg9", {"width": 0.1, "pools": 2, "pooling": "avg"}, marks=slow),
     ("vgg5", {"width": 0.125, "head": "spiking"}),
     ("resnet20", {"width": 0.5}),
-    ("resnet18", {"width": 0.05}),
-    ("sew_resnet20", {"width": 0.5}),
-    ("sew_resnet20", {"width": 0.5, "connect": "iand"}),
-    ("ms_resnet20", {"width": 0.5}),
-    ("ms_resnet20", {"width": 0.5, "shortcut": "pad"}),
-    ("spikformer_2_384", {"width": 0.25, "time_steps": 2}),
+    pytest.param("resnet18", {"width": 0.05}, marks=slow),
+    pytest.param("sew_resnet20", {"width": 0.5}, marks=slow),
+    ("sew_resnet20", {"width": 0.25, "connect": "iand"}),
+    pytest.param("ms_resnet20", {"width": 0.5}, marks=slow),
+    ("ms_resnet20", {"width": 0.25, "shortcut": "pad"}),
+    pytest.param("spikformer_2_384", {"width": 0.25, "time_steps": 2}, marks=slow),
     ("spikingformer_2_384", {"width": 0.25, "time_steps": 2}),
 ]
 
@@ -48,7 +54,9 @@ def test_families_on_images(name, network, tmp_path):
     assert_same(integer(name, x, network), x, tmp_path / "c")
 
 
-@pytest.mark.parametrize("name", ["vgg5", "resnet20", "sew_resnet20", "ms_resnet20"])
+@pytest.mark.parametrize(
+    "name", ["vgg5", pytest.param("resnet20", marks=slow), "sew_resnet20", pytest.param("ms_resnet20", marks=slow)]
+)
 def test_frames(name, tmp_path):
     x = events(steps=8)  # two frames a step
     net = integer(name, x, {"width": 0.25, "in_channels": 2, "input": "frames", "time_steps": 4}, input_bits=3)
@@ -80,7 +88,7 @@ def test_neurons(neuron, options, tmp_path):
     assert_same(integer("vgg5", x, {"width": 0.125, "neuron": neuron}, **options), x, tmp_path / "c", *PLAIN)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 5, 6, 7, 8])
+@pytest.mark.parametrize("bits", [2, 3, 5, *(pytest.param(b, marks=slow) for b in (6, 7, 8))])
 def test_packed_widths(bits, tmp_path):
     x = images(4)
     net = integer("resnet20", x, {"width": 0.25}, weight_bits=bits, first_last_bits=bits, norm_bits=max(bits, 4))
@@ -135,7 +143,7 @@ class Cuts(nn.Module):
         x = F.relu(self.norm(self.stem(x)))
         x = x[:, :, 1:7:2] * (1 - x[:, :, ::3])
         x = F.pad(x, (2, -1, -1, 1)).permute(0, 1, 3, 2)
-        x = F.relu(self.norm1(self.conv(x.sum(3) if False else x.mean(3))))
+        x = F.relu(self.norm1(self.conv(x.mean(3))))
         return self.fc(x.flatten(1))
 
 
@@ -147,8 +155,6 @@ def test_cuts_products_and_sequences(tmp_path):
 
 
 def test_encoded_images_enter_as_spikes(tmp_path):
-    from c_program import entering, logits
-
     x = images(4)
     net = integer("vgg5", x, {"width": 0.125, "encoding": "latency"})
     spikes = torch.rand(4, 4, 3, 8, 8).gt(0.5).float()
@@ -156,7 +162,9 @@ def test_encoded_images_enter_as_spikes(tmp_path):
 
 
 @pytest.mark.skipif(CLANG is None, reason="no clang; pip install ziglang has one")
-@pytest.mark.parametrize("name", ["vgg5", "ms_resnet20", "sew_resnet20"])
+@pytest.mark.parametrize(
+    "name", ["vgg5", pytest.param("ms_resnet20", marks=slow), pytest.param("sew_resnet20", marks=slow)]
+)
 def test_clang_builds_the_same(name, tmp_path):
     x = images(4)
     assert_same(integer(name, x, {"width": 0.25}), x, tmp_path / "c", *PLAIN, compiler=CLANG)
@@ -208,3 +216,52 @@ def test_cifar10_samples(cifar10_test, name, tmp_path):
     x = cifar10_test[0][:32]
     options = {"width": 0.1} | ({} if name == "vgg9" else {"stem": "cifar"})
     assert_same(integer(name, x, options), x, tmp_path / "c", *PLAIN)
+
+
+@pytest.fixture(scope="module")
+def small() -> IntegerNetwork:
+    with eager():
+        torch.manual_seed(0)
+        return integer("vgg5", images(2), {"width": 0.0625, "time_steps": 2})
+
+
+def test_numbers_beyond_64_bits_are_refused_by_name(small, tmp_path):
+    header = copy.deepcopy(small.header)
+    header["ops"][2] |= {"leak": [1 << 61, 0], "wide": True}
+    with pytest.raises(SpikedistillError, match=r"to_c: ops\.2 \(norm_neuron\), stage1\.1: .* do not fit 64 bits"):
+        to_c(IntegerNetwork(header, small.tensors), tmp_path / "c")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_forged_networks_are_refused_before_anything_is_written(small, tmp_path):
+    header = copy.deepcopy(small.header)
+    header["ops"][1]["padding"] = [99, 0]
+    with pytest.raises(SpikedistillError, match="larger than the kernel's extent"):
+        to_c(IntegerNetwork(header, small.tensors), tmp_path / "c")
+    for path, words in (("no/c", "there is no folder"), ("a-b.c", "no name in C")):
+        with pytest.raises(SpikedistillError, match=words):
+            to_c(small, tmp_path / path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_pair_under_its_own_name_needs_no_library(small, tmp_path):
+    assert [f.name for f in to_c(small, tmp_path / "gesture.c")] == ["gesture.h", "gesture.c"]
+    source = (tmp_path / "gesture.c").read_text()
+    assert re.findall("#include.*", source) == ['#include "gesture.h"']
+    assert re.findall("#include.*", (tmp_path / "gesture.h").read_text()) == ["#include <stdint.h>"]
+    assert not re.search(r"\b(malloc|float|double|memcpy)\b", source)
+    if shutil.which("gcc"):
+        subprocess.run(
+            ["gcc", "-std=c99", "-ffreestanding", "-c", tmp_path / "gesture.c", "-o", tmp_path / "o"], check=True
+        )
+
+
+def test_the_stated_memory_is_the_whole(small, tmp_path):
+    if shutil.which("gcc") is None or shutil.which("size") is None:
+        pytest.skip("no gcc or size")
+    to_c(small, tmp_path / "own.c")
+    subprocess.run(["gcc", "-std=c99", "-O1", "-c", tmp_path / "own.c", "-o", tmp_path / "o"], check=True)
+    sections = subprocess.run(["size", "-A", tmp_path / "o"], capture_output=True, text=True, check=True).stdout
+    held = sum(int(n) for n in re.findall(r"^\.(?:bss|data)\s+(\d+)", sections, re.M))
+    stated = int(re.search(r"OWN_MEMORY (\d+)", (tmp_path / "own.h").read_text())[1])
+    assert stated <= held < stated + 256  # arrays are aligned

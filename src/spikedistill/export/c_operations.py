@@ -71,16 +71,19 @@ static inline $W clamped_@W@($W x, $W low, $W high)
 /* One weight for each output channel. */
 static void column_of(const struct layer *l, int32_t number)
 {
-    const int32_t half = 1 << (l->bits - 1), mask = (1 << l->bits) - 1;
-    int32_t bit = number * l->outputs * l->bits, o = 0;
-    if (l->bits == 4 && bit % 8 == 0) {
-        for (; o + 1 < l->outputs; o += 2, bit += 8) {
-            column[o] = (int8_t)((l->weights[bit / 8] & 15) - 8);
-            column[o + 1] = (int8_t)((l->weights[bit / 8] >> 4) - 8);
+    const uint8_t *weights = l->weights;
+    const int32_t bits = l->bits, outputs = l->outputs, half = 1 << (bits - 1), mask = (1 << bits) - 1;
+    const int32_t first = number * outputs * bits;
+    if (bits == 4 && first % 8 == 0 && outputs % 2 == 0) {
+        for (int32_t o = 0; o < outputs; o += 2) {
+            column[o] = (int8_t)((weights[first / 8 + o / 2] & 15) - 8);
+            column[o + 1] = (int8_t)((weights[first / 8 + o / 2] >> 4) - 8);
         }
+        return;
     }
-    for (; o < l->outputs; o++, bit += l->bits) {
-        const int32_t two = l->weights[bit / 8] | l->weights[bit / 8 + 1] << 8;
+    for (int32_t o = 0; o < outputs; o++) {
+        const int32_t bit = first + o * bits;
+        const int32_t two = weights[bit / 8] | weights[bit / 8 + 1] << 8;
         column[o] = (int8_t)(((two >> bit % 8) & mask) - half);
     }
 }
@@ -110,7 +113,7 @@ static void clipped_@IN@_@OUT@(int32_t n, int32_t limit, const $IN *frame, $OUT 
 static void layer_@IN@_@OUT@(const struct layer *l, const $IN *restrict in, $OUT *restrict out)
 {
     const struct window *w = &l->window;
-    const int32_t all = l->groups * l->outputs, area = w->kernel[0] * w->kernel[1];
+    const int32_t outputs = l->outputs, all = l->groups * outputs, area = w->kernel[0] * w->kernel[1];
     for (int32_t p = 0; p < w->out[0] * w->out[1]; p++)
         for (int32_t o = 0; o < all; o++)
             out[p * all + o] = l->bias ? ($OUT)l->bias[o] : 0;
@@ -141,12 +144,12 @@ static void layer_@IN@_@OUT@(const struct layer *l, const $IN *restrict in, $OUT
                 }
                 if (y >= w->out[0] || x >= w->out[1])
                     continue;
-                sums = out + (y * w->out[1] + x) * all + c / l->inputs * l->outputs;
+                sums = out + (y * w->out[1] + x) * all + c / l->inputs * outputs;
                 if (value == 1)
-                    for (int32_t o = 0; o < l->outputs; o++)
+                    for (int32_t o = 0; o < outputs; o++)
                         sums[o] += column[o];
                 else
-                    for (int32_t o = 0; o < l->outputs; o++)
+                    for (int32_t o = 0; o < outputs; o++)
                         sums[o] += value * column[o];
             }
         }
