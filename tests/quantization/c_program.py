@@ -16,7 +16,7 @@ from spikedistill.quantization import IntegerNetwork
 
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror"]
 SANITIZED = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-PLAIN = ["-O2"]
+PLAIN = ["-O3"]  # gcc warns of more where it looks further
 # PyPI's ziglang carries a clang.
 _ZIG = (sys.executable, "-m", "ziglang", "cc") if importlib.util.find_spec("ziglang") else None
 CLANG = ("clang",) if shutil.which("clang") else _ZIG
