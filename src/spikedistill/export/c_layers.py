@@ -223,7 +223,8 @@ class LayerBuilder:
         return self._neuron(op)
 
     def _neuron(self, op: Neuron) -> Value:
-        x, residual, scale = self.given[0], None, "{0, 0, 0}"
+        x, scale = self.given[0], "{0, 0, 0}"
+        residual: Value | None = None
         norm, ratio, multiplier = op.op == "norm_neuron" and op.k is not None, (op.ratio, op.ratio), op.ratio
         inner, current = [x.range, ratio], x.range
         if norm:

@@ -35,7 +35,7 @@ def membrane(op: Neuron, current: Range, T: int) -> tuple[Range, int, list[Range
     """Range of what is stored between steps, its unit as a shift, and the ranges on the way, over T steps."""
     (l, L), q, threshold = op.leak, op.shift, op.threshold
     coded = op.bits is not None and op.initial % (1 << q) == 0
-    v, seen = (op.initial, op.initial), [(threshold, threshold), (l, l), (1 << q if op.bits else 1,) * 2]
+    v, seen = (op.initial, op.initial), [(threshold, threshold), (l, l), (0, 1 << q)]
     stored = v
     limits = (-(1 << (op.bits - 1)) << q, ((1 << (op.bits - 1)) - 1) << q) if op.bits is not None else None
     for _ in range(T):
