@@ -1,6 +1,6 @@
 """C files of integer networks: size of code and constants, static memory, images a second beside onnxruntime.
 
-    python benchmarks/c_export.py [--images 32] [--json FILE]
+    python benchmarks/c_export.py [--networks conv6 ...] [--images 32] [--json FILE]
 
 The same quantized networks, one image at a time, one thread; equal logits are checked before anything is timed. Times are
 of the processor, not of the clock, so that a machine that does other work is no judge. Weights are untrained, norms are
@@ -110,16 +110,17 @@ def measured(name: str, images: int, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     p.add_argument("--images", type=int, default=32)
     p.add_argument("--json", type=Path)
     a = p.parse_args()
     torch.set_num_threads(1)
     rows = {}
-    for name in NETWORKS:
+    for name in a.networks:
         with tempfile.TemporaryDirectory() as folder, eager():
             rows[name] = measured(name, a.images, Path(folder))
         print(name, *(f"{key} {value:,.3g}" for key, value in rows[name].items()), sep="  ", flush=True)
-    timing.write(a.json, networks=rows, images=a.images, time_steps=4, bits="4/4/8")
+        timing.write(a.json, networks=rows, images=a.images, time_steps=4, bits="4/4/8")
 
 
 if __name__ == "__main__":
