@@ -1,4 +1,6 @@
 import json
+import shutil
+import subprocess
 import warnings
 
 import numpy as np
@@ -72,7 +74,7 @@ def test_evaluate_at_other_time_steps(run, capsys):
         (["evaluate", "RUN", "--integer"], "is not quantized"),
         (["evaluate", "nowhere"], "no run at nowhere"),
         (["resume", "nowhere"], "no run folder"),
-        (["export", "RUN", "--to", "tflite", "--out", "x"], "nir, onnx or integer"),
+        (["export", "RUN", "--to", "tflite", "--out", "x"], "nir, onnx, integer or c"),
         (["hardware"], "give a RUN or --layers FILE"),
         (["hardware", "RUN", "--iso-accuracy"], "give some with --against RUN"),
         (["hardware", "RUN", "--layers-out", "no/where.yaml"], "there is no folder no"),
@@ -160,6 +162,19 @@ def test_export_of_a_trained_student(run, tmp_path, capsys, to):
     assert "error" in capsys.readouterr().err
 
 
+def test_export_of_a_quantized_student_as_c(run, tmp_path, capsys):
+    stage = "  - {name: few, from: student, epochs: 1, quantize: {}}\n"
+    (tmp_path / "few.yaml").write_text(RECIPE.replace("ROOT", str(run.parent)) + stage)
+    assert cli.main(["train", str(tmp_path / "few.yaml"), "--out", str(tmp_path / "run")]) == 0
+    assert cli.main(["export", f"{tmp_path / 'run'}:few", "--to", "c", "--out", str(tmp_path / "c")]) == 0
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["network.c", "network.h", "network_main.c"]
+    assert cli.main(["export", f"{tmp_path / 'run'}:few", "--to", "c", "--out", str(tmp_path / "own.c")]) == 0
+    assert "own.h: stage few" in capsys.readouterr().out
+    assert (tmp_path / "own.c").read_text().count("own_step(") == 2
+    if shutil.which("gcc"):
+        subprocess.run(["gcc", "-std=c99", "-c", tmp_path / "own.c", "-o", tmp_path / "own.o"], check=True)
+
+
 def test_exports_that_are_refused_write_nothing(run, tmp_path, capsys):
     missing, option = str(tmp_path / "no" / "a"), ["--allow-lossy", "--to", "onnx", "--out", str(tmp_path / "a")]
     for args, words in (
@@ -168,6 +183,9 @@ def test_exports_that_are_refused_write_nothing(run, tmp_path, capsys):
         (option, "--allow-lossy belongs to --to nir"),
         (["--to", "nir", "--per-step", "--out", str(tmp_path / "a")], "--per-step belongs to --to onnx"),
         (["--to", "integer", "--out", str(tmp_path / "a")], "to_integer takes a quantized network"),
+        (["--to", "c", "--out", missing], "there is no folder"),
+        (["--to", "c", "--out", str(tmp_path / "2nd.c")], "'2nd' is no name in C"),
+        (["--to", "c", "--out", str(tmp_path / "a")], "to_integer takes a quantized network"),
     ):
         assert cli.main(["export", str(run), *args]) == 2
         assert words in capsys.readouterr().err

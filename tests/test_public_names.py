@@ -56,6 +56,7 @@ def test_signatures():
     }  # fmt: skip
     assert parameters(sd.export.to_nir)[:4] == ["network", "path", "example", "allow_lossy"]
     assert parameters(sd.export.to_onnx)[:3] == ["network", "path", "example"]
+    assert parameters(sd.export.to_c) == ["network", "path"]
 
 
 def test_importing_brings_nothing_heavy():

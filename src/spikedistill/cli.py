@@ -197,8 +197,8 @@ def doctor(as_json: JsonOption = False) -> None:
 @app.command()
 def export(
     run: RunArgument,
-    to: Annotated[str, typer.Option(help="nir, onnx or integer.")],
-    out: Annotated[Path, typer.Option(help="The file to write.")],
+    to: Annotated[str, typer.Option(help="nir, onnx, integer or c.")],
+    out: Annotated[Path, typer.Option(help="The file to write; for c a folder, or a file that ends in .c.")],
     allow_lossy: Annotated[
         bool, typer.Option("--allow-lossy", help="NIR: write what the format cannot say as metadata.")
     ] = False,
@@ -213,8 +213,8 @@ def export(
     from .training.machine import compiling
     from .training.reevaluate import open_run
 
-    if to not in ("nir", "onnx", "integer"):
-        raise SpikedistillError(f"--to is nir, onnx or integer; found {to!r}")
+    if to not in ("nir", "onnx", "integer", "c"):
+        raise SpikedistillError(f"--to is nir, onnx, integer or c; found {to!r}")
     given = {
         "--allow-lossy": ("nir", allow_lossy),
         "--weight-bits": ("nir", weight_bits),
@@ -223,9 +223,14 @@ def export(
     for option, (of, value) in given.items():
         if value and to != of:
             raise SpikedistillError(f"{option} belongs to --to {of}; found --to {to}")
-    destination(out)
+    if to != "c":
+        destination(out)
     with own_code.reading(code or ()):
         _, stage, _, data, network = open_run(run)
+    if to == "c":
+        for file in formats.to_c(network, out):
+            print(f"{file}: stage {stage}, {file.stat().st_size:,} bytes")
+        return
     x, _ = next(iter(data.batches("test", 16)))
     with compiling(False):
         if to == "nir":

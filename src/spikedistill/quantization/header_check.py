@@ -19,8 +19,8 @@ MOST_VALUES = 1 << 28  # that one operation writes for one image, all steps toge
 MOST_SUMS = 1 << 42  # that one image adds up in all
 
 
-def read_header(header: Any, tensors: dict[str, Tensor], where: str) -> None:
-    """Check a file's header and tensors whole.
+def read_header(header: Any, tensors: dict[str, Tensor], where: str) -> tuple[Header, list[tuple[int, ...]]]:
+    """Check a file's header and tensors whole; returns it, and each operation's shape for one image at one step, (1, ...).
 
     Raises: SpikedistillError that begins with ``where`` and names the operation.
     """
@@ -34,7 +34,7 @@ def read_header(header: Any, tensors: dict[str, Tensor], where: str) -> None:
             f"{where}: its header is not one of an integer network: {place}: {what} (found {first['input']!r:.60})"
         ) from None
     check_tensors(checked, tensors, where)
-    check_cost(header, checked, tensors, where)
+    return checked, check_cost(header, checked, tensors, where)
 
 
 def check_tensors(header: Header, tensors: dict[str, Tensor], where: str) -> None:
@@ -65,7 +65,7 @@ def check_tensors(header: Header, tensors: dict[str, Tensor], where: str) -> Non
             raise SpikedistillError(f"{where}: the tensor {name!r} has the shape {tuple(tensor.shape)}, not {flat}")
 
 
-def check_cost(raw: dict[str, Any], header: Header, tensors: dict[str, Tensor], where: str) -> None:
+def check_cost(raw: dict[str, Any], header: Header, tensors: dict[str, Tensor], where: str) -> list[tuple[int, ...]]:
     """Find every shape without computing a value, and what one image costs; raises SpikedistillError."""
     T = header.time_steps
     values: list[Tensor] = []
@@ -100,6 +100,7 @@ def check_cost(raw: dict[str, Any], header: Header, tensors: dict[str, Tensor], 
     if values[-1].dim() != 2:
         raise SpikedistillError(f"{where}: the last operation gives the shape {tuple(values[-1].shape)}, no logits")
     _check_steps(header, frames, where)
+    return [tuple(value.shape) for value in values]
 
 
 def _of(tensors: dict[str, Tensor], i: int) -> list[tuple[str, Tensor]]:

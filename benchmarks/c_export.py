@@ -1,0 +1,127 @@
+"""C files of integer networks: size of code and constants, static memory, images a second beside onnxruntime.
+
+    python benchmarks/c_export.py [--networks conv6 ...] [--images 32] [--json FILE]
+
+The same quantized networks, one image at a time, one thread; equal logits are checked before anything is timed. Times are
+of the processor, not of the clock, so that a machine that does other work is no judge. Weights are untrained, norms are
+those of the random images; the share of neuron-steps that spike is given, since the C code's time follows it.
+"""
+
+import argparse
+import re
+import resource
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import timing
+import torch
+
+import spikedistill as sd
+from spikedistill.neurons.compilation import eager
+
+NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "vgg5": ({"in_channels": 1, "width": 0.25}, (1, 8, 8)),
+    "conv6": ({"width": 0.5}, (3, 32, 32)),
+    "resnet20": ({}, (3, 32, 32)),
+    "sew_resnet20": ({}, (3, 32, 32)),
+    "ms_resnet20": ({}, (3, 32, 32)),
+    "dvs_gesture_cnn": ({"image_size": 32, "num_classes": 11}, (2, 32, 32)),
+}
+
+
+def quantized(name: str, n: int) -> tuple[Any, torch.Tensor]:
+    """A quantized network whose layers fire, and its samples."""
+    torch.manual_seed(0)
+    options, size = NETWORKS[name]
+    network = sd.networks.create(name, time_steps=4, **options)
+    if network.input == "frames":
+        x = torch.poisson(torch.full((n, 4, *size), 0.2))
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+                torch.nn.init.uniform_(layer.weight, -0.4, 0.5)
+    else:
+        x = (torch.rand(n, *size) * 255).round() / 255
+    for norm in network.modules():
+        if getattr(norm, "running_mean", None) is not None:
+            torch.nn.init.uniform_(norm.weight, 0.8, 1.5)
+            torch.nn.init.normal_(norm.bias, 0.1, 0.2)
+            norm.momentum = 0.5
+    network.train()
+    with torch.no_grad():
+        for _ in range(4):
+            network(x[:16])
+    return sd.quantize(network.eval(), calibration=x[:16]), x
+
+
+def sections(file: Path) -> dict[str, int]:
+    """Bytes of an object file: code, constants, memory."""
+    text = subprocess.run(["size", "-A", file], capture_output=True, text=True, check=True).stdout
+    sizes = {name: int(n) for name, n in re.findall(r"^(\.[\w.]+)\s+(\d+)", text, re.M)}
+    kinds = {"text": (".text",), "rodata": (".rodata", ".data.rel.ro"), "bss": (".bss", ".data ")}
+    return {kind: sum(n for key, n in sizes.items() if key.startswith(prefixes)) for kind, prefixes in kinds.items()}
+
+
+def measured(name: str, images: int, folder: Path) -> dict[str, Any]:
+    """One network's row."""
+    q, x = quantized(name, images)
+    integer = sd.to_integer(q)
+    sd.export.to_c(integer, folder / name)
+    flags = ["-std=c99", "-w"]
+    sources = [folder / name / f for f in ("network.c", "network_main.c")]
+    subprocess.run(["gcc", *flags, "-Os", "-c", sources[0], "-o", folder / "small.o"], check=True)
+    subprocess.run(["gcc", *flags, "-O3", "-march=native", *sources, "-o", folder / "program"], check=True)
+    if integer.header["input"]["kind"] == "image":
+        given = (x * 255).round().to(torch.uint8).numpy()
+    else:
+        given = x.numpy().astype(np.int16)
+    expected, spikes = integer.steps(x)
+    out = subprocess.run([folder / "program"], input=given.tobytes(), capture_output=True, check=True).stdout
+    logits = np.array([[int(n) for n in line.split()] for line in out.decode().splitlines()])
+    assert (logits == expected.sum(0).numpy()).all()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    subprocess.run([folder / "program"], input=given.tobytes(), capture_output=True, check=True)
+    c_seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+
+    sd.export.to_onnx(q, folder / "network.onnx", x[:2])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(folder / "network.onnx", options, providers=["CPUExecutionProvider"])
+    theirs = np.stack([session.run(None, {"input": one[None].numpy()})[0].sum(0)[0] for one in x])
+    assert np.allclose(theirs / integer.scale, logits)
+    start = time.process_time()
+    for one in x:
+        session.run(None, {"input": one[None].numpy()})
+    onnx_seconds = time.process_time() - start
+    total = sum(s.numel() for s in spikes.values())
+    return {
+        **sections(folder / "small.o"),
+        "weights": sum(t.numel() for key, t in integer.tensors.items() if key.endswith(".weight")),
+        "onnx_file": (folder / "network.onnx").stat().st_size,
+        "spike_rate": sum(int(s.sum()) for s in spikes.values()) / total,
+        "images_per_second": len(x) / c_seconds,
+        "images_per_second_onnxruntime": len(x) / onnx_seconds,
+    }
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    p.add_argument("--images", type=int, default=32)
+    p.add_argument("--json", type=Path)
+    a = p.parse_args()
+    torch.set_num_threads(1)
+    rows = {}
+    for name in a.networks:
+        with tempfile.TemporaryDirectory() as folder, eager():
+            rows[name] = measured(name, a.images, Path(folder))
+        print(name, *(f"{key} {value:,.3g}" for key, value in rows[name].items()), sep="  ", flush=True)
+        timing.write(a.json, networks=rows, images=a.images, time_steps=4, bits="4/4/8")
+
+
+if __name__ == "__main__":
+    main()
