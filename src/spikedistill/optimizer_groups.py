@@ -28,9 +28,9 @@ def parameter_groups(
 
     ``weights`` are decayed; ``vectors`` (norms, biases, other vectors, neurons' parameters) are not; ``learned scales`` of a
     quantized network learn at a tenth of the rate, undecayed; with Adam and AdamW each is a group of its own,
-    ``learned scales: PATH``, at no more than twice its size times the rate. A linear layer whose ``input_factor`` is c (a balanced
-    network's classifier and hidden linear layers) is a group named by its path, whose weight learns exactly as if the
-    layer's input were multiplied by c and the weight divided by it:
+    ``learned scales: PATH``, at no more than twice its size times the rate. A linear layer whose ``input_factor`` is c (a
+    balanced network's classifier and hidden linear layers) is a group named by its path, whose weight learns exactly as if
+    the layer's input were multiplied by c and the weight divided by it:
 
         SGD     lr c^2    decay / c^2
         Adam    lr c      decay / c^2    eps / c

@@ -104,7 +104,8 @@ def _nearest(kinds: set[str]) -> str:
     words = []
     if gates := kinds & GATES:
         words.append(
-            f"{', '.join(sorted(gates))}: for squeeze-and-excite gates (sigmoid) gates='keep' of sd.spiking leaves them real-valued"
+            f"{', '.join(sorted(gates))}: for squeeze-and-excite gates (sigmoid) gates='keep' of sd.spiking leaves them "
+            "real-valued"
         )
     if "norm" in kinds:
         words.append(
