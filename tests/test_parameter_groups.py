@@ -81,6 +81,26 @@ def test_factors_survive_copies_quantization_and_files(tmp_path) -> None:
         assert torch.equal(found.eval().predict(x), one.eval().predict(x))
 
 
+@pytest.mark.parametrize("options", [{"unit": "learned"}, {"weight_range": "learned"}, {"scheme": "mint"}], ids=str)
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_learned_scales_are_steady_whatever_their_size(optimizer: str, options: dict) -> None:
+    """54 steps at 1e-3 that all push one way: more than that no gradients can do."""
+    network = sd.networks.create("vgg5", in_channels=1, width=0.125, pools=1, time_steps=2)
+    quantized = sd.quantize(network, calibration=torch.rand(8, 1, 8, 8), **options)
+    groups = sd.parameter_groups(quantized, 1e-3, 0.1, optimizer)
+    stepped = torch.optim.AdamW(groups) if optimizer == "adamw" else torch.optim.Adam(groups)
+    scales = {n: p for n, p in quantized.named_parameters() if n.endswith(("weight_scale", "membrane_unit"))}
+    assert len(scales) >= 3
+    start = {n: p.detach().clone() for n, p in scales.items()}
+    for p in scales.values():
+        p.grad = torch.ones_like(p)
+    for _ in range(54):
+        stepped.step()
+    for name, p in scales.items():
+        assert 0.85 < float((p.detach() / start[name]).mean()) < 1, name
+    assert all(g["weight_decay"] == 0 for g in groups if g["name"].startswith("learned scales"))
+
+
 def test_an_unknown_optimizer_is_named() -> None:
     with pytest.raises(sd.SpikedistillError, match=r"unknown optimizer 'adamv'.*adamw"):
         sd.parameter_groups(nn.Linear(2, 2), 0.1, optimizer="adamv")

@@ -21,6 +21,8 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "vgg": ("simonyan2015very",),
     "spikformer": ("zhou2023spikformer",),
     "spikingformer": ("zhou2023spikingformer",),
+    "spike_driven": ("yao2023spikedriven",),
+    "qkformer": ("zhou2024qkformer",),
     "hdkd": ("elassiouti2024hdkd",),
 }
 

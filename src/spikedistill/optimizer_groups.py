@@ -12,6 +12,9 @@ OptimizerName = Literal["sgd", "adam", "adamw"]
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, NormNeuron)
 LEARNED_SCALES = ("weight_scale", "membrane_unit")  # a quantized network's parameters that are no weights
 SCALES_RATE = 0.1
+# Adam moves every parameter by the rate itself, whatever its size: a unit of 1/256 would be gone in 40 steps at 1e-3. So a
+# scale moves by no more than twice its size times the rate: 10 % in 50 steps there.
+SCALES_PACE = 2.0
 
 
 def parameter_groups(
@@ -24,9 +27,10 @@ def parameter_groups(
     """Trainable parameters as groups for ``torch.optim.SGD``, ``Adam`` or ``AdamW``.
 
     ``weights`` are decayed; ``vectors`` (norms, biases, other vectors, neurons' parameters) are not; ``learned scales`` of a
-    quantized network learn at a tenth of the rate, undecayed. A linear layer whose ``input_factor`` is c (a balanced
-    network's classifier and hidden linear layers) is a group named by its path, whose weight learns exactly as if the
-    layer's input were multiplied by c and the weight divided by it:
+    quantized network learn at a tenth of the rate, undecayed; with Adam and AdamW each is a group of its own,
+    ``learned scales: PATH``, at no more than twice its size times the rate. A linear layer whose ``input_factor`` is c (a
+    balanced network's classifier and hidden linear layers) is a group named by its path, whose weight learns exactly as if
+    the layer's input were multiplied by c and the weight divided by it:
 
         SGD     lr c^2    decay / c^2
         Adam    lr c      decay / c^2    eps / c
@@ -42,10 +46,12 @@ def parameter_groups(
     if optimizer not in ("sgd", "adam", "adamw"):
         raise SpikedistillError(f"unknown optimizer {optimizer!r}: {nearest(optimizer, ('sgd', 'adam', 'adamw'))}")
     groups: dict[str, dict[str, Any]] = {}
-    for name, parameter, factor in _named(network):
+    for name, parameter, factor in _named(network, optimizer != "sgd"):
         rate, decay, least = 1.0, weight_decay, eps
-        if name == "learned scales":
+        if name.startswith("learned scales"):
             rate, decay = SCALES_RATE, 0.0
+            if optimizer != "sgd":
+                rate = min(rate, SCALES_PACE * float(parameter.detach().abs().mean()))
         elif name == "vectors":
             decay = 0.0
         elif factor != 1:
@@ -61,8 +67,8 @@ def parameter_groups(
     return list(groups.values())
 
 
-def _named(network: nn.Module) -> Iterator[tuple[str, nn.Parameter, float]]:
-    """Group's name, parameter and input factor, each parameter once."""
+def _named(network: nn.Module, apart: bool) -> Iterator[tuple[str, nn.Parameter, float]]:
+    """Group's name, parameter and input factor, each parameter once; ``apart``: each learned scale in a group of its own."""
     seen: set[int] = set()
     for path, module in network.named_modules():
         factor = float(getattr(module, "input_factor", 1.0))
@@ -71,7 +77,7 @@ def _named(network: nn.Module) -> Iterator[tuple[str, nn.Parameter, float]]:
                 continue
             seen.add(id(parameter))
             if key in LEARNED_SCALES:
-                yield "learned scales", parameter, 1.0
+                yield f"learned scales: {path}.{key}" if apart else "learned scales", parameter, 1.0
             elif parameter.dim() < 2 or isinstance(module, (*_NORMS, Neuron)):
                 yield "vectors", parameter, 1.0
             elif factor != 1 and key == "weight":

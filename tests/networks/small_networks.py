@@ -10,9 +10,9 @@ NAMES = networks.names()
 KINDS = [
     *("conv6", "svgg11", "resnet18", "resnet19", "resnet20", "sew_resnet20", "ms_resnet18", "ms_resnet50"),
     *("spikformer_4_256", "spikingformer_4_256", "spikingformer_2_256", "hdkd_teacher", "hdkd_student", "sresnet8"),
-    *("sew_7b_wide", "dvs_gesture_cnn"),
+    *("sew_7b_wide", "dvs_gesture_cnn", "spike_driven_2_256", "qkformer_4_384", "qkformer_2_256"),
 ]
-EVENTS = ("sew_7b_wide", "dvs_gesture_cnn", "spikformer_2_256", "spikingformer_2_256")
+EVENTS = ("sew_7b_wide", "dvs_gesture_cnn", "spikformer_2_256", "spikingformer_2_256", "qkformer_2_256")
 FRAMES = 4
 
 
@@ -23,6 +23,10 @@ def options(name: str) -> dict[str, object]:
         return {"width": 0.5, "image_size": 16}
     if name == "sresnet8":
         return {"width": 0.125, "features": 5}
+    if name.startswith("qkformer"):
+        return {"width": 0.25, "depth": 4}
+    if name.startswith("spike_driven"):
+        return {"width": 0.125, "depth": 1, "pools": 2}
     if "former" in name:
         return {"width": 0.0834, "depth": 1, "pools": 2}
     return {"width": 0.25 if name.endswith("56") else 0.125}

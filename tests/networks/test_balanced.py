@@ -27,6 +27,7 @@ CASES = [
     ("sew_resnet20", "if soft", 4), ("ms_resnet20", "small", 4), ("ms_resnet20", "lif soft", 4),
     ("resnet20", "lif", 4), ("resnet20", "if", 4), ("resnet20", "small", 1), ("resnet18", "lif", 4),
     ("spikformer_4_256", "lif", 4), ("spikingformer_2_384", "lif", 4), ("sew_7b_wide", "plif", 4),
+    ("spike_driven_2_256", "lif", 4), ("spike_driven_2_256", "small", 1), ("qkformer_4_384", "lif", 4),
 ]  # fmt: skip
 
 

@@ -28,6 +28,13 @@ PARAMETERS = {  # millions; where the number comes from
     ("spikingformer_8_384", 1000): 16.81,
     ("spikingformer_8_512", 1000): 29.68,
     ("spikingformer_8_768", 1000): 66.34,
+    ("spike_driven_8_384", 1000): 16.81,  # Yao et al., NeurIPS 2023
+    ("spike_driven_8_512", 1000): 29.68,
+    ("spike_driven_8_768", 1000): 66.34,
+    ("qkformer_10_384", 1000): 16.47,  # Zhou et al., NeurIPS 2024
+    ("qkformer_10_512", 1000): 29.08,
+    ("qkformer_10_768", 1000): 64.96,
+    ("qkformer_4_384", 100): 6.74,
     ("spikformer_4_384", 10): 9.32,
     ("spikformer_2_256", 10): 2.57,
 }

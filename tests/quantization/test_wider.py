@@ -193,6 +193,59 @@ def test_transformers(name, bits):
     check(name, x, {"width": 0.25, "time_steps": 2}, 0.6, weight_bits=bits, membrane_bits=bits)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("spike_driven_2_256", {}), ("spike_driven_2_512", {"pools": 0, "depth": 1}), ("qkformer_4_384", {}),
+     ("qkformer_4_384", {"attention": "channel", "depth": 3})],
+)  # fmt: skip
+def test_attention_by_masks(name, options, bits):
+    """Sums of spikes before a neuron; in the Spike-driven Transformer a neuron behind the global pool (of 49 places too)."""
+    x = images(4, size=14 if "pools" in options else 16)
+    check(name, x, {"width": 0.25, "time_steps": 2, **options}, 0.6, weight_bits=bits, membrane_bits=bits)
+
+
+def test_attention_by_masks_on_frames():
+    check("qkformer_2_256", events(2, 4, size=32), {"width": 0.125, "time_steps": 2}, 0.6)
+
+
+class PooledStream(nn.Module):
+    """A norm, a pool, a neuron; ``joined``: the norm's values and spikes are added first."""
+
+    def __init__(self, joined: bool):
+        super().__init__()
+        self.joined, self.stem, self.norm = joined, conv(3, 8), nn.BatchNorm2d(8)
+        self.conv, self.norm1, self.pool, self.fc = conv(8, 8), nn.BatchNorm2d(8), nn.AvgPool2d(2), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        y = self.norm1(self.conv(x))
+        y = F.relu(self.pool(y + x if self.joined else y))
+        return self.fc(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_neuron_reads_a_pooled_stream(joined, bits):
+    x = images(4, size=16)
+    assert_equal(quantize(turned(PooledStream(joined), x), bits, bits, calibration=x), x, 0.8)
+
+
+def test_a_pooled_stream_charges_the_neuron_as_in_floats():
+    x = torch.poisson(torch.ones(4, 3, 3, 16, 16))
+    torch.manual_seed(0)
+    network = awake(sd.spiking(PooledStream(False), time_steps=3, example=x[:, 0], input="frames"), x)
+    q = quantize(
+        network, None, None, None, leak_bits=None, first_last_bits=None, fraction_bits=16, residual_bits=24,
+        calibration=x,
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        (_, mine), (_, theirs) = (taps.captures(n, x, ["*@spikes"]) for n in (q, network))
+    for path, spikes in theirs.tensors.items():
+        assert 0 < spikes.mean() < 1, path
+        assert (mine.tensors[path] != spikes).float().mean() < 2e-3, path
+
+
 @pytest.mark.parametrize("options", [{"downsampling": "original"}, {"neuron": {"type": "plif", "threshold": 0.7}}])
 @pytest.mark.parametrize("name", ["spikformer_2_256", "spikingformer_2_256"])
 def test_transformers_on_frames(name, options):

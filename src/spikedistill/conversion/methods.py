@@ -9,6 +9,7 @@ from .. import finite, networks
 from ..errors import SpikedistillError, nearest
 from ..networks.base import Network
 from ..networks.graph import trace
+from ..networks.sites import refuse
 from ..networks.wrapped import Wrapped
 from ..neurons import IF, QCFS, Neuron, NormNeuron, SignedIF, layers
 from .pooling import behind_neurons, pool_rates
@@ -40,7 +41,8 @@ def convert(
     Max-pooling takes the most active input of a window, see :mod:`.pooling`.
     ``calibration``: a batch (N, C, H, W) in [0, 1], or batches, or (x, y) pairs. ``ann``: of ``networks.create(...,
     time_steps=None)``, a wrapped one, or any ReLU network that :func:`spiking` turns.
-    Shape: (N, C, H, W) to (T, N, K). Raises for operations that a scale cannot pass.
+    Shape: (N, C, H, W) to (T, N, K). Raises, by path and with the nearest thing that is supported, for what has no spiking
+    counterpart (GELU, softmax, attention) and for what a scale cannot pass (layer, group and instance norms, products).
     """
     if method not in METHODS:
         raise SpikedistillError(f"unknown conversion method {method!r}: {nearest(method, METHODS)}")
@@ -65,6 +67,8 @@ def convert(
     depths = {q.levels for q in learned.values()}
     if method == "signed" and len(depths) > 1:
         raise SpikedistillError(f"QCFS activations of several levels {sorted(depths)} in one network; use one")
+    graph = trace(ann, batches[0][:2])
+    refuse([node for node in graph if node.name in graph.live], gates="refuse", norms=True)
     prototype: Neuron = IF(reset="soft", initial=initial)
     if method == "signed":
         prototype = SignedIF(depths.pop() if depths else levels)

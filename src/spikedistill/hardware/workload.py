@@ -207,6 +207,8 @@ class _Reader:
             return [self._pool(node)], self._mean(node, given)
         if op in ("add", "subtract"):
             return self._sum(node, given)
+        if op == "sum":
+            return [self._add(node, _name(node), given, node.in_shapes[0])], self._mean(node, given)
         if op in _FREE:
             return [], given
         if op in ("multiply", "scale") and given.kind in ("spikes", "integers"):
@@ -349,9 +351,11 @@ class _Reader:
             "unknown" if given.kind == "unknown" else "integers", max=high
         )
 
-    def _add(self, node: Node, name: str, value: _Value) -> Layer:
+    def _add(self, node: Node, name: str, value: _Value, shape: tuple[int, ...] | None = None) -> Layer:
+        """Additions, one for each element of ``shape`` (None: of the output)."""
         kind: InputKind = "real" if value.kind in ("real", "unknown") else value.kind  # type: ignore[assignment]
-        return self._base(node, name, kind="add", input_kind=kind, input_bits=value.bits, input_max=value.max)
+        size = {} if shape is None else {"in_channels": shape[1], "out_channels": shape[1], "out_size": _hw(shape)}
+        return self._base(node, name, kind="add", input_kind=kind, input_bits=value.bits, input_max=value.max, **size)
 
     def _other(self, node: Node) -> Layer:
         return self._base(node, _name(node), kind="other")

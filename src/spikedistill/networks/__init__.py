@@ -11,7 +11,7 @@ from ..errors import SpikedistillError, nearest
 from ..neurons import QCFS, Neuron
 from ..neurons.event_driven import equip
 from ..neurons.strided import guard
-from . import events, hybrid_vit, resnet, spikformer, sresnet, vgg
+from . import events, hybrid_vit, qkformer, resnet, spike_driven, spikformer, sresnet, vgg
 from .balancing import balance
 from .base import Network
 from .pretrained import load_published
@@ -21,6 +21,8 @@ BUILDERS: dict[str, Callable[..., Network]] = {
     **vgg.NAMES,
     **resnet.NAMES,
     **spikformer.NAMES,
+    **spike_driven.NAMES,
+    **qkformer.NAMES,
     **events.NAMES,
     **sresnet.NAMES,
     **hybrid_vit.NAMES,

@@ -86,11 +86,17 @@ class Builder:
     def attention_neuron(self, tokens: int, channels: int, scale: float) -> nn.Module:
         """The neuron behind ``scale * sum_j (q_i . k_j) v_j`` of spikes over ``tokens`` j, with ``channels`` a head.
 
-        Plain: half the others' threshold (Spikformer's official code). Balanced: one that suits the sum's expected size.
+        See :meth:`summing_neuron`.
+        """
+        return self.summing_neuron(scale * tokens * channels * self.rate**3)
+
+    def summing_neuron(self, mean: float) -> nn.Module:
+        """The neuron behind a sum of spikes or of their products, of that size on average in a balanced network.
+
+        Plain: half the others' threshold (Spikformer's official code). Balanced: one that suits ``mean``.
         """
         neuron = self.activation(threshold=0.5)
         if self.balance is not None and isinstance(neuron, Neuron):
-            mean = scale * tokens * channels * self.balance.rate**3
             neuron.threshold = attention_threshold(neuron, self.balance.rate, mean)
         if self.balance is not None and isinstance(neuron, Parallel):
             neuron.weight.data.abs_()  # its currents are never negative: with weights that are it could not fire

@@ -99,6 +99,7 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {  # by position, behind the tensor
         "divisor_override",
     ),
     "mean": ("dim", "keepdim"),
+    "sum": ("dim", "keepdim"),
     "pad": ("pad", "mode", "value"),
     "split": ("size", "dim"),
     "concat": ("dim",),
@@ -132,7 +133,7 @@ class Node:
     - adaptive_max_pool, adaptive_average_pool: kernel (None where windows overlap), indices
     - add, subtract: number (None: two tensors); alpha, the factor of the second; reversed (second minus first)
     - scale (a product with a number, or a quotient by one): factor
-    - mean: dims. permute: dims, the order of the axes. concat: dim. split: dim, sizes. slice: index
+    - mean, sum: dims. permute: dims, the order of the axes. concat: dim. split: dim, sizes. slice: index
     - pad: pad, mode, value. cast: dtype, None where the call does not say it
     """
 
@@ -285,6 +286,7 @@ _SETTINGS: dict[str, Callable[[Node, dict[str, Any]], dict[str, Any]]] = {
     **dict.fromkeys(("adaptive_max_pool", "adaptive_average_pool"), _adaptive),
     **dict.fromkeys(("add", "subtract"), _sum),
     "mean": _mean,
+    "sum": _mean,
     "permute": _permute,
     "concat": _concat,
     "split": _split,

@@ -24,6 +24,16 @@ REFUSED = GATES | frozenset(
     "leaky_relu_ prelu rrelu elu elu_ selu selu_ celu glu softplus tanh tanh_ hardtanh hardtanh_ softmax log_softmax "
     "logsigmoid softsign scaled_dot_product_attention multi_head_attention_forward threshold threshold_".split()
 )
+# Norms of the input's own statistics: trained as they are in spiking networks, but no worth of a spike passes them.
+NORMS = frozenset(
+    "LayerNorm RMSNorm GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d LocalResponseNorm layer_norm rms_norm group_norm "
+    "instance_norm local_response_norm normalize".split()
+)
+_OWN_STATISTICS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
+_ATTENTION = frozenset(
+    "Softmax Softmax2d LogSoftmax softmax log_softmax MultiheadAttention multi_head_attention_forward "
+    "scaled_dot_product_attention".split()
+)
 CLAMPS = frozenset({"clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_"})
 
 
@@ -66,24 +76,50 @@ def find(graph: Graph, model: nn.Module, gates: str = "refuse") -> list[Site]:
     return sites
 
 
-def refuse(nodes: list[Node], gates: str) -> None:
-    """Raise for nodes that cannot be turned."""
-    wrong = []
+def refuse(nodes: list[Node], gates: str, norms: bool = False) -> None:
+    """Raise for nodes that cannot be turned, all of them by path, with the nearest thing that can; ``norms``: these too."""
+    wrong: list[str] = []
+    kinds: set[str] = set()
     for node in nodes:
         kind = node.kind if node.module is None else type(node.module).__name__
         if gates == "keep" and kind in GATES:
             continue
-        if kind in REFUSED or (isinstance(node.module, nn.Module) and _variant(node.module)) or _clamped(node):
+        normalises = norms and (kind in NORMS or isinstance(node.module, _OWN_STATISTICS))
+        if normalises or kind in REFUSED or (node.module is not None and _variant(node.module)) or _clamped(node):
             wrong.append(f"{node.path or node.scope or '(top)'}: {kind} at {node.source}")
+            kinds.add("norm" if normalises else "attention" if kind in _ATTENTION else kind)
     if wrong:
         more = f"\n  ... and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise SpikedistillError(
             f"{len(wrong)} operations have no spiking counterpart; only ReLU becomes a neuron. Found:\n  "
             + "\n  ".join(wrong[:8])
             + more
-            + "\nUse a ReLU variant of the network, or for squeeze-and-excite gates (sigmoid) gates='keep', which leaves "
-            "them real-valued"
+            + "\n"
+            + _nearest(kinds)
         )
+
+
+def _nearest(kinds: set[str]) -> str:
+    """What to use instead."""
+    words = []
+    if gates := kinds & GATES:
+        words.append(
+            f"{', '.join(sorted(gates))}: for squeeze-and-excite gates (sigmoid) gates='keep' of sd.spiking leaves them "
+            "real-valued"
+        )
+    if "norm" in kinds:
+        words.append(
+            "Norms of the input's own statistics: use nn.BatchNorm1d or nn.BatchNorm2d, whose scale moves into weights and "
+            "thresholds, and train the ANN anew"
+        )
+    if "attention" in kinds:
+        words.append(
+            "Attention by softmax: use attention without it, of spikes: sd.networks.create('spikformer_4_384', "
+            "'spike_driven_2_512' or 'qkformer_4_384') is trained or distilled as it is, with this network as its teacher"
+        )
+    if others := kinds - GATES - {"norm", "attention"}:
+        words.append(f"{', '.join(sorted(others))}: use nn.ReLU in its place, or a ReLU variant of the network")
+    return "\n".join(words)
 
 
 def _variant(module: nn.Module) -> bool:

@@ -49,6 +49,32 @@ DOWNSAMPLING = ("cml", "original")
 SCALE, TOKENS = 0.125, 64
 
 
+def scaled_heads(channels: int, heads: int, width: float) -> tuple[int, int]:
+    """Channels and heads at a width factor: it scales the heads, channels a head stay as they are.
+
+    Tokenizers start with an eighth of the channels, so these are rounded up to a multiple of 8.
+    """
+    scaled = max(1, round(heads * width))
+    total = -(-scaled * (channels // heads) // 8) * 8
+    if total % scaled:
+        raise SpikedistillError(f"width {width} gives {scaled} heads that do not divide {total} channels")
+    return total, scaled
+
+
+def add_heads(block: nn.Module, make: Builder, channels: int, heads: int, names: Sequence[str]) -> None:
+    """Give an attention module its branches (``q``, ``k``, ``v``): 1x1 convolution, norm and neuron each."""
+    if channels % heads:
+        raise SpikedistillError(f"{channels} channels cannot be divided among {heads} heads")
+    for name in names:
+        parts = {"conv": nn.Conv2d(channels, channels, 1, bias=False), "norm": make.norm_neuron(channels)}
+        block.add_module(name, nn.Sequential(OrderedDict(parts)))
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """A map (N, C, H, W) as (N, heads, d, L): d channels a head, L = H W tokens."""
+    return x.flatten(2).unflatten(1, (heads, -1))
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float = SCALE) -> Tensor:
     """Attention without softmax: ``out_i = scale * sum_j (q_i . k_j) v_j`` over tokens i, j.
 
@@ -72,17 +98,13 @@ class SpikingSelfAttention(nn.Module):
 
     def __init__(self, make: Builder, channels: int, heads: int, norm: bool = False, tokens: int = TOKENS) -> None:
         super().__init__()
-        if channels % heads:
-            raise SpikedistillError(f"{channels} channels cannot be divided among {heads} heads")
         self.heads = heads
-        for name in ("q", "k", "v"):
-            parts = {"conv": nn.Conv2d(channels, channels, 1, bias=False), "norm": make.norm_neuron(channels)}
-            self.add_module(name, nn.Sequential(OrderedDict(parts)))
+        add_heads(self, make, channels, heads, "qkv")
         self.neuron = make.norm_neuron(channels) if norm else make.attention_neuron(tokens, channels // heads, SCALE)
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (self.get_submodule(name)(x).flatten(2).unflatten(1, (self.heads, -1)) for name in ("q", "k", "v"))
+        q, k, v = (split_heads(self.get_submodule(name)(x), self.heads) for name in "qkv")
         out = attend(q, k, v).flatten(1, 2).unflatten(2, x.shape[2:])
         return self.proj(self.neuron(out))
 
@@ -90,7 +112,8 @@ class SpikingSelfAttention(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each with a residual; ``ms``: neuron first and norm last, else norm and neuron last.
 
-    ``attn_norm``: a norm between attention and its neuron. ``branches``: of all blocks together.
+    ``attn_norm``: a norm between attention and its neuron. ``branches``: of all blocks together. ``attention``: in place of
+    :class:`SpikingSelfAttention`.
     Shape: (T*N, C, H, W) to (T*N, C, H, W).
     """
 
@@ -104,6 +127,7 @@ class Block(nn.Module):
         attn_norm: bool = False,
         branches: int = 1,
         tokens: int = TOKENS,
+        attention: nn.Module | None = None,
     ) -> None:
         super().__init__()
         hidden = int(channels * mlp_ratio)
@@ -113,7 +137,7 @@ class Block(nn.Module):
         # A norm behind attention makes its common part small and its gradient large: such a branch begins smaller.
         attended = partial(make.norm, scale=share / 3) if share and attn_norm else last
         self.attn_neuron = make.activation() if ms else nn.Identity()
-        self.attn = SpikingSelfAttention(make, channels, heads, attn_norm, tokens)
+        self.attn = attention or SpikingSelfAttention(make, channels, heads, attn_norm, tokens)
         self.attn_norm = attended(channels)
         self.mlp_neuron = make.activation() if ms else nn.Identity()
         self.fc1, self.fc1_norm = nn.Conv2d(channels, hidden, 1), make.norm_neuron(hidden)
@@ -197,11 +221,7 @@ class Spikformer(Network):
         if not 0 <= pools <= 4:
             raise SpikedistillError(f"pools must be from 0 to 4 (one a convolution of the tokenizer), found {pools}")
         make = Builder(self, neuron, gain=None if ms else SUMMED_GAIN)
-        heads = max(1, round(size.heads * width))
-        # Channels a head stay as they are, and the tokenizer starts with an eighth of the channels.
-        channels = -(-heads * (size.channels // size.heads) // 8) * 8
-        if channels % heads:
-            raise SpikedistillError(f"width {width} gives {heads} heads that do not divide {channels} channels")
+        channels, heads = scaled_heads(size.channels, size.heads, width)
         self.tokenizer = Tokenizer(make, in_channels, channels, pools, downsampling == "cml", ms)
         depth = depth or size.depth
         self.blocks = nn.Sequential(

@@ -87,7 +87,7 @@ class Assembler:
         edge, neuron, o = self.plan.edges[op.inputs[0]], neuron_of(self._module(op.path)), self.options
         stream = None
         if op.kind == "neuron" and edge.base == "norm" and edge.group not in self.own:
-            stream = self.steps[edge.group]
+            stream = self.steps[edge.group] * edge.share
         reach = self.seen.membranes.get(op.path) or neuron.threshold
         if isinstance(neuron, Parallel):
             self.membranes[op.path] = TemporalMembrane(neuron, o.weight_bits, o.fraction_bits, stream, reach)

@@ -157,9 +157,8 @@ class Reader:
         if edge.base == "layer":
             self.end(edge, "neuron", node)
         elif edge.base == "norm":
-            if edge.share != 1:
-                raise refuse(node, "reads a pooled norm; put the pooling behind the neuron")
-            self.streams.read_by(edge, "neuron", str(node.path))
+            # Behind a pool a code is a part of the stream's: the stream keeps its step, and the neuron's unit follows it.
+            self.streams.read_by(edge, "neuron" if edge.share == 1 else "layer", str(node.path))
         self.put(node, "neuron", Edge("step", 0, 1))
 
     def norm(self, node: Node) -> None:
@@ -341,9 +340,9 @@ class Reader:
     def mean(self, node: Node) -> None:
         shape, dims = node.in_shapes[0], node.settings["dims"]
         if 0 in dims:
-            raise refuse(node, "averages over the first dimension, which holds T*N")
+            raise refuse(node, "adds over the first dimension, which holds T*N")
         area = prod(shape[d] for d in dims)
-        made = self.summed(node, area, area, scaled=True)
+        made = self.summed(node, area, area if node.op == "mean" else 1, scaled=True)
         self.put(node, "sum", made, ":sum", dims=dims, wide=made.bound >= 1 << 31)
         self.then(node, "reshape", ":sum", made, shape=list(node.shape[1:]))
 
@@ -364,7 +363,7 @@ METHODS: dict[Operation, Callable[[Reader, Node], None]] = {
     "input": Reader.input, "conv": Reader.layer, "linear": Reader.layer, "batch_norm": Reader.norm,
     "norm_neuron": Reader.norm_neuron, "neuron": Reader.neuron,
     "add": Reader.add, "subtract": Reader.complement, "multiply": Reader.multiply, "scale": Reader.scale,
-    "matmul": Reader.matmul, "concat": Reader.concat, "mean": Reader.mean,
+    "matmul": Reader.matmul, "concat": Reader.concat, "mean": Reader.mean, "sum": Reader.mean,
     "pass": Reader.reshape, "reshape": Reader.reshape, "permute": Reader.permute, "pad": Reader.pad,
     "repeat": Reader.repeat, "split": Reader.split, "slice": Reader.slice,
     "max_pool": Reader.max_pool, "average_pool": Reader.average_pool,
@@ -372,7 +371,7 @@ METHODS: dict[Operation, Callable[[Reader, Node], None]] = {
 }  # fmt: skip
 ALLOWED = (
     "has no form on integer codes; allowed between layers: additions, products of spikes, powers of two as factors, "
-    "pools, means, reshaping, transposing, slicing, zero padding, concatenation"
+    "pools, means, sums, reshaping, transposing, slicing, zero padding, concatenation"
 )
 
 

@@ -1,0 +1,147 @@
+"""The Spike-driven Transformer: attention by masks and additions, shortcuts between membranes.
+
+Yao, Hu, Zhou, Yuan, Tian, Xu, Li, "Spike-driven transformer", NeurIPS 2023; layers as in the official code, the first version
+of three. Every convolution and linear layer reads 0/1 spikes, and nothing but spikes is multiplied by spikes. Its head reads
+spikes too: the stream is averaged over space and charges a neuron.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import SpikedistillError
+from .balanced import SUMMED_GAIN
+from .base import Initialisation, Input, Network
+from .builder import Builder, initialise
+from .spikformer import Block, Size, add_heads, scaled_heads, split_heads
+
+# ImageNet (map / 16) and CIFAR (map / 4), eight heads each.
+SIZES: dict[str, Size] = {
+    "8_384": Size(8, 384, 8, 4, 196),
+    "6_512": Size(6, 512, 8, 4, 196),
+    "8_512": Size(8, 512, 8, 4, 196),
+    "10_512": Size(10, 512, 8, 4, 196),
+    "8_768": Size(8, 768, 8, 4, 196),
+    "2_256": Size(2, 256, 8, 2),
+    "2_512": Size(2, 512, 8, 2),
+}
+
+
+class SpikeDrivenSelfAttention(nn.Module):
+    """Spike-driven self-attention: ``q * neuron(sum over tokens of k * v)``, products by element, then a projection.
+
+    Queries, keys and values are spikes; the sum counts, channel by channel, where key and value fire together, and its
+    neuron decides which channels of the query pass. Linear in tokens and in channels; heads change nothing (they say how
+    queries and keys are compared where attention maps are distilled). Its neuron as for
+    :class:`.spikformer.SpikingSelfAttention`.
+    Shape: (T*N, C, H, W) to (T*N, C, H, W).
+    """
+
+    def __init__(self, make: Builder, channels: int, heads: int, tokens: int) -> None:
+        super().__init__()
+        self.heads = heads
+        add_heads(self, make, channels, heads, "qkv")
+        self.neuron = make.summing_neuron(tokens * make.rate**2)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (split_heads(self.get_submodule(name)(x), self.heads) for name in "qkv")
+        mask = self.neuron((k * v).sum(3, keepdim=True))
+        return self.proj((q * mask).flatten(1, 2).unflatten(2, x.shape[2:]))
+
+
+class Tokenizer(nn.Module):
+    """Spiking patch splitting into a real-valued stream: four convolutions to C/8, C/4, C/2, C channels, and a fifth.
+
+    The first three end in a neuron, and those among the last ``pools`` in a 3/2 max-pool of its spikes; the fourth ends in its
+    norm (and pool), which begins the stream. A neuron, the fifth convolution and a norm add positions to it. In a balanced
+    network they add what one of ``branches`` adds.
+    Shape: (N, C_in, H, W), or (T*N, C_in, H, W), to (T*N, C, H / 2^pools, W / 2^pools).
+    """
+
+    def __init__(self, make: Builder, c_in: int, channels: int, pools: int, branches: int) -> None:
+        super().__init__()
+        units: list[nn.Module] = []
+        for i, c in enumerate((channels // 8, channels // 4, channels // 2, channels)):
+            pool = i >= 4 - pools
+            parts: dict[str, nn.Module] = {"conv": nn.Conv2d(c_in, c, 3, 1, 1, bias=False)}
+            parts["norm"] = make.norm_neuron(c, first=i == 0) if i < 3 else make.norm(c, pooled=pool)
+            units.append(nn.Sequential(OrderedDict(parts | ({"pool": nn.MaxPool2d(3, 2, 1)} if pool else {}))))
+            c_in = c
+        self.units = nn.Sequential(*units)
+        self.neuron = make.activation()
+        self.conv = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm = make.norm(channels, scale=branches**-0.5 if make.balance is not None else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.units(x)
+        return x + self.norm(self.conv(self.neuron(x)))
+
+
+class SpikeDrivenTransformer(Network):
+    """Tokenizer, blocks, global average, neuron, head; ``stage1`` is the tokenizer's output, ``stage2`` on the blocks'.
+
+    ``spike_driven_D_C`` has D blocks and C channels. ``pools``: how often the tokenizer halves the map (None: the network's
+    own, 2 for CIFAR's sizes, 4 for ImageNet's). ``depth``: number of blocks. ``width`` scales the number of heads. The
+    official event networks pool keys, values and their products in 3x3 windows besides; that is not here.
+    """
+
+    def __init__(
+        self,
+        size: Size,
+        /,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        input: Input = "image",
+        time_steps: int | None = 4,
+        width: float = 1.0,
+        neuron: "nn.Module | Mapping[str, Any] | None" = None,
+        pools: int | None = None,
+        depth: int | None = None,
+        encoding: str = "direct",
+        head: str = "linear",
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+        initialisation: Initialisation = "balanced",
+        firing_rate: float | None = None,
+    ) -> None:
+        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
+        pools = size.pools if pools is None else pools
+        if not 0 <= pools <= 4:
+            raise SpikedistillError(f"pools must be from 0 to 4 (one a convolution of the tokenizer), found {pools}")
+        make = Builder(self, neuron, gain=SUMMED_GAIN)
+        channels, heads = scaled_heads(size.channels, size.heads, width)
+        depth = depth or size.depth
+        branches = 2 * depth + 1
+        self.tokenizer = Tokenizer(make, in_channels, channels, pools, branches)
+        self.blocks = nn.Sequential(
+            *[
+                Block(
+                    make, channels, heads, branches=branches,
+                    attention=SpikeDrivenSelfAttention(make, channels, heads, size.tokens),
+                )
+                for _ in range(depth)
+            ]
+        )  # fmt: skip
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        # An average over L tokens that are alike in part varies less than they do: by about the fourth root of L.
+        self.neuron = make.activation(threshold=size.tokens**-0.25 if make.balance is not None else 1.0)
+        self.head = make.head(channels, head, pooled=False)
+        initialise(self)
+
+    balanced_by = "data"  # sums over tokens depend on how many there are and how alike
+
+    def stage_paths(self) -> list[str]:
+        return ["tokenizer", *(f"blocks.{i}" for i in range(len(self.blocks)))]
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.head(self.neuron(self.flatten(self.pool(self.blocks(self.tokenizer(x))))))
+
+
+NAMES: dict[str, Callable[..., Network]] = {
+    f"spike_driven_{name}": partial(SpikeDrivenTransformer, size) for name, size in SIZES.items()
+}
