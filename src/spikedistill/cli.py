@@ -185,7 +185,7 @@ def cite(recipe: Annotated[str, typer.Argument(metavar="RECIPE")]) -> None:
 def doctor(as_json: JsonOption = False) -> None:
     """What this machine has: versions, devices, bf16 units, a compiler."""
     from .precision import diagnosis
-    from .training.run import environment
+    from .training.run_folder import environment
 
     found = environment()
     rows: list[list[Any]] = [["spikedistill", found["spikedistill"]], ["python", found["python"]]]

@@ -51,7 +51,7 @@ def test_asked_to_stop_a_run_writes_its_state_and_ends_with_75(small, images, tm
 
 @forks
 def test_asked_while_a_stage_is_tested_it_ends_at_once(small, images, tmp_path):
-    from spikedistill.training import run as module
+    from spikedistill.training import one_seed as module
 
     def work() -> None:
         module.stage_summary = lambda *_: os.kill(os.getpid(), signal.SIGTERM)

@@ -15,8 +15,8 @@ from spikedistill.training import comparison, metrics
 from spikedistill.training.checkpoint import read_json
 from spikedistill.training.comparison import duration_seconds
 from spikedistill.training.contest import base, generated
+from spikedistill.training.one_seed import OneSeed
 from spikedistill.training.reuse import stage_keys
-from spikedistill.training.run import OneSeed
 from spikedistill.training.verdict import judge, sentence
 
 STUDENT = {"name": "conv6", "width": 0.125}

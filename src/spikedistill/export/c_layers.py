@@ -32,7 +32,8 @@ class LayerBuilder:
     def build(self) -> Value:
         """All calls; returns the logits of a step."""
         for i, op in enumerate(self.header.ops):
-            self.where = f"ops.{i} ({op.op})" + (f", {op.path}" if getattr(op, "path", "") else "")
+            path = getattr(op, "path", "")
+            self.where = f"ops.{i} ({op.op})" + (f", {path}" if path else "")
             self.i, self.shape, self.given = i, self.shapes[i], [self.values[j] for j in op.inputs]
             self.stepped = any(value.stepped for value in self.given)
             value = getattr(self, f"_{op.op}")(op)

@@ -132,9 +132,9 @@ class _Cut:
 
     def _leaves(self, ref: Ref, seen: dict[str, None]) -> list[Ref]:
         """Back through stacks, sums and means over time to what one step gives."""
-        node = self.graph.get(ref.name, None)
-        if node is None or ref.name in seen or ref.name not in self.live:
+        if ref.name not in self.graph or ref.name in seen or ref.name not in self.live:
             return []
+        node = self.graph[ref.name]
         seen[ref.name] = None
         if node.name in self.timed:
             if node.op == "stack" or (node.op == "reshape" and node.inputs and node.inputs[0] not in self.timed):

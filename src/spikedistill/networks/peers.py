@@ -150,7 +150,7 @@ def translate(model: nn.Module) -> tuple[dict[str, Cell], list[str]]:
             if type(module).__name__ == "Dropout" or type(module).__name__ == "Dropout2d":
                 notes.append(f"{path}: SpikingJelly's dropout keeps its mask over time; here each step draws its own")
                 parent, _, key = path.rpartition(".")
-                model.get_submodule(parent).add_module(key, plain(module.p))  # type: ignore[call-arg]
+                model.get_submodule(parent).add_module(key, plain(module.p))
                 continue
             module.__class__ = plain
             module.__dict__["step_mode"] = "s"
@@ -159,7 +159,7 @@ def translate(model: nn.Module) -> tuple[dict[str, Cell], list[str]]:
             size: Any = module.voting_size
             model.get_submodule(parent).add_module(key, nn.AvgPool1d(size, size))
         elif hasattr(module, "step_mode"):
-            module.step_mode = "s"  # type: ignore[assignment]
+            module.step_mode = "s"
     late = sum(c.above for c in cells.values())
     if late:
         notes.append(ABOVE.format(n=late))
@@ -211,7 +211,7 @@ def _jelly(m: Any, notes: list[str], path: str) -> Cell:
     if rest:
         notes.append(f"{path}: membrane and threshold are counted from v_reset = {rest:g}")
     reset: Reset = "soft" if m.v_reset is None else "hard"
-    common = {
+    common: dict[str, Any] = {
         "threshold": threshold, "reset": reset, "surrogate": _jelly_surrogate(m.surrogate_function, notes, path),
         "detach_reset": bool(m.detach_reset),
     }  # fmt: skip
@@ -247,7 +247,7 @@ def _leaky(m: Any, notes: list[str], path: str) -> Cell:
             raise SpikedistillError(f"has {name}; leave it out")
     beta, threshold = min(1.0, max(0.0, _number(m.beta, "beta"))), _number(m.threshold, "threshold")
     mechanism = ("subtract", "zero", "none")[int(m.reset_mechanism_val)]
-    reset: Reset = {"subtract": "soft", "zero": "hard", "none": None}[mechanism]  # type: ignore[assignment]
+    reset: Reset = {"subtract": "soft", "zero": "hard", "none": None}[mechanism]
     if mechanism == "subtract" and not getattr(m, "reset_delay", True):
         raise SpikedistillError("subtracts at once (reset_delay=False), and again later; take reset_delay=True")
     if mechanism == "subtract" and beta == 0:
@@ -257,7 +257,7 @@ def _leaky(m: Any, notes: list[str], path: str) -> Cell:
     if not threshold > 0:
         raise SpikedistillError(f"has threshold {threshold}; it must be more than 0")
     above = _above(threshold)
-    common = {
+    common: dict[str, Any] = {
         "threshold": above, "reset": reset, "surrogate": _torch_surrogate(m.spike_grad, notes, path), "detach_reset": True,
         "reset_by": threshold / (beta * above) if mechanism == "subtract" else 1.0,
     }  # fmt: skip

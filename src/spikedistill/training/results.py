@@ -17,7 +17,7 @@ from .machine import peak_memory_mb
 from .summary import Best, Bits, IntegerSummary, StageSummary, StepTime
 
 if TYPE_CHECKING:
-    from .run import OneSeed
+    from .one_seed import OneSeed
 
 PRICED_IMAGES = 128  # images whose spikes are counted for operations and price
 
