@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import from_scratch
 import yaml
 
 from spikedistill.report.table import estimates, microjoule, number
@@ -175,6 +176,7 @@ def page() -> str:
         "twin is cheaper; – where a record is older than this column). On the same kind of CPU and number of threads a row",
         "repeats bit for bit, else within half a point.",
     ]
+    out += ["", "## From scratch, beside the ANN twin", "", *from_scratch.page()]
     for folder in sorted(RECORDS.iterdir()):
         records = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*.json"))]
         first = records[0]
