@@ -49,6 +49,14 @@ def verdict(rate: float) -> Any:
     return "dead" if rate < DEAD else "saturated" if rate > SATURATED else None
 
 
+def remedy(warning: str, network: nn.Module) -> str:
+    """What to do about a layer that is dead or saturated."""
+    if getattr(network, "initialisation", "balanced") == "plain":
+        return "start balanced (network.initialisation: balanced), or name a neuron with a larger gain"
+    way, terms = ("raise", "; a price on spikes that is lighter") if warning == "dead" else ("lower", "")
+    return f"lower optimizer.lr, {way} network.firing_rate{terms}; networks on raw counts: sd.balance(network, batch)"
+
+
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Eval mode without gradients, random state untouched."""

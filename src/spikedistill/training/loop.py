@@ -18,7 +18,7 @@ from ..recipe import Optimizer
 from . import metrics, signals, training_state
 from .calibration import settle
 from .diagnosis import explain
-from .evaluate import Evaluation, evaluate, evaluating
+from .evaluate import Evaluation, evaluate, evaluating, remedy
 from .guard import Guard
 from .machine import autocast, peak_memory_mb, saving
 from .optim import MovingAverage, learning_rate, optimizer, set_learning_rate
@@ -367,7 +367,8 @@ class Training:
             if layer.warning and layer.path in self.suspects and layer.path not in self.warned:
                 self.warned.add(layer.path)
                 rate = f"{100 * layer.firing_rate:.2f} % (epoch {self.position.epoch})"
-                self.note(f"layer {layer.path} is {layer.warning}: it fires at {rate}")
+                advice = "" if len(self.warned) > 1 else f"; {remedy(layer.warning, self.student)}"
+                self.note(f"layer {layer.path} is {layer.warning}: it fires at {rate}{advice}")
         self.suspects = suspects
 
     def note(self, text: str) -> None:

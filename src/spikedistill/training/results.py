@@ -11,10 +11,10 @@ from ..networks.foreign import Foreign
 from ..quantization.integer import real_parts
 from ..quantization.preparation import DEFAULTS
 from ..recipe import Stage
-from .evaluate import evaluate, evaluate_integer, membrane_histograms
+from .evaluate import evaluate, evaluate_integer, membrane_histograms, remedy
 from .loop import Training
 from .machine import peak_memory_mb
-from .summary import Best, Bits, IntegerSummary, StageSummary, StepTime
+from .summary import Best, Bits, IntegerSummary, LayerSummary, StageSummary, StepTime
 
 if TYPE_CHECKING:
     from .one_seed import OneSeed
@@ -83,9 +83,15 @@ def stage_summary(
         peak_memory_mb=peak_memory_mb(run.device),
         images_per_second=last.get("images_per_second"),
         step_time=StepTime(**last["step_time"]) if "step_time" in last else None,
-        warnings=[f"layer {r.path} is {r.warning}: it fires at {100 * r.firing_rate:.2f} %" for r in rows if r.warning],
+        warnings=_warnings(rows, network),
         **costs,
     )
+
+
+def _warnings(rows: list[LayerSummary], network: nn.Module) -> list[str]:
+    """A line for each layer that is dead or saturated, then what to do."""
+    found = [f"layer {r.path} is {r.warning}: it fires at {100 * r.firing_rate:.2f} %" for r in rows if r.warning]
+    return found + sorted({f"{r.warning} layers: {remedy(r.warning, network)}" for r in rows if r.warning})
 
 
 def _config(network: nn.Module) -> dict[str, Any]:
