@@ -25,6 +25,7 @@ def test_a_dead_layer_comes_with_advice(tmp_path, initialisation: str, advice: s
     }
     (stage,) = sd.train(recipe, out=tmp_path / "run").summary.stages
     dead = [line for line in stage.warnings if line.startswith("layer")]
-    assert dead and all("is dead: it fires at 0.0" in line for line in dead)
+    assert dead
+    assert all("is dead: it fires at 0.0" in line for line in dead)
     assert [line for line in stage.warnings if line not in dead] == [line for line in stage.warnings if advice in line]
     assert advice in stage.warnings[-1]
