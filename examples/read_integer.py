@@ -15,7 +15,7 @@ def neuron(currents, op):
     for current in currents:
         h = (v * leak >> L) + current
         s = (h >= op["threshold"]).astype(np.int64)
-        v = {"hard": h * (1 - s), "soft": h - s * op["threshold"], None: h}[op["reset"]]
+        v = {"hard": h * (1 - s), "soft": h - s * op.get("reset_by", op["threshold"]), None: h}[op["reset"]]
         if (bits := op["bits"]) is not None:
             v = np.clip(v + (1 << q >> 1) >> q, -(1 << (bits - 1)), (1 << (bits - 1)) - 1) << q
         spikes.append(s)

@@ -5,7 +5,8 @@ import pytest
 import yaml
 
 from spikedistill.neurons import TYPES
-from spikedistill.recipe import NETWORK_KEYS, Convert, Init, Optimizer, Recipe, Stage, load
+from spikedistill.network_options import NETWORK_KEYS
+from spikedistill.recipe import Convert, Init, Optimizer, Recipe, Stage, load
 
 TEXT = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
 

@@ -1,4 +1,4 @@
-"""The methods that ship, by name: the objectives of each and their weights, read off the recipes `digits-NAME`.
+"""The methods that ship, by name: the objectives of each and their weights, read off the recipes `digits-NAME` that have a stage `student`.
 
 These recipes are the one place where a method's weights stand, with the remarks on what a paper leaves open.
 """
@@ -42,7 +42,9 @@ def catalogue() -> dict[str, Method]:
         if not recipe.startswith(RECIPES):
             continue
         tree = read_yaml(path)
-        student = next(stage for stage in tree["stages"] if stage["name"] == STUDENT)
+        student = next((stage for stage in tree["stages"] if stage["name"] == STUDENT), None)
+        if student is None:  # a recipe that compares something else
+            continue
         name, title = recipe.removeprefix(RECIPES), str(tree["title"]).replace(" on digits", "").rstrip(",")
         steps = int(student.get("time_steps", tree["time_steps"]))
         method = Method(name, title, tuple(tree.get("paper", ())), tuple(student["objectives"]), steps)

@@ -36,6 +36,8 @@ class LayerBuilder:
             self.where = f"ops.{i} ({op.op})" + (f", {path}" if path else "")
             self.i, self.shape, self.given = i, self.shapes[i], [self.values[j] for j in op.inputs]
             self.stepped = any(value.stepped for value in self.given)
+            if not hasattr(self, f"_{op.op}"):
+                raise self.refused("has no form in C: it weighs currents over time; LIF, IF and PLIF have one")
             value = getattr(self, f"_{op.op}")(op)
             if value.shape != self.shape or max(value.size, value.buffer.size) > MOST_INDEX:
                 raise self.refused(f"gives {value.shape} where {self.shape} is expected")
@@ -248,7 +250,7 @@ class LayerBuilder:
         (l, L), q = op.leak, op.shift if op.bits is not None else 0
         low, high = (-(1 << (op.bits - 1)), (1 << (op.bits - 1)) - 1) if op.bits is not None else (0, 0)
         seen = residual.view if residual is not None else "{0, 0, 0, 0}"
-        numbers = [scale, x.view, seen, *map(number, (multiplier, op.threshold, low, high)), l, L, q, unit]
+        numbers = [scale, x.view, seen, *map(number, (multiplier, op.threshold, op.by, low, high)), l, L, q, unit]
         address = self.constant("neuron", "neuron", "{" + ", ".join(map(str, numbers)) + "}")
         text = neuron_text(op.reset, (l, L) != (1, 0), op.leak_first, op.bits is not None, norm, residual is not None)
         self.program.kept.append((kept, op.initial >> unit))

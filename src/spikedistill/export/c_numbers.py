@@ -35,7 +35,7 @@ def membrane(op: Neuron, current: Range, T: int) -> tuple[Range, int, list[Range
     """Range of what is stored between steps, its unit as a shift, and the ranges on the way, over T steps."""
     (l, L), q, threshold = op.leak, op.shift, op.threshold
     coded = op.bits is not None and op.initial % (1 << q) == 0
-    v, seen = (op.initial, op.initial), [(threshold, threshold), (l, l), (0, 1 << q)]
+    v, seen = (op.initial, op.initial), [(threshold, threshold), (op.by, op.by), (l, l), (0, 1 << q)]
     stored = v
     limits = (-(1 << (op.bits - 1)) << q, ((1 << (op.bits - 1)) - 1) << q) if op.bits is not None else None
     for _ in range(T):
@@ -49,8 +49,8 @@ def membrane(op: Neuron, current: Range, T: int) -> tuple[Range, int, list[Range
         if op.reset == "hard":
             v = min(0, h[0]), max(0, min(h[1], threshold - 1))
         elif op.reset == "soft":
-            v = min(0, h[0]), max(0, min(h[1], threshold - 1), h[1] - threshold)
-            seen.append((h[0] - threshold, h[1] - threshold))
+            v = min(0, h[0], threshold - op.by), max(0, min(h[1], threshold - 1), h[1] - op.by)
+            seen.append((h[0] - op.by, h[1] - op.by))
         else:
             v = h
         shift = q

@@ -31,7 +31,7 @@ struct layer {
 struct neuron {
     struct scale scale;
     struct view view, residual;
-    int64_t ratio, threshold, low, high;
+    int64_t ratio, threshold, by, low, high;
     int32_t leak, leak_shift, shift, unit;
 };
 
@@ -324,7 +324,7 @@ def neuron_text(reset: str | None, leaks: bool, leak_first: bool, saturates: boo
         f"$W v = ($W)membrane[o]{' * unit' if saturates else ''};",
         f"const $W h = {'right_@W@(v * leak, n->leak_shift)' if before else 'v'} + {joined if residual else current};",
         "const int8_t s = h >= threshold;",
-        {"hard": "v = s ? 0 : h;", "soft": "v = s ? h - threshold : h;", None: "v = h;"}[reset],
+        {"hard": "v = s ? 0 : h;", "soft": "v = s ? h - by : h;", None: "v = h;"}[reset],
     ]
     decayed = "v * leak" if leaks and leak_first else "v"
     shift = "n->leak_shift + n->shift" if leaks and leak_first else "n->shift"
@@ -334,6 +334,8 @@ def neuron_text(reset: str | None, leaks: bool, leak_first: bool, saturates: boo
         lines.append("v = right_@W@(v * leak, n->leak_shift);")
     lines += ["membrane[o] = ($V)v;", "out[o] = s;"]
     numbers = ["threshold = ($W)n->threshold"]
+    if reset == "soft":
+        numbers.append("by = ($W)n->by")
     if residual or not norm:
         numbers.append("ratio = ($W)n->ratio")
     if leaks:

@@ -105,6 +105,11 @@ class Neuron(Rescaled):
     low: None = None
     high: None = None
 
+    @property
+    def by(self) -> int:
+        """What a soft reset subtracts."""
+        return self.threshold if self.reset_by is None else self.reset_by
+
     @model_validator(mode="after")
     def _whole(self) -> "Neuron":
         if not 0 <= self.leak[1] + self.shift <= 62:
