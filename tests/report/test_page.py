@@ -196,7 +196,7 @@ def test_runs_stand_side_by_side_paired_by_stage(pages: dict[str, Path]) -> None
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     paths = [folder(tmp_path / part / "digits", run(0)) for part in "ab"]
     page = read(write_report(paths, tmp_path / "out.html"))
-    assert {row[1] for row in page.rows if len(row) == 9} >= {str(path) for path in paths}
+    assert {row[1] for row in page.rows if len(row) == 11} >= {str(path) for path in paths}
 
 
 def test_sections_without_data_are_absent(tmp_path: Path) -> None:
