@@ -79,6 +79,7 @@ def test_event_network_of_dvs_gesture(tmp_path):
         {"type": "if", "reset": None},
         {"type": "lif", "tau": 1.7, "initial": 0.3},
         {"type": "lif", "decay": 0.93, "threshold": 0.7, "reset": "soft"},
+        {"type": "lif", "decay": 0.9, "reset": "soft", "reset_by": 1.4},
     ],
     ids=str,
 )
@@ -230,6 +231,14 @@ def test_numbers_beyond_64_bits_are_refused_by_name(small, tmp_path):
     header["ops"][2] |= {"leak": [1 << 61, 0], "wide": True}
     with pytest.raises(SpikedistillError, match=r"to_c: ops\.2 \(norm_neuron\), stage1\.1: .* do not fit 64 bits"):
         to_c(IntegerNetwork(header, small.tensors), tmp_path / "c")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_neurons_without_a_form_are_refused_by_name(tmp_path):
+    x = images(4)
+    net = integer("vgg5", x, {"width": 0.125, "neuron": {"type": "sliding_psn", "order": 2}})
+    with pytest.raises(SpikedistillError, match=r"ops\.2 \(norm_parallel\), stage1\.1: has no form in C"):
+        to_c(net, tmp_path / "c")
     assert list(tmp_path.iterdir()) == []
 
 
