@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spikedistill.neurons import TYPES
 from spikedistill.network_options import NETWORK_KEYS
+from spikedistill.neurons import TYPES
 from spikedistill.recipe import Convert, Init, Optimizer, Recipe, Stage, load
 
 TEXT = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
