@@ -1,6 +1,7 @@
 """The methods that ship, by name: the objectives of each and their weights, read off the recipes `digits-NAME`.
 
-Of those that have a stage `student`; others compare something else. These recipes are the one place where a method's weights stand, with the remarks on what a paper leaves open.
+Of those that have a stage `student`; others compare something else. These recipes are the one place where a
+method's weights stand, with the remarks on what a paper leaves open.
 """
 
 from collections.abc import Mapping, Sequence
