@@ -29,6 +29,15 @@ DEFINITIONS = {
 }
 
 
+class Price(dict[str, Any]):
+    """A price: plain JSON-able values by name, shown in a notebook as tables."""
+
+    def _repr_html_(self) -> str:
+        from spikedistill.report import notebook
+
+        return notebook.price(self)
+
+
 def _chips(layers: Sequence[Layer], config: Config) -> Tree:
     """Reports for dense activity, and for events where anything was measured."""
     found: Tree = {"dense": spikesim.evaluate(layers, config.model_copy(update={"activity": "dense"})).as_dict()}
@@ -71,7 +80,7 @@ def price(
         floorline_config = parse(FloorlineConfig, config.get("floorline") or {}, "hardware: floorline")
         config, memory_config = settings(("hardware", config))
     config, memory_config = config or Config(), memory_config or MemoryConfig()
-    tree = _all(layers, config, memory_config)
+    tree = Price(_all(layers, config, memory_config))
     tree["floorline"] = floorline.evaluate(layers, floorline_config).as_dict()
     tree["config"] = config.model_dump()
     tree["definitions"] = DEFINITIONS
@@ -86,7 +95,7 @@ def price(
 def headline(tree: Mapping[str, Any], activity: str = "dense") -> Tree:
     """The ``--json`` object: the figures of one SpikeSim report at the top, everything else of `price` beside them."""
     report = tree["spikesim"].get(activity) or tree["spikesim"]["dense"]
-    return {**report, **{key: value for key, value in tree.items() if key not in report}}
+    return Price({**report, **{key: value for key, value in tree.items() if key not in report}})
 
 
 def settings(*sources: tuple[str, Mapping[str, Any] | None]) -> tuple[Config, MemoryConfig]:
