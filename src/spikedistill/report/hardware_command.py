@@ -71,4 +71,6 @@ def _price_run(run: str, config: Path | None, layers_out: Path | None) -> tuple[
         with exported(target) as temporary:
             hardware.write_layers(found, temporary, chip)
     row = StageSummary.model_validate_json((place / "summary.json").read_text())
-    return headline(hardware.price(found, chip, memory), chip.activity), row.accuracy
+    return headline(
+        hardware.price(found, chip, memory, chips=recipe.hardware.get("chips")), chip.activity
+    ), row.accuracy
