@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import terminal
 from ..hardware.show import beside_table, figures_table, layers_table
 from ..neurons import NormNeuron, layers, neuron_of
-from ..training.summary import MultiSummary, Spread, spread
+from ..training.summary import MultiSummary, Spread, StageSpread, StageSummary, spread
 from . import plots, table
 
 if TYPE_CHECKING:
@@ -33,9 +33,10 @@ _CELL = "padding:.25em .7em;border:0;border-bottom:1px solid #80808066;backgroun
 def run(found: "Run") -> str:
     """Results of a run: a row a stage, its warnings, and a plot of accuracies."""
     summary = found.summary
+    stages: Sequence[StageSummary | StageSpread] = summary.stages
     rows = [
         (stage.name, i, _percent(value))
-        for i, stage in enumerate(summary.stages)
+        for i, stage in enumerate(stages)
         if (value := table.figure(stage, "accuracy")) is not None
     ]
     text = "Test accuracy in % of each stage" + (", a dot a seed" if isinstance(summary, MultiSummary) else "")
