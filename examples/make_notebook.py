@@ -24,6 +24,9 @@ import torch
 
 import spikedistill as sd
 
+vgg = {"name": "vgg5", "pools": 1}
+distil = [{"type": "cross_entropy"}, {"type": "logit_distillation", "temperature": 2.0}]
+four_bits = {"weight_bits": 4, "membrane_bits": 4, "norm_bits": 8}
 recipe = {
     "title": "Digits in a notebook",
     "data": {"name": "digits", "batch_size": 64},
@@ -31,14 +34,12 @@ recipe = {
     "precision": "float32",
     "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "schedule": "one_cycle"},
     "stages": [
-        {"name": "teacher", "network": {"name": "vgg5", "ann": True, "width": 0.5, "pools": 1}, "epochs": 6},
-        {"name": "student", "network": {"name": "vgg5", "width": 0.25, "pools": 1}, "teacher": "teacher", "epochs": 6,
-         "objectives": [{"type": "cross_entropy"}, {"type": "logit_distillation", "temperature": 2.0}]},
-        {"name": "quantized", "from": "student", "teacher": "student", "epochs": 2,
-         "quantize": {"weight_bits": 4, "membrane_bits": 4, "norm_bits": 8},
-         "objectives": [{"type": "cross_entropy"}, {"type": "logit_distillation", "temperature": 2.0}]},
+        {"name": "teacher", "network": {**vgg, "ann": True, "width": 0.5}, "epochs": 6},
+        {"name": "student", "network": {**vgg, "width": 0.25}, "teacher": "teacher", "epochs": 6, "objectives": distil},
+        {"name": "quantized", "from": "student", "teacher": "student", "epochs": 2, "objectives": distil},
     ],
 }
+recipe["stages"][-1]["quantize"] = four_bits
 run = sd.train(recipe, out="runs/notebook", quiet=True)
 run"""),
     ("markdown", "A run knows its networks. Each layer of neurons is a norm and its neuron."),
@@ -54,10 +55,7 @@ evaluate(student, data.batches("test", 128), data.info.num_classes)"""),
     ("markdown", "One step of distillation by hand: the parts of the loss, before weighting."),
     ("code", """\
 images, labels = next(iter(data.batches("train", 64)))
-distiller = sd.Distiller(student, run.network("teacher"), [
-    {"type": "cross_entropy"},
-    {"type": "logit_distillation", "temperature": 2.0},
-]).setup(images)
+distiller = sd.Distiller(student, run.network("teacher"), distil).setup(images)
 distiller(images, labels)"""),
     ("markdown", "The integer network gives the prediction of the quantized one, image by image."),
     ("code", """\
