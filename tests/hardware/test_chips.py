@@ -118,7 +118,11 @@ def test_nothing_is_imported_to_read_a_run(mine) -> None:
 
 def test_a_run_is_priced_with_it(mine, capsys) -> None:
     recipe = {
-        "data": {"name": "digits"}, "time_steps": 2, "hardware": {"chips": {"minechip:adders": {"notes": False}}},
+        "data": {"name": "digits"}, "time_steps": 2,
+        "hardware": {
+            "chips": {"minechip:adders": {"notes": False}},
+            "floorline": {"synop_ns": 1.0, "update_ns": 1.0, "message_ns": 1.0},
+        },
         "stages": [{"name": "s", "network": {"name": "vgg5", "width": 0.125, "pools": 1}, "epochs": 0}],
     }  # fmt: skip
     (mine / "recipe.yaml").write_text(json.dumps(recipe))
@@ -129,7 +133,9 @@ def test_a_run_is_priced_with_it(mine, capsys) -> None:
     assert "minechip:adders [µJ]" in (mine / "run" / "report.html").read_text()
     capsys.readouterr()
     assert main(["hardware", "run", "--code", "minechip.py", "--json"]) == 0
-    assert "minechip:adders" in json.loads(capsys.readouterr().out)["chips"]
+    found = json.loads(capsys.readouterr().out)
+    assert "minechip:adders" in found["chips"]
+    assert found["floorline"]["step_ns"] > 0  # the recipe's own constants
 
 
 def test_a_package_makes_its_chip_known(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def find(name: str) -> Chip:
     found: Any = TYPES.get(name) or own_code.find(name, "hardware.chips:")
     if not callable(found) or not inspect.signature(found).parameters:
         raise SpikedistillError(f"hardware.chips: {name!r} is no function of layers, found {type(found).__name__}")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def check(chips: Any, where: str) -> None:
