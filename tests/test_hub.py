@@ -133,6 +133,17 @@ def test_offline_is_one_clear_error(run: Path, server: Hub, monkeypatch: pytest.
     assert "Traceback" not in said
 
 
+def test_a_full_disk_is_not_called_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def full(*_: object, **__: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    with pytest.raises(sd.SpikedistillError, match=r"hf://some/body cannot be fetched: .*No space left on device$"):
+        sd.load("hf://some/body")
+
+
 def test_without_the_library_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(sd.SpikedistillError, match=r"pip install 'spikedistill\[hub\]'"):

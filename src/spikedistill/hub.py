@@ -32,6 +32,8 @@ _HUB = re.compile(
 )  # a Path has lost one of the slashes
 INSTALL = "pip install 'spikedistill[hub]'"
 
+_HTTP = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
+
 
 @dataclass(frozen=True)
 class Repository:
@@ -179,12 +181,13 @@ def _errors(found: Repository, done: str) -> Iterator[None]:
         raise SpikedistillError(f"{found} is no repository's name: {_first(error)}") from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise SpikedistillError(offline.format(_first(error.__cause__ or error))) from None
-    except Exception as error:  # of the HTTP library beneath, another one from version to version
-        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "requests", "builtins"):
-            raise
-        if not isinstance(error, OSError) and "http" not in type(error).__module__:
-            raise
-        raise SpikedistillError(offline.format(_first(error))) from None
+    except Exception as error:
+        http = type(error).__module__.partition(".")[0] in _HTTP  # another one from version to version
+        if http or isinstance(error, ConnectionError | TimeoutError):
+            raise SpikedistillError(offline.format(_first(error))) from None
+        if isinstance(error, OSError):  # of this machine: its disk, its rights
+            raise SpikedistillError(f"{found} cannot be {done}: {_first(error)}") from None
+        raise
 
 
 def _first(error: BaseException) -> str:
