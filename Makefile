@@ -1,5 +1,6 @@
 # make demo   set up, train on 8x8 digits, say where the report is
 # make test   set up what is missing, run the tests
+# make site   the documentation as pages, into ./site; read them with python -m http.server -d site
 # make bench  all measurements of docs/performance.md, on an otherwise idle machine
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 # One thread a test process: two of them fill two cores.
 TEST_ENV := OMP_NUM_THREADS=1 SPIKEDISTILL_EAGER=1
 
-.PHONY: demo test test-slow test-fuzz bench lint check clean
+.PHONY: demo test test-slow test-fuzz bench lint check site clean
 
 demo: $(VENV)/.demo
 	$(BIN)/spikedistill train digits
@@ -36,6 +37,10 @@ lint: $(VENV)/.dev
 
 check: lint test
 
+# Offline: pages load nothing from elsewhere. The theme's maker announces its successor on every build.
+site: $(VENV)/.site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "spikedistill needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -48,5 +53,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers]'
 	@touch $@ $(VENV)/.demo
 
+$(VENV)/.site: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[site]'
+	@touch $@ $(VENV)/.demo
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) site build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -56,3 +56,14 @@ def test_unknown_options_are_refused_with_the_nearest(project):
     ):
         with pytest.raises(sd.SpikedistillError, match=words):
             load(project / "recipe.yaml", [override])
+
+
+def test_its_chip_model_prices_the_network_and_its_twin(monkeypatch):
+    names = {}
+    exec(block("py"), names)
+    monkeypatch.setitem(sd.hardware.chips.TYPES, "adders", names["adders"])
+    network = sd.networks.create("vgg5", in_channels=1, time_steps=2, width=0.125, pools=1)
+    found = sd.hardware.price(sd.hardware.layers(network, torch.rand(2, 1, 8, 8)), chips={"adders": {"adder_pj": 0.2}})
+    macs, acs = found["operations"]["macs"], found["operations"]["acs"]
+    assert found["chips"]["adders"]["energy_pj"] == pytest.approx(0.2 * acs + macs)
+    assert found["ann_twin"]["chips"]["adders"]["energy_pj"] == pytest.approx(found["ann_twin"]["operations"]["macs"])

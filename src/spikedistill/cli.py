@@ -247,6 +247,29 @@ def export(
 
 
 @app.command()
+def push(
+    run: RunArgument,
+    target: Annotated[str, typer.Argument(metavar="owner/name", help="Of the hub; or file://FOLDER, ./FOLDER.")],
+    private: Annotated[bool, typer.Option("--private", help="A repository that is made now is private.")] = False,
+) -> None:
+    """Upload a stage's network to the Hugging Face hub, its card filled from the run."""
+    from .report.hub_command import push as push_stage
+
+    print(push_stage(run, target, private))
+
+
+@app.command()
+def pull(
+    source: Annotated[str, typer.Argument(metavar="owner/name[@revision]", help="Or file://FOLDER, ./FOLDER.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: the name.")] = None,
+) -> None:
+    """Copy a network from the hub to a folder; sd.load("hf://owner/name") needs no copy."""
+    from .hub import pull as pull_network
+
+    print(pull_network(source, out))
+
+
+@app.command()
 def hardware(
     run: Annotated[str | None, typer.Argument(metavar="RUN")] = None,
     layers: Annotated[Path | None, typer.Option(help="A YAML file of layers instead of a run.")] = None,

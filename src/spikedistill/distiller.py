@@ -26,6 +26,11 @@ class Losses(NamedTuple):
     parts: dict[str, Tensor]
     logits: Tensor
 
+    def _repr_html_(self) -> str:
+        from .report import notebook
+
+        return notebook.losses(self)
+
 
 class Taught(NamedTuple):
     """What one teacher gave for a batch: logits (T', N, K), captures, and where its head learns, that head's loss."""

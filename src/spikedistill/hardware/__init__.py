@@ -1,6 +1,6 @@
 """What a network costs on a chip: workloads, SpikeSim, operation counts, memory."""
 
-from spikedistill.hardware import floorline, memory, operations, spikesim
+from spikedistill.hardware import chips, floorline, memory, operations, spikesim
 from spikedistill.hardware.ann import break_even, twin
 from spikedistill.hardware.config import Config, read_config
 from spikedistill.hardware.events import at_rate
@@ -17,6 +17,7 @@ __all__ = [
     "at_bits",
     "at_rate",
     "break_even",
+    "chips",
     "floorline",
     "iso_accuracy",
     "layers",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spikedistill.errors import SpikedistillError
+from spikedistill.hardware import chips as chip_models
 from spikedistill.hardware import floorline, memory, operations, spikesim
 from spikedistill.hardware.ann import activation_bits, break_even, twin
 from spikedistill.hardware.config import Config, read_config
@@ -29,6 +30,15 @@ DEFINITIONS = {
 }
 
 
+class Price(dict[str, Any]):
+    """A price: plain JSON-able values by name, shown in a notebook as tables."""
+
+    def _repr_html_(self) -> str:
+        from spikedistill.report import notebook
+
+        return notebook.price(self)
+
+
 def _chips(layers: Sequence[Layer], config: Config) -> Tree:
     """Reports for dense activity, and for events where anything was measured."""
     found: Tree = {"dense": spikesim.evaluate(layers, config.model_copy(update={"activity": "dense"})).as_dict()}
@@ -44,11 +54,12 @@ def _chips(layers: Sequence[Layer], config: Config) -> Tree:
     return found
 
 
-def _all(layers: Sequence[Layer], config: Config, memory_config: MemoryConfig) -> Tree:
+def _all(layers: Sequence[Layer], config: Config, memory_config: MemoryConfig, chips: Mapping[str, Any] | None) -> Tree:
     return {
         "spikesim": _chips(layers, config),
         "operations": operations.count(layers).as_dict(),
         "memory": memory.estimate(layers, memory_config).as_dict(),
+        **({"chips": chip_models.evaluate(layers, chips)} if chips else {}),
     }
 
 
@@ -57,10 +68,12 @@ def price(
     config: Config | Mapping[str, Any] | None = None,
     memory_config: MemoryConfig | None = None,
     floorline_config: FloorlineConfig | None = None,
+    chips: Mapping[str, Any] | None = None,
 ) -> Tree:
     """Everything this package says of a network, as JSON-able values; keys are those of ``docs/run_folder.md``.
 
-    ``config``: the chip, or a recipe's ``hardware`` section (``{spikesim: ..., memory: ..., floorline: ...}``).
+    ``config``: the chip, or a recipe's ``hardware`` section (``{spikesim: ..., memory: ..., floorline: ..., chips: ...}``).
+    ``chips``: chip models of your own by name or address, each with its options (:mod:`.chips`).
 
     ``spikesim.dense`` and ``.event``, ``operations``, ``memory``, ``floorline``; for an SNN in corrected mode also
     ``ann_twin`` (all but the last at equal bits, activations of ceil(log2(T + 1)) bits) and ``break_even`` (firing rates).
@@ -69,16 +82,20 @@ def price(
     """
     if isinstance(config, Mapping):
         floorline_config = parse(FloorlineConfig, config.get("floorline") or {}, "hardware: floorline")
+        chips = chips or config.get("chips")
         config, memory_config = settings(("hardware", config))
     config, memory_config = config or Config(), memory_config or MemoryConfig()
-    tree = _all(layers, config, memory_config)
+    tree = Price(_all(layers, config, memory_config, chips))
     tree["floorline"] = floorline.evaluate(layers, floorline_config).as_dict()
     tree["config"] = config.model_dump()
     tree["definitions"] = DEFINITIONS
     spiking = any(membrane_updates(layer) for layer in layers)
     if spiking and config.mode == "corrected":
         steps = max(layer.time_steps for layer in layers)
-        tree["ann_twin"] = {"activation_bits": activation_bits(steps), **_all(twin(layers), config, memory_config)}
+        tree["ann_twin"] = {
+            "activation_bits": activation_bits(steps),
+            **_all(twin(layers), config, memory_config, chips),
+        }
         tree["break_even"] = asdict(break_even(layers, config, memory_config))
     return tree
 
@@ -86,21 +103,23 @@ def price(
 def headline(tree: Mapping[str, Any], activity: str = "dense") -> Tree:
     """The ``--json`` object: the figures of one SpikeSim report at the top, everything else of `price` beside them."""
     report = tree["spikesim"].get(activity) or tree["spikesim"]["dense"]
-    return {**report, **{key: value for key, value in tree.items() if key not in report}}
+    return Price({**report, **{key: value for key, value in tree.items() if key not in report}})
 
 
 def settings(*sources: tuple[str, Mapping[str, Any] | None]) -> tuple[Config, MemoryConfig]:
-    """Chip and memory settings from ``hardware`` sections, later over earlier; keys ``spikesim``, ``memory``, ``floorline``.
+    """Chip and memory settings from ``hardware`` sections, later over earlier; keys ``spikesim``, ``memory``,
+    ``floorline`` and ``chips``, of which the last two are only checked here.
 
     Raises: SpikedistillError for unknown keys.
     """
     given = [(name, source) for name, source in sources if source]
     for name, source in given:
-        if unknown := set(source) - {"spikesim", "memory", "floorline"}:
+        if unknown := set(source) - {"chips", "spikesim", "memory", "floorline"}:
             raise SpikedistillError(
-                f"{name}: unknown key {sorted(unknown)[0]!r}; known: 'floorline', 'memory', 'spikesim'"
+                f"{name}: unknown key {sorted(unknown)[0]!r}; known: 'chips', 'floorline', 'memory', 'spikesim'"
             )
         parse(FloorlineConfig, source.get("floorline") or {}, f"{name}: floorline")
+        chip_models.check(source.get("chips") or {}, f"{name}: chips")
     chip = resolve(*((f"{name}: spikesim", source["spikesim"]) for name, source in given if source.get("spikesim")))
     merged: dict[str, Any] = {}
     for name, source in given:

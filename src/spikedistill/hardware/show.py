@@ -83,6 +83,8 @@ def beside_table(tree: Mapping[str, Any]) -> Table:
                 f"SpikeSim, {activity}", mine["energy_pj"], theirs.get("energy_pj"),
                 "spikesim" if activity == "event" else None,
             )  # fmt: skip
+    for name, figures in (tree.get("chips") or {}).items():
+        row(name, figures["energy_pj"], ((twin.get("chips") or {}).get(name) or {}).get("energy_pj"))
     if ratios:
         rows[min(ratios, key=ratios.__getitem__)][0] += "  (least favourable)"
     bits = f", {twin['activation_bits']}-bit activations" if twin.get("activation_bits") else ""
@@ -124,5 +126,6 @@ def show(tree: Mapping[str, Any], console: "Console | None" = None) -> None:
     if dense := [item["name"] for item in tree["operations"]["layers"] if not item["measured"]]:
         lines.append(f"operations: spikes not measured, every input counts as active: {', '.join(dense)}")
     lines += [f"memory: {note}" for note in tree["memory"]["notes"]]
+    lines += [f"{name}: {note}" for name, one in (tree.get("chips") or {}).items() for note in one.get("notes") or []]
     lines += [f"floorline: {note}" for note in (tree.get("floorline") or {}).get("notes", [])]
     terminal.show(*tables, *lines, console=console)

@@ -83,6 +83,11 @@ class Network(nn.Module):
     dims = 2  # spatial dimensions of the input; 1 for sequences (N, C, L)
     head_path = "head"  # the classifier's module
 
+    def _repr_html_(self) -> str:
+        from ..report import notebook
+
+        return notebook.network(self)
+
     def stage_paths(self) -> list[str]:
         """Paths of the modules whose outputs are the taps ``stage1``, ``stage2`` ..., from input to output."""
         return [name for name, _ in self.named_children() if re.fullmatch(r"(stage|layer)\d+", name)]

@@ -1,7 +1,7 @@
 """The page's section on hardware: every estimate beside the others, never one number alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from spikedistill.report import plots
@@ -23,6 +23,7 @@ class Price:
     operations: Tree | None
     memory: Tree | None
     detail: str = ""
+    chips: Tree = field(default_factory=dict)
 
     def reports(self) -> list[tuple[str, Tree]]:
         """The SpikeSim reports there are, named."""
@@ -95,16 +96,19 @@ def _prices(name: str, colour: int, tree: Tree) -> list[Price]:
 
 def _price(name: str, colour: int, tree: Tree, detail: str = "") -> Price:
     chip = tree.get("spikesim") or {}
-    return Price(name, colour, chip.get("dense"), chip.get("event"), tree.get("operations"), tree.get("memory"), detail)
+    beside = (tree.get("operations"), tree.get("memory"), detail, tree.get("chips") or {})
+    return Price(name, colour, chip.get("dense"), chip.get("event"), *beside)
 
 
 def _together(prices: Sequence[Price]) -> Table:
+    chips = list(dict.fromkeys(name for price in prices for name in price.chips))
     headings = (
         "Network",
         "SpikeSim dense [µJ]",
         "SpikeSim event [µJ]",
         "MAC/AC [µJ]",
         "With memory [µJ]",
+        *(f"{name} [µJ]" for name in chips),
         "Latency [µs]",
         "Area [mm²]",
         "EDAP [µJ·ms·mm²]",
@@ -118,6 +122,7 @@ def _together(prices: Sequence[Price]) -> Table:
             _of(price.event, "energy_pj", 1e-6),
             _of(price.operations, "energy_pj", 1e-6),
             _of(price.memory, "total_pj", 1e-6),
+            *(_of(price.chips.get(name), "energy_pj", 1e-6) for name in chips),
             _of(price.dense or price.event, "latency_ns", 1e-3),
             _of(price.dense or price.event, "area_um2", 1e-6),
             _of(price.dense or price.event, "edap"),

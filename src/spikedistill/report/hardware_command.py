@@ -56,10 +56,12 @@ def hardware_command(
 def _price_run(run: str, config: Path | None, layers_out: Path | None) -> tuple[Tree, float]:
     from .. import hardware
     from ..files import destination, exported
+    from ..hardware.floorline import FloorlineConfig
     from ..hardware.pricing import headline, settings
     from ..training.reevaluate import open_run
     from ..training.results import PRICED_IMAGES
     from ..training.summary import StageSummary
+    from ..typed import parse
 
     target = None if layers_out is None else destination(layers_out)
     place, _, recipe, data, network = open_run(run)
@@ -71,4 +73,6 @@ def _price_run(run: str, config: Path | None, layers_out: Path | None) -> tuple[
         with exported(target) as temporary:
             hardware.write_layers(found, temporary, chip)
     row = StageSummary.model_validate_json((place / "summary.json").read_text())
-    return headline(hardware.price(found, chip, memory), chip.activity), row.accuracy
+    floor = parse(FloorlineConfig, recipe.hardware.get("floorline") or {}, "recipe: floorline")
+    priced = hardware.price(found, chip, memory, floor, recipe.hardware.get("chips"))
+    return headline(priced, chip.activity), row.accuracy

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spikedistill.conversion import time_steps_to_match
+from spikedistill.own_code import is_address
 from spikedistill.terminal import Table, energy, show
 from spikedistill.training.summary import (
     Bits,
@@ -121,13 +122,22 @@ class Estimate:
 def estimates(stage: StageSummary | StageSpread) -> list[Estimate]:
     """Every estimate that a stage has both for itself and for its ANN twin, means over seeds."""
     found = []
-    for model, *keys in ESTIMATES:
+    chips = [(name, (f"chips.{name}.energy_pj",), (f"ann_twin.chips.{name}.energy_pj",)) for name in chip_names(stage)]
+    for model, *keys in (*ESTIMATES, *chips):
         mine, theirs = (
             next((value.mean for key in choice if (value := figure(stage, f"hardware.{key}"))), None) for choice in keys
         )
         if mine and theirs is not None:
             found.append(Estimate(model, mine, theirs))
     return found
+
+
+def chip_names(stage: StageSummary | StageSpread) -> list[str]:
+    """Chip models of somebody's own that priced a stage (a dot is of an address, else of a part within a model)."""
+    before, after = "hardware.chips.", ".energy_pj"
+    keys = stage.figures if isinstance(stage, StageSpread) else figures(stage)
+    names = [key[len(before) : -len(after)] for key in keys if key.startswith(before) and key.endswith(after)]
+    return [name for name in names if "." not in name or is_address(name)]
 
 
 def twin_cells(stage: StageSummary | StageSpread) -> tuple[str, str]:

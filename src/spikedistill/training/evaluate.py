@@ -36,6 +36,11 @@ class Evaluation:
         total = sum(self.neurons.values())
         return sum(self.rates[k] * n for k, n in self.neurons.items()) / total if total else None
 
+    def _repr_html_(self) -> str:
+        from ..report import notebook
+
+        return notebook.evaluation(self)
+
     def layers(self) -> list[LayerSummary]:
         """Rates as rows of the summary, dead and saturated layers marked."""
         return [

@@ -51,6 +51,11 @@ class Run:
         word = "seed" if len(seeds) == 1 else "seeds"
         return f"Run({str(self.folder)!r}, {word} {', '.join(map(str, seeds))}, test accuracy: {stages or 'none yet'})"
 
+    def _repr_html_(self) -> str:
+        from ..report import notebook
+
+        return notebook.run(self)
+
     def network(self, stage: str | None = None, seed: int | None = None) -> nn.Module:
         """The network of a stage (default: the last), of the first seed unless told."""
         from .store import load

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import __version__, finite, networks, own_code
+from .. import __version__, finite, hub, networks, own_code
 from ..errors import SpikedistillError
 from ..files import replace_folder
 from ..networks.balancing import restore_balance
@@ -235,9 +235,11 @@ def load(
 
     Where the run used a network of your own, it is made of the graph that lies beside the weights; no code is imported.
     ``network``: an instance of your own class to load the weights into instead. ``best``: the network of the best validation
-    epoch, exactly as it was measured, in place of the last (also ``stage="STAGE@best"``).
+    epoch, exactly as it was measured, in place of the last (also ``stage="STAGE@best"``). ``hf://owner/name[@revision]``: a
+    network of the Hugging Face hub, of which only weights and JSON are fetched (:mod:`spikedistill.hub`).
     """
     stage, at_best = split_best(stage)
+    folder = hub.fetch(str(folder)) if hub.is_remote(folder) else folder
     with own_code.closed():
         return load_network(find_stage(Path(folder), stage), network, best=best or at_best)
 
