@@ -47,15 +47,13 @@ class Part:
 # SpikingJelly 2 reads the implementation of its LIF neuron from the environment; "cuda" was called cupy before.
 PARTS: tuple[tuple[str, str, float, str, dict[str, str]], ...] = (
     ("machine", "machine", 40, "gpu_machine", {}),
-    ("correctness float64", "correctness", 120, "gpu_correctness", {}),
+    ("correctness float64", "correctness", 150, "gpu_correctness", {}),
     ("correctness float32", "correctness", 150, "gpu_correctness", {}),
     ("correctness bfloat16", "correctness", 150, "gpu_correctness", {}),
-    ("correctness gradcheck", "correctness", 120, "gpu_correctness", {}),
     ("correctness networks", "correctness", 120, "gpu_correctness", {}),
     ("correctness compile counts", "correctness", 120, "gpu_correctness", {}),
-    ("step ours", "step ours", 75, "gpu_step", {}),
+    ("step ours", "step ours", 100, "gpu_step", {}),
     ("step CUDA graphs", "step CUDA graphs", 60, "gpu_step", {}),
-    ("step ANN twin", "step ANN twin", 45, "gpu_step", {}),
     ("step SpikingJelly torch", "step SpikingJelly torch", 30, "gpu_step", {"SJ_LIF_CUDA_IMPLEMENTATION": "torch"}),
     ("step SpikingJelly cuda", "step SpikingJelly cuda", 45, "gpu_step", {"SJ_LIF_CUDA_IMPLEMENTATION": "cuda"}),
     ("step SpikingJelly triton", "step SpikingJelly triton", 45, "gpu_step", {"SJ_LIF_CUDA_IMPLEMENTATION": "triton"}),
@@ -63,6 +61,8 @@ PARTS: tuple[tuple[str, str, float, str, dict[str, str]], ...] = (
     ("memory SpikingJelly", "memory SpikingJelly", 45, "gpu_step", {}),
     ("throughput", "throughput", 120, "gpu_recipe", {}),
 )
+# What a CPU would only do again: SpikingJelly has one implementation there, and in the rehearsal nothing compiles.
+NOT_REHEARSED = ("correctness compile counts", "step SpikingJelly cuda", "step SpikingJelly triton", "memory SpikingJelly")
 
 
 def parts(device: str, quick: bool) -> list[Part]:
@@ -75,6 +75,7 @@ def parts(device: str, quick: bool) -> list[Part]:
             group, {**environment, "PYTHONPATH": path},
         )
         for name, group, seconds, _, environment in PARTS
+        if not quick or name not in NOT_REHEARSED
     ]  # fmt: skip
 
 

@@ -184,7 +184,7 @@ def gradcheck(device: str, way: str) -> None:
         ("residual", Case(residual=True)), ("encode", Case(options={"encode": True})), ("PLIF", Case(PLIF)),
         ("alone", Case(norm=False)), ("channels first", Case(last=False)),
     ):  # fmt: skip
-        attempt(name, differences, case, device, way)
+        attempt(f"gradcheck {name}", differences, case, device, way)
 
 
 def differences(case: Case, device: str, way: Any) -> dict[str, Any]:
@@ -209,12 +209,15 @@ def run(name: str, device: str, quick: bool) -> None:
     """One part."""
     way = "uncompiled" if quick else "compiled"
     kind = name.removeprefix("correctness ")
-    if kind == "gradcheck":
-        gradcheck(device, way)
-    elif kind in ("networks", "compile counts"):
+    if kind in ("networks", "compile counts"):
         import gpu_networks
 
-        (gpu_networks.networks if kind == "networks" else gpu_networks.counts)(device, quick)
+        if kind == "networks":
+            gpu_networks.networks(device, quick)
+        else:
+            gpu_networks.counts(device)
     else:
         # Compiling in float64 takes as long as in the types that are trained in, so every third case has to do.
-        kernels(device, getattr(torch, kind), way, every=3 if kind == "float64" and not quick else 1)
+        kernels(device, getattr(torch, kind), way, every=3 if kind == "float64" or (quick and kind != "float32") else 1)
+        if kind == "float64":
+            gradcheck(device, way)
