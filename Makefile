@@ -1,6 +1,7 @@
 # make demo   set up, train on 8x8 digits, say where the report is
 # make test   set up what is missing, run the tests
 # make bench  all measurements of docs/performance.md, on an otherwise idle machine
+# make gpu    all measurements on one GPU, at most 8 minutes; make gpu-rehearsal goes through them on a CPU
 VENV := .venv
 BIN := $(VENV)/bin
 # The first interpreter that is new enough.
@@ -9,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 # One thread a test process: two of them fill two cores.
 TEST_ENV := OMP_NUM_THREADS=1 SPIKEDISTILL_EAGER=1
 
-.PHONY: demo test test-slow test-fuzz bench lint check clean
+.PHONY: demo test test-slow test-fuzz bench gpu gpu-rehearsal lint check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/spikedistill train digits
@@ -27,6 +28,13 @@ test-fuzz: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/all.py
+
+# With the interpreter that is there: a machine with a GPU may have torch and no network.
+gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py $(GPU)
+
+gpu-rehearsal:
+	$(TEST_ENV) $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py --device cpu --quick --json build/gpu.json
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

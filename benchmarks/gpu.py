@@ -3,13 +3,15 @@
     python benchmarks/gpu.py [--json results/gpu.json] [--minutes 8] [--only step memory]
     python benchmarks/gpu.py --device cpu --quick      # the rehearsal: every line of it but the device
 
-In this order: what the machine is; correctness (``gpu_correctness.py``); step times and memory beside SpikingJelly's
-implementations and the compiled ANN twin (``gpu_step.py``); the recipe ``recommended-cifar10``, trained on generated images
-(``gpu_recipe.py``). Needs torch, numpy, pydantic, PyYAML and safetensors; peers are measured where they are installed.
+In this order: what the machine is; correctness (``gpu_correctness.py``); step times and memory beside
+SpikingJelly's implementations and the compiled ANN twin (``gpu_step.py``); the recipe ``recommended-
+cifar10``, trained on generated images (``gpu_recipe.py``). Needs torch, numpy, pydantic, PyYAML and
+safetensors; peers are measured where they are installed.
 
-Each part is a process of its own with a budget of seconds: a device assert, a crash or a hang ends that part alone. A part
-writes its rows one by one and the JSON is written after each part, so whatever ends, what was finished stays. Parts of the
-correctness time nothing and run at once where there are cores for it. The exit code is 1 where a part did not pass.
+Each part is a process of its own with a budget of seconds: a device assert, a crash or a hang ends that part
+alone. A part writes its rows one by one and the JSON is written after each part, so whatever ends, what was
+finished stays. Parts of the correctness time nothing and run at once where there are cores for it. The exit
+code is 1 where a part did not pass.
 """
 
 import argparse
@@ -34,7 +36,7 @@ LEAST = 5.0  # seconds left below which no part begins
 
 @dataclass(frozen=True)
 class Part:
-    """A process: its name, the most seconds it may take, its command. Parts of one ``group`` may run at once."""
+    """A process: name, most seconds that it may take, command. Parts of one ``group`` may run at once."""
 
     name: str
     budget: float
@@ -44,7 +46,7 @@ class Part:
 
 
 # Name, group (parts of correctness run at once), seconds on a GPU, file, environment.
-# SpikingJelly 2 reads the implementation of its LIF neuron from the environment; "cuda" was called cupy before.
+# SpikingJelly 2 reads its LIF neuron's implementation from the environment; "cuda" was called cupy before.
 PARTS: tuple[tuple[str, str, float, str, dict[str, str]], ...] = (
     ("machine", "machine", 40, "gpu_machine", {}),
     ("correctness float64", "correctness", 150, "gpu_correctness", {}),
@@ -61,8 +63,13 @@ PARTS: tuple[tuple[str, str, float, str, dict[str, str]], ...] = (
     ("memory SpikingJelly", "memory SpikingJelly", 45, "gpu_step", {}),
     ("throughput", "throughput", 120, "gpu_recipe", {}),
 )
-# What a CPU would only do again: SpikingJelly has one implementation there, and in the rehearsal nothing compiles.
-NOT_REHEARSED = ("correctness compile counts", "step SpikingJelly cuda", "step SpikingJelly triton", "memory SpikingJelly")
+# What a CPU would only do again: SpikingJelly has one implementation there, and nothing compiles.
+NOT_REHEARSED = (
+    "correctness compile counts",
+    "step SpikingJelly cuda",
+    "step SpikingJelly triton",
+    "memory SpikingJelly",
+)
 
 
 def parts(device: str, quick: bool) -> list[Part]:
@@ -112,7 +119,7 @@ class Running:
         self.rows, self.said = place.with_suffix(".jsonl"), place.with_suffix(".txt")
         environment = {**os.environ, **part.environment, "GPU_ROWS": str(self.rows)}
         with self.said.open("wb") as said:
-            # Its own group, so that its children end with it; it ends itself when this process, its standard input, is gone.
+            # Its own group, so that its children end with it; it ends itself when its standard input closes.
             self.process = subprocess.Popen(
                 part.command, env=environment, stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -158,7 +165,7 @@ class Running:
 
 
 def run(todo: Sequence[Part], report: Report, minutes: float, at_once: int = 1) -> None:
-    """Every part in order, whatever becomes of those before it; what begins too late is said to be skipped."""
+    """Every part in order, whatever becomes of those before it; one that would begin too late is skipped."""
     deadline = time.monotonic() + 60 * minutes
     waiting, working = list(todo), list[Running]()
     with tempfile.TemporaryDirectory() as folder:
@@ -171,7 +178,9 @@ def run(todo: Sequence[Part], report: Report, minutes: float, at_once: int = 1) 
                 if waiting and same and len(working) < at_once:
                     part, left = waiting.pop(0), deadline - time.monotonic()
                     if left < LEAST:
-                        report.add(part.name, {"status": "skipped", "seconds": 0.0, "rows": {}, "error": "no time left"})
+                        report.add(
+                            part.name, {"status": "skipped", "seconds": 0.0, "rows": {}, "error": "no time left"}
+                        )
                     else:
                         working.append(Running(part, min(part.budget, left), Path(folder)))
                 else:
@@ -197,7 +206,7 @@ def attempt(name: str, function: Any, *args: Any) -> None:
 
 
 def end_with_parent() -> None:
-    """End this process when the one that started it has ended, however that was: its end of our standard input closes."""
+    """End this process when the one that started it ends, in whatever way: our standard input then closes."""
 
     def wait() -> None:
         try:

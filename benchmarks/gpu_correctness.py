@@ -1,8 +1,9 @@
-"""Correctness on the device: every fused kernel and what else computes there, against the equations in float64.
+"""Correctness on the device: every fused kernel and what else computes there, against the equations in
+float64.
 
-Currents are drawn so that no neuron of the float64 reference is within ``MARGIN`` of firing or of an edge of its surrogate:
-then spikes have to be equal, and gradients equal up to the rounding of the type. In the rehearsal the arithmetic runs
-uncompiled, because a CPU's compiler would take minutes.
+Currents are drawn so that no neuron of the float64 reference is within ``MARGIN`` of firing or of an edge of
+its surrogate: then spikes have to be equal, and gradients equal up to the rounding of the type. In the
+rehearsal the arithmetic runs uncompiled, because a CPU's compiler would take minutes.
 """
 
 import copy
@@ -217,7 +218,8 @@ def run(name: str, device: str, quick: bool) -> None:
         else:
             gpu_networks.counts(device)
     else:
-        # Compiling in float64 takes as long as in the types that are trained in, so every third case has to do.
-        kernels(device, getattr(torch, kind), way, every=3 if kind == "float64" or (quick and kind != "float32") else 1)
+        # Compiling in float64 takes as long as in the types that are trained in: every third case has to do.
+        few = kind == "float64" or (quick and kind != "float32")
+        kernels(device, getattr(torch, kind), way, every=3 if few else 1)
         if kind == "float64":
             gradcheck(device, way)

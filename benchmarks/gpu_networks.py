@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import spikedistill as sd
 from spikedistill import taps
-from spikedistill.neurons import LIF, MaskedPSN, PSN, SlidingPSN, compilation, over_time, packing
+from spikedistill.neurons import LIF, PSN, MaskedPSN, SlidingPSN, compilation, over_time, packing
 from spikedistill.quantization import quantize, to_integer
 from spikedistill.training.machine import saving
 
@@ -70,7 +70,7 @@ def memory(device: str, way: str, kind: str) -> dict[str, Any]:
 
 
 def quantized(device: str, form: torch.memory_format) -> dict[str, Any]:
-    """A quantized network on the device against the integer network: spikes of all layers and logits, all equal."""
+    """A quantized network on the device against the integer network: all spikes and logits equal."""
     x, _ = batch(8, "cpu")
     net = network().eval()
     made = quantize(net, weight_bits=4, membrane_bits=4, norm_bits=8, calibration=[x])
@@ -129,11 +129,15 @@ def reductions(device: str, dtype: torch.dtype, way: Any) -> dict[str, Any]:
         x = x.detach().clone().requires_grad_()
         with compilation.use(mode):
             mean, square = (
-                (over_time.time_mean(x), over_time.mean_square(x, z)) if mode != "eager" else (x.mean(0), (x - z).square().mean())
+                (over_time.time_mean(x), over_time.mean_square(x, z))
+                if mode != "eager"
+                else (x.mean(0), (x - z).square().mean())
             )
         (mean.sum() + 3 * square).backward()
         assert x.grad is not None
-        found.append({"mean": mean.detach().double().cpu(), "square": square.detach().double().cpu(), "x": x.grad.double().cpu()})
+        found.append(
+            {"mean": mean.detach().double().cpu(), "square": square.detach().double().cpu(), "x": x.grad.double().cpu()}
+        )
     worst = error(found[0], found[1])
     return {"ok": worst["error"] < (1e-2 if dtype == torch.bfloat16 else 1e-5), **worst}
 
@@ -193,4 +197,9 @@ def counts(device: str) -> None:
             warnings.simplefilter("ignore")
             gradients(net, x.to(memory_format=torch.channels_last), y, "compiled")
         new = counters["stats"]["unique_graphs"] - before
-        row(name, ok=new <= allowed.get(name, 0) and compilation.failure() is None, graphs=new, failure=compilation.failure())
+        row(
+            name,
+            ok=new <= allowed.get(name, 0) and compilation.failure() is None,
+            graphs=new,
+            failure=compilation.failure(),
+        )

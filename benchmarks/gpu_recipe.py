@@ -1,7 +1,8 @@
-"""The recipe ``recommended-cifar10`` on the device: images per second and peak memory of each stage, on generated images.
+"""The recipe ``recommended-cifar10`` on the device: images per second and peak memory of each stage, on
+generated images.
 
-The loop, the loader, augmentation, validation and quantization are those of a training; accuracies mean nothing. The last
-of two epochs counts: compiling is in the first.
+The loop, the loader, augmentation, validation and quantization are those of a training; accuracies mean
+nothing. The last of two epochs counts: compiling is in the first.
 """
 
 import time
@@ -37,7 +38,12 @@ def generated(recipe: Recipe, images: int) -> datasets.Data:
 
 
 def trained(
-    stage: Stage, recipe: Recipe, data: datasets.Data, products: dict[str, Product], device: torch.device, compiled: bool
+    stage: Stage,
+    recipe: Recipe,
+    data: datasets.Data,
+    products: dict[str, Product],
+    device: torch.device,
+    compiled: bool,
 ) -> dict[str, Any]:
     """Train one stage as a run does; its product joins ``products``."""
     if device.type == "cuda":

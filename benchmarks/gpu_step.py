@@ -1,14 +1,17 @@
-"""Time and memory of a training step on the device: ours, the compiled ANN twin at the same T*N, SpikingJelly.
+"""Time and memory of a training step on the device: ours, the compiled ANN twin at the same T*N,
+SpikingJelly.
 
-One process for each kind. Before each measurement steps that are not timed; a step ends when the device says so. Peak
-memory is what a step takes beyond parameters, optimizer and batch, by torch's allocator: what a library allocates by other
-ways is not in it. The first loss stands in each row: one for all spiking variants, as far as the precision goes.
+One process for each kind. Before each measurement steps that are not timed; a step ends when the device says
+so. Peak memory is what a step takes beyond parameters, optimizer and batch, by torch's allocator: what a
+library allocates by other ways is not in it. The first loss stands in each row: one for all spiking variants,
+as far as the precision goes.
 """
 
 import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +37,10 @@ class Step(Variant):
 
     def step(self, y: Tensor) -> None:
         with self.context():
-            with torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.half), saving(self.memory, self.network):
+            with (
+                torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.half),
+                saving(self.memory, self.network),
+            ):
                 loss = self.loss(self.call, self.x, y)
             loss.backward()
         self.optimizer.step()
@@ -43,7 +49,7 @@ class Step(Variant):
 
 
 def network(name: str, T: int | None, frames: bool, quick: bool) -> nn.Module:
-    """One of ours, the same weights each time and for both entrances; how many neurons fire does not matter on a GPU."""
+    """One of ours, the same weights for both entrances; how many neurons fire does not matter on a GPU."""
     torch.manual_seed(0)
     width = 0.125 if quick else 1.0
     neuron = None if T is None else LIF()
@@ -71,7 +77,9 @@ def variants(part: str, name: str, T: int, half: bool, quick: bool) -> dict[str,
             what: lambda: Step(what, peer(name, T, True, quick, kind), frames=True, half=half)
         }
         if part.startswith("step") and not quick and kind != "cuda":
-            found[f"{what}, compiled whole, once"] = lambda: Step(what, peer(name, T, False, quick, kind), "whole", half=half)
+            found[f"{what}, compiled whole, once"] = lambda: Step(
+                what, peer(name, T, False, quick, kind), "whole", half=half
+            )
         return found
     ours = {
         "ours fused, once": lambda: Step("ours", network(name, T, False, quick), fused, half=half),
@@ -83,15 +91,16 @@ def variants(part: str, name: str, T: int, half: bool, quick: bool) -> dict[str,
             "twin", network(name, None, False, quick), "whole", half=half, ann_steps=T
         )
     if part == "memory ours":
-        return {f"ours {memory}": lambda memory=memory: kept(ours["ours fused, once"](), memory) for memory in KINDS}  # type: ignore[misc]
+        return {f"ours {memory}": partial(kept, ours["ours fused, once"], memory) for memory in KINDS}
     return ours | twins
 
 
 KINDS = ("default", "packed", "lean")
 
 
-def kept(v: Step, memory: str) -> Step:
+def kept(make: Callable[[], Step], memory: str) -> Step:
     """The variant with another setting of memory."""
+    v = make()
     v.memory = memory
     return v
 
@@ -114,7 +123,9 @@ def measured(make: Callable[[], Step], n: int, T: int, device: str, quick: bool,
         # What was read wrongly from freed memory would show here.
         found["graph"]["loss"] = float(v.last_loss)
     found["images_per_second"] = 1e3 * n / found["median_ms"]
-    found["ok"] = math.isfinite(first_loss) and math.isfinite(float(v.last_loss)) and float(v.last_loss) < 2 * first_loss
+    found["ok"] = (
+        math.isfinite(first_loss) and math.isfinite(float(v.last_loss)) and float(v.last_loss) < 2 * first_loss
+    )
     return found
 
 
@@ -136,7 +147,7 @@ def timed(step: Callable[[], None], runs: int, device: str) -> dict[str, float |
 
 
 def captured(v: Step, y: Tensor, device: str) -> Callable[[], None]:
-    """The whole step, forward to update, as one CUDA graph; on a CPU the step itself, so that the rehearsal goes on."""
+    """The whole step, forward to update, as one CUDA graph; on a CPU, for the rehearsal, the step itself."""
     if not device.startswith("cuda"):
         return lambda: v.step(y)
     side = torch.cuda.Stream()
@@ -154,7 +165,9 @@ def captured(v: Step, y: Tensor, device: str) -> Callable[[], None]:
 def run(name: str, device: str, quick: bool) -> None:
     """One part: shapes, precisions, variants."""
     graph = name.endswith("CUDA graphs")
-    shapes: Any = (MEMORY if name.startswith("memory") else SHAPES[:2] if graph else SHAPES) if not quick else (("conv6", 2, 2),)
+    shapes: Any = (
+        (MEMORY if name.startswith("memory") else SHAPES[:2] if graph else SHAPES) if not quick else (("conv6", 2, 2),)
+    )
     for network_name, n, T in shapes:
         for half in (False,) if quick else (True, False):
             for what, make in variants(name, network_name, T, half, quick).items():

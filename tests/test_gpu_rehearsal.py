@@ -20,7 +20,9 @@ spec.loader.exec_module(gpu)
 
 def part(name, code, budget=60.0, group=""):
     """A part that runs some Python."""
-    return gpu.Part(name, budget, [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(FILE.parent)!r})\n{code}"], group)
+    return gpu.Part(
+        name, budget, [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(FILE.parent)!r})\n{code}"], group
+    )
 
 
 def ran(parts, tmp_path, **options):
@@ -63,7 +65,10 @@ def test_budgets_are_eight_minutes():
 def test_whatever_becomes_of_a_part_the_next_one_runs(tmp_path):
     found = ran(
         [
-            part("fails", "import gpu; gpu.row('first', ok=True); gpu.attempt('second', lambda: 1 / 0); gpu.row('third', ok=True)"),
+            part(
+                "fails",
+                "import gpu; gpu.row('first', ok=True); gpu.attempt('second', lambda: 1 / 0); gpu.row('third', ok=True)",
+            ),
             part("exits", "import gpu; gpu.row('first', ok=True); sys.exit('device-side assert')"),
             part("dies", "import os; os.abort()"),
             part("hangs", "import gpu, time; gpu.row('first', ok=True); time.sleep(600)", budget=8),
@@ -98,7 +103,9 @@ def test_without_time_left_a_part_is_said_to_be_skipped(tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_leaves_what_was_finished_and_no_process(how, tmp_path):
     path, pid = tmp_path / "gpu.json", tmp_path / "pid"
-    sleeper = f"import gpu, os, time; gpu.end_with_parent(); open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    sleeper = (
+        f"import gpu, os, time; gpu.end_with_parent(); open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    )
     code = "\n".join(
         [
             f"import sys, signal; from pathlib import Path; sys.path.insert(0, {str(FILE.parent)!r}); import gpu",
