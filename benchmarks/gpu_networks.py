@@ -164,6 +164,7 @@ def parallel(device: str, kind: Any) -> dict[str, Any]:
 def networks(device: str, quick: bool) -> None:
     """All of it, row by row."""
     way = "uncompiled" if quick else "compiled"
+    torch.backends.cudnn.allow_tf32 = False  # what is calibrated in 10 bits of mantissa is not the CPU's
     for name in ("conv6",) if quick else ("conv6", "ms_resnet20"):
         attempt(f"{name}, float64, against the CPU", whole, device, way, name)
     for kind in ("packed", "lean"):
