@@ -2,6 +2,7 @@
 # make test   set up what is missing, run the tests
 # make site   the documentation as pages, into ./site; read them with python -m http.server -d site
 # make bench  all measurements of docs/performance.md, on an otherwise idle machine
+# make gpu    all measurements on one GPU, at most 8 minutes; make gpu-rehearsal goes through them on a CPU
 VENV := .venv
 BIN := $(VENV)/bin
 # The first interpreter that is new enough.
@@ -10,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 # One thread a test process: two of them fill two cores.
 TEST_ENV := OMP_NUM_THREADS=1 SPIKEDISTILL_EAGER=1
 
-.PHONY: demo test test-slow test-fuzz bench lint check site clean
+.PHONY: demo test test-slow test-fuzz bench gpu gpu-rehearsal lint check site clean
 
 demo: $(VENV)/.demo
 	$(BIN)/spikedistill train digits
@@ -28,6 +29,13 @@ test-fuzz: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/all.py
+
+# With the interpreter that is there: a machine with a GPU may have torch and no network.
+gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py $(GPU)
+
+gpu-rehearsal:
+	$(TEST_ENV) $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py --device cpu --quick --json build/gpu.json
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import finite, networks
@@ -58,7 +59,7 @@ def convert(
         )
     if method == "threshold_balancing" and learned:
         raise SpikedistillError("this ANN has QCFS activations with learned thresholds; use method='qcfs' or 'signed'")
-    batches = images(calibration)
+    batches = [x.to(_place(ann)) for x in images(calibration)]
     if not batches:
         raise SpikedistillError(
             "conversion needs calibration: give at least one batch of images (N, C, H, W) in [0, 1]"
@@ -72,7 +73,7 @@ def convert(
     prototype: Neuron = IF(reset="soft", initial=initial)
     if method == "signed":
         prototype = SignedIF(depths.pop() if depths else levels)
-    network = spiking_form(ann, time_steps, prototype, batches[0][:2])
+    network = spiking_form(ann, time_steps, prototype, batches[0][:2]).to(_place(ann))
     copy_weights(network, ann)
     network.eval()
     if learned:
@@ -120,15 +121,20 @@ def balance_thresholds(
     theta; a neuron on a real-valued stream (MS form) fires where it did, its spikes worth its threshold. After LaSNN (Hong
     et al., arXiv 2304.09101), which initialises its student from a converted ANN; how is not public, so this is our reading.
     """
-    batches = images(calibration)
+    batches = [x.to(_place(ann)) for x in images(calibration)]
     check_percentile(percentile)
     copy_weights(snn, ann)
-    training = snn.training
-    snn.eval()
+    training, home = snn.training, _place(snn)
+    snn.to(_place(ann)).eval()
     thetas = measure(snn, ann, batches, percentile)
     thetas = rescale(snn, trace(snn, batches[0][:2]), thetas, tied=True)
-    snn.train(training)
+    snn.to(home).train(training)
     return thetas
+
+
+def _place(network: nn.Module) -> torch.device:
+    """Where a network's parameters are."""
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
 def images(calibration: Batches) -> list[Tensor]:

@@ -191,13 +191,14 @@ class Scaler:
             if len(self.graph.of_path(str(node.path))) > 1 or getattr(module, "groups", 1) > 1:
                 raise self.unknown(node)
             if self.apply:
-                module.weight.mul_(edge.channels.view(1, -1, *[1] * (module.weight.dim() - 2)))
+                worth = edge.channels.to(module.weight.device)
+                module.weight.mul_(worth.view(1, -1, *[1] * (module.weight.dim() - 2)))
         elif self.once(module, edge.unit, node):
             module.weight.mul_(edge.unit)
 
     def absorb(self, module: Any, edge: Edge, node: Node) -> None:
         """A norm that reads spikes worth ``edge.unit``."""
-        unit = edge.unit if edge.channels is None else edge.channels
+        unit = edge.unit if edge.channels is None else edge.channels.to(module.weight.device)
         if self.apply and (edge.channels is not None or unit != 1.0):
             if len(self.graph.of_path(str(node.path))) > 1:
                 raise SpikedistillError(f"conversion: the norm at {node.path} reads spikes of several layers")

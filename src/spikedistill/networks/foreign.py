@@ -71,11 +71,10 @@ class Foreign(Wrapped):
         training = {m: m.training for m in self.modules()}
         self.eval()
         try:
-            with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.no_grad():
-                state = torch.get_rng_state()
-                outs = []
-                for given in (x, x, x[-1:]):
-                    torch.set_rng_state(state)
+            outs = []
+            for given in (x, x, x[-1:]):
+                # Each pass begins with the same random state, the device's too.
+                with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.no_grad():
                     try:
                         outs.append(super().forward(given))
                     except Exception:
@@ -197,6 +196,7 @@ def foreign(
     channels = in_channels or input_channels(module)
     mean, std = statistics(module, channels, mean, std)
     network = Foreign(module, num_classes, channels, input, time_steps, mean, std, input_size, interpolation)
+    network.to(next((p.device for p in module.parameters()), network.mean.device))
     network.layout, network.output = layout, output
     network.reset_model = _resetter(reset, model)
     return network

@@ -153,7 +153,7 @@ def spiking(
     for way, where in ways:
         network = Spiking(
             sharing_copy(model), classes, channels, input, time_steps, mean, std, input_size, interpolation
-        )  # fmt: skip
+        ).to(example.device)  # fmt: skip
         places = turn(network, sites, lambda _: prototype, where if way == "encode" else None)
         if way == "repeat":
             repeat_after(network, where, time_steps)

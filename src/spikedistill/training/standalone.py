@@ -28,7 +28,7 @@ def with_graph(network: nn.Module, info: DataInfo) -> nn.Module:
         if size is None:
             raise NoFormError("takes sequences")
         frames = info.frames if info.input == "frames" else None
-        twin = copy.deepcopy(network)
+        twin = copy.deepcopy(network).cpu()  # where the graph's examples are, and where it is compared
         mark(network, replace(own, graph=describe(twin, size, frames), why=""))
     except NoFormError as error:
         mark(network, replace(own, graph=None, why=str(error)))
