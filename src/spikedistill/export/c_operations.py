@@ -90,6 +90,27 @@ static void column_of(const struct layer *l, int32_t number)
 """,
 }
 
+
+def _walked(statement: str) -> str:
+    """The end of a function that does something at every entry of a walk: in[i] meets out[o]."""
+    return f"""\
+    int32_t at[9] = {{0}}, d = 0, i = w->from_start, o = w->to_start;
+    while (d >= 0) {{
+        {statement}
+        for (d = w->rank - 1; d >= 0; d--) {{
+            i += w->from[d];
+            o += w->to[d];
+            if (++at[d] < w->size[d])
+                break;
+            i -= w->from[d] * w->size[d];
+            o -= w->to[d] * w->size[d];
+            at[d] = 0;
+        }}
+    }}
+}}
+"""
+
+
 FUNCTIONS = {
     "levels": """\
 /* Bytes of an image to codes, by a table of each channel. */
@@ -263,40 +284,14 @@ static void matmul_@A@_@B@_@OUT@(int32_t matrices, int32_t rows, int32_t inner, 
 /* Entries to other places, times a factor. */
 static void copy_@IN@_@OUT@_@W@(const struct walk *w, int64_t factor, const $IN *restrict in, $OUT *restrict out)
 {
-    int32_t at[9] = {0}, d = 0, i = w->from_start, o = w->to_start;
-    while (d >= 0) {
-        out[o] = ($OUT)(($W)in[i] * ($W)factor);
-        for (d = w->rank - 1; d >= 0; d--) {
-            i += w->from[d];
-            o += w->to[d];
-            if (++at[d] < w->size[d])
-                break;
-            i -= w->from[d] * w->size[d];
-            o -= w->to[d] * w->size[d];
-            at[d] = 0;
-        }
-    }
-}
-""",
+"""
+    + _walked("out[o] = ($OUT)(($W)in[i] * ($W)factor);"),
     "sum": """\
 /* Entries added up where the walk meets an entry of out again; out is zero before. */
 static void sum_@IN@_@OUT@(const struct walk *w, const $IN *restrict in, $OUT *restrict out)
 {
-    int32_t at[9] = {0}, d = 0, i = w->from_start, o = w->to_start;
-    while (d >= 0) {
-        out[o] = ($OUT)(out[o] + ($OUT)in[i]);
-        for (d = w->rank - 1; d >= 0; d--) {
-            i += w->from[d];
-            o += w->to[d];
-            if (++at[d] < w->size[d])
-                break;
-            i -= w->from[d] * w->size[d];
-            o -= w->to[d] * w->size[d];
-            at[d] = 0;
-        }
-    }
-}
-""",
+"""
+    + _walked("out[o] = ($OUT)(out[o] + ($OUT)in[i]);"),
     "fill": """\
 static void fill_@OUT@(int32_t n, int64_t value, $OUT *out)
 {
