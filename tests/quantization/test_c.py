@@ -10,7 +10,7 @@ import torch
 from c_program import CLANG, PLAIN, assert_same, entering, logits, program
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lively import events, images, lively
+from lively import events, images, lively, trained
 from test_wider import Between, Dense, Residual, Shuffle, turned
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -200,13 +200,7 @@ def test_whole_digits_test_set(name, tmp_path):
     digits = pytest.importorskip("sklearn.datasets").load_digits()
     x, y = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, torch.tensor(digits.target)
     network = lively(name, x[:256], in_channels=1, width=0.125 if name == "vgg5" else 0.25, time_steps=2)
-    optimizer = torch.optim.Adam(network.parameters(), 0.01)
-    network.train()
-    for batch in torch.arange(300).split(50):
-        optimizer.zero_grad()
-        F.cross_entropy(network.predict(x[batch]), y[batch]).backward()
-        optimizer.step()
-    net = to_integer(quantize(network.eval(), calibration=x[:128]))
+    net = to_integer(quantize(trained(network, x, y), calibration=x[:128]))
     assert_same(net, x[1000:], tmp_path / "c")
     assert len(net(x[1000:]).unique(dim=0)) > 400
 

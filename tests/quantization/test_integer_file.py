@@ -9,8 +9,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from lively import lively
-from torch.nn import functional as F
+from lively import lively, trained
 
 from spikedistill.neurons.compilation import eager
 from spikedistill.quantization import executor, header, quantize, to_integer
@@ -38,13 +37,7 @@ def test_a_reader_with_numpy_alone_equals_the_integer_network(name, options, rea
     x, y = levels / 255, torch.tensor(digits.target)
     with eager():
         network = lively(name, x[:256], in_channels=1, time_steps=2, **options)
-        optimizer = torch.optim.Adam(network.parameters(), 0.01)
-        network.train()
-        for batch in torch.arange(300).split(50):
-            optimizer.zero_grad()
-            F.cross_entropy(network.predict(x[batch]), y[batch]).backward()
-            optimizer.step()
-        integer = to_integer(quantize(network.eval(), calibration=x[:128]))
+        integer = to_integer(quantize(trained(network, x, y), calibration=x[:128]))
     integer.save(tmp_path / "network")
     logits = torch.from_numpy(read(tmp_path / "network", levels.numpy()))
     assert torch.equal(logits, integer(levels))

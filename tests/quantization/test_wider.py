@@ -98,17 +98,23 @@ def test_turned_networks(form, bits, neuron):
     assert_equal(quantize(network, bits, bits, max(bits, 4), calibration=x), x, 0.8)
 
 
-@pytest.mark.parametrize("form", [Residual, Dense, Shuffle])
-def test_with_many_bits_the_spikes_are_those_of_the_float_network(form):
-    x = torch.poisson(torch.ones(4, 3, 3, 16, 16))
-    torch.manual_seed(0)
-    network = awake(sd.spiking(form(), time_steps=3, example=x[:, 0], input="frames"), x)
+def finely_quantized(model, x):
+    """Captures of a turned network at many bits, and of itself."""
+    network = awake(sd.spiking(model, time_steps=3, example=x[:, 0], input="frames"), x)
     q = quantize(
         network, None, None, None, leak_bits=None, first_last_bits=None, fraction_bits=16, residual_bits=24,
         calibration=x,
     ).eval()  # fmt: skip
     with torch.no_grad():
         (_, mine), (_, theirs) = (taps.captures(n, x, ["*@spikes"]) for n in (q, network))
+    return mine, theirs
+
+
+@pytest.mark.parametrize("form", [Residual, Dense, Shuffle])
+def test_with_many_bits_the_spikes_are_those_of_the_float_network(form):
+    x = torch.poisson(torch.ones(4, 3, 3, 16, 16))
+    torch.manual_seed(0)
+    mine, theirs = finely_quantized(form(), x)
     for path, spikes in theirs.tensors.items():
         assert spikes.any()
         assert (mine.tensors[path] != spikes).float().mean() < 2e-3, path
@@ -234,13 +240,7 @@ def test_a_neuron_reads_a_pooled_stream(joined, bits):
 def test_a_pooled_stream_charges_the_neuron_as_in_floats():
     x = torch.poisson(torch.ones(4, 3, 3, 16, 16))
     torch.manual_seed(0)
-    network = awake(sd.spiking(PooledStream(False), time_steps=3, example=x[:, 0], input="frames"), x)
-    q = quantize(
-        network, None, None, None, leak_bits=None, first_last_bits=None, fraction_bits=16, residual_bits=24,
-        calibration=x,
-    ).eval()  # fmt: skip
-    with torch.no_grad():
-        (_, mine), (_, theirs) = (taps.captures(n, x, ["*@spikes"]) for n in (q, network))
+    mine, theirs = finely_quantized(PooledStream(False), x)
     for path, spikes in theirs.tensors.items():
         assert 0 < spikes.mean() < 1, path
         assert (mine.tensors[path] != spikes).float().mean() < 2e-3, path
