@@ -22,7 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import spikedistill as sd
+from spikedistill.recipe import Optimizer
 from spikedistill.training.calibration import settle
+from spikedistill.training.optim import optimizer
 
 RESULTS = Path(__file__).parents[1] / "results" / "from_scratch.json"
 SGD = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4}
@@ -56,23 +58,18 @@ def train(case: dict[str, Any], time_steps: int | None, seed: int, data: dict[st
     x, y = data["x_train"], data["y_train"]
     if time_steps and network.balanced_by == "data":
         sd.balance(network, x[:256].float() / 255)
-    groups = sd.parameter_groups(network, case["lr"], case["weight_decay"], case["optimizer"])
-    optimizer: torch.optim.Optimizer
-    if case["optimizer"] == "sgd":
-        optimizer = torch.optim.SGD(groups, case["lr"], 0.9, fused=True)
-    else:
-        optimizer = torch.optim.AdamW(groups, case["lr"], fused=True)
+    chosen = optimizer(network, Optimizer(name=case["optimizer"], lr=case["lr"], weight_decay=case["weight_decay"]))
     network = network.to(memory_format=torch.channels_last).train()
     batches = len(x) // BATCH
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step / (batches * EPOCHS)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(chosen, lambda step: one_cycle(step / (batches * EPOCHS)))
     start = time.perf_counter()
     for _ in range(EPOCHS):
         order = torch.randperm(len(x))
         for picked in order[: batches * BATCH].split(BATCH):
             loss = F.cross_entropy(network.predict(augmented(x[picked])), y[picked])
-            optimizer.zero_grad()
+            chosen.zero_grad()
             loss.backward()
-            optimizer.step()
+            chosen.step()
             schedule.step()
     seconds = time.perf_counter() - start
     settle(network, [part.float() / 255 for part in x[:1024].split(BATCH)])

@@ -13,7 +13,6 @@ import torch
 from gpu import attempt, row
 
 from spikedistill import data as datasets
-from spikedistill.distiller import Distiller
 from spikedistill.precision import resolve_precision
 from spikedistill.recipe import Recipe, Stage, load
 from spikedistill.training.calibration import calibration_batches
@@ -21,7 +20,7 @@ from spikedistill.training.evaluate import evaluate_integer
 from spikedistill.training.loop import Settings, Training
 from spikedistill.training.machine import compiling, peak_memory_mb
 from spikedistill.training.progress import Progress
-from spikedistill.training.stages import Product, build
+from spikedistill.training.stages import Product, build, distiller_of
 
 RECIPE = "recommended-cifar10"
 
@@ -57,7 +56,7 @@ def trained(
     network = build(stage, recipe, data.info, products, {}, calibration, seed).to(device)
     products[stage.name] = Product(stage.name, network)
     teachers = {name: products[name].network for name in stage.teachers or {}}
-    distiller = Distiller(network, teachers or None, stage.objectives, stage.teachers, stage.teacher_heads).to(device)
+    distiller = distiller_of(stage, network, teachers).to(device)
     distiller.setup(next(iter(data.batches("train", size, device=device)))[0], seed)
     settings = Settings(stage.name, stage.epochs, size, seed, recipe.optimizer_of(stage), device, precision)
     training = Training(distiller, data, settings, Progress(False), None, calibration)

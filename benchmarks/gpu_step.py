@@ -8,12 +8,12 @@ as far as the precision goes.
 """
 
 import math
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import timing
 import torch
 from gpu import attempt
 from step import Variant
@@ -130,7 +130,7 @@ def measured(make: Callable[[], Step], n: int, T: int, device: str, quick: bool,
 
 
 def timed(step: Callable[[], None], runs: int, device: str) -> dict[str, float | None]:
-    """Median and least milliseconds, and the peak above what was there before, in MB."""
+    """Milliseconds, and the peak above what was there before, in MB."""
     cuda, seconds = device.startswith("cuda"), []
     if cuda:
         torch.cuda.synchronize()
@@ -143,7 +143,7 @@ def timed(step: Callable[[], None], runs: int, device: str) -> dict[str, float |
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     peak = (torch.cuda.max_memory_allocated() - before) / 1e6 if cuda else None
-    return {"median_ms": 1e3 * statistics.median(seconds), "least_ms": 1e3 * min(seconds), "peak_mb": peak}
+    return {**timing.spread(seconds), "peak_mb": peak}
 
 
 def captured(v: Step, y: Tensor, device: str) -> Callable[[], None]:
