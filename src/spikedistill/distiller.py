@@ -79,7 +79,7 @@ class Distiller(nn.Module):
                 raise SpikedistillError(f"two objectives are named {name!r}; give one of them another `name`")
             if "." in name:
                 raise SpikedistillError(f"an objective's name has no dots, found {name!r}")
-            if hasattr(nn.ModuleDict, name) or name in nn.ModuleDict().__dict__:
+            if hasattr(nn.ModuleDict(), name):
                 raise SpikedistillError(
                     f"an objective cannot be named {name!r}, a word of torch modules; choose another `name`"
                 )

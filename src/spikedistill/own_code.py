@@ -14,15 +14,21 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib import import_module, invalidate_caches
 from importlib.machinery import PathFinder
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from .errors import SpikedistillError
 
-TWIN = ".recipe.json"  # a folder with this file is a run's
+TWIN = ".recipe.json"  # what recipe.yaml said when it was written; a folder with this file is a run's
 _ADDRESS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _LIBRARIES = ("timm", "torchvision", "custom")  # prefixes of networks' names that are no modules of one's own
+
+
+def installed(kind: str) -> dict[str, Any]:
+    """What other packages bring of a kind, by name: their entry points of the group ``spikedistill.KIND``."""
+    return {entry.name: entry.load() for entry in entry_points(group=f"spikedistill.{kind}")}
 
 
 class NotImportedError(SpikedistillError):

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from spikedistill.typed import checked
 Reader = Callable[[DataConfig, int], Source]
 READERS: dict[str, Reader] = {**images.READERS, **folders.READERS, **events.READERS, **audio_sets.READERS}
 # Of other packages: functions as :func:`_called` knows them.
-OTHERS: dict[str, Callable[..., Any]] = {e.name: e.load() for e in entry_points(group="spikedistill.data")}
+OTHERS: dict[str, Callable[..., Any]] = own_code.installed("data")
 NAMES = tuple(sorted({*READERS, *OTHERS}))
 
 

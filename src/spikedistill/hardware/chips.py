@@ -10,7 +10,6 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.metadata import entry_points
 from math import isfinite
 from typing import Any
 
@@ -20,7 +19,7 @@ from spikedistill.hardware.layer import Layer
 from spikedistill.typed import checked
 
 Chip = Callable[..., Mapping[str, Any]]
-TYPES: dict[str, Chip] = {entry.name: entry.load() for entry in entry_points(group="spikedistill.chips")}
+TYPES: dict[str, Chip] = own_code.installed("chips")
 
 
 def find(name: str) -> Chip:

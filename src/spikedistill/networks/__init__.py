@@ -2,11 +2,11 @@
 
 import inspect
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Any
 
 from torch import nn
 
+from .. import own_code
 from ..errors import SpikedistillError, nearest
 from ..neurons import QCFS, Neuron
 from ..neurons.event_driven import equip
@@ -26,7 +26,7 @@ BUILDERS: dict[str, Callable[..., Network]] = {
     **events.NAMES,
     **sresnet.NAMES,
     **hybrid_vit.NAMES,
-    **{entry.name: entry.load() for entry in entry_points(group="spikedistill.networks")},
+    **own_code.installed("networks"),
 }
 
 

@@ -66,7 +66,7 @@ def adopt(
     ``predict``. Raises :class:`SpikedistillError` naming path and reason of what has no form here.
     """
     if isinstance(network, Foreign):
-        layout = layout or {"step": "step", "TNCHW": "TNCHW", "NCHW": "NCHW"}.get(network.layout)
+        layout = layout or (network.layout if network.layout in LAYOUTS else None)
         output = network.output if output is None else output
         mean = network.mean.tolist() if mean is None else mean
         std = network.std.tolist() if std is None else std

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from .. import simulation
 from ..neurons import TYPES, Neuron, NormNeuron, Repeat, event_driven
+from ..numerics import floating_type
 from ..typed import Strict
 from .base import Input, Network
 from .graph import Graph, Section, trace
@@ -147,7 +148,7 @@ def describe(network: nn.Module, size: Sequence[int], frames: int | None = None)
         if more and T is None:
             continue
         example = torch.rand(images, *(() if frames is None else (frames,)), *size)
-        example = example.to(next((p.dtype for p in network.parameters() if p.is_floating_point()), example.dtype))
+        example = example.to(floating_type(network, example.dtype))
         try:
             if more:
                 with simulation.time_steps(network, (T or 1) + more):

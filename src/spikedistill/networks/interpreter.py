@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -171,7 +172,7 @@ def network_of(given: Mapping[str, Any], where: str, most: int) -> nn.Module:
             with torch.device("meta"):
                 sizes = _modules(document, where)
             held = sum(t.numel() for m in sizes.values() for t in (*m.parameters(), *m.buffers()))
-            needed = held + sum(_numel(tensor.shape) for tensor in document.tensors.values())
+            needed = held + sum(prod(tensor.shape) for tensor in document.tensors.values())
             if needed > most:
                 raise SpikedistillError(f"{where}: a network of {needed:,} numbers, the weights' file holds {most:,}")
             network = _assembled(document, _modules(document, where), where)
@@ -180,13 +181,6 @@ def network_of(given: Mapping[str, Any], where: str, most: int) -> nn.Module:
         except Exception as error:  # what the libraries say of settings that do not fit each other
             raise SpikedistillError(f"{where}: {type(error).__name__}: {error}") from None
     return equip(network) if document.event_driven else guard(network)
-
-
-def _numel(shape: Sequence[int]) -> int:
-    out = 1
-    for n in shape:
-        out *= n
-    return out
 
 
 def _modules(document: Document, where: str) -> dict[str, nn.Module]:

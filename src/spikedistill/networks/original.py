@@ -45,10 +45,9 @@ class Original:
         """Layouts to try."""
         if self.layout is not None:
             return [self.layout]
-        many = any(getattr(m, "step_mode", "s") == "m" for m in self.model.modules())
         if self.input == "frames":
-            return ["TNCHW"] if many else ["step", "TNCHW"]
-        return ["NCHW", "TNCHW"] if many else ["NCHW", "step"]
+            return ["TNCHW"] if self._multi() else ["step", "TNCHW"]
+        return ["NCHW", "TNCHW"] if self._multi() else ["NCHW", "step"]
 
     def run(self, given: Tensor) -> Truth:
         """The first layout that works; twice, to see that nothing is left from the first pass."""
@@ -96,12 +95,7 @@ class Original:
 
     def once(self, given: Tensor, layout: str) -> Truth:
         """One pass over T steps from fresh states."""
-        module: Any
-        for module in self.model.modules():
-            if peers.library(module) == "spikingjelly" and hasattr(module, "reset"):
-                module.reset()
-            elif peers.library(module) == "snntorch" and hasattr(module, "reset_mem"):
-                module.reset_mem()
+        _reset(self.model)
         extra = (None,) * self.states
         with torch.no_grad(), self._recorded(given.dtype) as spikes:
             if layout == "NCHW":
@@ -162,21 +156,24 @@ class Original:
         for module in called.modules():
             if peers.is_neuron(module) or peers.layer_of(module) is not None or type(module).__name__ == "VotingLayer":
                 module.graph_leaf = True  # type: ignore[assignment]
-        self._fresh(called)
+        _reset(called)
         graph = trace(called, self._frames(given) if self.layout == "TNCHW" else given)
         made = loops.cut(graph, set(self.neurons), self.T, self.layout == "TNCHW")
         self.notes.append("the network's own loop over time is taken out")
         for path, module in list(converted.named_modules()):
             if isinstance(module, peers.Stateful):
-                parent, _, key = path.rpartition(".")
-                converted.get_submodule(parent).add_module(key, module.site)
+                converted.set_submodule(path, module.site)
         return made(converted)
 
-    def _fresh(self, model: nn.Module) -> None:
-        for module in model.modules():
-            for name in ("reset", "reset_mem"):
-                if peers.library(module) and callable(getattr(module, name, None)):
-                    getattr(module, name)()
+
+def _reset(model: nn.Module) -> None:
+    """States as before a first pass, in each library's own way."""
+    module: Any
+    for module in model.modules():
+        if peers.library(module) == "spikingjelly" and hasattr(module, "reset"):
+            module.reset()
+        elif peers.library(module) == "snntorch" and hasattr(module, "reset_mem"):
+            module.reset_mem()
 
 
 def _runs(model: nn.Module, folded: Tensor, logits: Tensor) -> bool:

@@ -144,20 +144,17 @@ def translate(model: nn.Module) -> tuple[dict[str, Cell], list[str]]:
                 cells[path] = cell
             if not path:
                 raise SpikedistillError("the network is a single neuron; give a network")
-            parent, _, key = path.rpartition(".")
-            model.get_submodule(parent).add_module(key, made[id(module)])
+            model.set_submodule(path, made[id(module)])
         elif (plain := layer_of(module)) is not None:
             if type(module).__name__ == "Dropout" or type(module).__name__ == "Dropout2d":
                 notes.append(f"{path}: SpikingJelly's dropout keeps its mask over time; here each step draws its own")
-                parent, _, key = path.rpartition(".")
-                model.get_submodule(parent).add_module(key, plain(module.p))
+                model.set_submodule(path, plain(module.p))
                 continue
             module.__class__ = plain
             module.__dict__["step_mode"] = "s"
         elif type(module).__name__ == "VotingLayer" and library(module):
-            parent, _, key = path.rpartition(".")
             size: Any = module.voting_size
-            model.get_submodule(parent).add_module(key, nn.AvgPool1d(size, size))
+            model.set_submodule(path, nn.AvgPool1d(size, size))
         elif hasattr(module, "step_mode"):
             module.step_mode = "s"
     late = sum(c.above for c in cells.values())

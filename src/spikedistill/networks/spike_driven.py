@@ -12,11 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import SpikedistillError
 from .balanced import SUMMED_GAIN
 from .base import Initialisation, Input, Network
 from .builder import Builder, initialise
-from .spikformer import Block, Size, add_heads, scaled_heads, split_heads
+from .spikformer import Block, Size, add_heads, pools_of, scaled_heads, split_heads
 
 # ImageNet (map / 16) and CIFAR (map / 4), eight heads each.
 SIZES: dict[str, Size] = {
@@ -109,9 +108,7 @@ class SpikeDrivenTransformer(Network):
         firing_rate: float | None = None,
     ) -> None:
         super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
-        pools = size.pools if pools is None else pools
-        if not 0 <= pools <= 4:
-            raise SpikedistillError(f"pools must be from 0 to 4 (one a convolution of the tokenizer), found {pools}")
+        pools = pools_of(size, pools)
         make = Builder(self, neuron, gain=SUMMED_GAIN)
         channels, heads = scaled_heads(size.channels, size.heads, width)
         depth = depth or size.depth

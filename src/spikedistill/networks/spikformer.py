@@ -49,6 +49,14 @@ DOWNSAMPLING = ("cml", "original")
 SCALE, TOKENS = 0.125, 64
 
 
+def pools_of(size: Size, pools: int | None) -> int:
+    """How many of a tokenizer's four convolutions have a max-pool behind them: as asked, or the size's own."""
+    pools = size.pools if pools is None else pools
+    if not 0 <= pools <= 4:
+        raise SpikedistillError(f"pools must be from 0 to 4 (one a convolution of the tokenizer), found {pools}")
+    return pools
+
+
 def scaled_heads(channels: int, heads: int, width: float) -> tuple[int, int]:
     """Channels and heads at a width factor: it scales the heads, channels a head stay as they are.
 
@@ -217,9 +225,7 @@ class Spikformer(Network):
         super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
         if downsampling not in DOWNSAMPLING:
             raise SpikedistillError(f"downsampling must be 'cml' or 'original', found {downsampling!r}")
-        pools = size.pools if pools is None else pools
-        if not 0 <= pools <= 4:
-            raise SpikedistillError(f"pools must be from 0 to 4 (one a convolution of the tokenizer), found {pools}")
+        pools = pools_of(size, pools)
         make = Builder(self, neuron, gain=None if ms else SUMMED_GAIN)
         channels, heads = scaled_heads(size.channels, size.heads, width)
         self.tokenizer = Tokenizer(make, in_channels, channels, pools, downsampling == "cml", ms)

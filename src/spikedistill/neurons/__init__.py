@@ -3,7 +3,6 @@
 import copy
 import inspect
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from typing import Any
 
 from torch import nn
@@ -20,7 +19,7 @@ TYPES: dict[str, type[nn.Module]] = {
     "if": IF, "lif": LIF, "plif": PLIF, "qcfs": QCFS, "signed_if": SignedIF,
     "psn": PSN, "masked_psn": MaskedPSN, "sliding_psn": SlidingPSN,
 }  # fmt: skip
-TYPES |= {entry.name: entry.load() for entry in entry_points(group="spikedistill.neurons")}
+TYPES |= own_code.installed("neurons")
 
 
 def build(neuron: "nn.Module | Mapping[str, Any] | None", default: Neuron | None = None) -> nn.Module:

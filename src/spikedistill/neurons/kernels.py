@@ -32,9 +32,8 @@ from .compilation import Kernel
 from .dynamics import Constants, Reset
 from .surrogate import Surrogate
 
-DECAY, GAIN, THRESHOLD, INITIAL, UNIT, LOW, HIGH, STEP, SUBTRACTED = range(
-    9
-)  # places of a neuron's numbers in their tensor
+# Places of a neuron's numbers in their tensor.
+DECAY, GAIN, THRESHOLD, INITIAL, UNIT, LOW, HIGH, STEP, SUBTRACTED = range(9)
 
 
 @dataclass(frozen=True)

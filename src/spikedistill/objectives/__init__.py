@@ -3,7 +3,6 @@
 import builtins
 from collections.abc import Mapping
 from functools import cached_property
-from importlib.metadata import entry_points
 from typing import Any, Literal, Self
 
 from pydantic import ValidationInfo, field_validator, model_validator
@@ -67,7 +66,7 @@ TYPES: dict[str, type[Objective]] = {
         AttentionMapDistillation,
     )
 }
-TYPES |= {entry.name: entry.load() for entry in entry_points(group="spikedistill.objectives")}
+TYPES |= own_code.installed("objectives")
 
 
 class ObjectiveOptions(Choice):

@@ -1,5 +1,6 @@
 """What ``spikedistill compare`` does: methods on one data set, or whole recipes beside each other."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from ..errors import SpikedistillError
 from ..terminal import Table, tell
 from ..training.comparison import compare
+from ..training.reuse import beside
 from ..training.run import train
 from . import methods as rows_of
 from . import table
@@ -51,8 +53,6 @@ def compare_command(
 
 
 def _note(text: str) -> None:
-    import sys
-
     print(text, file=sys.stderr, flush=True)
 
 
@@ -60,8 +60,7 @@ def _recipes(recipes: Sequence[str], seeds: int, out: Path, device: str | None, 
     found = []
     for recipe in recipes:
         folder = out / Path(recipe).stem
-        beside = [path for path in out.iterdir() if path != folder] if out.is_dir() else []
-        found.append(train(recipe, out=folder, seeds=seeds, device=device, reuse=beside))
+        found.append(train(recipe, out=folder, seeds=seeds, device=device, reuse=beside(folder)))
     page = write_report([run.folder for run in found], out / "comparison.html")
     parts: list[Any] = []
     for run in found:

@@ -17,7 +17,7 @@ from spikedistill.report.table import (
     least_favourable,
     rows,
 )
-from spikedistill.training.summary import MultiSummary, Spread, StageSummary
+from spikedistill.training.summary import Spread, StageSummary
 
 Legend = list[tuple[str, int | None, str]]
 
@@ -234,7 +234,7 @@ def what_was_run(study: Study) -> Section:
         swatches,
         title="Cost of training",
     )
-    seeds = summary.seeds if isinstance(summary, MultiSummary) else [summary.seed]
+    seeds = summary.seeds
     data = {key: value for key, value in summary.data.items() if key != "class_names" and value is not None}
     facts = [("recipe", summary.recipe), ("seeds" if len(seeds) > 1 else "seed", ", ".join(map(str, seeds)))]
     facts += _flat(data, "data") + _flat(summary.environment, "")

@@ -8,7 +8,6 @@ from spikedistill.own_code import is_address
 from spikedistill.terminal import Table, energy, show
 from spikedistill.training.summary import (
     Bits,
-    MultiSummary,
     Spread,
     StageSpread,
     StageSummary,
@@ -90,8 +89,8 @@ def caption(summary: Summary) -> str:
     """What the columns mean, and over what the spread is."""
     seeds = (
         f"Mean ± sample standard deviation over {len(summary.seeds)} seeds ({', '.join(map(str, summary.seeds))})"
-        if isinstance(summary, MultiSummary) and len(summary.seeds) > 1
-        else f"One seed ({summary.seeds[0] if isinstance(summary, MultiSummary) else summary.seed})"
+        if len(summary.seeds) > 1
+        else f"One seed ({summary.seeds[0]})"
     )
     return (
         f"{seeds}; last checkpoint of each stage, test set. Operations: synaptic operations of an SNN, multiply-accumulates "

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from .. import data as datasets
 from ..data import Data
 from ..errors import SpikedistillError
 from ..files import write_text
@@ -18,11 +17,11 @@ from ..recipe import Recipe
 from .contest import BASELINE, base, generated, student_of
 from .cost import seconds_each
 from .rehearsal import rehearse
-from .reuse import finished
-from .run import Run
+from .reuse import beside, finished
+from .run import Run, folder_of, name_of, opened
 from .run import run as run_recipe
 from .run_folder import COMPARISON
-from .summary import MultiSummary, StageSpread, StageSummary, Summary, spread
+from .summary import StageSpread, StageSummary, Summary, spread
 from .verdict import judge, sentence
 
 Say = Callable[[str], None]
@@ -81,15 +80,15 @@ def compare(
     if seeds < 1:
         raise SpikedistillError(f"--seeds must be at least 1, found {seeds}")
     factories, recipe = dict(networks or {}), base(on, overrides, list(networks or {}))
-    name = Path(str(on)).stem if isinstance(on, str | Path) else (recipe.title or "recipe")
-    folder = Path(out) if out is not None else Path("runs") / f"compare-{name}".replace(" ", "-").replace("/", "-")
+    name = f"compare-{name_of(on)}"
+    folder = folder_of(name, out)
     names = methods if isinstance(methods, str) else ",".join(methods)
     limit = None if budget is None else duration_seconds(budget)
     request = {"on": recipe.plain(), "methods": names, "seeds": seeds, "budget_seconds": limit}
-    beside = [path for path in folder.parent.iterdir() if path != folder] if folder.parent.is_dir() else []
+    around = beside(folder)
     plan = read_plan(folder)
     if plan is None:
-        plan = _plan(request, recipe, names, seeds, limit, data, factories, device, beside)
+        plan = _plan(request, recipe, names, seeds, limit, data, factories, device, around)
         write_plan(folder, plan)
     elif plan.request != json.loads(json.dumps(request)):
         raise SpikedistillError(
@@ -101,17 +100,10 @@ def compare(
     say(
         f"about {hours(remaining(plan, folder, whole))} to train: {len(plan.methods)} methods and {BASELINE}, {seeds} seeds"
     )
-    opened = _open(whole, data)
-    run = run_recipe(whole, f"compare-{name}", folder, opened, factories, device, quiet, reuse=beside)
+    run = run_recipe(whole, name, folder, opened(whole, data), factories, device, quiet, reuse=around)
     plan.sentence = concluded(run.summary, plan.methods)
     write_plan(folder, plan)
     return Comparison(run, plan, plan.sentence)
-
-
-def _open(recipe: Recipe, data: "Data | Mapping[str, Any] | None") -> Data:
-    if isinstance(data, Mapping):
-        return datasets.from_arrays(data, recipe.data, recipe.all_time_steps())
-    return data if data is not None else datasets.open(recipe.data, recipe.all_time_steps())
 
 
 def _plan(
@@ -123,20 +115,20 @@ def _plan(
     data: "Data | Mapping[str, Any] | None",
     factories: Mapping[str, Callable[[], nn.Module]],
     device: str | None,
-    beside: Sequence[Path],
+    around: Sequence[Path],
 ) -> Plan:
     wanted = chosen(names)
     whole = generated(recipe, wanted, seeds, factories)
-    opened = _open(whole, data)
-    if not opened.info.sizes.get("validation"):
+    source = opened(whole, data)
+    if not source.info.sizes.get("validation"):
         raise SpikedistillError("compare: what to take is drawn from the validation part; set data.validation above 0")
-    left_out = rehearse(whole, opened, factories, [method.name for method in wanted])
+    left_out = rehearse(whole, source, factories, [method.name for method in wanted])
     fitting = [method for method in wanted if method.name not in left_out]
     if not fitting:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise SpikedistillError(f"compare: no method fits the network {student_of(recipe).name!r} trains: {reasons}")
     whole = generated(recipe, fitting, seeds, factories)
-    seconds = seconds_each(whole, opened, factories, device, finished(beside))
+    seconds = seconds_each(whole, source, factories, device, finished(around))
     kept = [method.name for method in fitting]
     if budget is not None:
         basis = sum(value for stage, value in seconds.items() if stage not in kept) * seeds
@@ -197,7 +189,7 @@ def concluded(summary: Summary, methods: Sequence[str]) -> str:
 
     images = int((summary.data.get("sizes") or {}).get("validation") or 1)
     verdicts = judge({name: values(name) for name in methods}, values(BASELINE), images)
-    return sentence(verdicts, len(summary.seeds) if isinstance(summary, MultiSummary) else 1, BASELINE)
+    return sentence(verdicts, len(summary.seeds), BASELINE)
 
 
 def duration_seconds(text: "str | float") -> float:

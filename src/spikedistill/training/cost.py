@@ -11,13 +11,12 @@ import torch
 
 from ..data import Data
 from ..devices import checked
-from ..distiller import Distiller
 from ..precision import resolve_precision
 from ..recipe import Recipe, Stage
 from .machine import autocast, compiling
 from .optim import optimizer
 from .reuse import stage_keys
-from .stages import Factories, Product, build
+from .stages import Factories, Product, build, distiller_of
 
 STEPS = 2  # timed, after one that is not
 VALIDATED = 1 / 3  # of a training image's time
@@ -65,7 +64,7 @@ def _seconds(
     if taken or not stage.epochs:
         return 0.0
     teachers = {name: products[name].network for name in stage.teachers or {}}
-    distiller = Distiller(network, teachers or None, stage.objectives, stage.teachers, stage.teacher_heads).to(device)
+    distiller = distiller_of(stage, network, teachers).to(device)
     distiller.setup(x, recipe.seed)
     distiller.train()
     chosen = optimizer(distiller, recipe.optimizer_of(stage))

@@ -32,7 +32,7 @@ from .run_folder import (
     environment,
     recorded_environment,
 )
-from .stages import Product, build
+from .stages import Product, build, distiller_of
 from .store import Factories, load_network, own_target, save_network
 from .summary import RunSummary, StageSummary
 
@@ -116,8 +116,7 @@ class OneSeed:
         if not self.held:
             return None
         if self.keys is None:
-            about = json.loads(json.dumps(asdict(self.data.info), default=str))
-            precision = self.resolved["precision"]
+            about, precision = asdict(self.data.info), self.resolved["precision"]
             self.keys = stage_keys(self.recipe, about, self.seed, precision, self.factories)
         source = self.held.get(self.keys[stage.name] or "")
         if source is None or source.resolve() == place.resolve():
@@ -156,7 +155,7 @@ class OneSeed:
         )
         training: Training | None = None
         if stage.epochs:
-            distiller = Distiller(network, teachers or None, stage.objectives, stage.teachers, stage.teacher_heads)
+            distiller = distiller_of(stage, network, teachers)
             distiller.to(self.device)
             x, y = next(iter(self.data.batches("train", self.recipe.data.batch_size, device=self.device)))
             distiller.setup(x.double() if settings.precision == "float64" else x, self.seed)

@@ -18,14 +18,13 @@ from torch import nn
 from .. import networks
 from ..data import Data
 from ..data.stores import Split
-from ..distiller import Distiller
 from ..errors import SpikedistillError
 from ..recipe import Recipe, Stage, at
 from .machine import available
 from .optim import optimizer
 from .records import untrained
 from .results import stage_summary
-from .stages import Product, build
+from .stages import Product, build, distiller_of
 from .store import Factories
 
 IMAGES, CALIBRATION = 2, 16
@@ -92,7 +91,7 @@ def _stage(
     if double:
         network.double()
     if stage.epochs:
-        distiller = Distiller(network, teachers or None, stage.objectives, stage.teachers, stage.teacher_heads)
+        distiller = distiller_of(stage, network, teachers)
         distiller.setup(
             x[:1].expand(recipe.data.batch_size, *x.shape[1:]), recipe.seed
         )  # adapters know the batch's size

@@ -78,6 +78,11 @@ def _is_own(stage: Stage, own: set[str]) -> bool:
     return (":" in name and not pretrained) or any(":" in str(o.get("type")) for o in stage.objectives)
 
 
+def beside(folder: Path) -> list[Path]:
+    """What stands beside a run's folder: where finished stages are looked for."""
+    return [path for path in folder.parent.iterdir() if path != folder] if folder.parent.is_dir() else []
+
+
 def finished(folders: Iterable[Path]) -> dict[str, Path]:
     """The finished stages of run folders, by key; a folder that is no run, or cannot be read, has none."""
     found: dict[str, Path] = {}
@@ -130,4 +135,4 @@ def take(source: Path, place: Path, stage: Stage, about: Sequence[tuple[str, str
     return row
 
 
-__all__ = ["finished", "stage_keys", "take"]
+__all__ = ["beside", "finished", "stage_keys", "take"]

@@ -46,7 +46,7 @@ class Run:
     summary: Summary
 
     def __repr__(self) -> str:
-        seeds = self.summary.seeds if isinstance(self.summary, summary.MultiSummary) else [self.summary.seed]
+        seeds = self.summary.seeds
         stages = ", ".join(f"{stage.name} {_accuracy(stage)}" for stage in self.summary.stages)
         word = "seed" if len(seeds) == 1 else "seeds"
         return f"Run({str(self.folder)!r}, {word} {', '.join(map(str, seeds))}, test accuracy: {stages or 'none yet'})"
@@ -98,8 +98,8 @@ def train(
 
     Raises :class:`SpikedistillError` for whatever the user has to mend.
     """
-    name = _name(recipe)
-    folder = Path(out) if out is not None else Path("runs") / name.replace(" ", "-").replace("/", "-")
+    name = name_of(recipe)
+    folder = folder_of(name, out)
     beside = [Path(recipe).parent] if isinstance(recipe, str | Path) and Path(recipe).is_file() else []
     factories = dict(networks or {})
     with own_code.search(beside, folder, code, recorded_code(folder).get("code")):
@@ -110,17 +110,26 @@ def train(
             raise SpikedistillError(f"--seed must be at least 0, found {seed}")
         if seed is not None:
             checked = checked.model_copy(update={"seeds": 1, "seed": seed})
-        source = data if not isinstance(data, Mapping) else None
         with at(f"{recipe}" if isinstance(recipe, str | Path) else "the recipe"):
             citations(checked)  # a paper's key that is not known
-            if isinstance(data, Mapping):
-                source = datasets.from_arrays(data, checked.data, checked.all_time_steps())
-            elif source is None:
-                source = datasets.open(checked.data, checked.all_time_steps())
+            source = opened(checked, data)
         return run(checked, name, folder, source, factories, device, quiet, track, reuse=reuse)
 
 
-def _name(recipe: "str | Path | Mapping[str, Any] | Recipe") -> str:
+def opened(recipe: Recipe, data: "Data | Mapping[str, Any] | None" = None) -> Data:
+    """The caller's own data, or the recipe's, for the time steps that the recipe asks for."""
+    if isinstance(data, Mapping):
+        return datasets.from_arrays(data, recipe.data, recipe.all_time_steps())
+    return data if data is not None else datasets.open(recipe.data, recipe.all_time_steps())
+
+
+def folder_of(name: str, out: "str | Path | None" = None) -> Path:
+    """Where a run goes: ``out``, else a folder of its name in ``runs``."""
+    return Path(out) if out is not None else Path("runs") / name.replace(" ", "-").replace("/", "-")
+
+
+def name_of(recipe: "str | Path | Mapping[str, Any] | Recipe") -> str:
+    """A run's name: that of the recipe's file, else its title."""
     if isinstance(recipe, str | Path):
         return Path(recipe).stem
     title = recipe.title if isinstance(recipe, Recipe) else recipe.get("title")
@@ -142,8 +151,7 @@ def resume(
     known = recorded_code(folder)
     with own_code.search((), folder, code, known.get("code")):
         factories = {key: own_code.find(value, f"network {key!r},") for key, value in known.get("networks", {}).items()}
-        data = datasets.open(recipe.data, recipe.all_time_steps())
-        return run(None, name, folder, data, factories, device, quiet, track, changed)
+        return run(None, name, folder, opened(recipe), factories, device, quiet, track, changed)
 
 
 def _refuse_seeds(seeds: int) -> Recipe:

@@ -17,6 +17,7 @@ from .. import own_code
 from ..data import Data, DataInfo
 from ..errors import SpikedistillError
 from ..files import LEFTOVERS, make_folder, write_text
+from ..own_code import TWIN
 from ..recipe import Recipe, Stage
 from ..recipe import load as load_recipe
 from . import checkpoint
@@ -24,7 +25,6 @@ from .records import RECORD, complete, upgraded_recipe
 from .summary import StageSummary
 
 FILE = "recipe.yaml"
-TWIN = ".recipe.json"  # what recipe.yaml said when it was written
 COMPARISON = "comparison.json"  # of methods (:mod:`.comparison`)
 OURS = (TWIN, COMPARISON, *LEFTOVERS, ".lock*", "tracking")  # and what may lie in a folder before it is a run's
 

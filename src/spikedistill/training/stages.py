@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import finite, networks
 from ..data import DataInfo
+from ..distiller import Distiller
 from ..networks.balancing import balance
 from ..networks.base import Network
 from ..networks.own import FILLED, Own, make, mark, own_of, parameters
@@ -154,6 +155,11 @@ def _own(name: str, target: Any, given: dict[str, Any], steps: int | None, info:
     if isinstance(network, Network):
         network.config = {**network.config, "name": own.name}
     return network
+
+
+def distiller_of(stage: Stage, network: nn.Module, teachers: Mapping[str, nn.Module]) -> Distiller:
+    """What trains a stage's network; ``teachers`` by the names of their stages."""
+    return Distiller(network, dict(teachers) or None, stage.objectives, stage.teachers, stage.teacher_heads)
 
 
 def initialise(

@@ -14,6 +14,7 @@ from ..networks.graph_file import NoFormError, describe
 from ..networks.interpreter import network_of
 from ..networks.own import mark, own_of
 from ..neurons import eager
+from ..numerics import floating_type
 
 BATCHES = (1, 5)  # images in a check; the graph was traced on two and on three
 
@@ -43,7 +44,7 @@ def difference(network: nn.Module, graph: Mapping[str, Any], formed: Callable[[n
         made = formed(network_of(graph, "graph", sum(t.numel() for t in state.values())))
     except ValueError as error:
         return str(error)
-    made = made.to(next((p.dtype for p in original.parameters() if p.is_floating_point()), torch.float32)).eval()
+    made = made.to(floating_type(original)).eval()
     missing, unexpected = made.load_state_dict(state, strict=False)
     if missing or unexpected:
         return f"of the graph the state dict has other keys: {', '.join([*missing, *unexpected][:4])}"
@@ -61,7 +62,7 @@ def _out(network: nn.Module, images: int, size: Sequence[int]) -> Tensor | str:
     frames = (network.time_steps or 1,) if isinstance(network, Network) and network.input == "frames" else ()
     generator = torch.Generator().manual_seed(images)
     x = torch.rand(images, *frames, *size, generator=generator)
-    x = x.to(next((p.dtype for p in network.parameters() if p.is_floating_point()), x.dtype))
+    x = x.to(floating_type(network, x.dtype))
     if frames:
         x = (4 * x).floor()
     try:

@@ -143,6 +143,11 @@ class RunSummary(Model):
     stages: list[StageSummary] = []
     warnings: list[str] = []
 
+    @property
+    def seeds(self) -> list[int]:
+        """Its seed, as the one of a list, so that a run reads as several do."""
+        return [self.seed]
+
     def stage(self, name: str) -> StageSummary:
         """The stage of that name; raises ``KeyError``."""
         return {stage.name: stage for stage in self.stages}[name]
