@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import platform
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,11 +32,16 @@ COLUMNS = (
     "stage", "network", "T", "bits", "test accuracy [%]", "against `alone` [points]", "firing rate [%]", "operations",
     "energy [µJ]", "equal-bit ANN [µJ]", "least ratio", "seconds", "seeds",
 )  # fmt: skip
-BASELINE = "alone"  # stages are compared with this one, seed by seed
+BASELINE = "alone"  # stages are compared with this one, seed by seed, but for those named here
+PLAIN = re.compile(r"(logits|membranes|both)-(\d-\d-\d)$")  # few bits: with the plain one of as many bits
 IN_README = "digits"
 TITLES = {
     "digits": "8x8 digits, 540 training images: the demo",
     "evidence-unit": "10,000 images of CIFAR-10, 12 epochs, conv6 at half width: methods at equal budget",
+    "evidence-few": "2,500 images of CIFAR-10, 40 epochs",
+    "evidence-cifar10": "All images of CIFAR-10, 8 epochs",
+    "evidence-cifar100": "All images of CIFAR-100, 8 epochs",
+    "evidence-mdsnn": "Few bits: what the full-precision SNN gives back",
 }
 
 
@@ -123,7 +129,7 @@ def table(records: list[dict[str, Any]]) -> list[str]:
             str(stage["T"] or "ANN"),
             "/".join(map(str, stage["bits"])) if stage["bits"] else "float",
             _spread([100 * s["accuracy"] for s in seeds.values()], 2),
-            _difference(seeds, by_stage.get(BASELINE, {})) if name != BASELINE and stage["T"] else "–",
+            _against(name, by_stage) if stage["T"] else "–",
             _spread([100 * s["firing_rate"] for s in seeds.values()], 1) if stage["firing_rate"] is not None else "–",
             f"{fmean(s['operations'] for s in seeds.values()) / 1e6:.2f} M" if stage["operations"] else "–",
             *_energies(list(seeds.values())),
@@ -148,6 +154,14 @@ def _energies(seeds: list[dict[str, Any]]) -> list[str]:
         least = min(ratios, key=ratios.__getitem__)
         cells[2] = f"{number(ratios[least])} ({least})"
     return cells
+
+
+def _against(name: str, by_stage: dict[str, dict[int, dict[str, Any]]]) -> str:
+    few = PLAIN.match(name)
+    baseline = f"plain-{few[2]}" if few else BASELINE
+    if name == baseline or baseline not in by_stage:
+        return "–"
+    return _difference(by_stage[name], by_stage[baseline]) + (f", against `{baseline}`" if few else "")
 
 
 def _spread(values: list[float], digits: int) -> str:

@@ -55,6 +55,16 @@ def test_overrides_reach_the_run(run, tmp_path, capsys):
     assert "±" in capsys.readouterr().out
 
 
+def test_finished_stages_of_another_run_are_taken_over(run, tmp_path, capsys):
+    recipe = str(run.parent / "tiny.yaml")
+    assert cli.main(["train", recipe, "student.epochs=2", "--out", str(tmp_path / "r"), "--reuse", str(run)]) == 0
+    said = capsys.readouterr()
+    assert f"teacher: taken over from {run}" in said.out + said.err
+    weights = [place / "stages" / "teacher" / "model.safetensors" for place in (run, tmp_path / "r")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert "student: taken over" not in said.out + said.err
+
+
 def test_evaluate_at_other_time_steps(run, capsys):
     assert cli.main(["evaluate", str(run), "--time-steps", "1,2,4", "--recalibrate"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -78,6 +88,7 @@ def test_evaluate_at_other_time_steps(run, capsys):
         (["hardware"], "give a RUN or --layers FILE"),
         (["hardware", "RUN", "--iso-accuracy"], "give some with --against RUN"),
         (["hardware", "RUN", "--layers-out", "no/where.yaml"], "there is no folder no"),
+        (["train", "digits", "--reuse", "nowhere"], "--reuse nowhere: no run here"),
         (["train"], "Missing argument"),
         (["trian", "digits"], "No such command"),
     ],

@@ -65,11 +65,17 @@ def train(
     track: TrackOption = None,
     as_json: JsonOption = False,
     code: CodeOption = None,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="Take over its finished stages that are equal; may be repeated."),
+    ] = None,
 ) -> None:
     """Run a recipe: all stages, all seeds, then the report. Into a folder that holds the same recipe: continue it."""
+    from .training.reuse import runs
     from .training.run import train as run_recipe
 
     options: dict[str, Any] = {"overrides": overrides or [], "device": device, "track": track, "code": code or ()}
+    options["reuse"] = runs(reuse or ())
     run = run_recipe(recipe, out=out, seeds=seeds, seed=seed, **options)
     _finish(run.folder, run.summary, as_json)
 

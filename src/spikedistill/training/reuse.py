@@ -83,6 +83,15 @@ def beside(folder: Path) -> list[Path]:
     return [path for path in folder.parent.iterdir() if path != folder] if folder.parent.is_dir() else []
 
 
+def runs(folders: Iterable[Path]) -> list[Path]:
+    """The folders, all of which must be runs."""
+    folders = list(folders)
+    for folder in folders:
+        if not (folder / FILE).is_file():
+            raise SpikedistillError(f"--reuse {folder}: no run here (no {FILE}); give the folder that `train --out` made")
+    return folders
+
+
 def finished(folders: Iterable[Path]) -> dict[str, Path]:
     """The finished stages of run folders, by key; a folder that is no run, or cannot be read, has none."""
     found: dict[str, Path] = {}
@@ -135,4 +144,4 @@ def take(source: Path, place: Path, stage: Stage, about: Sequence[tuple[str, str
     return row
 
 
-__all__ = ["beside", "finished", "stage_keys", "take"]
+__all__ = ["beside", "finished", "runs", "stage_keys", "take"]
