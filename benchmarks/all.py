@@ -1,10 +1,12 @@
-"""All measurements of ``docs/performance.md``, one after another, each in a process of its own with a time limit.
+"""All measurements of ``docs/performance.md``, one after another, each in a process of its own with a time
+limit.
 
     python benchmarks/all.py [--only NAME ...] [--avx2] [--again] [--tiny] [--out results/performance]
 
-A piece whose JSON is already there is skipped, so that a stopped run is continued; ``--again`` measures it anew. Run it on a
-machine that does nothing else: an hour on two cores. ``--tiny`` only tries that everything runs. ``--avx2`` keeps torch,
-oneDNN and the compiler from using more than AVX2: what a CPU without bf16 units does, in float32, in a folder of its own.
+A piece whose JSON is already there is skipped, so that a stopped run is continued; ``--again`` measures it
+anew. Run it on a machine that does nothing else: an hour on two cores. ``--tiny`` only tries that everything
+runs. ``--avx2`` keeps torch, oneDNN and the compiler from using more than AVX2: what a CPU without bf16 units
+does, in float32, in a folder of its own.
 """
 
 import argparse
@@ -53,7 +55,8 @@ AVX2 = {
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
 }
 TINY = {
-    "step.py": "--width 0.5 --batch 4 --size 16 --runs 2", "memory.py": "--batch 4", "distill.py": "--batch 4 --runs 2",
+    "step.py": "--width 0.5 --batch 4 --size 16 --runs 2", "memory.py": "--batch 4",
+    "distill.py": "--batch 4 --runs 2",
     "loader.py": "--batch 8 --runs 2", "profile_step.py": "--batch 4", "inference.py": "--batch 4 --runs 2",
     "event_driven.py": "--batch 4 --runs 2", "first.py": "",
 }  # fmt: skip
@@ -61,7 +64,9 @@ TINY = {
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--only", nargs="*", default=[], help="pieces of these names, or whose name contains one of these")
+    p.add_argument(
+        "--only", nargs="*", default=[], help="pieces of these names, or whose name contains one of these"
+    )
     p.add_argument("--avx2", action="store_true", help="as on a CPU without bf16 units, into OUT/avx2")
     p.add_argument("--again", action="store_true", help="also those that are already there")
     p.add_argument("--tiny", action="store_true", help="small sizes, results thrown away")
@@ -94,7 +99,9 @@ def main() -> None:
         if child.returncode:
             failed.append(name)
             print(f"{name}: failed")
-        print(f"-- {time.perf_counter() - start:.0f} s, {time.perf_counter() - began:.0f} s in all", flush=True)
+        print(
+            f"-- {time.perf_counter() - start:.0f} s, {time.perf_counter() - began:.0f} s in all", flush=True
+        )
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 

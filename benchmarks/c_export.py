@@ -2,9 +2,10 @@
 
     python benchmarks/c_export.py [--networks conv6 ...] [--images 32] [--json FILE]
 
-The same quantized networks, one image at a time, one thread; equal logits are checked before anything is timed. Times are
-of the processor, not of the clock, so that a machine that does other work is no judge. Weights are untrained, norms are
-those of the random images; the share of neuron-steps that spike is given, since the C code's time follows it.
+The same quantized networks, one image at a time, one thread; equal logits are checked before anything is
+timed. Times are of the processor, not of the clock, so that a machine that does other work is no judge.
+Weights are untrained, norms are those of the random images; the share of neuron-steps that spike is given,
+since the C code's time follows it.
 """
 
 import argparse
@@ -63,7 +64,10 @@ def sections(file: Path) -> dict[str, int]:
     text = subprocess.run(["size", "-A", file], capture_output=True, text=True, check=True).stdout
     sizes = {name: int(n) for name, n in re.findall(r"^(\.[\w.]+)\s+(\d+)", text, re.M)}
     kinds = {"text": (".text",), "rodata": (".rodata", ".data.rel.ro"), "bss": (".bss", ".data ")}
-    return {kind: sum(n for key, n in sizes.items() if key.startswith(prefixes)) for kind, prefixes in kinds.items()}
+    return {
+        kind: sum(n for key, n in sizes.items() if key.startswith(prefixes))
+        for kind, prefixes in kinds.items()
+    }
 
 
 def measured(name: str, images: int, folder: Path) -> dict[str, Any]:
@@ -90,7 +94,9 @@ def measured(name: str, images: int, folder: Path) -> dict[str, Any]:
     sd.export.to_onnx(q, folder / "network.onnx", x[:2])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(folder / "network.onnx", options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        folder / "network.onnx", options, providers=["CPUExecutionProvider"]
+    )
     theirs = np.stack([session.run(None, {"input": one[None].numpy()})[0].sum(0)[0] for one in x])
     assert np.allclose(theirs / integer.scale, logits)
     start = time.process_time()

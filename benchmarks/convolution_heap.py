@@ -1,10 +1,12 @@
-"""Do gradients of CPU convolutions write past their buffers? A sweep of shapes under glibc's checked heap (Linux).
+"""Do gradients of CPU convolutions write past their buffers? A sweep of shapes under glibc's checked heap
+(Linux).
 
     python benchmarks/convolution_heap.py [--seconds 300] [--isa AVX2]
 
-Each chunk of shapes runs in a process of its own with libc_malloc_debug and MALLOC_CHECK_=3: every block carries a mark
-behind its last byte, and freeing one whose mark is gone aborts. A chunk that aborts is halved down to single shapes. The
-first line tells whether the fault that is known (1x1, stride 2, 8 channels in, AVX-512) is seen on this CPU at all.
+Each chunk of shapes runs in a process of its own with libc_malloc_debug and MALLOC_CHECK_=3: every block
+carries a mark behind its last byte, and freeing one whose mark is gone aborts. A chunk that aborts is halved
+down to single shapes. The first line tells whether the fault that is known (1x1, stride 2, 8 channels in,
+AVX-512) is seen on this CPU at all.
 """
 
 import argparse
@@ -35,11 +37,16 @@ KNOWN = [8, 16, 1, 2, 0, 1, 48, "float32", "channels_last", 96]
 
 def checked(code: str, given: str, isa: str | None) -> bool:
     """Whether a process under the checked heap ends well."""
-    places = [*Path("/lib").glob("*-linux-gnu/libc_malloc_debug.so*"), *Path("/lib64").glob("libc_malloc_debug.so*")]
+    places = [
+        *Path("/lib").glob("*-linux-gnu/libc_malloc_debug.so*"),
+        *Path("/lib64").glob("libc_malloc_debug.so*"),
+    ]
     env = os.environ | {"LD_PRELOAD": str(places[0]) if places else "", "MALLOC_CHECK_": "3"}
     child = [sys.executable, "-c", code]
     env |= {"ONEDNN_MAX_CPU_ISA": isa} if isa else {}
-    return subprocess.run(child, input=given.encode(), env=env, capture_output=True, check=False).returncode == 0
+    return (
+        subprocess.run(child, input=given.encode(), env=env, capture_output=True, check=False).returncode == 0
+    )
 
 
 def survives(shapes: list[list[object]], isa: str | None) -> bool:
@@ -69,7 +76,8 @@ def main() -> None:
     shapes = [
         [C, K, k, s, p, g, size, dtype, layout, n]
         for C, K, k, s, p, size, dtype, layout, n in itertools.product(
-            (1, 2, 3, 4, 7, 8, 12, 15, 16, 20, 24, 31, 33), (1, 4, 8, 16, 24, 32), (1, 2, 3, 5), (1, 2, 3, 4), (0, 1, 2),
+            (1, 2, 3, 4, 7, 8, 12, 15, 16, 20, 24, 31, 33), (1, 4, 8, 16, 24, 32), (1, 2, 3, 5), (1, 2, 3, 4),
+            (0, 1, 2),
             (1, 2, 5, 8, 15), ("float32", "bfloat16"), ("channels_last", "contiguous_format"), (1, 9),
         )
         for g in ((1, C) if K % C == 0 else (1,))
@@ -82,7 +90,10 @@ def main() -> None:
         done += 1000
     print(f"{min(done, len(shapes))} of {len(shapes)} shapes, {len(found)} write past a buffer")
     for C, K, k, s, p, g, size, dtype, layout, n in found:
-        print(f"({n}, {C}, {size}, {size}) to {K}, kernel {k}, stride {s}, padding {p}, groups {g}, {dtype}, {layout}")
+        print(
+            f"({n}, {C}, {size}, {size}) to {K}, kernel {k}, stride {s}, padding {p}, groups {g}, {dtype}, "
+            f"{layout}"
+        )
 
 
 if __name__ == "__main__":

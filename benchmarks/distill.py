@@ -2,7 +2,8 @@
 
     python benchmarks/distill.py [--batch 32] [--runs 9] [--precision bfloat16] [--json FILE]
 
-conv6 at T = 4 on 32x32 images; teacher: its ANN twin (for membranes, the same SNN). The teacher's forward pass alone is a row.
+conv6 at T = 4 on 32x32 images; teacher: its ANN twin (for membranes, the same SNN). The teacher's forward
+pass alone is a row.
 """
 
 import argparse
@@ -21,7 +22,10 @@ OBJECTIVES: dict[str, tuple[str | None, list[dict[str, Any]]]] = {
     "plain": (None, [CE]),
     "logits": ("ann", [CE, {"type": "logit_distillation"}]),
     "blurred": ("ann", [CE, {"type": "blurred_feature", "weight": 0.002}]),
-    "blurred + logits": ("ann", [CE, {"type": "blurred_feature", "weight": 0.002}, {"type": "logit_distillation"}]),
+    "blurred + logits": (
+        "ann",
+        [CE, {"type": "blurred_feature", "weight": 0.002}, {"type": "logit_distillation"}],
+    ),
     "attention": ("ann", [CE, {"type": "attention_transfer"}]),
     "membranes": ("snn", [CE, {"type": "membrane_distillation"}]),
     "membranes + logits": ("snn", [CE, {"type": "membrane_distillation"}, {"type": "logit_distillation"}]),
@@ -34,7 +38,9 @@ def step(
 ) -> Callable[[], None]:
     torch.manual_seed(0)
     student = sd.networks.create("conv6", time_steps=4)
-    guide = None if teacher is None else sd.networks.create("conv6", time_steps=None if teacher == "ann" else 4)
+    guide = (
+        None if teacher is None else sd.networks.create("conv6", time_steps=None if teacher == "ann" else 4)
+    )
     distiller = sd.Distiller(student, guide, objectives).setup(x).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(distiller.parameters(), 1e-3, momentum=0.9)
 

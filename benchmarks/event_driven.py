@@ -1,4 +1,5 @@
-"""A convolution event by event against the dense one, by firing rate: forward and backward of conv6's five behind neurons.
+"""A convolution event by event against the dense one, by firing rate: forward and backward of conv6's five
+behind neurons.
 
     python benchmarks/event_driven.py [--batch 128] [--runs 9] [--rates 0.02 0.05 ...] [--json FILE]
 
@@ -17,7 +18,8 @@ from torch import nn
 from spikedistill.neurons import compilation, event_driven
 from spikedistill.precision import cpu_bf16_units
 
-LAYERS = [(32, 32, 32, 1), (32, 64, 32, 2), (64, 64, 16, 1), (64, 128, 16, 2), (128, 128, 8, 1)]  # C, K, size, stride
+# C, K, size, stride
+LAYERS = [(32, 32, 32, 1), (32, 64, 32, 2), (64, 64, 16, 1), (64, 128, 16, 2), (128, 128, 8, 1)]
 
 
 def steps(rate: float, dtype: torch.dtype, batch: int) -> dict[str, Callable[[], None]]:
@@ -34,7 +36,10 @@ def steps(rate: float, dtype: torch.dtype, batch: int) -> dict[str, Callable[[],
     def run(mode: Any) -> Callable[[], None]:
         def both() -> None:
             for conv, x in layers:
-                with compilation.use(mode), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                with (
+                    compilation.use(mode),
+                    torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+                ):
                     y = conv(x)
                 torch.autograd.grad(y, [x, conv.weight], y.detach())
 
@@ -55,10 +60,13 @@ def main() -> None:
     for dtype in [torch.float32, torch.bfloat16][: 2 if cpu_bf16_units() else 1]:
         for rate in a.rates:
             found = timing.interleaved(steps(rate, dtype, a.batch), a.runs)
-            rows |= {f"{name} {str(dtype).removeprefix('torch.')} {rate:g}": row for name, row in found.items()}
+            rows |= {
+                f"{name} {str(dtype).removeprefix('torch.')} {rate:g}": row for name, row in found.items()
+            }
             ratio = found["events"]["median_ms"] / found["dense"]["median_ms"]
             print(
-                f"{dtype}, rate {rate:g}: dense {found['dense']['median_ms']:.1f} ms, events x {ratio:.2f}", flush=True
+                f"{dtype}, rate {rate:g}: dense {found['dense']['median_ms']:.1f} ms, events x {ratio:.2f}",
+                flush=True,
             )
     timing.write(a.json, batch=a.batch, runs=a.runs, rows=rows)
 

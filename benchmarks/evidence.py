@@ -1,11 +1,13 @@
-"""The evidence of docs/results.md: reduced records of runs in results/evidence, and the page that is made of them.
+"""The evidence of docs/results.md: reduced records of runs in results/evidence, and the page that is made of
+them.
 
-    python benchmarks/evidence.py keep RUN [RUN ...]   # finished stages of run folders, a file of at most 5 kB a seed
-    python benchmarks/evidence.py page                 # docs/results.md and the README's table, from the records alone
-    python benchmarks/evidence.py page --check         # exit code 1 where they are not what the records say
+    python benchmarks/evidence.py keep RUN [RUN ...]  # finished stages of runs, a file of at most 5 kB a seed
+    python benchmarks/evidence.py page                # docs/results.md, the README's table, from the records
+    python benchmarks/evidence.py page --check        # exit code 1 where they are not what the records say
 
-A record names recipe, seed, versions, hashes of recipe and data, kind of CPU and threads, and of each stage its accuracies,
-rate, operations, bits and seconds. Nothing on the page is typed by hand but the words in ``TITLES``.
+A record names recipe, seed, versions, hashes of recipe and data, kind of CPU and threads, and of each stage
+its accuracies, rate, operations, bits and seconds. Nothing on the page is typed by hand but the words in
+``TITLES``.
 """
 
 import argparse
@@ -29,7 +31,8 @@ ROOT = Path(__file__).parents[1]
 RECORDS, PAGE, README = ROOT / "results" / "evidence", ROOT / "docs" / "results.md", ROOT / "README.md"
 BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
 COLUMNS = (
-    "stage", "network", "T", "bits", "test accuracy [%]", "against `alone` [points]", "firing rate [%]", "operations",
+    "stage", "network", "T", "bits", "test accuracy [%]", "against `alone` [points]", "firing rate [%]",
+    "operations",
     "energy [µJ]", "equal-bit ANN [µJ]", "least ratio", "seconds", "seeds",
 )  # fmt: skip
 BASELINE = "alone"  # stages are compared with this one, seed by seed, but for those named here
@@ -51,13 +54,18 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
 
 
 def reduced(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Name of the recipe, and the record of one seed's run folder (unfinished runs: of the stages that are done)."""
+    """Name of the recipe, and the record of one seed's run folder (unfinished runs: of the stages that are
+    done).
+    """
     run = RunSummary.model_validate_json((folder / "summary.json").read_text())
-    place = folder if (folder / "recipe.yaml").exists() else folder.parent  # of several seeds there is one recipe
+    # of several seeds there is one recipe
+    place = folder if (folder / "recipe.yaml").exists() else folder.parent
     claimed = yaml.safe_load((place / "recipe.yaml").read_text())
     recipe = claimed["recipe"]
     recipe["data"]["root"] = None  # where the data lie on a machine says nothing
@@ -112,7 +120,9 @@ def keep(folders: Iterable[Path]) -> None:
 
 
 def table(records: list[dict[str, Any]]) -> list[str]:
-    """One row a stage: mean ± deviation over seeds, and the paired difference to ``alone`` with its 95 % interval."""
+    """One row a stage: mean ± deviation over seeds, and the paired difference to ``alone`` with its 95 %
+    interval.
+    """
     by_stage: dict[str, dict[int, dict[str, Any]]] = {}
     for record in records:
         for stage in record["stages"]:
@@ -130,7 +140,9 @@ def table(records: list[dict[str, Any]]) -> list[str]:
             "/".join(map(str, stage["bits"])) if stage["bits"] else "float",
             _spread([100 * s["accuracy"] for s in seeds.values()], 2),
             _against(name, by_stage) if stage["T"] else "–",
-            _spread([100 * s["firing_rate"] for s in seeds.values()], 1) if stage["firing_rate"] is not None else "–",
+            _spread([100 * s["firing_rate"] for s in seeds.values()], 1)
+            if stage["firing_rate"] is not None
+            else "–",
             f"{fmean(s['operations'] for s in seeds.values()) / 1e6:.2f} M" if stage["operations"] else "–",
             *_energies(list(seeds.values())),
             f"{fmean(s['seconds'] for s in seeds.values()):.0f}",
@@ -141,7 +153,9 @@ def table(records: list[dict[str, Any]]) -> list[str]:
 
 
 def _energies(seeds: list[dict[str, Any]]) -> list[str]:
-    """By operations of the network and of its ANN twin at equal bits, and the least of all estimates' ratios; – where unknown."""
+    """By operations of the network and of its ANN twin at equal bits, and the least of all estimates'
+    ratios; – where unknown.
+    """
     if any(stage.get("energy_pj") is None for stage in seeds):
         return ["–", "–", "–"]
     cells = [microjoule(fmean(stage["energy_pj"] for stage in seeds)), "–", "–"]
@@ -170,11 +184,15 @@ def _spread(values: list[float], digits: int) -> str:
 
 
 def _difference(mine: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]) -> str:
-    values = [100 * (mine[s]["accuracy"] - theirs[s]["accuracy"]) for s in sorted(mine.keys() & theirs.keys())]
+    values = [
+        100 * (mine[s]["accuracy"] - theirs[s]["accuracy"]) for s in sorted(mine.keys() & theirs.keys())
+    ]
     if not values:
         return "–"
     interval = paired_interval(values)
-    return f"{fmean(values):+.2f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else " (one seed)")
+    return f"{fmean(values):+.2f}" + (
+        f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else " (one seed)"
+    )
 
 
 def page() -> str:
@@ -182,12 +200,18 @@ def page() -> str:
     out = [
         "# Results",
         "",
-        "Made by `python benchmarks/evidence.py page` from the records in `results/evidence`; nothing here is typed by hand.",
-        "Accuracies are those of the last checkpoint on the test part, mean ± sample standard deviation over seeds;",
-        "differences are paired seed by seed, with their 95 % interval (Student's t). Operations are synaptic operations of",
-        "an SNN (all T steps), multiply-accumulates of an ANN, per image. Energy: of these operations; beside it that of the",
-        "ANN twin at equal bits, and the twin's energy over the SNN's in the estimate that favours the SNN least (below 1 the",
-        "twin is cheaper; – where a record is older than this column). On the same kind of CPU and number of threads a row",
+        "Made by `python benchmarks/evidence.py page` from the records in `results/evidence`; "
+        "nothing here is typed by hand.",
+        "Accuracies are those of the last checkpoint on the test part, mean ± sample standard deviation over "
+        "seeds;",
+        "differences are paired seed by seed, with their 95 % interval (Student's t). "
+        "Operations are synaptic operations of",
+        "an SNN (all T steps), multiply-accumulates of an ANN, per image. Energy: of these operations; "
+        "beside it that of the",
+        "ANN twin at equal bits, and the twin's energy over the SNN's in the estimate that favours the SNN "
+        "least (below 1 the",
+        "twin is cheaper; – where a record is older than this column). On the same kind of CPU and number of "
+        "threads a row",
         "repeats bit for bit, else within half a point.",
     ]
     out += ["", "## From scratch, beside the ANN twin", "", *from_scratch.page()]
@@ -199,8 +223,10 @@ def page() -> str:
             "",
             f"## {TITLES.get(folder.name, folder.name)}",
             "",
-            f"`spikedistill train {folder.name} data.root=FOLDER --seeds {len(records)}`; {first['data']['name']}, "
-            f"{sizes['train']:,} training and {sizes['test']:,} test samples; {first['cpu']}, {first['threads']} thread, "
+            f"`spikedistill train {folder.name} data.root=FOLDER --seeds {len(records)}`; "
+            f"{first['data']['name']}, "
+            f"{sizes['train']:,} training and {sizes['test']:,} test samples; {first['cpu']}, "
+            f"{first['threads']} thread, "
             f"torch {first['torch']}, {first['precision']}.",
             "",
             *table(records),
@@ -219,7 +245,9 @@ def readme(text: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("keep").add_argument("runs", nargs="+", type=Path)
     commands.add_parser("page").add_argument("--check", action="store_true")
@@ -231,7 +259,10 @@ def main() -> int:
     if given.check:
         stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
         for path in stale:
-            print(f"{path.relative_to(ROOT)} is not what the records say; run `python benchmarks/evidence.py page`")
+            print(
+                f"{path.relative_to(ROOT)} is not what the records say; run `python benchmarks/evidence.py "
+                "page`"
+            )
         return bool(stale)
     for path, text in wanted.items():
         path.write_text(text)

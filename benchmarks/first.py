@@ -2,8 +2,9 @@
 
     python benchmarks/first.py [--network conv6] [--precision float32] [--json FILE]
 
-Ours (the encoding neuron included), in two processes that share a compiler cache, empty for the first one; then, in the same
-process: other widths, batch and image sizes, other constants, further T. Beside it SpikingJelly's network compiled whole.
+Ours (the encoding neuron included), in two processes that share a compiler cache, empty for the first one;
+then, in the same process: other widths, batch and image sizes, other constants, further T. Beside it
+SpikingJelly's network compiled whole.
 """
 
 import argparse
@@ -63,7 +64,9 @@ def measure(variant: str, name: str, half: bool) -> dict[str, dict[str, float]]:
 
     for what, change in CHANGES.items() if variant == "ours" else [("first step", CHANGES["first step"])]:
         before, T = graphs(), change.get("T", 4)
-        network = sd.networks.create(name, width=change.get("width", 1.0), time_steps=T, neuron=change.get("neuron"))
+        network = sd.networks.create(
+            name, width=change.get("width", 1.0), time_steps=T, neuron=change.get("neuron")
+        )
         call: Any = network
         if variant != "ours":
             network = swapped(network, variant, T)
@@ -102,7 +105,9 @@ def main() -> None:
                     continue
                 rows[name] = json.loads(done.stdout.splitlines()[-1])
                 for what, row in rows[name].items():
-                    print(f"{name:28} {what:24} {row['seconds']:8.2f} s   {row['graphs']:3.0f} graphs compiled")
+                    print(
+                        f"{name:28} {what:24} {row['seconds']:8.2f} s   {row['graphs']:3.0f} graphs compiled"
+                    )
     timing.write(a.json, network=a.network, precision=a.precision, rows=rows)
 
 

@@ -1,11 +1,13 @@
-"""How fast does a spiking network learn beside its ANN twin, from scratch? Test accuracy after a few epochs on CIFAR-10.
+"""How fast does a spiking network learn beside its ANN twin, from scratch? Test accuracy after a few epochs
+on CIFAR-10.
 
-    python benchmarks/from_scratch.py FOLDER/cifar10.npz                          # all cases, three seeds, about five hours
+    python benchmarks/from_scratch.py FOLDER/cifar10.npz  # all cases, three seeds, about five hours
     python benchmarks/from_scratch.py FOLDER/cifar10.npz --cases conv6 --seeds 0  # a row
 
-10,000 images (``default_rng(0).permutation(50000)[:10000]``), crop and flip, batch 128, one cycle over 4 epochs, float32, all
-10,000 test images; twins differ in nothing but the neurons. Norm statistics are settled on 1,024 training images before the
-test, on both sides. Rows are kept one by one in ``results/from_scratch.json``, and those that are there are not run again.
+10,000 images (``default_rng(0).permutation(50000)[:10000]``), crop and flip, batch 128, one cycle over 4
+epochs, float32, all 10,000 test images; twins differ in nothing but the neurons. Norm statistics are settled
+on 1,024 training images before the test, on both sides. Rows are kept one by one in
+``results/from_scratch.json``, and those that are there are not run again.
 """
 
 import argparse
@@ -58,7 +60,9 @@ def train(case: dict[str, Any], time_steps: int | None, seed: int, data: dict[st
     x, y = data["x_train"], data["y_train"]
     if time_steps and network.balanced_by == "data":
         sd.balance(network, x[:256].float() / 255)
-    chosen = optimizer(network, Optimizer(name=case["optimizer"], lr=case["lr"], weight_decay=case["weight_decay"]))
+    chosen = optimizer(
+        network, Optimizer(name=case["optimizer"], lr=case["lr"], weight_decay=case["weight_decay"])
+    )
     network = network.to(memory_format=torch.channels_last).train()
     batches = len(x) // BATCH
     schedule = torch.optim.lr_scheduler.LambdaLR(chosen, lambda step: one_cycle(step / (batches * EPOCHS)))
@@ -77,7 +81,11 @@ def train(case: dict[str, Any], time_steps: int | None, seed: int, data: dict[st
     with torch.no_grad():
         guesses = [network.predict(part.float() / 255).argmax(-1) for part in data["x_test"].split(250)]
     accuracy = float((torch.cat(guesses) == data["y_test"]).double().mean())
-    return {"accuracy": round(accuracy, 4), "loss": round(float(loss.detach()), 4), "seconds": round(seconds, 1)}
+    return {
+        "accuracy": round(accuracy, 4),
+        "loss": round(float(loss.detach()), 4),
+        "seconds": round(seconds, 1),
+    }
 
 
 def one_cycle(position: float) -> float:
@@ -96,7 +104,9 @@ def opened(file: Path) -> dict[str, Tensor]:
             "x_test": arrays["x_test"], "y_test": arrays["y_test"],
         }  # fmt: skip
     return {
-        name: torch.from_numpy(v).permute(0, 3, 1, 2).contiguous() if name[0] == "x" else torch.from_numpy(v).long()
+        name: torch.from_numpy(v).permute(0, 3, 1, 2).contiguous()
+        if name[0] == "x"
+        else torch.from_numpy(v).long()
         for name, v in parts.items()
     }
 
@@ -107,8 +117,12 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     for name in CASES:
         seeds = [s for s in range(100) if f"{name}/ann/{s}" in rows and f"{name}/snn/{s}" in rows]
         if seeds:
-            ann, snn = (fmean(100 * rows[f"{name}/{side}/{s}"]["accuracy"] for s in seeds) for side in ("ann", "snn"))
-            lines.append(f"| `{name}` | {ann:.1f} | {snn:.1f} | {snn / ann:.2f} | {', '.join(map(str, seeds))} |")
+            ann, snn = (
+                fmean(100 * rows[f"{name}/{side}/{s}"]["accuracy"] for s in seeds) for side in ("ann", "snn")
+            )
+            lines.append(
+                f"| `{name}` | {ann:.1f} | {snn:.1f} | {snn / ann:.2f} | {', '.join(map(str, seeds))} |"
+            )
     return "\n".join(lines)
 
 
@@ -116,16 +130,20 @@ def page() -> list[str]:
     """The section of docs/results.md."""
     rows = json.loads(RESULTS.read_text())
     return [
-        "`python benchmarks/from_scratch.py FOLDER/cifar10.npz`; 10,000 images of CIFAR-10, 4 epochs, one cycle (SGD, lr 0.1; "
+        "`python benchmarks/from_scratch.py FOLDER/cifar10.npz`; 10,000 images of CIFAR-10, 4 epochs, "
+        "one cycle (SGD, lr 0.1; "
         "`spikingformer_2_384` AdamW, lr 0.001), float32;",
-        "accuracy in percent on all 10,000 test images. `vgg9` and `spikingformer_2_384` at width 0.25, `conv6` at 0.5.",
+        "accuracy in percent on all 10,000 test images. `vgg9` and `spikingformer_2_384` at width 0.25, "
+        "`conv6` at 0.5.",
         "",
         table(rows),
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("--cases", nargs="*", choices=[*CASES], default=[*CASES])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])

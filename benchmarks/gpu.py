@@ -56,9 +56,27 @@ PARTS: tuple[tuple[str, str, float, str, dict[str, str]], ...] = (
     ("correctness compile counts", "correctness", 120, "gpu_correctness", {}),
     ("step ours", "step ours", 100, "gpu_step", {}),
     ("step CUDA graphs", "step CUDA graphs", 60, "gpu_step", {}),
-    ("step SpikingJelly torch", "step SpikingJelly torch", 30, "gpu_step", {"SJ_LIF_CUDA_IMPLEMENTATION": "torch"}),
-    ("step SpikingJelly cuda", "step SpikingJelly cuda", 45, "gpu_step", {"SJ_LIF_CUDA_IMPLEMENTATION": "cuda"}),
-    ("step SpikingJelly triton", "step SpikingJelly triton", 45, "gpu_step", {"SJ_LIF_CUDA_IMPLEMENTATION": "triton"}),
+    (
+        "step SpikingJelly torch",
+        "step SpikingJelly torch",
+        30,
+        "gpu_step",
+        {"SJ_LIF_CUDA_IMPLEMENTATION": "torch"},
+    ),
+    (
+        "step SpikingJelly cuda",
+        "step SpikingJelly cuda",
+        45,
+        "gpu_step",
+        {"SJ_LIF_CUDA_IMPLEMENTATION": "cuda"},
+    ),
+    (
+        "step SpikingJelly triton",
+        "step SpikingJelly triton",
+        45,
+        "gpu_step",
+        {"SJ_LIF_CUDA_IMPLEMENTATION": "triton"},
+    ),
     ("memory ours", "memory ours", 60, "gpu_step", {}),
     ("memory SpikingJelly", "memory SpikingJelly", 45, "gpu_step", {}),
     ("throughput", "throughput", 120, "gpu_recipe", {}),
@@ -78,7 +96,8 @@ def parts(device: str, quick: bool) -> list[Part]:
     path = os.pathsep.join([str(HERE.parent / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
     return [
         Part(
-            name, seconds * (10 if device == "cpu" else 1), [sys.executable, str(HERE / "gpu.py"), "--part", name, *say],
+            name, seconds * (10 if device == "cpu" else 1),
+            [sys.executable, str(HERE / "gpu.py"), "--part", name, *say],
             group, {**environment, "PYTHONPATH": path},
         )
         for name, group, seconds, _, environment in PARTS
@@ -99,7 +118,10 @@ class Report:
         aside = self.path.with_name(self.path.name + ".part")
         aside.write_text(json.dumps(self.content, indent=1) + "\n")
         os.replace(aside, self.path)
-        print(f"{name:28} {found['status']:9} {found['seconds']:6.1f} s  {found.get('error', '')}"[:200], flush=True)
+        print(
+            f"{name:28} {found['status']:9} {found['seconds']:6.1f} s  {found.get('error', '')}"[:200],
+            flush=True,
+        )
         for row, values in found["rows"].items():
             if not values.get("ok", True):
                 print(f"    {row}: {values}"[:200], flush=True)
@@ -136,9 +158,17 @@ class Running:
         self.kill()
         spent = time.monotonic() - self.start
         rows = self.written()
-        found: dict[str, Any] = {"status": "passed", "seconds": round(spent, 1), "budget": self.seconds, "rows": rows}
+        found: dict[str, Any] = {
+            "status": "passed",
+            "seconds": round(spent, 1),
+            "budget": self.seconds,
+            "rows": rows,
+        }
         if code is None:
-            found |= {"status": "late", "error": f"ended after {self.seconds:.0f} s; its rows until then are kept"}
+            found |= {
+                "status": "late",
+                "error": f"ended after {self.seconds:.0f} s; its rows until then are kept",
+            }
         elif code:
             last = [line for line in self.said.read_text(errors="replace").splitlines() if line.strip()][-3:]
             word = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -179,7 +209,8 @@ def run(todo: Sequence[Part], report: Report, minutes: float, at_once: int = 1) 
                     part, left = waiting.pop(0), deadline - time.monotonic()
                     if left < LEAST:
                         report.add(
-                            part.name, {"status": "skipped", "seconds": 0.0, "rows": {}, "error": "no time left"}
+                            part.name,
+                            {"status": "skipped", "seconds": 0.0, "rows": {}, "error": "no time left"},
                         )
                     else:
                         working.append(Running(part, min(part.budget, left), Path(folder)))
@@ -243,7 +274,10 @@ def main() -> int:
         part_of(a.part, a.device, a.quick)
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    about = {"command": " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]), "date": date.today().isoformat()}
+    about = {
+        "command": " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+    }
     report = Report(a.json, **about, device=a.device, quick=a.quick)
     chosen = [x for x in parts(a.device, a.quick) if not a.only or any(word in x.name for word in a.only)]
     run(chosen, report, a.minutes, a.at_once or max(1, min(6, (os.cpu_count() or 1) // 2)))

@@ -101,13 +101,19 @@ def drawn(case: Case, seed: int, device: str, dtype: torch.dtype) -> list[Tensor
     rows = N if case.options.get("encode") else T * N
     found = []
     for _ in range(2 if case.residual else 1):
-        x = torch.randn(rows, C, *case.size) if case.grid is None else torch.randint(-30, 40, (rows, C, *case.size))
+        x = (
+            torch.randn(rows, C, *case.size)
+            if case.grid is None
+            else torch.randint(-30, 40, (rows, C, *case.size))
+        )
         x = x.to(device=device, dtype=dtype)
         found.append(x.to(memory_format=torch.channels_last) if case.last and x.dim() == 4 else x)
     return found
 
 
-def results(layer: nn.Module, given: list[Tensor], way: Any, membrane: bool) -> tuple[dict[str, Tensor], Tensor]:
+def results(
+    layer: nn.Module, given: list[Tensor], way: Any, membrane: bool
+) -> tuple[dict[str, Tensor], Tensor]:
     """Spikes, membranes and all gradients by name; and the charged membranes, whether asked or not."""
     leaves = [x.detach().clone().requires_grad_() for x in given]
     layer.zero_grad()
@@ -159,11 +165,14 @@ def compare(case: Case, device: str, dtype: torch.dtype, way: str) -> dict[str, 
     if set(mine) != set(theirs):
         return {"ok": False, "error": f"gradients of {sorted(set(mine) ^ set(theirs))} are missing"}
     differ = 0 if case.options.get("smooth") else int((mine["spikes"].double() != theirs["spikes"]).sum())
-    errors = {name: float((mine[name].double() - b).norm() / (b.norm() + 1e-12)) for name, b in theirs.items()}
+    errors = {
+        name: float((mine[name].double() - b).norm() / (b.norm() + 1e-12)) for name, b in theirs.items()
+    }
     worst = max(errors, key=lambda name: errors[name])
     good = differ == 0 and errors[worst] <= TOLERANCES[dtype] and compilation.failure() is None
     fired = float(theirs["spikes"].mean())
-    return {"ok": good, "spikes_differ": differ, "error": errors[worst], "of": worst, "fired": fired, "draw": seed,
+    return {"ok": good, "spikes_differ": differ, "error": errors[worst], "of": worst, "fired": fired,
+    "draw": seed,
             **({"compiling": compilation.failure()} if compilation.failure() else {})}  # fmt: skip
 
 
@@ -181,7 +190,8 @@ def kernels(device: str, dtype: torch.dtype, way: str, every: int = 1) -> None:
 def gradcheck(device: str, way: str) -> None:
     """Smooth neurons against finite differences in float64."""
     for name, case in (
-        ("hard", Case()), ("soft", Case(options={"reset": "soft"})), ("no reset", Case(options={"reset": None})),
+        ("hard", Case()), ("soft", Case(options={"reset": "soft"})),
+        ("no reset", Case(options={"reset": None})),
         ("residual", Case(residual=True)), ("encode", Case(options={"encode": True})), ("PLIF", Case(PLIF)),
         ("alone", Case(norm=False)), ("channels first", Case(last=False)),
     ):  # fmt: skip

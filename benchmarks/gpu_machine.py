@@ -10,7 +10,10 @@ from gpu import row
 
 
 def run(name: str, device: str, quick: bool) -> None:
-    row("software", **{**timing.machine(), "torch": torch.__version__, "cuda": torch.version.cuda, "triton": _triton()})
+    row(
+        "software",
+        **{**timing.machine(), "torch": torch.__version__, "cuda": torch.version.cuda, "triton": _triton()},
+    )
     x = torch.ones(256, 256, device=device)
     row("device", ok=bool((x @ x).sum().item() == 256.0**3), **_card(device))
 
@@ -29,7 +32,9 @@ def _card(device: str) -> dict[str, Any]:
     about = torch.cuda.get_device_properties(device)
     query = "--query-gpu=driver_version,clocks.sm,clocks.max.sm,power.limit,utilization.gpu"
     try:
-        said = subprocess.run(["nvidia-smi", query, "--format=csv"], capture_output=True, text=True, timeout=20).stdout
+        said = subprocess.run(
+            ["nvidia-smi", query, "--format=csv"], capture_output=True, text=True, timeout=20
+        ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         said = str(error)
     return {

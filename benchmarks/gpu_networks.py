@@ -37,7 +37,11 @@ def gradients(net: Any, x: Tensor, y: Tensor, way: Any, memory: str = "default")
             logits = net(x).mean(0)
             loss = nn.functional.cross_entropy(logits, y)
         loss.backward()
-    found = {"loss": loss, "logits": logits, **{k: p.grad for k, p in net.named_parameters() if p.grad is not None}}
+    found = {
+        "loss": loss,
+        "logits": logits,
+        **{k: p.grad for k, p in net.named_parameters() if p.grad is not None},
+    }
     return {k: v.detach().double().cpu() for k, v in found.items()}
 
 
@@ -83,7 +87,11 @@ def quantized(device: str, form: torch.memory_format) -> dict[str, Any]:
     for tap, mine in seen.tensors.items():
         differ[tap] = int((mine.cpu() != spikes[tap.removesuffix("@spikes")]).sum())
     wrong = float((logits.double().cpu() / integer.scale - codes.double()).abs().max())
-    return {"ok": not any(differ.values()) and wrong < 0.01, "spikes_differ": sum(differ.values()), "logits": wrong}
+    return {
+        "ok": not any(differ.values()) and wrong < 0.01,
+        "spikes_differ": sum(differ.values()),
+        "logits": wrong,
+    }
 
 
 def made_on_the_device(device: str) -> dict[str, Any]:
@@ -136,7 +144,11 @@ def reductions(device: str, dtype: torch.dtype, way: Any) -> dict[str, Any]:
         (mean.sum() + 3 * square).backward()
         assert x.grad is not None
         found.append(
-            {"mean": mean.detach().double().cpu(), "square": square.detach().double().cpu(), "x": x.grad.double().cpu()}
+            {
+                "mean": mean.detach().double().cpu(),
+                "square": square.detach().double().cpu(),
+                "x": x.grad.double().cpu(),
+            }
         )
     worst = error(found[0], found[1])
     return {"ok": worst["error"] < (1e-2 if dtype == torch.bfloat16 else 1e-5), **worst}
@@ -185,7 +197,8 @@ def counts(device: str) -> None:
     from torch._dynamo.utils import counters
 
     changes: dict[str, dict[str, Any]] = {
-        "first step": {}, "second step": {}, "width 0.5": {"width": 0.5}, "batch 24": {"n": 24}, "images 24x24": {"size": 24},
+        "first step": {}, "second step": {}, "width 0.5": {"width": 0.5}, "batch 24": {"n": 24},
+        "images 24x24": {"size": 24},
         "tau 1.5, threshold 0.8": {"neuron": LIF(tau=1.5, threshold=0.8)},
     }  # fmt: skip
     allowed = {"first step": 12}

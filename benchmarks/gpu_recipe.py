@@ -29,7 +29,11 @@ def generated(recipe: Recipe, images: int) -> datasets.Data:
     """Noise of CIFAR-10's shape."""
     rng = np.random.default_rng(0)
     arrays: dict[str, Any] = {"class_names": [str(i) for i in range(10)]}
-    for part, n in {"train": images, "validation": max(images // 20, 4), "test": max(images // 20, 4)}.items():
+    for part, n in {
+        "train": images,
+        "validation": max(images // 20, 4),
+        "test": max(images // 20, 4),
+    }.items():
         arrays[f"x_{part}"] = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
         arrays[f"y_{part}"] = np.arange(n) % 10
     config = recipe.data.model_copy(update={"name": "arrays", "root": None})
@@ -67,7 +71,8 @@ def trained(
     assert last is not None
     found = {key: last[key] for key in ("images_per_second", "step_time")}
     return {
-        "ok": bool(np.isfinite(last["train"]["loss"])), **found, "peak_mb": peak_memory_mb(device), "precision": precision,
+        "ok": bool(np.isfinite(last["train"]["loss"])), **found, "peak_mb": peak_memory_mb(device),
+        "precision": precision,
         "loss": last["train"]["loss"], "batch": size, "seconds": training.position.seconds,
     }  # fmt: skip
 
@@ -89,12 +94,19 @@ def inference(network: Any, data: datasets.Data, device: torch.device, compiled:
 def integer(network: Any, data: datasets.Data, device: torch.device) -> dict[str, Any]:
     """Predictions of the integer network beside those of the device."""
     found = evaluate_integer(network, list(data.batches("test", 64, device=device))[:2])
-    return {"ok": found.equal == found.images, "equal": found.equal, "images": found.images, "bytes": found.bytes}
+    return {
+        "ok": found.equal == found.images,
+        "equal": found.equal,
+        "images": found.images,
+        "bytes": found.bytes,
+    }
 
 
 def run(name: str, device: str, quick: bool) -> None:
     """All stages in order; one that fails is a row, and what needs it fails too."""
-    overrides = ["data.batch_size=8", "teacher.network.width=0.125", "student.network.width=0.125"] if quick else []
+    overrides = (
+        ["data.batch_size=8", "teacher.network.width=0.125", "student.network.width=0.125"] if quick else []
+    )
     recipe = load(RECIPE, overrides)
     recipe = load(RECIPE, [*overrides, *(f"{s.name}.epochs={1 if quick else 2}" for s in recipe.stages)])
     data, place = generated(recipe, 32 if quick else 20_000), torch.device(device)
@@ -103,6 +115,8 @@ def run(name: str, device: str, quick: bool) -> None:
     for stage in recipe.stages:
         attempt(stage.name, trained, stage, recipe, data, products, place, not quick)
         if stage.name in products:
-            attempt(f"{stage.name}, inference", inference, products[stage.name].network, data, place, not quick)
+            attempt(
+                f"{stage.name}, inference", inference, products[stage.name].network, data, place, not quick
+            )
     if "quantized" in products:
         attempt("integer network", integer, products["quantized"].network, data, place)

@@ -54,7 +54,9 @@ def network(name: str, T: int | None, frames: bool, quick: bool) -> nn.Module:
     width = 0.125 if quick else 1.0
     neuron = None if T is None else LIF()
     entrance = "frames" if frames else "image"
-    return sd.networks.create(name, input=entrance, time_steps=T, width=width, neuron=neuron, initialisation="plain")
+    return sd.networks.create(
+        name, input=entrance, time_steps=T, width=width, neuron=neuron, initialisation="plain"
+    )
 
 
 def peer(name: str, T: int, frames: bool, quick: bool, kind: str) -> nn.Module:
@@ -105,7 +107,9 @@ def kept(make: Callable[[], Step], memory: str) -> Step:
     return v
 
 
-def measured(make: Callable[[], Step], n: int, T: int, device: str, quick: bool, graph: bool) -> dict[str, Any]:
+def measured(
+    make: Callable[[], Step], n: int, T: int, device: str, quick: bool, graph: bool
+) -> dict[str, Any]:
     """One row; with ``graph`` also the step captured and played again."""
     v, size, runs = make(), 8 if quick else 32, 2 if quick else RUNS
     torch.manual_seed(1)
@@ -124,7 +128,9 @@ def measured(make: Callable[[], Step], n: int, T: int, device: str, quick: bool,
         found["graph"]["loss"] = float(v.last_loss)
     found["images_per_second"] = 1e3 * n / found["median_ms"]
     found["ok"] = (
-        math.isfinite(first_loss) and math.isfinite(float(v.last_loss)) and float(v.last_loss) < 2 * first_loss
+        math.isfinite(first_loss)
+        and math.isfinite(float(v.last_loss))
+        and float(v.last_loss) < 2 * first_loss
     )
     return found
 
@@ -166,7 +172,9 @@ def run(name: str, device: str, quick: bool) -> None:
     """One part: shapes, precisions, variants."""
     graph = name.endswith("CUDA graphs")
     shapes: Any = (
-        (MEMORY if name.startswith("memory") else SHAPES[:2] if graph else SHAPES) if not quick else (("conv6", 2, 2),)
+        (MEMORY if name.startswith("memory") else SHAPES[:2] if graph else SHAPES)
+        if not quick
+        else (("conv6", 2, 2),)
     )
     for network_name, n, T in shapes:
         for half in (False,) if quick else (True, False):

@@ -1,12 +1,13 @@
-"""MS-ResNet-18 for N-Caltech101 (48x48 event frames, 101 classes), floating point against 4/4/8 bits, beside MD-SNN's ratios.
+"""MS-ResNet-18 for N-Caltech101 (48x48 event frames, 101 classes), floating point against 4/4/8 bits, beside
+MD-SNN's ratios.
 
     python benchmarks/hardware_mdsnn.py EVENTS.npz [--steps 60] [--out TABLE.md]
 
-MD-SNN (Lee, Moitra, Kim, Yin, Panda, DATE 2026, arXiv 2512.04443): 14.85 x lower EDAP, 2.64 x higher TOPS/W, 6.19 x higher
-TOPS/mm2 at equal accuracy. Its bit widths, T, SpikeSim settings and absolute values are not known to us. Spikes are measured
-on real event recordings (keys t, x, y, p, off, label, sensor_size), after a few steps of training from scratch: enough that
-all layers fire, far from a trained network. The same spikes are used at both precisions, so the two prices are not at equal
-measured accuracy.
+MD-SNN (Lee, Moitra, Kim, Yin, Panda, DATE 2026, arXiv 2512.04443): 14.85 x lower EDAP, 2.64 x higher TOPS/W,
+6.19 x higher TOPS/mm2 at equal accuracy. Its bit widths, T, SpikeSim settings and absolute values are not
+known to us. Spikes are measured on real event recordings (keys t, x, y, p, off, label, sensor_size), after a
+few steps of training from scratch: enough that all layers fire, far from a trained network. The same spikes
+are used at both precisions, so the two prices are not at equal measured accuracy.
 """
 
 import argparse
@@ -34,7 +35,9 @@ def frames(path: Path, samples: np.ndarray) -> tuple[Tensor, Tensor]:
     for k, i in enumerate(samples):
         s = slice(off[i], off[i + 1])
         step = np.minimum(t[s].astype(np.int64) * T // (int(t[s].max()) + 1), T - 1)
-        np.add.at(out[k], (step, p[s], y[s].astype(int) * SIZE // height, x[s].astype(int) * SIZE // width), 1)
+        np.add.at(
+            out[k], (step, p[s], y[s].astype(int) * SIZE // height, x[s].astype(int) * SIZE // width), 1
+        )
     return torch.from_numpy(out), torch.from_numpy(label[samples].astype(np.int64))
 
 
@@ -92,13 +95,17 @@ def table(found: list[Layer]) -> str:
         ("the same, 4 bits a cell", ratios(full, low, Config(switches=sliced, cell_bits=4))),
     ]
     for name, config in (
-        ("corrected", {}), ("corrected, 4 bits a cell", {"cell_bits": 4}), ("corrected, 4-bit ADC", {"adc_bits": 4}),
+        ("corrected", {}), ("corrected, 4 bits a cell", {"cell_bits": 4}),
+        ("corrected, 4-bit ADC", {"adc_bits": 4}),
         ("corrected, 128x128 arrays", {"crossbar_size": 128}),
     ):  # fmt: skip
         for activity in ("dense", "event"):
             rows.append((f"{name}, {activity}", ratios(full, low, Config(activity=activity, **config))))
     rows.append(
-        ("corrected, event, 4 bits in first and last layer too", ratios(full, all_four, Config(activity="event")))
+        (
+            "corrected, event, 4 bits in first and last layer too",
+            ratios(full, all_four, Config(activity="event")),
+        )
     )
     for rate in (0.05, 0.10, 0.15, 0.20, 0.25, 0.30):
         sweep = Config(activity="event")
@@ -109,7 +116,9 @@ def table(found: list[Layer]) -> str:
             )
         )
     lines = ["| setting | EDAP | TOPS/W | TOPS/mm² |", "| --- | --- | --- | --- |"]
-    lines += [f"| {name} | " + " | ".join(f"{value:.2f}" for value in row.values()) + " |" for name, row in rows]
+    lines += [
+        f"| {name} | " + " | ".join(f"{value:.2f}" for value in row.values()) + " |" for name, row in rows
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -119,10 +128,18 @@ def absolute(found: list[Layer]) -> str:
         "| precision | activity | PEs | energy µJ | latency ms | area mm² | EDAP µJ·ms·mm² |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, there in (("float", at_bits(found, None, None, None, residual_bits=32)), ("4/4/8 bits", at_bits(found))):
+    for name, there in (
+        ("float", at_bits(found, None, None, None, residual_bits=32)),
+        ("4/4/8 bits", at_bits(found)),
+    ):
         for activity in ("dense", "event"):
             r = spikesim.evaluate(there, Config(activity=activity))
-            figures = (r.energy_pj / 1e6, (r.latency_ns or nan) / 1e6, (r.area_um2 or nan) / 1e6, r.edap or nan)
+            figures = (
+                r.energy_pj / 1e6,
+                (r.latency_ns or nan) / 1e6,
+                (r.area_um2 or nan) / 1e6,
+                r.edap or nan,
+            )
             cells = " | ".join(f"{value:,.2f}" if value < 100 else f"{value:,.0f}" for value in figures)
             lines.append(f"| {name} | {activity} | {r.pes:,} | {cells} |")
     return "\n".join(lines) + "\n"
@@ -138,7 +155,10 @@ if __name__ == "__main__":
     found = layers(net, x[:16])
     spikes = [layer for layer in found if layer.kind == "neuron"]
     rate = sum(n.spikes_out or 0 for n in spikes) / sum(n.outputs_per_run * n.time_steps for n in spikes)
-    text = f"{given.steps} steps of 16 recordings, held-out accuracy {accuracy:.2f}, mean firing rate {100 * rate:.1f} %\n\n"
+    text = (
+        f"{given.steps} steps of 16 recordings, held-out accuracy {accuracy:.2f}, "
+        f"mean firing rate {100 * rate:.1f} %\n\n"
+    )
     text += absolute(found) + "\n" + table(found)
     if given.out:
         given.out.write_text(text, encoding="utf-8")

@@ -1,4 +1,5 @@
-"""Writes the generated tables of docs/hardware.md: switches, constants, the walk on VGG9, the memory models' differences.
+"""Writes the generated tables of docs/hardware.md: switches, constants, the walk on VGG9, the memory models'
+differences.
 
 python benchmarks/hardware_tables.py
 """
@@ -26,7 +27,8 @@ def switches() -> str:
     rows = ["| switch | corrected | why |", "| --- | --- | --- |"]
     for name, field in Switches.model_fields.items():
         rows.append(
-            f"| `{name}` | {'on' if field.default else 'off'} | {' '.join((field.description or '').split())} |"
+            f"| `{name}` | {'on' if field.default else 'off'} | "
+            f"{' '.join((field.description or '').split())} |"
         )
     return "\n".join(rows)
 
@@ -42,7 +44,9 @@ def technology() -> str:
 def memory_walk() -> str:
     """From our memory-inclusive estimate to SpikingJelly's, change by change, on a small VGG."""
     torch.manual_seed(0)
-    net = networks.create("vgg5", width=0.5, time_steps=4, neuron={"type": "lif", "tau": 2.0, "threshold": 0.1})
+    net = networks.create(
+        "vgg5", width=0.5, time_steps=4, neuron={"type": "lif", "tau": 2.0, "threshold": 0.1}
+    )
     for _ in range(10):
         net(torch.rand(8, 3, 32, 32))
     found = layers(net, torch.rand(1, 3, 32, 32), image_bits=32)
@@ -53,17 +57,26 @@ def memory_walk() -> str:
     ]
     again = steps[-1][1]
     steps.append(
-        ("no additions without a bias (`adds_without_bias: false`)", again, MemoryConfig(adds_without_bias=False))
+        (
+            "no additions without a bias (`adds_without_bias: false`)",
+            again,
+            MemoryConfig(adds_without_bias=False),
+        )
     )
     steps.append(
-        ("addresses of a linear layer N_in + N_out (`dense_linear_addresses: sum`)", again, memory.SPIKINGJELLY)
+        (
+            "addresses of a linear layer N_in + N_out (`dense_linear_addresses: sum`)",
+            again,
+            memory.SPIKINGJELLY,
+        )
     )
     rows = ["| change | energy nJ | against the row above |", "| --- | --- | --- |"]
     before = None
     for name, there, config in steps:
         energy = memory.estimate(there, config).total_pj
         rows.append(
-            f"| {name} | {energy / 1e3:,.1f} | {'' if before is None else f'{100 * (energy / before - 1):+.3f} %'} |"
+            f"| {name} | {energy / 1e3:,.1f} | "
+            f"{'' if before is None else f'{100 * (energy / before - 1):+.3f} %'} |"
         )
         before = energy
     return "\n".join(rows)
@@ -76,7 +89,12 @@ def refreshed(page: str) -> str:
     """The page with every table between its markers written anew."""
     for name, table in TABLES.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        page = re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{table().strip()}\n{end}", page, flags=re.DOTALL)  # noqa: B023
+        page = re.sub(
+            f"{begin}.*?{end}",
+            lambda _: f"{begin}\n{table().strip()}\n{end}",  # noqa: B023
+            page,
+            flags=re.DOTALL,
+        )
     return page
 
 

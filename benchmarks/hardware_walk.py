@@ -1,9 +1,11 @@
-"""From SpikeSim's published code to corrected mode, switch by switch, on its own VGG9 example; writes a Markdown table.
+"""From SpikeSim's published code to corrected mode, switch by switch, on its own VGG9 example; writes a
+Markdown table.
 
     python benchmarks/hardware_walk.py [OUT]
 
-Each row switches one more correction on and keeps those before it; numbers are absolute, percentages are against the row
-above. Weights have 4 bits, as the published example's README says, membranes and norms 8; ADCs the lossless 7.
+Each row switches one more correction on and keeps those before it; numbers are absolute, percentages are
+against the row above. Weights have 4 bits, as the published example's README says, membranes and norms 8;
+ADCs the lossless 7.
 """
 
 import sys
@@ -27,7 +29,9 @@ FIRST = [
 
 
 def vgg9() -> list[Layer]:
-    """The published example with what the published code does not know: bits, norms, the constant image, the head."""
+    """The published example with what the published code does not know: bits, norms, the constant image,
+    the head.
+    """
     layers: list[Layer] = []
     for i, (c_in, c_out, h_in, h_out) in enumerate(zip(C_IN, C_OUT, SIZE_IN, SIZE_OUT)):
         conv = Layer(
@@ -37,7 +41,8 @@ def vgg9() -> list[Layer]:
         if i == 0:
             conv = replace(conv, input_kind="real", input_bits=8, executions=1)
         norm = Layer(
-            name=f"norm{i + 1}", kind="norm", in_channels=c_out, out_channels=c_out, in_size=(h_in, h_in), time_steps=5,
+            name=f"norm{i + 1}", kind="norm", in_channels=c_out, out_channels=c_out, in_size=(h_in, h_in),
+            time_steps=5,
             executions=conv.runs, norm_bits=8, membrane_bits=8,
         )  # fmt: skip
         layers += [conv, norm]
@@ -50,7 +55,9 @@ def vgg9() -> list[Layer]:
 
 
 def order() -> list[str]:
-    """The switches that corrected mode has on: accounting first, then precision, then layers and memories beyond."""
+    """The switches that corrected mode has on: accounting first, then precision, then layers and memories
+    beyond.
+    """
     names = [name for name, field in Switches.model_fields.items() if field.default]
     return [*FIRST, *(name for name in names if name not in FIRST)]
 

@@ -1,4 +1,5 @@
-"""Inference: images a second of ours (eager, compiled), of SpikingJelly's neurons in the same network, of the ANN twin.
+"""Inference: images a second of ours (eager, compiled), of SpikingJelly's neurons in the same network, of the
+ANN twin.
 
     python benchmarks/inference.py [--network conv6] [--batch 32] [--precision bfloat16] [--json FILE]
 
@@ -34,7 +35,11 @@ def main() -> None:
         neuron = None if steps is None else LIF()
         return sd.networks.create(a.network, input=input, time_steps=steps, neuron=neuron).eval()
 
-    ours, peer, ann = create("image", T), swapped(create("frames", T), "SpikingJelly", T).eval(), create("image", None)
+    ours, peer, ann = (
+        create("image", T),
+        swapped(create("frames", T), "SpikingJelly", T).eval(),
+        create("image", None),
+    )
     x = torch.rand(a.batch, 3, 32, 32)
     frames = x.unsqueeze(1).expand(-1, T, *x.shape[1:])
     with torch.no_grad(), compilation.eager():

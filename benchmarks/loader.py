@@ -2,7 +2,8 @@
 
     python benchmarks/loader.py [--batch 128] [--runs 15] [--json FILE]
 
-Generated images of CIFAR-10's form (50,000 x 32x32x3, uint8 in memory); torchvision's per-image transforms for comparison.
+Generated images of CIFAR-10's form (50,000 x 32x32x3, uint8 in memory); torchvision's per-image transforms
+for comparison.
 """
 
 import argparse
@@ -42,7 +43,9 @@ def main() -> None:
     batches = forever()
     from torchvision.transforms import v2
 
-    each = v2.Compose([v2.RandomCrop(32, 4), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)])
+    each = v2.Compose(
+        [v2.RandomCrop(32, 4), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)]
+    )
     raw = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
     def one_by_one() -> torch.Tensor:

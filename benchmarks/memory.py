@@ -1,12 +1,15 @@
-"""Peak training memory, each variant in a fresh process: peak of five steps minus what there was after model and optimizer.
+"""Peak training memory, each variant in a fresh process: peak of five steps minus what there was after model
+and optimizer.
 
-    python benchmarks/memory.py [--network conv6] [--batch 32] [--time-steps 8] [--precision float32] [--json FILE]
+    python benchmarks/memory.py [--network conv6] [--batch 32] [--time-steps 8] [--precision float32]
+        [--json FILE]
 
-A step on two images comes before, so that what libraries load or compile at first use is not counted. Beside it the bytes of
-saved tensors, counted by hooks (ours: by the packer's), and the time of a step. Variants: ours in default, packed and lean
-memory, each with the allocator setting that such a run has (``spikedistill.heap``); SpikingJelly's neurons in the same network,
-as they are and through its ``memopt`` (level 1, the highest that runs on a CPU, on units of convolution, norm and neuron or
-on residual blocks; all of them checkpointed, spikes compressed), with the allocator as the system has it.
+A step on two images comes before, so that what libraries load or compile at first use is not counted. Beside
+it the bytes of saved tensors, counted by hooks (ours: by the packer's), and the time of a step. Variants:
+ours in default, packed and lean memory, each with the allocator setting that such a run has
+(``spikedistill.heap``); SpikingJelly's neurons in the same network, as they are and through its ``memopt``
+(level 1, the highest that runs on a CPU, on units of convolution, norm and neuron or on residual blocks; all
+of them checkpointed, spikes compressed), with the allocator as the system has it.
 """
 
 import argparse
@@ -39,7 +42,9 @@ def optimized(network: Any, x: Any) -> Any:
         return model(x)
 
     targets = (Unit, BasicForm, MSForm)
-    network = optimize_memory(grouped(network), targets, example, level=1, checkpoint_budget="memory", compress=True)
+    network = optimize_memory(
+        grouped(network), targets, example, level=1, checkpoint_budget="memory", compress=True
+    )
     reset(network)
     return network
 
@@ -108,7 +113,11 @@ def measure(variant: str, name: str, batch: int, T: int, half: bool) -> dict[str
             loss = forward(batch)  # held until all is counted, so that no address is used twice
         kept = packed or sum(n for address, n in saved.items() if address not in own)
         del loss
-    return {"peak_mb": peak - before, "saved_mb": kept / 1e6, "median_ms": 1e3 * statistics.median(seconds[1:])}
+    return {
+        "peak_mb": peak - before,
+        "saved_mb": kept / 1e6,
+        "median_ms": 1e3 * statistics.median(seconds[1:]),
+    }
 
 
 def main() -> None:

@@ -47,7 +47,9 @@ def spikingjelly(neuron: Neuron) -> Simulate:
 
 
 def reset(network: nn.Module) -> None:
-    """What SpikingJelly's networks need before each simulation; outside of what is compiled, as its users do it."""
+    """What SpikingJelly's networks need before each simulation; outside of what is compiled, as its users
+    do it.
+    """
     for module in network.modules():
         if type(module).__name__ == "LIFNode":
             module.reset()
@@ -57,7 +59,9 @@ def snntorch(neuron: Neuron) -> Simulate:
     import snntorch
     from snntorch import surrogate
 
-    leaky = snntorch.Leaky(neuron.decay, spike_grad=surrogate.atan(2.0), reset_mechanism="zero", reset_delay=False)
+    leaky = snntorch.Leaky(
+        neuron.decay, spike_grad=surrogate.atan(2.0), reset_mechanism="zero", reset_delay=False
+    )
 
     def run(x: Tensor) -> Tensor:
         mem, spikes = torch.zeros_like(x[0]), []
@@ -70,7 +74,11 @@ def snntorch(neuron: Neuron) -> Simulate:
 
 
 def norse(neuron: Neuron) -> Simulate:
-    from norse.torch.functional.lif_box import LIFBoxFeedForwardState, LIFBoxParameters, lif_box_feed_forward_step
+    from norse.torch.functional.lif_box import (
+        LIFBoxFeedForwardState,
+        LIFBoxParameters,
+        lif_box_feed_forward_step,
+    )
 
     p = LIFBoxParameters(tau_mem_inv=torch.tensor(1000 * neuron.gain), v_th=torch.tensor(neuron.threshold))
 
@@ -133,7 +141,9 @@ class Unit(nn.Sequential):
 
 
 def grouped(network: nn.Module) -> nn.Module:
-    """The network with runs of layers up to a neuron in one module each, where its sequences have such; in place."""
+    """The network with runs of layers up to a neuron in one module each, where its sequences have such; in
+    place.
+    """
     for name, child in list(network.named_children()):
         grouped(child)
         if not isinstance(child, nn.Sequential):

@@ -2,7 +2,8 @@
 
     python benchmarks/profile_step.py [--network conv6] [--batch 32] [--precision bfloat16] [--json FILE]
 
-From torch's profiler, over five steps; the profiler itself costs some per cent. "statistics" are in "the rest".
+From torch's profiler, over five steps; the profiler itself costs some per cent. "statistics" are in "the
+rest".
 """
 
 import argparse
@@ -59,7 +60,10 @@ def main() -> None:
     total = {event.key: event.cpu_time_total / 1e3 / STEPS for event in profiler.key_averages()}
     own = {event.key: event.self_cpu_time_total / 1e3 / STEPS for event in profiler.key_averages()}
     total |= {key: own[key] for key in own if key == "_EventConvolutionBackward"}  # the rest of it is dense
-    rows = {name: {"median_ms": total.get(key, 0.0), "least_ms": total.get(key, 0.0)} for name, key in PARTS.items()}
+    rows = {
+        name: {"median_ms": total.get(key, 0.0), "least_ms": total.get(key, 0.0)}
+        for name, key in PARTS.items()
+    }
     rest = total["all"] - sum(row["median_ms"] for row in rows.values())
     rows["the rest"] = {"median_ms": rest, "least_ms": rest}
     rows["a step"] = {"median_ms": total["all"], "least_ms": total["all"]}

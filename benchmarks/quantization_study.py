@@ -1,10 +1,12 @@
-"""Does distillation help a 4/4/8-bit student? Paired seeds, equal epochs, from one full-precision SNN teacher.
+"""Does distillation help a 4/4/8-bit student? Paired seeds, equal epochs, from one full-precision SNN
+teacher.
 
     python benchmarks/quantization_study.py digits
-    python benchmarks/quantization_study.py cifar10 --root FOLDER      # a subset: 5,000 training, 2,000 test images
+    python benchmarks/quantization_study.py cifar10 --root FOLDER  # 5,000 training, 2,000 test images
 
-Four students start from the same trained network and differ only in their objectives: cross-entropy; + the teacher's logits;
-+ its membranes; + both. Prints mean accuracies and mean paired differences with 95 % intervals, writes them as JSON.
+Four students start from the same trained network and differ only in their objectives: cross-entropy; + the
+teacher's logits; + its membranes; + both. Prints mean accuracies and mean paired differences with 95 %
+intervals, writes them as JSON.
 """
 
 import argparse
@@ -73,7 +75,9 @@ def subset(root: Path) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", choices=sorted(NETWORKS))
     parser.add_argument("--root", type=Path)
     parser.add_argument("--seeds", type=int, default=5)

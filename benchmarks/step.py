@@ -1,16 +1,19 @@
-"""One training step: ours, the same network with other libraries' neurons, and the compiled ANN twin at the same T*N.
+"""One training step: ours, the same network with other libraries' neurons, and the compiled ANN twin at the
+same T*N.
 
-    python benchmarks/step.py [--network conv6] [--width 1] [--batch 32] [--time-steps 4] [--precision both] [--peers best]
+    python benchmarks/step.py [--network conv6] [--width 1] [--batch 32] [--time-steps 4] [--precision both]
+        [--peers best]
 
-Each variant lives in a process of its own, so that none profits or suffers from another's allocations; they take turns, in
-random order, two steps a turn, of which the second is timed. Medians, a table and JSON. Before anything is timed, all
-spiking variants must give the same loss in float64. "once": what stands before the first neuron runs once for each image;
-otherwise at every time step. ``--peers users``: as their users run them, eager and channels first; ``best``: also with
-channels last and our allocator setting (``spikedistill.heap.keep``), which ours and the ANN twin have too, and torch.compile
-of the whole network with the image entering once, wherever these work; one that does not work is a row with its error.
+Each variant lives in a process of its own, so that none profits or suffers from another's allocations; they
+take turns, in random order, two steps a turn, of which the second is timed. Medians, a table and JSON. Before
+anything is timed, all spiking variants must give the same loss in float64. "once": what stands before the
+first neuron runs once for each image; otherwise at every time step. ``--peers users``: as their users run
+them, eager and channels first; ``best``: also with channels last and our allocator setting
+(``spikedistill.heap.keep``), which ours and the ANN twin have too, and torch.compile of the whole network
+with the image entering once, wherever these work; one that does not work is a row with its error.
 
-Ours computes convolutions event by event where few neurons fire, so its time depends on the firing rate, which is printed.
-``--bias`` is that of all norms: 0 as initialised; with more of it more neurons fire.
+Ours computes convolutions event by event where few neurons fire, so its time depends on the firing rate,
+which is printed. ``--bias`` is that of all norms: 0 as initialised; with more of it more neurons fire.
 """
 
 import argparse
@@ -40,7 +43,12 @@ class Variant:
         self, name: str, network: nn.Module, way: str = "eager", *, frames: bool = False, half: bool = False,
         last: bool = True, ann_steps: int = 0,
     ):  # fmt: skip
-        self.name, self.network, self.frames, self.ann_steps = name + " bf16" * half, network, frames, ann_steps
+        self.name, self.network, self.frames, self.ann_steps = (
+            name + " bf16" * half,
+            network,
+            frames,
+            ann_steps,
+        )
         self.kept = last  # freed memory is kept: in all but what runs as its users run it
         self.half, self.form = half, torch.channels_last if last else torch.contiguous_format
         self.context: Callable = (lambda: compilation.use(way)) if way != "whole" else nullcontext
@@ -151,7 +159,9 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--bias", type=float, default=0.0)
     p.add_argument("--precision", choices=("float32", "bfloat16", "both"), default="float32")
     p.add_argument("--peers", choices=("none", "users", "best"), default="users")
-    p.add_argument("--whole", nargs="*", default=list(PEERS), help="peers to compile whole, with --peers best")
+    p.add_argument(
+        "--whole", nargs="*", default=list(PEERS), help="peers to compile whole, with --peers best"
+    )
     p.add_argument("--runs", type=int, default=9)
     p.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

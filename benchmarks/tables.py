@@ -86,7 +86,10 @@ def first() -> None:
     for what in whats:
         cells = [c.get(what) for c in columns.values()]
         lines.append(
-            [what, *[f"{c['seconds']:.1f} s, {c['graphs']:.0f}" if isinstance(c, dict) else "-" for c in cells]]
+            [
+                what,
+                *[f"{c['seconds']:.1f} s, {c['graphs']:.0f}" if isinstance(c, dict) else "-" for c in cells],
+            ]
         )
     table(["seconds, graphs compiled", *columns], lines)
 
@@ -123,7 +126,9 @@ def events() -> None:
     if found:
         print("### Event-driven convolutions over dense ones, forward and backward\n")
         kinds = list(next(iter(found.values())))
-        lines = [[f"{100 * float(rate):g} %", *[f"{found[rate][kind]:.2f}" for kind in kinds]] for rate in found]
+        lines = [
+            [f"{100 * float(rate):g} %", *[f"{found[rate][kind]:.2f}" for kind in kinds]] for rate in found
+        ]
         table(["neurons that fire", *kinds], lines)
 
 
@@ -152,7 +157,13 @@ def plain(name: str, base: str) -> None:
 
 
 if __name__ == "__main__":
-    for name in ("step-conv6", "step-conv6-rates", "step-conv6-wide", "step-ms_resnet18", "step-conv6-compiled"):
+    for name in (
+        "step-conv6",
+        "step-conv6-rates",
+        "step-conv6-wide",
+        "step-ms_resnet18",
+        "step-conv6-compiled",
+    ):
         step(name)
     scaling()
     profile()

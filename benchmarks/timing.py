@@ -1,4 +1,6 @@
-"""Interleaved timing: variants in turn, in random order, medians; so that a machine whose speed drifts is fair to all."""
+"""Interleaved timing: variants in turn, in random order, medians; so that a machine whose speed drifts is
+fair to all.
+"""
 
 import json
 import os
@@ -19,8 +21,12 @@ from spikedistill import heap
 from spikedistill.precision import cpu_bf16_units
 
 
-def interleaved(variants: Mapping[str, Callable[[], Any]], runs: int, warm_up: int = 2) -> dict[str, dict[str, float]]:
-    """Milliseconds of each variant: median, least, most of ``runs`` after ``warm_up``; freed memory is kept, for all."""
+def interleaved(
+    variants: Mapping[str, Callable[[], Any]], runs: int, warm_up: int = 2
+) -> dict[str, dict[str, float]]:
+    """Milliseconds of each variant: median, least, most of ``runs`` after ``warm_up``; freed memory is
+    kept, for all.
+    """
     heap.keep()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for run in variants.values():
@@ -60,7 +66,9 @@ def machine() -> dict[str, Any]:
         "bf16_units": cpu_bf16_units(),
         "limited_to": os.environ.get("ONEDNN_MAX_CPU_ISA"),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "kind": "GPU" if torch.cuda.is_available() else f"CPU with{'' if cpu_bf16_units() else 'out'} bf16 units",
+        "kind": "GPU"
+        if torch.cuda.is_available()
+        else f"CPU with{'' if cpu_bf16_units() else 'out'} bf16 units",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "versions": {package: _version(package) for package in PACKAGES},

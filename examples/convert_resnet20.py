@@ -1,9 +1,10 @@
 """Convert the published CIFAR-10 ResNet-20 (91.73 % as ANN) and print its accuracy against T.
 
-    python examples/convert_resnet20.py DATA [--images 1000] [--percentile 99.9|max] [--method threshold_balancing|signed]
+    python examples/convert_resnet20.py DATA [--images 1000] [--percentile 99.9|max]
+        [--method threshold_balancing|signed]
 
-DATA: a folder with teacher_cifar10_resnet20.npz and cifar10.npz (x_train, y_train, x_test, y_test; uint8 N,H,W,C), or with
-torchvision's CIFAR-10 folder in place of the latter.
+DATA: a folder with teacher_cifar10_resnet20.npz and cifar10.npz (x_train, y_train, x_test, y_test; uint8
+N,H,W,C), or with torchvision's CIFAR-10 folder in place of the latter.
 """
 
 import argparse

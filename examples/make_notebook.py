@@ -1,4 +1,5 @@
-"""Write examples/digits.ipynb with its outputs: `python examples/make_notebook.py`, half a minute on one CPU core.
+"""Write examples/digits.ipynb with its outputs: `python examples/make_notebook.py`, half a minute on one CPU
+core.
 
 No Jupyter is needed: the cells run here, one after the other, and what a notebook would show is kept.
 """
@@ -17,8 +18,8 @@ CELLS = [
     ("markdown", """\
 # From digits to a priced spiking network
 
-A teacher with ReLUs, a spiking student that learns from it, the student at 4 bits, and what it would cost on a chip. Everything
-runs on one CPU core; the 8x8 digits come with the package."""),
+A teacher with ReLUs, a spiking student that learns from it, the student at 4 bits, and what it would cost on
+a chip. Everything runs on one CPU core; the 8x8 digits come with the package."""),
     ("code", """\
 import torch
 
@@ -35,7 +36,13 @@ recipe = {
     "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "schedule": "one_cycle"},
     "stages": [
         {"name": "teacher", "network": {**vgg, "ann": True, "width": 0.5}, "epochs": 6},
-        {"name": "student", "network": {**vgg, "width": 0.25}, "teacher": "teacher", "epochs": 6, "objectives": distil},
+        {
+            "name": "student",
+            "network": {**vgg, "width": 0.25},
+            "teacher": "teacher",
+            "epochs": 6,
+            "objectives": distil,
+        },
         {"name": "quantized", "from": "student", "teacher": "student", "epochs": 2, "objectives": distil},
     ],
 }
@@ -65,7 +72,8 @@ images, labels = next(iter(data.batches("test", 128)))
 with torch.no_grad():
     same = integer.predict(images).argmax(1) == quantized.predict(images).argmax(1)
 f"{int(same.sum())} of {len(same)} predictions are equal\""""),
-    ("markdown", "Its price: several models side by side, beside the ANN twin at equal bits, and never one number alone."),
+    ("markdown", "Its price: several models side by side, beside the ANN twin at equal bits, "
+"and never one number alone."),
     ("code", """\
 price = sd.hardware.price(sd.hardware.layers(quantized, images))
 price"""),
@@ -104,12 +112,16 @@ def outputs(source: str, names: dict[str, Any], count: int) -> list[dict[str, An
             value = eval(compile(ast.Expression(last.value), "<cell>", "eval"), names)
     found: list[dict[str, Any]] = []
     if printed.getvalue():
-        found.append({"name": "stdout", "output_type": "stream", "text": printed.getvalue().splitlines(keepends=True)})
+        found.append(
+            {"name": "stdout", "output_type": "stream", "text": printed.getvalue().splitlines(keepends=True)}
+        )
     if value is not None:
         data = {"text/plain": text(value).splitlines(keepends=True)}
         if hasattr(value, "_repr_html_"):
             data["text/html"] = value._repr_html_().splitlines(keepends=True)
-        found.append({"data": data, "execution_count": count, "metadata": {}, "output_type": "execute_result"})
+        found.append(
+            {"data": data, "execution_count": count, "metadata": {}, "output_type": "execute_result"}
+        )
     return found
 
 

@@ -36,7 +36,9 @@ def main(epochs: int = 10) -> float:
         [
             {"type": "cross_entropy"},
             {"type": "blurred_feature", "weight": 0.002},
-            sd.objectives.LogitDistillation(temperature=2.0, weight={"start": 1.0, "end": 0.5, "shape": "linear"}),
+            sd.objectives.LogitDistillation(
+                temperature=2.0, weight={"start": 1.0, "end": 0.5, "shape": "linear"}
+            ),
         ],
     ).setup(x[:50])  # before the optimizer: the blurred feature has a restoration block to train
     optimizer = torch.optim.Adam(sd.parameter_groups(distiller, 2e-3, optimizer="adam"))

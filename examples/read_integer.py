@@ -1,4 +1,6 @@
-"""Run the file of an integer network, a VGG's or a residual one's, with numpy alone; docs/integer_file.md defines it."""
+"""Run the file of an integer network, a VGG's or a residual one's, with numpy alone; docs/integer_file.md
+defines it.
+"""
 
 import json
 
@@ -7,7 +9,9 @@ import numpy as np
 
 def windows(x, kernel, op, outside=0):
     x = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in op["padding"])], constant_values=outside)
-    return np.lib.stride_tricks.sliding_window_view(x, kernel, (2, 3))[:, :, :: op["stride"][0], :: op["stride"][1]]
+    return np.lib.stride_tricks.sliding_window_view(x, kernel, (2, 3))[
+        :, :, :: op["stride"][0], :: op["stride"][1]
+    ]
 
 
 def neuron(currents, op):
@@ -29,17 +33,33 @@ def run(path, images):
     for name, t in index.items():
         kind, (first, end) = f"<{t['dtype'][0].lower()}{int(t['dtype'][1:]) // 8}", t["data_offsets"]
         tensors[name] = np.frombuffer(data[start + first : start + end], kind).reshape(t["shape"])
-    known = ["input", "layer", "norm", "norm_neuron", "neuron", "add", "reshape", "max_pool", "sum_pool", "repeat"]
+    known = [
+        "input",
+        "layer",
+        "norm",
+        "norm_neuron",
+        "neuron",
+        "add",
+        "reshape",
+        "max_pool",
+        "sum_pool",
+        "repeat",
+    ]
     for i, op in enumerate(network["ops"]):
         assert (None if op.get("leak_first") or "factors" in op else op["op"]) in known, op
         kind, (x, *others), T = op["op"], [values[j] for j in op["in"]] or [images], network["time_steps"]
         if kind == "input":
-            x = np.stack([table[x[:, c]] for c, table in enumerate(tensors["input.table"].astype(np.int64))], 1)
+            x = np.stack(
+                [table[x[:, c]] for c, table in enumerate(tensors["input.table"].astype(np.int64))], 1
+            )
         elif kind == "layer":
-            planes = np.unpackbits(tensors[f"{i}.weight"], bitorder="little")[: np.prod(op["shape"]) * op["bits"]]
+            planes = np.unpackbits(tensors[f"{i}.weight"], bitorder="little")[
+                : np.prod(op["shape"]) * op["bits"]
+            ]
             w = planes.reshape(-1, op["bits"]) @ (1 << np.arange(op["bits"])) - 2.0 ** (op["bits"] - 1)
             x, axes = (windows(x, op["shape"][2:], op), (1, 4, 5)) if len(op["shape"]) == 4 else (x, (1,))
-            x = np.tensordot(x * 1.0, w.reshape(op["shape"]), (axes, range(1, len(op["shape"]))))  # exact below 2^53
+            # exact below 2^53
+            x = np.tensordot(x * 1.0, w.reshape(op["shape"]), (axes, range(1, len(op["shape"]))))
             x = np.moveaxis(x, -1, 1).astype(np.int64) + tensors.get(f"{i}.bias", 0)
         elif kind == "add":
             x = x + others[0]

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-os.environ.setdefault("SPIKEDISTILL_EAGER", "1")  # tests run uncompiled; the few that compile say so themselves
+# tests run uncompiled; the few that compile say so themselves
+os.environ.setdefault("SPIKEDISTILL_EAGER", "1")
 
 
 @pytest.fixture(scope="session")

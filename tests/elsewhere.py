@@ -27,7 +27,8 @@ class Away(Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor) -> "Away":
         made = Tensor._make_wrapper_subclass(
-            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
+            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
             device=ELSEWHERE, requires_grad=inner.requires_grad,
         )  # fmt: skip
         made.inner = inner

@@ -1,4 +1,6 @@
-"""A tiny Hugging Face hub: repositories in memory, with the few addresses that uploading and fetching ask for."""
+"""A tiny Hugging Face hub: repositories in memory, with the few addresses that uploading and fetching ask
+for.
+"""
 
 import base64
 import hashlib
@@ -45,7 +47,9 @@ def serving() -> Iterator[Hub]:
             self.answer(status, json.dumps(tree).encode(), {"Content-Type": "application/json"})
 
         def missing(self) -> None:
-            self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+            self.answer(
+                404, b"{}", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
+            )
 
         def do_GET(self) -> None:
             path = unquote(self.path.partition("?")[0])
@@ -58,7 +62,8 @@ def serving() -> Iterator[Hub]:
                 if "tree" in parts:
                     return self.tell([entry(name, data) for name, data in files.items()])
                 return self.tell({
-                    "id": "/".join(parts[2:4]), "sha": COMMIT, "private": False, "tags": [], "downloads": 0, "likes": 0,
+                    "id": "/".join(parts[2:4]), "sha": COMMIT, "private": False, "tags": [], "downloads": 0,
+                    "likes": 0,
                     "siblings": [{"rfilename": name} for name in files],
                 })  # fmt: skip
             if len(parts) >= 5 and parts[2] == "resolve":

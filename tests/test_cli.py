@@ -48,16 +48,32 @@ def test_train_prints_the_table_and_the_page(run, capsys):
 
 
 def test_overrides_reach_the_run(run, tmp_path, capsys):
-    args = ["train", str(run.parent / "tiny.yaml"), "student.epochs=2", "--out", str(tmp_path / "r"), "--seeds", "2"]
+    args = [
+        "train",
+        str(run.parent / "tiny.yaml"),
+        "student.epochs=2",
+        "--out",
+        str(tmp_path / "r"),
+        "--seeds",
+        "2",
+    ]
     assert cli.main(args) == 0
-    lines = [json.loads(line) for line in (tmp_path / "r" / "seed-1" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines if line["event"] == "epoch" and line["stage"] == "student"] == [1, 2]
+    lines = [
+        json.loads(line) for line in (tmp_path / "r" / "seed-1" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [line["epoch"] for line in lines if line["event"] == "epoch" and line["stage"] == "student"] == [
+        1,
+        2,
+    ]
     assert "±" in capsys.readouterr().out
 
 
 def test_finished_stages_of_another_run_are_taken_over(run, tmp_path, capsys):
     recipe = str(run.parent / "tiny.yaml")
-    assert cli.main(["train", recipe, "student.epochs=2", "--out", str(tmp_path / "r"), "--reuse", str(run)]) == 0
+    assert (
+        cli.main(["train", recipe, "student.epochs=2", "--out", str(tmp_path / "r"), "--reuse", str(run)])
+        == 0
+    )
     said = capsys.readouterr()
     assert f"teacher: taken over from {run}" in said.out + said.err
     weights = [place / "stages" / "teacher" / "model.safetensors" for place in (run, tmp_path / "r")]
@@ -137,11 +153,13 @@ def test_hardware_of_spikesims_own_example(tmp_path, capsys):
         [32, 16, 16, 8, 8, 8, 4],
     )
     layers = "\n".join(
-        f"  - {{name: c{i}, kind: conv, in_channels: {a}, out_channels: {b}, kernel_size: 3, in_size: {c}, out_size: {d}}}"
+        f"  - {{name: c{i}, kind: conv, in_channels: {a}, out_channels: {b}, kernel_size: 3, in_size: {c}, "
+        f"out_size: {d}}}"
         for i, (a, b, c, d) in enumerate(rows)
     )
     chip = (
-        "time_steps: 5\nspikesim: {mode: released, crossbar_size: 64, pe_per_tile: 8, clock_mhz: 250, device: rram}\n"
+        "time_steps: 5\nspikesim: {mode: released, crossbar_size: 64, pe_per_tile: 8, clock_mhz: 250, "
+        "device: rram}\n"
     )
     (tmp_path / "vgg9.yaml").write_text(f"layers:\n{layers}\n{chip}")
     assert cli.main(["hardware", "--layers", str(tmp_path / "vgg9.yaml"), "--json"]) == 0
@@ -187,7 +205,10 @@ def test_export_of_a_quantized_student_as_c(run, tmp_path, capsys):
 
 
 def test_exports_that_are_refused_write_nothing(run, tmp_path, capsys):
-    missing, option = str(tmp_path / "no" / "a"), ["--allow-lossy", "--to", "onnx", "--out", str(tmp_path / "a")]
+    missing, option = (
+        str(tmp_path / "no" / "a"),
+        ["--allow-lossy", "--to", "onnx", "--out", str(tmp_path / "a")],
+    )
     for args, words in (
         (["--to", "integer", "--out", missing], "there is no folder"),
         (["--to", "integer", "--out", str(tmp_path)], "it is a folder"),

@@ -106,7 +106,9 @@ def test_papers_of_the_shelf_are_those_of_the_recipes():
     assert cited() == {name: keys_of(load(name)) for name in sorted(shipped())}
 
 
-@pytest.mark.parametrize("command", [["--help"], ["--version"], ["recipes"], ["cite", "digits"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["--version"], ["recipes"], ["cite", "digits"], ["train", "--help"]]
+)
 def test_no_wait_for_torch(command):
     code = (
         "import sys\nfrom spikedistill import cli\n"
@@ -123,7 +125,9 @@ def test_shell_completion_knows_the_commands():
     asked = {"_SPIKEDISTILL_COMPLETE": "complete_bash", "COMP_WORDS": "spikedistill eva", "COMP_CWORD": "1"}
     import os
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **asked})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **asked}
+    )
     assert done.stdout.split() == ["evaluate"]
 
 

@@ -16,7 +16,8 @@ def test_every_path_exists() -> None:
 def test_every_kind_has_its_list() -> None:
     kinds = re.findall(r"^### (.+)$", TEXT, re.M)
     assert [kind.split(" (")[0] for kind in kinds] == [
-        "An objective", "A neuron", "A network", "An operation of the graph", "A data set", "A chip model", "An exporter",
+        "An objective", "A neuron", "A network", "An operation of the graph", "A data set", "A chip model",
+        "An exporter",
     ]  # fmt: skip
 
 
@@ -26,7 +27,8 @@ def test_what_it_says_of_tables_is_so() -> None:
     from spikedistill.report import table
 
     for holder, name in (
-        (networks, "BUILDERS"), (neurons, "TYPES"), (objectives, "TYPES"), (images, "READERS"), (table, "ESTIMATES"),
+        (networks, "BUILDERS"), (neurons, "TYPES"), (objectives, "TYPES"), (images, "READERS"),
+        (table, "ESTIMATES"),
     ):  # fmt: skip
         assert name in TEXT
         assert getattr(holder, name)

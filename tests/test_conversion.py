@@ -72,14 +72,18 @@ def test_scales_leave_the_function_as_it_was(name: str) -> None:
         torch.testing.assert_close(ideal(network, x), ann(x), rtol=1e-9, atol=1e-9)
     assert all(n.initial == pytest.approx(n.threshold / 2) for n in layers(network).values())
     # where no spikes are added directly, the threshold stays 1 and all is in the weights
-    plain = [n.threshold for p, n in layers(network).items() if name in ("conv6", "vgg9") or p.endswith("bn1")]
+    plain = [
+        n.threshold for p, n in layers(network).items() if name in ("conv6", "vgg9") or p.endswith("bn1")
+    ]
     assert plain == pytest.approx([1.0] * len(plain))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "googlenet", "DenseNet"])
 def test_torchvision_networks_convert(name: str) -> None:
     models = pytest.importorskip("torchvision").models
-    options: dict[str, Any] = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {"weights": None}
+    options: dict[str, Any] = (
+        {"init_weights": False, "aux_logits": False} if name == "googlenet" else {"weights": None}
+    )
     if name == "DenseNet":  # spikes joined with real values that several layers read
         options = {"growth_rate": 4, "block_config": (3, 2), "num_init_features": 8, "bn_size": 2}
     ann = randomise(getattr(models, name)(num_classes=6, **options))
@@ -91,7 +95,9 @@ def test_torchvision_networks_convert(name: str) -> None:
 
 
 def test_a_layer_by_hand() -> None:
-    """Two linear layers: theta is the largest activation; spikes times theta through the second layer are the logits."""
+    """Two linear layers: theta is the largest activation; spikes times theta through the second layer are
+    the logits.
+    """
     ann = nn.Sequential(nn.Flatten(), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
     x = torch.rand(5, 3, 1, 1)
     network = convert(ann, x, 400, percentile="max")
@@ -103,7 +109,8 @@ def test_a_layer_by_hand() -> None:
     torch.testing.assert_close(network.get_submodule("model.3").weight, ann[3].weight * theta)
     torch.testing.assert_close(network.get_submodule("model.3").bias, ann[3].bias)
     out = network.predict(x)
-    spikes = torch.floor(hidden / theta * 400 + 0.5).clamp(max=400)  # closed form of soft reset from half a threshold
+    # closed form of soft reset from half a threshold
+    spikes = torch.floor(hidden / theta * 400 + 0.5).clamp(max=400)
     expected = spikes / 400 * theta @ ann[3].weight.T + ann[3].bias
     torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
     assert (out - ann(x)).abs().max() < 0.5 * theta / 400 * ann[3].weight.abs().sum(1).max() + 1e-9
@@ -169,7 +176,9 @@ def test_signed_neuron_against_a_loop() -> None:
 
 
 def qcfs_ann(name: str, levels: int) -> Network:
-    ann = create(name, time_steps=None, width=0.5, neuron={"type": "qcfs", "levels": levels}, mean=0.4, std=0.3)
+    ann = create(
+        name, time_steps=None, width=0.5, neuron={"type": "qcfs", "levels": levels}, mean=0.4, std=0.3
+    )
     randomise(ann)
     for m in ann.modules():
         if isinstance(m, QCFS):
@@ -237,11 +246,15 @@ def test_accuracy_over_time_is_that_of_the_first_steps() -> None:
     with torch.no_grad():
         network.time_steps = 11
         labels = network.predict(x).argmax(1)
-        curve = accuracy_over_time(network.train(), [(x[:25], labels[:25]), (x[25:], labels[25:])], [1, 5, 11])
+        curve = accuracy_over_time(
+            network.train(), [(x[:25], labels[:25]), (x[25:], labels[25:])], [1, 5, 11]
+        )
         assert network.training
         for T in (1, 5, 11):
             network.time_steps = T
-            assert curve[T] == pytest.approx(float((network.eval().predict(x).argmax(1) == labels).double().mean()))
+            assert curve[T] == pytest.approx(
+                float((network.eval().predict(x).argmax(1) == labels).double().mean())
+            )
     assert curve[11] == 1
     assert list(curve) == [1, 5, 11]
 
@@ -255,7 +268,12 @@ def test_time_steps_to_match() -> None:
 
 @pytest.mark.parametrize(
     "name, neuron",
-    [("conv6", LIF(tau=2.0)), ("vgg9", LIF(decay=0.25, threshold=0.5)), ("resnet20", LIF()), ("ms_resnet20", None)],
+    [
+        ("conv6", LIF(tau=2.0)),
+        ("vgg9", LIF(decay=0.25, threshold=0.5)),
+        ("resnet20", LIF()),
+        ("ms_resnet20", None),
+    ],
 )
 def test_balanced_students_keep_thresholds_and_see_the_anns_ranges(name: str, neuron: LIF | None) -> None:
     ann = randomise(create(name, time_steps=None, width=0.25, mean=0.4, std=0.3))
@@ -341,7 +359,9 @@ def test_the_ann_and_a_turned_network_are_left_alone() -> None:
     weights = copy.deepcopy(ann.state_dict())
     convert(ann, x, 2)
     assert all(torch.equal(weights[k], v) for k, v in ann.state_dict().items())
-    assert isinstance(spiking(nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten()), 2, example=x), Network)
+    assert isinstance(
+        spiking(nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten()), 2, example=x), Network
+    )
 
 
 @pytest.mark.data

@@ -82,7 +82,11 @@ class Lenet(nn.Module):
 def test_pools_before_the_first_neuron_stay_and_functions_are_warned_of():
     x = torch.rand(4, 3, 16, 16)
     snn = sd.convert(Lenet(), x, time_steps=4)
-    pools = {n.rpartition(".")[2]: m for n, m in snn.named_modules() if n.rpartition(".")[2].startswith("pool") and m}
+    pools = {
+        n.rpartition(".")[2]: m
+        for n, m in snn.named_modules()
+        if n.rpartition(".")[2].startswith("pool") and m
+    }
     assert isinstance(pools["pool1"], nn.MaxPool2d)
     assert any(isinstance(m, RateMaxPool) and n.endswith("pool2") for n, m in snn.named_modules())
     with pytest.warns(UserWarning, match=r"test_conversion_pooling.py:\d+: max_pool2d of spikes"):

@@ -9,7 +9,11 @@ from torch.nn import functional as F
 
 import spikedistill as sd
 
-BATCH_NORM, RELU, SPIKING = "use nn.BatchNorm1d or nn.BatchNorm2d", "use nn.ReLU in its place", "spike_driven_2_512"
+BATCH_NORM, RELU, SPIKING = (
+    "use nn.BatchNorm1d or nn.BatchNorm2d",
+    "use nn.ReLU in its place",
+    "spike_driven_2_512",
+)
 
 
 class Tokens(nn.Module):
@@ -81,7 +85,12 @@ def test_all_of_a_transformer_is_named_at_once() -> None:
     block = nn.TransformerEncoderLayer(8, 2, 16, activation="gelu", batch_first=True)
     with pytest.raises(sd.SpikedistillError) as error:
         sd.convert(Tokens(block), torch.rand(4, 3, 6, 6))
-    for part in ("block.norm1: LayerNorm", "block.norm2: LayerNorm", "block: gelu", "block.self_attn: multi_head"):
+    for part in (
+        "block.norm1: LayerNorm",
+        "block.norm2: LayerNorm",
+        "block: gelu",
+        "block.self_attn: multi_head",
+    ):
         assert part in str(error.value)
     for part in (BATCH_NORM, RELU, SPIKING):
         assert part in str(error.value)

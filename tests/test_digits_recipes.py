@@ -1,4 +1,6 @@
-"""Every stage that a digits recipe trains learns: floors over three seeds, and near the best of all of them."""
+"""Every stage that a digits recipe trains learns: floors over three seeds, and near the best of all of
+them.
+"""
 
 from statistics import fmean
 

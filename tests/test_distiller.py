@@ -18,7 +18,9 @@ Y = torch.arange(6)
 
 def network(T=2, seed=0, **given):
     torch.manual_seed(seed)
-    return sd.networks.create("vgg5", **({"in_channels": 1, "width": 0.125, "pools": 1, "time_steps": T} | given))
+    return sd.networks.create(
+        "vgg5", **({"in_channels": 1, "width": 0.125, "pools": 1, "time_steps": T} | given)
+    )
 
 
 def distiller(*objectives, student=None, teacher="ann", **given):
@@ -59,7 +61,9 @@ def test_schedules(weight, values):
     d = distiller({"type": "cross_entropy", "weight": weight})
     for progress, value in zip((0.0, 0.5, 1.0), values):
         losses = d(X, Y, progress)
-        assert float(losses.total.detach()) == pytest.approx(value * float(losses.parts["cross_entropy"]), rel=1e-6)
+        assert float(losses.total.detach()) == pytest.approx(
+            value * float(losses.parts["cross_entropy"]), rel=1e-6
+        )
 
 
 def test_a_wrong_schedule_is_refused_in_words():
@@ -136,7 +140,11 @@ def test_a_longer_simulation_is_cut_for_all_who_did_not_ask():
     terms = ("cross_entropy", "attention_transfer", "membrane_distillation", "temporal_consistency")
     teacher = network(4, 1)
     short = distiller(*terms, teacher=teacher).setup(X).eval()
-    long = distiller(*terms, {"type": "temporal_self_distillation", "time_steps": 6}, teacher=teacher).setup(X).eval()
+    long = (
+        distiller(*terms, {"type": "temporal_self_distillation", "time_steps": 6}, teacher=teacher)
+        .setup(X)
+        .eval()
+    )
     assert (short.time_steps, long.time_steps, long.student.time_steps) == (2, 6, 2)
     a, b = short(X, Y), long(X, Y)
     for name in terms:
@@ -183,14 +191,18 @@ def test_a_teacher_with_its_own_normalisation_sees_the_raw_image():
     plain = network(None, 1)
     d = distiller({"type": "logit_distillation", "temperature": 1.0}, teacher=teacher).eval()
     want = F.kl_div(
-        d.student(X).mean(0).log_softmax(-1), plain.eval()((X - 0.5) / 0.25).softmax(-1), reduction="batchmean"
+        d.student(X).mean(0).log_softmax(-1),
+        plain.eval()((X - 0.5) / 0.25).softmax(-1),
+        reduction="batchmean",
     )
     torch.testing.assert_close(d(X, Y).parts["logit_distillation"], want.detach())
 
 
 def test_soft_targets():
     soft = torch.rand(6, 10).softmax(-1)
-    d = distiller("cross_entropy", "weighted_soft_labels", "full_range_distillation", "temporal_knowledge_sharing")
+    d = distiller(
+        "cross_entropy", "weighted_soft_labels", "full_range_distillation", "temporal_knowledge_sharing"
+    )
     total = d(X, soft).total
     assert torch.isfinite(total)
     torch.testing.assert_close(d.double()(X.double(), soft).total.float(), total, rtol=1e-3, atol=0)
@@ -199,7 +211,9 @@ def test_soft_targets():
 def test_bf16_autocast_gives_float32_losses():
     d = distiller("cross_entropy", "blurred_feature", "logit_distillation").setup(X)
     inside = []
-    d.objectives["blurred_feature"].restore.register_forward_hook(lambda module, args, out: inside.append(out.dtype))
+    d.objectives["blurred_feature"].restore.register_forward_hook(
+        lambda module, args, out: inside.append(out.dtype)
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = d(X, Y)
     assert losses.total.dtype == torch.float32
@@ -251,7 +265,9 @@ class Foreign(nn.Module):
 
 
 def test_somebody_elses_snn_as_student():
-    d = distiller("temporal_efficient_training", "activity_regularization", "logit_distillation", student=Foreign())
+    d = distiller(
+        "temporal_efficient_training", "activity_regularization", "logit_distillation", student=Foreign()
+    )
     losses = d(X, Y)
     losses.total.backward()
     assert d.student.conv.weight.grad.abs().sum() > 0
@@ -277,7 +293,9 @@ def test_wrong_use_is_refused_in_words(objectives, teacher, words):
 
 def test_a_tap_that_does_not_exist_is_refused_with_the_nearest():
     d = distiller({"type": "blurred_feature", "tap": "stage1.9"})
-    with pytest.raises(SpikedistillError, match=r"objective 'blurred_feature', student: tap 'stage1.9'.*did you mean"):
+    with pytest.raises(
+        SpikedistillError, match=r"objective 'blurred_feature', student: tap 'stage1.9'.*did you mean"
+    ):
         d.setup(X)
 
 
@@ -302,7 +320,9 @@ class Vector(nn.Module):
 
 @pytest.mark.parametrize("teacher_tap", ["before_head", "norm"])
 def test_a_transformer_teacher_gives_a_vector_or_tokens(teacher_tap):
-    d = distiller({"type": "blurred_feature", "blur_ratio": 0.0, "teacher_tap": teacher_tap}, teacher=Vector()).setup(X)
+    d = distiller(
+        {"type": "blurred_feature", "blur_ratio": 0.0, "teacher_tap": teacher_tap}, teacher=Vector()
+    ).setup(X)
     term, teacher = d.objectives["blurred_feature"], d.teacher
     assert term.restore[0].weight.shape == (12, 12, 3, 3)
     tokens = torch.cat([(t := teacher.embed(X).flatten(2).transpose(1, 2)).mean(1, keepdim=True), t], 1)

@@ -23,5 +23,8 @@ def test_yaml_examples_build():
 def test_every_objective_and_only_shipped_recipes_are_named():
     table = TEXT.split("## Which method does what")[1].split("**Not here.**")[0]
     assert set(TYPES) <= set(re.findall(r"`([a-z_]+)`", table))
-    named = {n if n.startswith("digits") else f"digits{n}" for n in re.findall(r"`(digits-[a-z-]+|-[a-z-]+)`", table)}
+    named = {
+        n if n.startswith("digits") else f"digits{n}"
+        for n in re.findall(r"`(digits-[a-z-]+|-[a-z-]+)`", table)
+    }
     assert named == {n for n in shipped() if n.startswith("digits-")}

@@ -35,10 +35,14 @@ def test_its_recipe_trains_and_what_it_says_of_the_run_is_true(project, capsys):
     assert main(["train", str(project / "recipe.yaml"), "--out", str(run)]) == 0
     sys.modules.pop("mine")
     assert isinstance(sd.load(run, "teacher")(torch.rand(1, 1, 8, 8)), torch.Tensor)
-    with pytest.raises(sd.SpikedistillError, match=r"'mine:Net' is your own; pass it as sd.load\(..., network=...\)"):
+    with pytest.raises(
+        sd.SpikedistillError, match=r"'mine:Net' is your own; pass it as sd.load\(..., network=...\)"
+    ):
         sd.load(run, "student")
     assert main(["evaluate", f"{run}:teacher"]) == 2
-    assert "'mine:stripes' is code of your own, which is not imported to read a run" in capsys.readouterr().err
+    assert (
+        "'mine:stripes' is code of your own, which is not imported to read a run" in capsys.readouterr().err
+    )
     assert "mine" not in sys.modules
     assert main(["evaluate", f"{run}:student", "--code", str(project / "mine.py")]) == 0
 
@@ -48,7 +52,10 @@ def test_unknown_options_are_refused_with_the_nearest(project):
 
     for override, words in (
         ("student.network.widht=2", r"'mine:Net' has no option 'widht'; did you mean 'width'"),
-        ("student.network.width=many", r"stages.student.network.width: found 'many'; input should be a valid integer"),
+        (
+            "student.network.width=many",
+            r"stages.student.network.width: found 'many'; input should be a valid integer",
+        ),
         ("student.network.time_steps=2", "time steps belong to the stage"),
         ("teacher.network.neuron={type: lif}", "'mine:Net' has no option 'neuron' without `spiking: true`"),
         ("student.network.name=mine:Nett", "'mine:Nett' names nothing that can be imported"),
@@ -63,7 +70,11 @@ def test_its_chip_model_prices_the_network_and_its_twin(monkeypatch):
     exec(block("py"), names)
     monkeypatch.setitem(sd.hardware.chips.TYPES, "adders", names["adders"])
     network = sd.networks.create("vgg5", in_channels=1, time_steps=2, width=0.125, pools=1)
-    found = sd.hardware.price(sd.hardware.layers(network, torch.rand(2, 1, 8, 8)), chips={"adders": {"adder_pj": 0.2}})
+    found = sd.hardware.price(
+        sd.hardware.layers(network, torch.rand(2, 1, 8, 8)), chips={"adders": {"adder_pj": 0.2}}
+    )
     macs, acs = found["operations"]["macs"], found["operations"]["acs"]
     assert found["chips"]["adders"]["energy_pj"] == pytest.approx(0.2 * acs + macs)
-    assert found["ann_twin"]["chips"]["adders"]["energy_pj"] == pytest.approx(found["ann_twin"]["operations"]["macs"])
+    assert found["ann_twin"]["chips"]["adders"]["energy_pj"] == pytest.approx(
+        found["ann_twin"]["operations"]["macs"]
+    )

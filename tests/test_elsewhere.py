@@ -25,7 +25,12 @@ def network(T=2, **options):
 
 def plain():
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 10),
     )
 
 
@@ -118,7 +123,8 @@ def test_quantized_and_integer_networks(x):
 
 
 OBJECTIVES = (
-    "logit_distillation", "blurred_feature", "membrane_distillation", "attention_transfer", "activity_regularization",
+    "logit_distillation", "blurred_feature", "membrane_distillation", "attention_transfer",
+    "activity_regularization",
     "energy_regularization", "feature_distillation",
 )  # fmt: skip
 

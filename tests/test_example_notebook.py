@@ -23,7 +23,9 @@ def test_it_is_what_its_script_makes() -> None:
     assert cells == [(cell["cell_type"], "".join(cell["source"])) for cell in NOTEBOOK["cells"]]
     assert (NOTEBOOK["nbformat"], NOTEBOOK["nbformat_minor"]) == (4, 5)
     assert len({cell["id"] for cell in NOTEBOOK["cells"]}) == len(NOTEBOOK["cells"])
-    assert [c["execution_count"] for c in NOTEBOOK["cells"] if c["cell_type"] == "code"] == [*range(1, len(CODE) + 1)]
+    assert [c["execution_count"] for c in NOTEBOOK["cells"] if c["cell_type"] == "code"] == [
+        *range(1, len(CODE) + 1)
+    ]
 
 
 def test_what_it_shows() -> None:

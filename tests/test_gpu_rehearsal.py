@@ -21,7 +21,10 @@ spec.loader.exec_module(gpu)
 def part(name, code, budget=60.0, group=""):
     """A part that runs some Python."""
     return gpu.Part(
-        name, budget, [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(FILE.parent)!r})\n{code}"], group
+        name,
+        budget,
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(FILE.parent)!r})\n{code}"],
+        group,
     )
 
 
@@ -33,11 +36,24 @@ def ran(parts, tmp_path, **options):
 
 def test_every_part_in_small_on_the_cpu(tmp_path):
     path = tmp_path / "gpu.json"
-    command = [sys.executable, str(FILE), "--device", "cpu", "--quick", "--minutes", "60", "--json", str(path)]
+    command = [
+        sys.executable,
+        str(FILE),
+        "--device",
+        "cpu",
+        "--quick",
+        "--minutes",
+        "60",
+        "--json",
+        str(path),
+    ]
     environment = {**os.environ, "SPIKEDISTILL_EAGER": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, "--at-once", "1"], env=environment, capture_output=True, text=True)
     found = json.loads(path.read_text())
-    wrong = {name: {k: v for k, v in p["rows"].items() if not v.get("ok", True)} for name, p in found["parts"].items()}
+    wrong = {
+        name: {k: v for k, v in p["rows"].items() if not v.get("ok", True)}
+        for name, p in found["parts"].items()
+    }
     assert {name: p.get("error", rows) for (name, p), rows in zip(found["parts"].items(), wrong.values())
             if p["status"] != "passed"} == {}, done.stdout  # fmt: skip
     assert done.returncode == 0
@@ -67,17 +83,28 @@ def test_whatever_becomes_of_a_part_the_next_one_runs(tmp_path):
         [
             part(
                 "fails",
-                "import gpu; gpu.row('first', ok=True); gpu.attempt('second', lambda: 1 / 0); gpu.row('third', ok=True)",
+                "import gpu; gpu.row('first', ok=True); gpu.attempt('second', lambda: 1 / 0); "
+                "gpu.row('third', ok=True)",
             ),
             part("exits", "import gpu; gpu.row('first', ok=True); sys.exit('device-side assert')"),
             part("dies", "import os; os.abort()"),
             part("hangs", "import gpu, time; gpu.row('first', ok=True); time.sleep(600)", budget=8),
-            part("torn", "import os; open(os.environ['GPU_ROWS'], 'w').write('{\"whole\": {\"ok\": true}}\\n{\"to')"),
+            part(
+                "torn",
+                "import os; open(os.environ['GPU_ROWS'], 'w').write('{\"whole\": {\"ok\": true}}\\n{\"to')",
+            ),
             part("last", "import gpu; gpu.row('one', ok=True, ms=3.5)"),
         ],
         tmp_path,
     )
-    assert [p["status"] for p in found.values()] == ["failed", "crashed", "crashed", "late", "passed", "passed"]
+    assert [p["status"] for p in found.values()] == [
+        "failed",
+        "crashed",
+        "crashed",
+        "late",
+        "passed",
+        "passed",
+    ]
     assert found["fails"]["rows"]["second"]["error"] == "ZeroDivisionError: division by zero"
     assert found["fails"]["rows"]["third"] == {"ok": True}
     assert "device-side assert" in found["exits"]["error"]
@@ -104,11 +131,13 @@ def test_without_time_left_a_part_is_said_to_be_skipped(tmp_path):
 def test_a_killed_run_leaves_what_was_finished_and_no_process(how, tmp_path):
     path, pid = tmp_path / "gpu.json", tmp_path / "pid"
     sleeper = (
-        f"import gpu, os, time; gpu.end_with_parent(); open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+        f"import gpu, os, time; gpu.end_with_parent(); open({str(pid)!r}, "
+        "'w').write(str(os.getpid())); time.sleep(600)"
     )
     code = "\n".join(
         [
-            f"import sys, signal; from pathlib import Path; sys.path.insert(0, {str(FILE.parent)!r}); import gpu",
+            f"import sys, signal; from pathlib import Path; sys.path.insert(0, {str(FILE.parent)!r}); "
+            "import gpu",
             "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))",
             f"head = 'import sys; sys.path.insert(0, ' + repr({str(FILE.parent)!r}) + ');'",
             "one = gpu.Part('one', 60, [sys.executable, '-c', head + 'import gpu; gpu.row(\"a\", ok=True)'])",

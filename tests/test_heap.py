@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator can be told")
+pytestmark = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only glibc's allocator can be told"
+)
 
-# Pages that the system had to provide for ten allocations of 32 MB (8192 pages), and resident MB after the last was freed.
-# Ten others come first: what small blocks leave between large ones settles.
+# Pages that the system had to provide for ten allocations of 32 MB (8192 pages), and resident MB after the
+# last was freed. Ten others come first: what small blocks leave between large ones settles.
 PROGRAM = """
 import resource, torch
 from pathlib import Path
@@ -37,7 +39,9 @@ print(told, faults, resident() - before)
 
 def measured(way: str, **environment: str) -> tuple[bool, int, float]:
     program = PROGRAM.format(way=way)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
+    )
     told, faults, rest = done.stdout.split()
     return told == "True", int(faults), float(rest)
 

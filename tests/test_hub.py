@@ -22,11 +22,15 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     network = sd.networks.create("vgg5", in_channels=1, time_steps=2, width=0.125, pools=1)
     row = StageSummary(
-        name="student", kind="snn", network={"name": "vgg5"}, parameters=4321, time_steps=2, epochs=3, seconds=5.0,
-        accuracy=0.875, objectives=[{"type": "cross_entropy"}], teacher="teacher", warnings=["a <b>dead</b> | layer"],
+        name="student", kind="snn", network={"name": "vgg5"}, parameters=4321, time_steps=2, epochs=3,
+        seconds=5.0,
+        accuracy=0.875, objectives=[{"type": "cross_entropy"}], teacher="teacher", warnings=["a <b>dead</b> "
+"| layer"],
     )  # fmt: skip
     data = {"name": "digits", "hash": "abc"}
-    whole = RunSummary(title="Title", recipe="digits", seed=0, data=data, citations=["Hinton 2015"], stages=[row])
+    whole = RunSummary(
+        title="Title", recipe="digits", seed=0, data=data, citations=["Hinton 2015"], stages=[row]
+    )
     extra = {"summary.json": row.model_dump_json()}
     save_network(folder / "stages" / "student", network, {}, "old card", dict(network.state_dict()), extra)
     write(folder, whole)
@@ -50,7 +54,9 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     return torch.equal(a(x), b(x))
 
 
-def test_a_folder_takes_and_gives_a_network(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_takes_and_gives_a_network(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = tmp_path / "shelf" / "digits"
     assert main(["push", f"{run}:student", str(target)]) == 0
     assert same(sd.load(f"file://{target}"), sd.load(run))
@@ -59,7 +65,8 @@ def test_a_folder_takes_and_gives_a_network(run: Path, tmp_path: Path, capsys: p
     assert {p.name for p in target.iterdir()} == {*hub.FILES} - {"graph.json"}
     assert str(tmp_path / "copy") in capsys.readouterr().out
     assert main(["push", f"{run}:student", str(target)]) == 0  # again, over itself
-    assert main(["push", str(tmp_path / "copy"), str(tmp_path / "again")]) == 0  # what was pulled, with its card
+    # what was pulled, with its card
+    assert main(["push", str(tmp_path / "copy"), str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "README.md").read_text() == (target / "README.md").read_text()
 
 
@@ -72,8 +79,10 @@ def test_the_card_says_what_the_run_says(run: Path, tmp_path: Path) -> None:
     assert entry["results"][0]["metrics"][0]["value"] == 0.875
     assert entry["results"][0]["dataset"]["name"] == "digits"
     for words in (
-        "T = 2", "4,321 parameters", "87.50 % of the test images of digits", "| student | 87.50 |", "3 epochs", "Hinton 2015",
-        "teacher: teacher", "objectives: cross_entropy", "sha256 abc", "a &lt;b>dead&lt;/b> | layer", "No code",
+        "T = 2", "4,321 parameters", "87.50 % of the test images of digits", "| student | "
+"87.50 |", "3 epochs", "Hinton 2015",
+        "teacher: teacher", "objectives: cross_entropy", "sha256 abc", "a &lt;b>dead&lt;/b> | "
+"layer", "No code",
     ):  # fmt: skip
         assert words in body, words
     assert str(tmp_path / "digits-snn") in body
@@ -115,7 +124,9 @@ def test_a_damaged_file_is_refused(run: Path, server: Hub, tmp_path: Path) -> No
 
 
 def test_no_such_repository_and_none_of_ours(server: Hub) -> None:
-    with pytest.raises(sd.SpikedistillError, match=r"hf://some/body cannot be fetched: .* has no such repository"):
+    with pytest.raises(
+        sd.SpikedistillError, match=r"hf://some/body cannot be fetched: .* has no such repository"
+    ):
         sd.load("hf://some/body")
     server.repositories["some/body"] = {"README.md": b"hello"}
     with pytest.raises(sd.SpikedistillError, match=r"hf://some/body holds no network of spikedistill"):
@@ -124,12 +135,17 @@ def test_no_such_repository_and_none_of_ours(server: Hub) -> None:
 
 def test_offline_is_one_clear_error(run: Path, server: Hub, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens
-    words = r"cannot be {}: the hub at http://127.0.0.1:9 cannot be reached \(.+\); connect .* or use a folder: file://FOLDER"
+    words = (
+        r"cannot be {}: the hub at http://127.0.0.1:9 cannot be reached \(.+\); "
+        r"connect .* or use a folder: file://FOLDER"
+    )
     with pytest.raises(sd.SpikedistillError, match="hf://some/body " + words.format("fetched")):
         sd.load("hf://some/body")
     assert main(["push", str(run), "some/body"]) == 2
     said = capsys.readouterr().err.strip()
-    assert "hf://some/body cannot be written: the hub at http://127.0.0.1:9 cannot be reached" in " ".join(said.split())
+    assert "hf://some/body cannot be written: the hub at http://127.0.0.1:9 cannot be reached" in " ".join(
+        said.split()
+    )
     assert "Traceback" not in said
 
 
@@ -140,7 +156,9 @@ def test_a_full_disk_is_not_called_offline(monkeypatch: pytest.MonkeyPatch) -> N
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
-    with pytest.raises(sd.SpikedistillError, match=r"hf://some/body cannot be fetched: .*No space left on device$"):
+    with pytest.raises(
+        sd.SpikedistillError, match=r"hf://some/body cannot be fetched: .*No space left on device$"
+    ):
         sd.load("hf://some/body")
 
 

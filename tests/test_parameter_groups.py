@@ -81,7 +81,9 @@ def test_factors_survive_copies_quantization_and_files(tmp_path) -> None:
         assert torch.equal(found.eval().predict(x), one.eval().predict(x))
 
 
-@pytest.mark.parametrize("options", [{"unit": "learned"}, {"weight_range": "learned"}, {"scheme": "mint"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"unit": "learned"}, {"weight_range": "learned"}, {"scheme": "mint"}], ids=str
+)
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_learned_scales_are_steady_whatever_their_size(optimizer: str, options: dict) -> None:
     """54 steps at 1e-3 that all push one way: more than that no gradients can do."""

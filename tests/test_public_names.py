@@ -7,13 +7,17 @@ import sys
 import spikedistill as sd
 
 NAMES = {
-    "IF", "LIF", "PLIF", "NormNeuron", "Repeat", "Distiller", "Losses", "SpikedistillError", "networks", "objectives",
-    "spiking", "foreign", "time_steps", "eager", "train", "Run", "load", "citations", "quantize", "to_integer",
+    "IF", "LIF", "PLIF", "NormNeuron", "Repeat", "Distiller", "Losses", "SpikedistillError", "networks",
+    "objectives",
+    "spiking", "foreign", "time_steps", "eager", "train", "Run", "load", "citations", "quantize",
+    "to_integer",
     "IntegerNetwork", "convert", "hardware", "export", "data",
 }  # fmt: skip
 OBJECTIVES = {
-    "CrossEntropy", "TemporalEfficientTraining", "LogitDistillation", "WeightedSoftLabels", "FullRangeDistillation",
-    "EntropyRegularization", "AttentionTransfer", "BlurredFeature", "FeatureDistillation", "MembraneDistillation",
+    "CrossEntropy", "TemporalEfficientTraining", "LogitDistillation", "WeightedSoftLabels",
+    "FullRangeDistillation",
+    "EntropyRegularization", "AttentionTransfer", "BlurredFeature", "FeatureDistillation",
+    "MembraneDistillation",
     "TemporalSelfDistillation", "SpatialSelfDistillation", "StrongWeakDistillation", "ActivityRegularization",
     "LogitsRegularization", "EnergyRegularization", "SpikeCount",
 }  # fmt: skip
@@ -45,7 +49,13 @@ def test_signatures():
     assert parameters(sd.IF) == neuron
     assert parameters(sd.PLIF) == ["init_tau", *neuron, "gain"]
     assert parameters(sd.NormNeuron)[:4] == ["channels", "neuron", "eps", "momentum"]
-    assert parameters(sd.Distiller) == ["student", "teacher", "objectives", "teacher_weights", "teacher_heads"]
+    assert parameters(sd.Distiller) == [
+        "student",
+        "teacher",
+        "objectives",
+        "teacher_weights",
+        "teacher_heads",
+    ]
     assert parameters(sd.train)[:3] == ["recipe", "networks", "data"]
     assert parameters(sd.load) == ["folder", "stage", "network", "best"]
     assert parameters(sd.spiking)[:4] == ["model", "time_steps", "neuron", "example"]
@@ -62,7 +72,8 @@ def test_signatures():
 def test_importing_brings_nothing_heavy():
     code = (
         "import sys, spikedistill; "
-        "print([m for m in ('timm', 'matplotlib', 'sklearn', 'torchvision', 'accelerate', 'nir', 'onnx') if m in sys.modules])"
+        "print([m for m in ('timm', 'matplotlib', 'sklearn', 'torchvision', 'accelerate', 'nir', "
+        "'onnx') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

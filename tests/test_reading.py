@@ -1,4 +1,6 @@
-"""Text files of strangers: bombs, loops, depth and odd values end in one line that names the file and the place."""
+"""Text files of strangers: bombs, loops, depth and odd values end in one line that names the file and the
+place.
+"""
 
 import time
 from pathlib import Path
@@ -73,10 +75,19 @@ def test_aliases_that_are_no_bombs_are_values_of_their_own():
     tree = parse_yaml("a: &a {b: [1, 2]}\nc: *a\nd: {<<: *a, e: null}", "here")
     assert tree == {"a": {"b": [1, 2]}, "c": {"b": [1, 2]}, "d": {"b": [1, 2], "e": None}}
     assert tree["a"]["b"] is not tree["c"]["b"]
-    assert parse_yaml("[0x10, 1.5, .inf, true, ~, text]", "here") == [16, 1.5, float("inf"), True, None, "text"]
+    assert parse_yaml("[0x10, 1.5, .inf, true, ~, text]", "here") == [
+        16,
+        1.5,
+        float("inf"),
+        True,
+        None,
+        "text",
+    ]
 
 
-@pytest.mark.parametrize("text", ["title=[1", "title=&a [*a]", "title=2020-13-01", "title=*a", "seed=" + "[" * 200])
+@pytest.mark.parametrize(
+    "text", ["title=[1", "title=&a [*a]", "title=2020-13-01", "title=*a", "seed=" + "[" * 200]
+)
 def test_overrides_that_are_no_yaml(text):
     with pytest.raises(SpikedistillError, match=r"override '(title|seed)") as raised:
         apply_override({}, text)
@@ -132,9 +143,12 @@ def test_numbers_of_layer_files_are_checked(key: str, words: str, tmp_path: Path
 @pytest.mark.parametrize(
     "layer",
     [
-        "kind: conv, in_channels: 3, out_channels: 8, kernel_size: 3, in_size: 8, padding: 4096, dilation: 100",
-        "kind: conv, in_channels: 131072, out_channels: 1, kernel_size: 4096, in_size: 1048576, padding: 0, input: real",
-        "kind: conv, in_channels: 16384, out_channels: 16384, groups: 16384, kernel_size: 3, in_size: 1048576",
+        "kind: conv, in_channels: 3, out_channels: 8, kernel_size: 3, in_size: 8, padding: 4096, "
+        "dilation: 100",
+        "kind: conv, in_channels: 131072, out_channels: 1, kernel_size: 4096, in_size: 1048576, padding: 0, "
+        "input: real",
+        "kind: conv, in_channels: 16384, out_channels: 16384, groups: 16384, kernel_size: 3, in_size: "
+        "1048576",
         "kind: linear, in_channels: 131072, out_channels: 1048576, in_size: 1048576, time_steps: 1048576",
     ],
 )

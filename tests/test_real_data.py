@@ -1,4 +1,6 @@
-"""The shipped recipes on real data: the splits are what they say, and the spiking networks beat a linear model."""
+"""The shipped recipes on real data: the splits are what they say, and the spiking networks beat a linear
+model.
+"""
 
 import importlib.util
 from pathlib import Path

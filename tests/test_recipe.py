@@ -51,7 +51,10 @@ def test_a_value_of_the_wrong_type_is_shown(tree):
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (lambda t: t["stages"][1]["network"].update(widht=0.5), ("stages.student.network", "'widht'", "'width'")),
+        (
+            lambda t: t["stages"][1]["network"].update(widht=0.5),
+            ("stages.student.network", "'widht'", "'width'"),
+        ),
         (lambda t: t["stages"][1]["network"].update(name="vgg6"), ("unknown network 'vgg6'", "'vgg5'")),
         (lambda t: t["stages"][1]["network"]["neuron"].update(tua=1), ("network.neuron", "'tua'", "'tau'")),
         (lambda t: t["stages"][1].update(teacher="teecher"), ("stages.student.teacher", "'teacher'")),
@@ -59,19 +62,34 @@ def test_a_value_of_the_wrong_type_is_shown(tree):
             lambda t: t["stages"][1]["objectives"][1].update(temprature=1),
             ("objectives[1]", "'temprature'", "'temperature'"),
         ),
-        (lambda t: t["stages"][1]["objectives"][1].update(type="logits"), ("unknown objective type 'logits'",)),
-        (lambda t: t["stages"][1]["objectives"].append({"type": "cross_entropy"}), ("two are named 'cross_entropy'",)),
+        (
+            lambda t: t["stages"][1]["objectives"][1].update(type="logits"),
+            ("unknown objective type 'logits'",),
+        ),
+        (
+            lambda t: t["stages"][1]["objectives"].append({"type": "cross_entropy"}),
+            ("two are named 'cross_entropy'",),
+        ),
         (lambda t: t["stages"][1].pop("teacher"), ("needs a teacher",)),
         (lambda t: t["stages"][0].update(name="data"), ("'data' is reserved",)),
         (lambda t: t["stages"][1].update(name="teacher"), ("'teacher' is taken",)),
-        (lambda t: t["stages"][1].update({"from": "teacher"}), ("exactly one of `network`, `from` and `convert`",)),
+        (
+            lambda t: t["stages"][1].update({"from": "teacher"}),
+            ("exactly one of `network`, `from` and `convert`",),
+        ),
         (lambda t: t["stages"][1].update(optimizer={"lrr": 1}), ("optimizer", "'lrr'", "'lr'")),
         (lambda t: t["stages"][1].update(optimizer={"lr": -1}), ("optimizer.lr", "-1")),
         (lambda t: t["stages"][1]["network"].update(time_steps=3), ("time steps belong to the stage",)),
         (lambda t: t.update(hardware={"spikesim": {"mod": "released"}}), ("hardware", "'mod'", "'mode'")),
         (lambda t: t["data"].update(batchsize=3), ("data: unknown key 'batchsize'", "'batch_size'")),
-        (lambda t: t["stages"][1]["network"].update(width="wide"), ("student.network.width: found 'wide'", "number")),
-        (lambda t: t["stages"][1]["network"].update(width="0.5"), ("network.width: found the text '0.5'", "quotes")),
+        (
+            lambda t: t["stages"][1]["network"].update(width="wide"),
+            ("student.network.width: found 'wide'", "number"),
+        ),
+        (
+            lambda t: t["stages"][1]["network"].update(width="0.5"),
+            ("network.width: found the text '0.5'", "quotes"),
+        ),
         (lambda t: t["stages"][1]["network"].update(width=None), ("network.width: found None",)),
         (
             lambda t: t["stages"][1].update(quantize={"weight_bits": 1}),
@@ -189,7 +207,10 @@ class Confidence(Objective):
     '''Somebody's own term.'''
     cites = ("fang2021deep",)
 
-    def __init__(self, power: float = 2.0, over: Literal["mean", "step"] = "mean", weight: float = 1.0, name: str | None = None):
+    def __init__(
+        self, power: float = 2.0, over: Literal["mean", "step"] = "mean", weight: float = 1.0,
+        name: str | None = None,
+    ):
         super().__init__(weight, name)
         self.power = power
 

@@ -1,4 +1,6 @@
-"""Every shipped recipe is built and trained for two steps on generated arrays of its shape, so that none is dead YAML."""
+"""Every shipped recipe is built and trained for two steps on generated arrays of its shape, so that none
+is dead YAML.
+"""
 
 import re
 
@@ -88,7 +90,9 @@ def two_steps(name, folder):
             overrides.append(f"{stage.name}.epochs=1")
         if stage.network and stage.network.get("pretrained"):
             overrides.append(f"{stage.name}.network.pretrained=false")
-    run = sd.train(name, data=generated(recipe, name, batch), out=folder / name, overrides=overrides, quiet=True)
+    run = sd.train(
+        name, data=generated(recipe, name, batch), out=folder / name, overrides=overrides, quiet=True
+    )
     assert [row.name for row in run.summary.stages] == [stage.name for stage in recipe.stages]
     for stage in recipe.stages:
         lines = metrics.read(run.folder).epochs(stage.name)
@@ -103,7 +107,9 @@ def two_steps(name, folder):
 OWN_WEIGHTS = ("evidence", "parallel-cifar10")
 
 
-@pytest.mark.parametrize("name", sorted(n for n in shipped() if not any(part in n for part in (*LARGE, *OWN_WEIGHTS))))
+@pytest.mark.parametrize(
+    "name", sorted(n for n in shipped() if not any(part in n for part in (*LARGE, *OWN_WEIGHTS)))
+)
 def test_small_recipes_train(name, tmp_path):
     two_steps(name, tmp_path)
 
@@ -129,8 +135,10 @@ def test_titled_and_cited(name):
 
 def test_the_papers_own_recipes_cite_them():
     for paper, key in (
-        ("bkdsnn-cifar10", "xu2024bkdsnn"), ("lasnn-cifar10", "hong2023lasnn"), ("mdsnn-cifar10", "lee2026mdsnn"),
-        ("tssd-cifar10", "zuo2024self"), ("activity-mnist", "louis2024reducing"), ("hdkd-medical2", "elassiouti2024hdkd"),
+        ("bkdsnn-cifar10", "xu2024bkdsnn"), ("lasnn-cifar10", "hong2023lasnn"),
+        ("mdsnn-cifar10", "lee2026mdsnn"),
+        ("tssd-cifar10", "zuo2024self"), ("activity-mnist", "louis2024reducing"),
+        ("hdkd-medical2", "elassiouti2024hdkd"),
     ):  # fmt: skip
         assert any(key in entry for entry in citations(paper)), paper
 
@@ -146,7 +154,9 @@ def test_one_teacher_serves_students_of_all_bits_and_steps(name, own):
     bits = {s.quantize["weight_bits"] for s in students if (s.time_steps or recipe.time_steps) == own}
     assert steps == {1, 2, 3, 4, own}
     assert bits == {2, 3, 4, 8}
-    changed = load(name, ["student-t2.quantize.weight_bits=2", "student-t2.objectives.logit_distillation.weight=0.5"])
+    changed = load(
+        name, ["student-t2.quantize.weight_bits=2", "student-t2.objectives.logit_distillation.weight=0.5"]
+    )
     assert [a.name for a, b in zip(changed.stages, recipe.stages) if a != b] == ["student-t2"]
 
 
@@ -158,7 +168,11 @@ def options_of(name, stage, kind):
 def test_settings_of_official_code_that_once_differed():
     assert options_of("bkdsnn-cifar10dvs", "student", "blurred_feature")["tap"] == "stage5.up"
     sizes = ("8-384", "8-512", "8-768")
-    for name in ("bkdsnn-cifar10", "bkdsnn-cifar100", *(f"bkdsnn-imagenet-spikingformer-{size}" for size in sizes)):
+    for name in (
+        "bkdsnn-cifar10",
+        "bkdsnn-cifar100",
+        *(f"bkdsnn-imagenet-spikingformer-{size}" for size in sizes),
+    ):
         smoothing = [
             options_of(name, "student", kind).get("label_smoothing")
             for kind in ("cross_entropy", "weighted_soft_labels")

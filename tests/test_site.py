@@ -1,4 +1,6 @@
-"""The site's own pages: their code runs as it stands there, every public name is in the reference, every page in the contents."""
+"""The site's own pages: their code runs as it stands there, every public name is in the reference, every
+page in the contents.
+"""
 
 import re
 import shlex

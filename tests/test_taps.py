@@ -25,7 +25,13 @@ def captured(net, *texts, x=X, **given):
 def test_outputs_inputs_and_insides_fit_together():
     net = network(pools=1)
     logits, found = captured(
-        net, "stage1.1", "stage1.1@spikes", "stage1.1@membrane", "stage1.1@current", "stage2.0@input", "stage1"
+        net,
+        "stage1.1",
+        "stage1.1@spikes",
+        "stage1.1@membrane",
+        "stage1.1@current",
+        "stage2.0@input",
+        "stage1",
     )
     spikes, membrane = found["stage1.1@spikes"], found["stage1.1@membrane"]
     assert spikes.shape == (2, 3, 8, 8, 8)
@@ -34,7 +40,9 @@ def test_outputs_inputs_and_insides_fit_together():
     first = found["stage1.1@current"][0] / 2  # LIF, tau = 2: H_0 = I_0 / tau
     torch.testing.assert_close(membrane[0], first)
     pooled = nn.functional.max_pool2d(spikes.flatten(0, 1), 2).unflatten(0, (2, 3))
-    assert torch.equal(found["stage2.0@input"], found["stage1"]) or torch.equal(found["stage2.0@input"], pooled)
+    assert torch.equal(found["stage2.0@input"], found["stage1"]) or torch.equal(
+        found["stage2.0@input"], pooled
+    )
     assert torch.equal(logits, net(X).detach())
 
 

@@ -16,7 +16,9 @@ Y = torch.arange(6)
 
 def network(T=2, seed=0, **given):
     torch.manual_seed(seed)
-    return sd.networks.create("vgg5", **({"in_channels": 1, "width": 0.125, "pools": 1, "time_steps": T} | given))
+    return sd.networks.create(
+        "vgg5", **({"in_channels": 1, "width": 0.125, "pools": 1, "time_steps": T} | given)
+    )
 
 
 KD = {"type": "logit_distillation", "temperature": 2.0, "weight": 0.5}
@@ -35,7 +37,11 @@ def test_each_objective_learns_from_each_teacher_at_its_weight():
     first, second = kd(z, a(X)), kd(z, b(X).mean(0))
     want = F.cross_entropy(z, Y) + 0.5 * (0.75 * first + 0.25 * second)
     torch.testing.assert_close(losses.total, want)
-    assert list(losses.parts) == ["cross_entropy", "logit_distillation_teacher1", "logit_distillation_teacher2"]
+    assert list(losses.parts) == [
+        "cross_entropy",
+        "logit_distillation_teacher1",
+        "logit_distillation_teacher2",
+    ]
     torch.testing.assert_close(losses.parts["logit_distillation_teacher2"], second.detach())
     equal = sd.Distiller(network().eval(), {"big": a, "spiking": b}, [KD])(X, Y)
     torch.testing.assert_close(equal.total, 0.25 * (first + second))
@@ -117,7 +123,12 @@ def test_wrong_use_is_refused_in_words():
         ([a, b], [KD], {"teacher_weights": [1.0, -1.0]}, "at least 0"),
         ({"a": a}, [KD | {"teacher": "aa"}], {}, "'logit_distillation': no teacher 'aa'; did you mean 'a'"),
         ({"a": a}, [{"type": "cross_entropy", "teacher": "a"}], {}, "'cross_entropy' takes no teacher"),
-        ({"a": a}, [KD | {"teacher": 1}], {}, r"objectives\[0\].teacher: a teacher's name is needed, found 1"),
+        (
+            {"a": a},
+            [KD | {"teacher": 1}],
+            {},
+            r"objectives\[0\].teacher: a teacher's name is needed, found 1",
+        ),
         ([], [KD], {}, "list of teachers is empty"),
         ([a, "b"], [KD], {}, "'teacher2' is no module, found str"),
     ):

@@ -9,7 +9,9 @@ from rich.console import Console
 from spikedistill.terminal import Table, show
 
 ROWS = [["a_long_name_of_a_layer.with.a.path", "15,906,934.02624", "100.0 %"], ["[b]", "6", "-"]]
-TABLE = Table(["layer of the network", "energy of an inference (pJ)", "share of the whole network"], ROWS, "[red]Title")
+TABLE = Table(
+    ["layer of the network", "energy of an inference (pJ)", "share of the whole network"], ROWS, "[red]Title"
+)
 
 
 def printed(width: int, terminal: bool) -> str:
@@ -39,7 +41,17 @@ def test_a_narrow_terminal_cuts_no_figure(width):
 def test_the_results_of_a_run_fit_80_columns():
     from spikedistill.report.table import HEADINGS
 
-    row = ["quantized", "97.05 ± 0.07", "4", "12.05 ± 0.07", "1.40 M   MACs", "4/4/8", "0.861", "5.51", "0.612"]
+    row = [
+        "quantized",
+        "97.05 ± 0.07",
+        "4",
+        "12.05 ± 0.07",
+        "1.40 M   MACs",
+        "4/4/8",
+        "0.861",
+        "5.51",
+        "0.612",
+    ]
     file = io.StringIO()
     show(Table(HEADINGS, [row]), console=Console(file=file, width=80, force_terminal=True))
     assert all(cell in file.getvalue() for cell in row)

@@ -70,5 +70,6 @@ def test_one_cache_for_all(tmp_path, monkeypatch):
     monkeypatch.setenv("SPIKEDISTILL_CACHE", str(tmp_path))
     assert files.cache_folder() == tmp_path
     assert files.cache_folder(tmp_path / "chosen") == tmp_path / "chosen"
-    monkeypatch.setenv("SPIKEDISTILL_CACHE", "")  # set to nothing is not set, for data and compiled code alike
+    # set to nothing is not set, for data and compiled code alike
+    monkeypatch.setenv("SPIKEDISTILL_CACHE", "")
     assert files.cache_folder() == Path.home() / ".cache" / "spikedistill"

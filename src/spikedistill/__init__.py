@@ -1,4 +1,6 @@
-"""Knowledge distillation for spiking neural networks, from an ANN teacher to an integer network and its price on a chip."""
+"""Knowledge distillation for spiking neural networks, from an ANN teacher to an integer network and its
+price on a chip.
+"""
 
 from typing import TYPE_CHECKING, Any
 

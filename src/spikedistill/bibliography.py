@@ -45,7 +45,9 @@ def entries() -> dict[str, str]:
 
 
 def keys_of(recipe: Any) -> list[str]:
-    """Keys of the papers that a checked recipe rests on: its own, its objectives', networks' and quantizers'."""
+    """Keys of the papers that a checked recipe rests on: its own, its objectives', networks' and
+    quantizers'.
+    """
     keys: list[str] = list(recipe.paper)
     for stage in recipe.stages:
         keys += [key for term in stage.terms for key in term.cites]
@@ -68,9 +70,11 @@ def _network_keys(name: str) -> tuple[str, ...]:
 
 
 def citations(of: "str | Path | Mapping[str, Any] | Iterable[str] | Any") -> list[str]:
-    """BibTeX entries of a recipe (shipped name, file, mapping or checked recipe), or of names of objectives or papers.
+    """BibTeX entries of a recipe (shipped name, file, mapping or checked recipe), or of names of objectives
+    or papers.
 
-    ``citations("bkdsnn-cifar10")``, ``citations(["blurred_feature", "fang2021deep"])``. Raises for a name that is neither.
+    ``citations("bkdsnn-cifar10")``, ``citations(["blurred_feature", "fang2021deep"])``. Raises for a name
+    that is neither.
     """
     known = entries()
     if isinstance(of, str) and not Path(of).is_file() and (shipped := cited().get(of)) is not None:
@@ -84,8 +88,14 @@ def citations(of: "str | Path | Mapping[str, Any] | Iterable[str] | Any") -> lis
 
         keys = keys_of(of if hasattr(of, "stages") else load(of))
     else:
-        keys = [key for name in of for key in (objectives.TYPES[name].cites if name in objectives.TYPES else (name,))]
+        keys = [
+            key
+            for name in of
+            for key in (objectives.TYPES[name].cites if name in objectives.TYPES else (name,))
+        ]
     for key in keys:
         if key not in known:
-            raise SpikedistillError(f"no paper or objective {key!r}; {nearest(key, [*known, *objectives.TYPES])}")
+            raise SpikedistillError(
+                f"no paper or objective {key!r}; {nearest(key, [*known, *objectives.TYPES])}"
+            )
     return [known[key] for key in dict.fromkeys(keys)]

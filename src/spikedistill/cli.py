@@ -1,4 +1,6 @@
-"""The command line. Every command is a thin shell over the library; errors for people are one line, status 2."""
+"""The command line. Every command is a thin shell over the library; errors for people are one line, status
+2.
+"""
 
 import json
 import sys
@@ -18,7 +20,8 @@ from .terminal import Table, tell
 
 app = typer.Typer(
     name="spikedistill",
-    help="Train accurate, cheap spiking neural networks by distillation, quantize them, and see what they cost on a chip.",
+    help="Train accurate, cheap spiking neural networks by distillation, quantize them, "
+    "and see what they cost on a chip.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -51,12 +54,16 @@ def _version(shown: bool) -> None:
 def options(
     version: Annotated[bool, typer.Option("--version", callback=_version, help="Print the version.")] = False,
 ) -> None:
-    """Train accurate, cheap spiking neural networks by distillation, quantize them, and see what they cost on a chip."""
+    """Train accurate, cheap spiking neural networks by distillation, quantize them, and see what they cost
+    on a chip.
+    """
 
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped name (see `recipes`) or a YAML file.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A shipped name (see `recipes`) or a YAML file.")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[path=value ...]")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE.")] = None,
     seed: Annotated[int | None, typer.Option(help="Only this seed.")] = None,
@@ -70,12 +77,17 @@ def train(
         typer.Option(metavar="RUN", help="Take over its finished stages that are equal; may be repeated."),
     ] = None,
 ) -> None:
-    """Run a recipe: all stages, all seeds, then the report. Into a folder that holds the same recipe: continue it."""
+    """Run a recipe: all stages, all seeds, then the report; into a folder that holds it already: continue."""
     from .training.reuse import runs
     from .training.run import train as run_recipe
 
-    options: dict[str, Any] = {"overrides": overrides or [], "device": device, "track": track, "code": code or ()}
-    options["reuse"] = runs(reuse or ())
+    options: dict[str, Any] = {
+        "overrides": overrides or [],
+        "device": device,
+        "track": track,
+        "code": code or (),
+        "reuse": runs(reuse or ()),
+    }
     run = run_recipe(recipe, out=out, seeds=seeds, seed=seed, **options)
     _finish(run.folder, run.summary, as_json)
 
@@ -100,7 +112,8 @@ def resume(
 ) -> None:
     """Go on where a run was stopped; finished stages are not trained again.
 
-    optimizer.lr, .min_lr and .clip (also of a stage), data.workers and checkpoint may change; the record says from which step.
+    optimizer.lr, .min_lr and .clip (also of a stage), data.workers and checkpoint may change; the record says
+    from which step.
     """
     from .training.reevaluate import split_run
     from .training.run import resume as resume_run
@@ -114,14 +127,22 @@ def evaluate(
     run: RunArgument,
     time_steps: Annotated[str, typer.Option(help="Such as 1,2,4.")] = "",
     integer: Annotated[bool, typer.Option("--integer", help="Also as an integer network.")] = False,
-    recalibrate: Annotated[bool, typer.Option("--recalibrate", help="Also with norm statistics of that T.")] = False,
-    rebin: Annotated[bool, typer.Option("--rebin", help="Also with recordings cut anew into T frames.")] = False,
-    crossbar: Annotated[bool, typer.Option("--crossbar", help="Also through the ADCs of the recipe's chip.")] = False,
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="Also with norm statistics of that T.")
+    ] = False,
+    rebin: Annotated[
+        bool, typer.Option("--rebin", help="Also with recordings cut anew into T frames.")
+    ] = False,
+    crossbar: Annotated[
+        bool, typer.Option("--crossbar", help="Also through the ADCs of the recipe's chip.")
+    ] = False,
     device: Annotated[str, typer.Option()] = "cpu",
     as_json: JsonOption = False,
     code: CodeOption = None,
 ) -> None:
-    """Test accuracy of a stage, of each seed: at other time steps, recalibrated, in integers, on a crossbar."""
+    """Test accuracy of a stage, of each seed: at other time steps, recalibrated, in integers, on a
+    crossbar.
+    """
     from . import own_code
     from .report.evaluate_command import evaluate_command
     from .training.machine import compiling
@@ -143,7 +164,9 @@ def _numbers(text: str) -> list[int]:
 @app.command()
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN ...")],
-    out: Annotated[Path | None, typer.Option(help="The page's file; default report.html in the first run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page's file; default report.html in the first run.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the offline HTML page of one run, or of several side by side."""
@@ -153,7 +176,11 @@ def report(
 
     folders: list[Any] = [split_run(run)[0] for run in runs]
     page = write_report(folders if len(folders) > 1 else folders[0], out)
-    found = {run: load(folder).summary.model_dump(mode="json") for run, folder in zip(runs, folders)} if as_json else {}
+    found = (
+        {run: load(folder).summary.model_dump(mode="json") for run, folder in zip(runs, folders)}
+        if as_json
+        else {}
+    )
     tell({"report": page, "summaries": found}, str(page), as_json=as_json)
 
 
@@ -208,11 +235,17 @@ def export(
     allow_lossy: Annotated[
         bool, typer.Option("--allow-lossy", help="NIR: write what the format cannot say as metadata.")
     ] = False,
-    weight_bits: Annotated[int | None, typer.Option(help="NIR: round weights to so many bits, thresholds too.")] = None,
-    per_step: Annotated[bool, typer.Option("--per-step", help="ONNX: one time step, state in and out.")] = False,
+    weight_bits: Annotated[
+        int | None, typer.Option(help="NIR: round weights to so many bits, thresholds too.")
+    ] = None,
+    per_step: Annotated[
+        bool, typer.Option("--per-step", help="ONNX: one time step, state in and out.")
+    ] = False,
     code: CodeOption = None,
 ) -> None:
-    """Write a stage's network for other tools; the whole file or, where the network has no such form, none."""
+    """Write a stage's network for other tools; the whole file or, where the network has no such form,
+    none.
+    """
     from . import export as formats
     from . import own_code
     from .files import destination, exported
@@ -255,8 +288,12 @@ def export(
 @app.command()
 def push(
     run: RunArgument,
-    target: Annotated[str, typer.Argument(metavar="owner/name", help="Of the hub; or file://FOLDER, ./FOLDER.")],
-    private: Annotated[bool, typer.Option("--private", help="A repository that is made now is private.")] = False,
+    target: Annotated[
+        str, typer.Argument(metavar="owner/name", help="Of the hub; or file://FOLDER, ./FOLDER.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="A repository that is made now is private.")
+    ] = False,
 ) -> None:
     """Upload a stage's network to the Hugging Face hub, its card filled from the run."""
     from .report.hub_command import push as push_stage
@@ -266,7 +303,9 @@ def push(
 
 @app.command()
 def pull(
-    source: Annotated[str, typer.Argument(metavar="owner/name[@revision]", help="Or file://FOLDER, ./FOLDER.")],
+    source: Annotated[
+        str, typer.Argument(metavar="owner/name[@revision]", help="Or file://FOLDER, ./FOLDER.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder to write; default: the name.")] = None,
 ) -> None:
     """Copy a network from the hub to a folder; sd.load("hf://owner/name") needs no copy."""
@@ -279,8 +318,12 @@ def pull(
 def hardware(
     run: Annotated[str | None, typer.Argument(metavar="RUN")] = None,
     layers: Annotated[Path | None, typer.Option(help="A YAML file of layers instead of a run.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Chip settings; over the layer file's and the recipe's.")] = None,
-    against: Annotated[list[str] | None, typer.Option(help="Another run to divide by; may be repeated.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Chip settings; over the layer file's and the recipe's.")
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Another run to divide by; may be repeated.")
+    ] = None,
     iso_accuracy: Annotated[
         bool, typer.Option("--iso-accuracy", help="Divide by the cheapest that is as accurate.")
     ] = False,
@@ -300,15 +343,23 @@ def hardware(
 @app.command()
 def compare(
     recipes: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE ... | path=value ...]")] = None,
-    methods: Annotated[str | None, typer.Option(help="all, or names such as kdsnn,tet: on one data set.")] = None,
-    on: Annotated[str | None, typer.Option(help="Recipe, data set, .npz or folder that they are tried on.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="all, or names such as kdsnn,tet: on one data set.")
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option(help="Recipe, data set, .npz or folder that they are tried on.")
+    ] = None,
     seeds: Annotated[int, typer.Option()] = 3,
-    budget: Annotated[str | None, typer.Option(help="Such as 2h: methods that do not fit are left out.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Such as 2h: methods that do not fit are left out.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the runs; of a comparison of methods.")] = None,
     device: Annotated[str | None, typer.Option()] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train several methods on your data and say which to take (--methods, --on), or several recipes side by side."""
+    """Train several methods on your data and say which to take (--methods, --on), or several recipes side
+    by side.
+    """
     from .report.compare_command import compare_command
 
     compare_command(recipes or [], methods, on, seeds, budget, out, device, as_json)

@@ -6,7 +6,9 @@ from .errors import SpikedistillError
 
 
 def checked(device: "str | torch.device | None") -> "torch.device | None":
-    """``cpu``, or this machine's accelerator (``cuda``, ``cuda:1``, ``mps`` ...); None stays None: whatever there is."""
+    """``cpu``, or this machine's accelerator (``cuda``, ``cuda:1``, ``mps`` ...); None stays None:
+    whatever there is.
+    """
     if device is None:
         return None
     there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -14,7 +16,9 @@ def checked(device: "str | torch.device | None") -> "torch.device | None":
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
-        raise SpikedistillError(f"--device {device!r}: there is no such device; this machine has {known}") from None
+        raise SpikedistillError(
+            f"--device {device!r}: there is no such device; this machine has {known}"
+        ) from None
     if found.type == "cpu":
         return torch.device("cpu")
     if there is None or found.type != there.type:

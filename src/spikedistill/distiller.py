@@ -20,7 +20,9 @@ from .teachers import Shares, Teachers, learning_head, lessons, named, shares
 
 
 class Losses(NamedTuple):
-    """``total``: weighted sum, a scalar; ``parts``: unweighted scalars by objective's name; ``logits``: (N, K), mean over T."""
+    """``total``: weighted sum, a scalar; ``parts``: unweighted scalars by objective's name; ``logits``:
+    (N, K), mean over T.
+    """
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -33,7 +35,9 @@ class Losses(NamedTuple):
 
 
 class Taught(NamedTuple):
-    """What one teacher gave for a batch: logits (T', N, K), captures, and where its head learns, that head's loss."""
+    """What one teacher gave for a batch: logits (T', N, K), captures, and where its head learns, that
+    head's loss.
+    """
 
     logits: Tensor
     captures: Captures
@@ -43,18 +47,21 @@ class Taught(NamedTuple):
 class Distiller(nn.Module):
     """Computes the weighted sum of objectives for a student and its frozen teachers, none, one or several.
 
-    Call ``setup(batch)`` once, before the optimizer is made: it resolves taps and builds the objectives' adapters without
-    touching norm statistics or random state. Teachers are frozen, in eval mode, without gradients, and are not part of
-    ``state_dict``. The student runs once per step, at the largest number of time steps any objective asks for; objectives,
-    prediction and cross-entropy otherwise see the network's own T.
+    Call ``setup(batch)`` once, before the optimizer is made: it resolves taps and builds the objectives'
+    adapters without touching norm statistics or random state. Teachers are frozen, in eval mode, without
+    gradients, and are not part of ``state_dict``. The student runs once per step, at the largest number of
+    time steps any objective asks for; objectives, prediction and cross-entropy otherwise see the network's
+    own T.
 
-    Several teachers: a list (``teacher1``, ``teacher2`` ...) or a mapping by name. An objective that needs a teacher learns from
-    each, in a copy with adapters of its own that is named after it (``logit_distillation_teacher1``), its weight times the
-    teacher's in ``teacher_weights`` (None: equal, summing to 1); with ``teacher: NAME`` it learns from that one, at its weight.
+    Several teachers: a list (``teacher1``, ``teacher2`` ...) or a mapping by name. An objective that needs a
+    teacher learns from each, in a copy with adapters of its own that is named after it
+    (``logit_distillation_teacher1``), its weight times the teacher's in ``teacher_weights`` (None: equal,
+    summing to 1); with ``teacher: NAME`` it learns from that one, at its weight.
 
-    ``teacher_heads``: a copy of each teacher's classifier learns beside the student, by cross-entropy on the teacher's frozen
-    features (part ``teacher_head``, weight 1), and its logits, without gradient, are the teacher's. Where the teacher has other
-    classes than the student the copy begins anew. The teachers themselves do not change.
+    ``teacher_heads``: a copy of each teacher's classifier learns beside the student, by cross-entropy on the
+    teacher's frozen features (part ``teacher_head``, weight 1), and its logits, without gradient, are the
+    teacher's. Where the teacher has other classes than the student the copy begins anew. The teachers
+    themselves do not change.
     """
 
     def __init__(
@@ -67,7 +74,9 @@ class Distiller(nn.Module):
     ) -> None:
         super().__init__()
         self.student = student
-        built = [build(o, f"objectives[{i}]") for i, o in enumerate(objectives or [{"type": "cross_entropy"}])]
+        built = [
+            build(o, f"objectives[{i}]") for i, o in enumerate(objectives or [{"type": "cross_entropy"}])
+        ]
         self._teachers = named(teacher)  # a plain mapping: not submodules, not in the state dict
         if any(t is student for t in self._teachers.values()):
             raise SpikedistillError(
@@ -83,7 +92,9 @@ class Distiller(nn.Module):
                 raise SpikedistillError(
                     f"an objective cannot be named {name!r}, a word of torch modules; choose another `name`"
                 )
-        self._lessons = {one.term.name: one for one in lessons(built, shares(list(self._teachers), teacher_weights))}
+        self._lessons = {
+            one.term.name: one for one in lessons(built, shares(list(self._teachers), teacher_weights))
+        }
         self.objectives = nn.ModuleDict({name: one.term for name, one in self._lessons.items()})
         for one in self._teachers.values():
             one.eval().requires_grad_(False)
@@ -117,7 +128,9 @@ class Distiller(nn.Module):
 
     @property
     def time_steps(self) -> int | None:
-        """Steps of one student simulation in training: its own T, or more where an objective asks for more."""
+        """Steps of one student simulation in training: its own T, or more where an objective asks for
+        more.
+        """
         own = self.student.time_steps if isinstance(self.student, Network) else None
         asked = [o.time_steps for o in self.terms if o.time_steps]
         return max([own, *asked]) if own is not None else None
@@ -131,20 +144,23 @@ class Distiller(nn.Module):
     def setup(self, batch: "Tensor | Sequence[Tensor]", seed: int = 0) -> "Distiller":
         """Resolve taps and build adapters from the shapes of a training batch (x or (x, y)); returns self.
 
-        Norm statistics, training flags and random state stay as they are. An adapter's initial weights are a function of
-        ``seed`` and the objective's name alone.
+        Norm statistics, training flags and random state stay as they are. An adapter's initial weights are a
+        function of ``seed`` and the objective's name alone.
         """
         x = batch if isinstance(batch, Tensor) else batch[0]
         batch_size, x = x.shape[0], x[:2]
         student = self.student
         self._student_taps = _resolve(self.terms, student, "student", x)
         self._teacher_taps = {
-            name: _resolve([o.term for o in self._lessons.values() if o.teacher == name], teacher, "teacher", x)
+            name: _resolve(
+                [o.term for o in self._lessons.values() if o.teacher == name], teacher, "teacher", x
+            )
             for name, teacher in self._asked().items()
         }
         flags = {m: m.training for m in student.modules()}
         student.eval()
-        student.training = True  # norms stand still, and a quantized student may run longer than its T, as in training
+        # norms stand still, and a quantized student may run longer than its T, as in training
+        student.training = True
         devices = [x.device] if x.is_cuda else []
         try:
             with torch.random.fork_rng(devices=devices), torch.no_grad():
@@ -186,7 +202,11 @@ class Distiller(nn.Module):
             return Taught(logits, captures)
         with torch.autocast(x.device.type, enabled=False):
             own = self.teacher_heads[name](at_least_float32(captures[self._learning[name]]))
-            loss = None if y is None else F.cross_entropy(own.mean(0), y.to(own.dtype) if y.is_floating_point() else y)
+            loss = (
+                None
+                if y is None
+                else F.cross_entropy(own.mean(0), y.to(own.dtype) if y.is_floating_point() else y)
+            )
         return Taught(own.detach(), captures, loss)
 
     def _own_steps(self, logits: Tensor) -> int:
@@ -202,8 +222,8 @@ class Distiller(nn.Module):
     def forward(self, x: Tensor, y: Tensor, progress: float = 0.0) -> Losses:
         """Losses of one batch.
 
-        Shape: ``x`` as the student takes it, ``y`` (N,) class numbers or (N, K) probabilities; ``progress`` in 0..1 drives
-        the weights' schedules.
+        Shape: ``x`` as the student takes it, ``y`` (N,) class numbers or (N, K) probabilities; ``progress``
+        in 0..1 drives the weights' schedules.
         """
         if self._student_taps is None:
             self.setup(x)
@@ -221,7 +241,9 @@ class Distiller(nn.Module):
     def losses(
         self, logits: Tensor, mine: Captures, taught: Mapping[str, Taught], y: Tensor, progress: float
     ) -> Losses:
-        """The objectives over captures; in float32 or float64, but for adapters, which run in the student's precision."""
+        """The objectives over captures; in float32 or float64, but for adapters, which run in the
+        student's precision.
+        """
         T, kind = self._own_steps(logits), logits.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         parts: dict[str, Tensor] = {}
@@ -233,7 +255,8 @@ class Distiller(nn.Module):
                 term, name, share = self._lessons[key]
                 steps, theirs = max(term.time_steps or T, T), taught[name] if name else None
                 view = View(
-                    mine.cut(steps), replace(theirs.captures, widen=True) if theirs else None, y, logits[:steps],
+                    mine.cut(steps), replace(theirs.captures, widen=True) if theirs else None, y,
+                    logits[:steps],
                     at_least_float32(theirs.logits) if theirs else None, progress, T, autocast,
                 )  # fmt: skip
                 parts[term.name] = term(view)

@@ -12,7 +12,8 @@ class SpikedistillError(ValueError):
 
 
 def nearest(found: str, allowed: Iterable[str], limit: int = 3) -> str:
-    """Words for an error: the known names nearest to ``found``, or all of them when none is near and they are few.
+    """Words for an error: the known names nearest to ``found``, or all of them when none is near and they are
+    few.
 
     Never ``found`` itself: a name that is known and yet not there is no help.
     """

@@ -1,4 +1,6 @@
-"""NaN and infinity, found where they come in: spikes swallow them (``NaN >= threshold`` is false), so no loss tells."""
+"""NaN and infinity, found where they come in: spikes swallow them (``NaN >= threshold`` is false), so no
+loss tells.
+"""
 
 from collections.abc import Iterable
 
@@ -11,8 +13,8 @@ from .errors import SpikedistillError
 def faulty(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
     """Names of the tensors that hold NaN or infinity; the device is read once.
 
-    A buffer may hold infinity (a mask of attention) unless it is a running statistic, so call with parameters and
-    statistics, or with :func:`of`.
+    A buffer may hold infinity (a mask of attention) unless it is a running statistic, so call with parameters
+    and statistics, or with :func:`of`.
     """
     names: list[str] = []
     flags: list[Tensor] = []
@@ -28,7 +30,9 @@ def faulty(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 
 def of(module: nn.Module) -> list[str]:
-    """Names of the parameters and buffers of ``module`` that hold NaN, or infinity where that has no meaning."""
+    """Names of the parameters and buffers of ``module`` that hold NaN, or infinity where that has no
+    meaning.
+    """
     masks = {
         name: torch.where(torch.isinf(value), 0, value) if value.is_floating_point() else value
         for name, value in module.named_buffers()
@@ -42,18 +46,23 @@ def words(names: Iterable[str]) -> str:
     """Tensors and their layers, for an error: ``weight of layer stage1.0 (and 3 more)``."""
     first, *others = list(names)
     layer, _, tensor = first.rpartition(".")
-    return (f"{tensor} of layer {layer}" if layer else tensor) + (f" (and {len(others)} more)" if others else "")
+    return (f"{tensor} of layer {layer}" if layer else tensor) + (
+        f" (and {len(others)} more)" if others else ""
+    )
 
 
 def check_batches(batches: Iterable[Tensor], what: str) -> None:
     """Refuse inputs that hold NaN or infinity, by the number of their batch."""
     names = faulty((str(i), x) for i, x in enumerate(batches))
     if names:
-        raise SpikedistillError(f"{what}: batch {names[0]} holds NaN or infinity; give inputs that are numbers")
+        raise SpikedistillError(
+            f"{what}: batch {names[0]} holds NaN or infinity; give inputs that are numbers"
+        )
 
 
 def check(module: nn.Module, what: str, advice: str = "give a network whose weights are numbers") -> None:
     """Refuse a network that holds NaN or infinity; ``what`` says which and where it came from."""
-    names = of(module) if isinstance(module, nn.Module) else []  # what is no module is refused by who asked for one
+    # what is no module is refused by who asked for one
+    names = of(module) if isinstance(module, nn.Module) else []
     if names:
         raise SpikedistillError(f"{what}: {words(names)} holds NaN or infinity; {advice}")

@@ -1,8 +1,9 @@
-"""What becomes of freed memory on the CPU: kept by the process for the next step, or given back to the system at once.
+"""What becomes of freed memory on the CPU: kept by the process for the next step, or given back to the system
+at once.
 
-A training step allocates and frees the same large tensors over and over. glibc returns most of them to the system, which
-clears every page anew when the next step asks: a tenth to a third of a step's time. Kept, they are used again. Where
-memory is what matters the opposite holds: freed tensors should leave no holes behind.
+A training step allocates and frees the same large tensors over and over. glibc returns most of them to the
+system, which clears every page anew when the next step asks: a tenth to a third of a step's time. Kept, they
+are used again. Where memory is what matters the opposite holds: freed tensors should leave no holes behind.
 
 Only glibc's ``malloc`` can be told; elsewhere, and where the environment sets it already (``MALLOC_*``,
 ``GLIBC_TUNABLES``), these functions do nothing.
@@ -40,7 +41,9 @@ def keep() -> bool:
 
 
 def give_back() -> bool:
-    """Give freed tensors back to the system at once: least memory. Returns whether the allocator could be told."""
+    """Give freed tensors back to the system at once: least memory. Returns whether the allocator could be
+    told.
+    """
     library = _glibc()
     if library is None:
         return False

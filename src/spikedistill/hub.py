@@ -1,8 +1,8 @@
 """Networks on the Hugging Face hub: fetched and uploaded as the folders that :mod:`.training.store` writes.
 
-Only files of a network's folder are fetched, by name: weights (safetensors) and JSON, which our reader holds against their
-checksums. No code is fetched, and none is run. The endpoint is ``HF_ENDPOINT``; the token ``HF_TOKEN``, or that of
-``hf auth login``.
+Only files of a network's folder are fetched, by name: weights (safetensors) and JSON, which our reader holds
+against their checksums. No code is fetched, and none is run. The endpoint is ``HF_ENDPOINT``; the token
+``HF_TOKEN``, or that of ``hf auth login``.
 """
 
 import hashlib
@@ -55,7 +55,9 @@ def is_remote(text: Any) -> bool:
 
 
 def place(text: str) -> Place:
-    """What ``owner/name``, ``hf://owner/name[@revision]``, ``file://FOLDER`` or a folder (``./FOLDER``, ``/FOLDER``) names."""
+    """What ``owner/name``, ``hf://owner/name[@revision]``, ``file://FOLDER`` or a folder (``./FOLDER``,
+    ``/FOLDER``) names.
+    """
     if text.startswith("file:/"):
         return Path(unquote(urlparse(text).path))
     if text.startswith((".", "/", "~")):
@@ -71,7 +73,8 @@ def place(text: str) -> Place:
 def fetch(text: str) -> Path:
     """The folder of a network elsewhere, from the hub's cache where nothing has changed.
 
-    Raises: SpikedistillError where the hub cannot be reached (and nothing is cached), or the repository holds no network.
+    Raises: SpikedistillError where the hub cannot be reached (and nothing is cached), or the repository holds
+    no network.
     """
     found = place(text)
     if isinstance(found, Repository):
@@ -109,7 +112,9 @@ def upload(contents: Mapping[str, bytes], text: str, private: bool = False) -> s
 
 
 def pull(text: str, out: Path | None = None) -> Path:
-    """Copy a network from elsewhere to a folder (default: its name), whole and by its checksums, or not at all."""
+    """Copy a network from elsewhere to a folder (default: its name), whole and by its checksums, or not at
+    all.
+    """
     from .training.checkpoint import read_json
 
     source, found = fetch(text), place(text)
@@ -138,7 +143,9 @@ def _may_replace(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir() or not {p.name for p in folder.iterdir()} <= {*FILES}:
-        raise SpikedistillError(f"{folder} exists and holds other things than a network; choose another folder")
+        raise SpikedistillError(
+            f"{folder} exists and holds other things than a network; choose another folder"
+        )
 
 
 def _library(found: Repository) -> Any:
@@ -156,7 +163,8 @@ def _errors(found: Repository, done: str) -> Iterator[None]:
 
     where = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     offline = (
-        f"{found} cannot be {done}: the hub at {where} cannot be reached ({{}}); connect (HF_ENDPOINT names another hub, "
+        f"{found} cannot be {done}: the hub at {where} cannot be reached ({{}}); connect (HF_ENDPOINT names "
+        "another hub, "
         "HF_HUB_OFFLINE=1 must not be set), or use a folder: file://FOLDER"
     )
     try:
@@ -171,7 +179,8 @@ def _errors(found: Repository, done: str) -> Iterator[None]:
         raise SpikedistillError(f"{found} cannot be {done}: it has no revision {found.revision!r}") from None
     except errors.RepositoryNotFoundError:
         raise SpikedistillError(
-            f"{found} cannot be {done}: {where} has no such repository, or it is private: look at its name, and set HF_TOKEN"
+            f"{found} cannot be {done}: {where} has no such repository, or it is private: look at its name, "
+            "and set HF_TOKEN"
         ) from None
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)

@@ -1,4 +1,5 @@
-"""The methods that ship, by name: the objectives of each and their weights, read off the recipes `digits-NAME`.
+"""The methods that ship, by name: the objectives of each and their weights, read off the recipes
+`digits-NAME`.
 
 Of those that have a stage `student`; others compare something else. These recipes are the one place where a
 method's weights stand, with the remarks on what a paper leaves open.
@@ -27,11 +28,15 @@ class Method:
     time_steps: int
 
     def at(self, time_steps: int) -> list[dict[str, Any]]:
-        """The objectives for another T: where one asks for a longer simulation, it is as many times as long."""
+        """The objectives for another T: where one asks for a longer simulation, it is as many times as
+        long.
+        """
         scaled = [dict(objective) for objective in self.objectives]
         for objective in scaled:
             if isinstance(objective.get("time_steps"), int):
-                objective["time_steps"] = max(1, round(objective["time_steps"] * time_steps / self.time_steps))
+                objective["time_steps"] = max(
+                    1, round(objective["time_steps"] * time_steps / self.time_steps)
+                )
         return scaled
 
 

@@ -12,8 +12,8 @@ OptimizerName = Literal["sgd", "adam", "adamw"]
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, NormNeuron)
 LEARNED_SCALES = ("weight_scale", "membrane_unit")  # a quantized network's parameters that are no weights
 SCALES_RATE = 0.1
-# Adam moves every parameter by the rate itself, whatever its size: a unit of 1/256 would be gone in 40 steps at 1e-3. So a
-# scale moves by no more than twice its size times the rate: 10 % in 50 steps there.
+# Adam moves every parameter by the rate itself, whatever its size: a unit of 1/256 would be gone in 40 steps
+# at 1e-3. So a scale moves by no more than twice its size times the rate: 10 % in 50 steps there.
 SCALES_PACE = 2.0
 
 
@@ -26,25 +26,29 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Trainable parameters as groups for ``torch.optim.SGD``, ``Adam`` or ``AdamW``.
 
-    ``weights`` are decayed; ``vectors`` (norms, biases, other vectors, neurons' parameters) are not; ``learned scales`` of a
-    quantized network learn at a tenth of the rate, undecayed; with Adam and AdamW each is a group of its own,
-    ``learned scales: PATH``, at no more than twice its size times the rate. A linear layer whose ``input_factor`` is c (a
-    balanced network's classifier and hidden linear layers) is a group named by its path, whose weight learns exactly as if
-    the layer's input were multiplied by c and the weight divided by it:
+    ``weights`` are decayed; ``vectors`` (norms, biases, other vectors, neurons' parameters) are not;
+    ``learned scales`` of a quantized network learn at a tenth of the rate, undecayed; with Adam and AdamW
+    each is a group of its own, ``learned scales: PATH``, at no more than twice its size times the rate. A
+    linear layer whose ``input_factor`` is c (a balanced network's classifier and hidden linear layers) is a
+    group named by its path, whose weight learns exactly as if the layer's input were multiplied by c and the
+    weight divided by it:
 
         SGD     lr c^2    decay / c^2
         Adam    lr c      decay / c^2    eps / c
         AdamW   lr c      decay / c      eps / c
 
-    Each group has ``name``, ``params``, ``lr``, ``lr_factor``, ``weight_decay``, and ``eps`` for Adam and AdamW. A schedule
-    sets ``group["lr"] = rate * group["lr_factor"]``; torch's own schedulers scale every group alike and keep the factors.
+    Each group has ``name``, ``params``, ``lr``, ``lr_factor``, ``weight_decay``, and ``eps`` for Adam and
+    AdamW. A schedule sets ``group["lr"] = rate * group["lr_factor"]``; torch's own schedulers scale every
+    group alike and keep the factors.
 
         optimizer = torch.optim.SGD(sd.parameter_groups(network, 0.1, weight_decay=5e-4), momentum=0.9)
 
     Raises :class:`SpikedistillError` for an unknown optimizer's name.
     """
     if optimizer not in ("sgd", "adam", "adamw"):
-        raise SpikedistillError(f"unknown optimizer {optimizer!r}: {nearest(optimizer, ('sgd', 'adam', 'adamw'))}")
+        raise SpikedistillError(
+            f"unknown optimizer {optimizer!r}: {nearest(optimizer, ('sgd', 'adam', 'adamw'))}"
+        )
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter, factor in _named(network, optimizer != "sgd"):
         rate, decay, least = 1.0, weight_decay, eps
@@ -68,7 +72,9 @@ def parameter_groups(
 
 
 def _named(network: nn.Module, apart: bool) -> Iterator[tuple[str, nn.Parameter, float]]:
-    """Group's name, parameter and input factor, each parameter once; ``apart``: each learned scale in a group of its own."""
+    """Group's name, parameter and input factor, each parameter once; ``apart``: each learned scale in a
+    group of its own.
+    """
     seen: set[int] = set()
     for path, module in network.named_modules():
         factor = float(getattr(module, "input_factor", 1.0))

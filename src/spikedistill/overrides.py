@@ -23,7 +23,9 @@ RESERVED = (
 
 
 def apply_override(tree: dict[str, Any], text: str) -> None:
-    """Set ``path=value`` in a recipe's mapping; stages are addressed by name, objectives by stage and name (or type)."""
+    """Set ``path=value`` in a recipe's mapping; stages are addressed by name, objectives by stage and name
+    (or type).
+    """
     path, equals, value = text.partition("=")
     if not equals or not path:
         raise SpikedistillError(f"override {text!r} is not of the form path=value, such as student.epochs=5")
@@ -57,5 +59,6 @@ def _named(items: list[Any], name: str, what: str, text: str) -> dict[str, Any]:
         if isinstance(item, dict) and name in (item.get("name"), item.get("type")):
             return item
     raise SpikedistillError(
-        f"override {text!r}: no {what} {name!r}; {nearest(name, [*names, *RESERVED] if what == 'stage' else names)}"
+        f"override {text!r}: no {what} {name!r}; "
+        f"{nearest(name, [*names, *RESERVED] if what == 'stage' else names)}"
     )

@@ -1,8 +1,8 @@
 """Code of one's own by address, ``module:Name``: where it may come from, and that it is what the record says.
 
-While a recipe is read or trained, modules are looked for beside the recipe's file, in the current folder, among installed
-packages, and where ``--code FILE`` says; never in a run's folder, which may come from anybody. Commands that only read a run
-import nothing (:func:`closed`).
+While a recipe is read or trained, modules are looked for beside the recipe's file, in the current folder,
+among installed packages, and where ``--code FILE`` says; never in a run's folder, which may come from
+anybody. Commands that only read a run import nothing (:func:`closed`).
 """
 
 import hashlib
@@ -55,7 +55,9 @@ _SEARCH: ContextVar[Search | None] = ContextVar("spikedistill_own_code", default
 
 def is_address(name: Any) -> bool:
     """Whether ``name`` has the form ``module:Name``."""
-    return isinstance(name, str) and bool(_ADDRESS.fullmatch(name)) and name.partition(":")[0] not in _LIBRARIES
+    return (
+        isinstance(name, str) and bool(_ADDRESS.fullmatch(name)) and name.partition(":")[0] not in _LIBRARIES
+    )
 
 
 def is_open() -> bool:
@@ -94,7 +96,9 @@ def closed() -> Iterator[None]:
 
 @contextmanager
 def reading(code: Sequence["str | Path"] = ()) -> Iterator[None]:
-    """Within: a run is read, and nothing imported but files that ``code`` names; inside of a :func:`search` all stays."""
+    """Within: a run is read, and nothing imported but files that ``code`` names; inside of a
+    :func:`search` all stays.
+    """
     if code:
         with search(code=code):
             yield
@@ -114,8 +118,8 @@ def search(
 ) -> Iterator[Search]:
     """Within: own code comes from ``code`` (files), ``folders``, the current folder and installed packages.
 
-    ``run``: the folder of the run, from which nothing is imported. ``known``: of a run that has begun, ``{address: {file,
-    sha256}}``: another content is refused unless ``code`` names its file.
+    ``run``: the folder of the run, from which nothing is imported. ``known``: of a run that has begun,
+    ``{address: {file, sha256}}``: another content is refused unless ``code`` names its file.
     """
     files = {_file(path): _digest(Path(path)) for path in code}
     for file in files:
@@ -139,7 +143,9 @@ def search(
 
 @contextmanager
 def beside(file: Path | None) -> Iterator[None]:
-    """Within: own code may stand beside a recipe's ``file``; nothing changes inside of a :func:`search` or :func:`closed`."""
+    """Within: own code may stand beside a recipe's ``file``; nothing changes inside of a :func:`search` or
+    :func:`closed`.
+    """
     if file is None or _SEARCH.get() is not None:
         yield
         return
@@ -150,14 +156,15 @@ def beside(file: Path | None) -> Iterator[None]:
 def find(text: str, what: str) -> Any:
     """What ``module:Name`` names; ``what`` begins an error.
 
-    Raises: NotImportedError where own code is not imported; SpikedistillError for what cannot be imported or has another
-    content than the run's record says.
+    Raises: NotImportedError where own code is not imported; SpikedistillError for what cannot be imported or
+    has another content than the run's record says.
     """
     module, _, name = text.partition(":")
     here = _SEARCH.get()
     if here is not None and here.shut:
         raise NotImportedError(
-            f"{what} {text!r} is code of your own, which is not imported to read a run; name its file to allow it: --code FILE"
+            f"{what} {text!r} is code of your own, which is not imported to read a run; "
+            "name its file to allow it: --code FILE"
         )
     try:
         file = None if here is None else _located(module, text, what, here)
@@ -169,21 +176,27 @@ def find(text: str, what: str) -> Any:
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise SpikedistillError(f"{what} {text!r} names nothing that can be imported: {error}") from None
     except Exception as error:  # whatever the module does when it is run
-        raise SpikedistillError(f"{what} {text!r} cannot be imported: {type(error).__name__}: {error}") from error
+        raise SpikedistillError(
+            f"{what} {text!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     if here is not None:
         here.found[text] = {"file": file.name if file else None, "sha256": _digest(file) if file else None}
     return found
 
 
 def address_of(target: Any) -> str | None:
-    """The address under which another process finds a class or function; None for what has none (a lambda, an instance)."""
+    """The address under which another process finds a class or function; None for what has none (a lambda,
+    an instance).
+    """
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     text = f"{module}:{name}"
     return text if module != "__main__" and is_address(text) else None
 
 
 def in_use(networks: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """For the record: files and hashes of the code found so far, and the addresses of the caller's own networks by name."""
+    """For the record: files and hashes of the code found so far, and the addresses of the caller's own
+    networks by name.
+    """
     here = _SEARCH.get()
     if here is None or here.shut:
         return {}, {}
@@ -209,7 +222,8 @@ def _located(module: str, text: str, what: str, here: Search) -> Path | None:
         theirs = Path(theirs).resolve() if theirs else None
         if file is not None and theirs is not None and theirs != file:
             raise SpikedistillError(
-                f"{what} {text!r}: {file} is meant, but a module {module!r} of {theirs} is imported already; rename yours, or "
+                f"{what} {text!r}: {file} is meant, but a module {module!r} of {theirs} is imported already; "
+                "rename yours, or "
                 "start a new process"
             )
         file = theirs
@@ -217,13 +231,15 @@ def _located(module: str, text: str, what: str, here: Search) -> Path | None:
         return None
     if _of_a_run(file.parent, here.run):
         raise SpikedistillError(
-            f"{what} {text!r}: {file} lies in a run's folder, from which nothing is imported; move it beside the recipe, or to "
+            f"{what} {text!r}: {file} lies in a run's folder, from which nothing is imported; "
+            "move it beside the recipe, or to "
             "the current folder"
         )
     then = here.known.get(text, {}).get("sha256")
     if then is not None and file not in here.files and (now := _digest(file)) != then:
         raise ChangedCodeError(
-            f"{what} {text!r}: {file} is not the code this run was begun with (sha256 {str(then)[:12]}... there, "
+            f"{what} {text!r}: {file} is not the code this run was begun with (sha256 {str(then)[:12]}... "
+            "there, "
             f"{now[:12]}... here); put the old file back, or name this one to go on with it: --code {file}"
         )
     return file

@@ -1,6 +1,7 @@
 """Which floating-point precision a device computes fast: bfloat16 only where there are units for it.
 
-On a CPU without bf16 units (AMX, AVX512-BF16, Arm's bf16) bfloat16 is emulated, 10 to 40 times slower than float32.
+On a CPU without bf16 units (AMX, AVX512-BF16, Arm's bf16) bfloat16 is emulated, 10 to 40 times slower than
+float32.
 """
 
 import os
@@ -15,7 +16,8 @@ from .errors import SpikedistillError, nearest
 
 Precision = Literal["float32", "bfloat16", "float64"]
 CHOICES = ("auto", "float32", "bfloat16", "float64")
-UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "Arm BF16"}  # the kernel's flags, the best first
+# the kernel's flags, the best first
+UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "Arm BF16"}
 
 
 def units_among(flags: set[str]) -> str | None:
@@ -50,12 +52,14 @@ def _seconds(dtype: torch.dtype) -> float:
 def cpu_bf16_units() -> str | None:
     """Name of this CPU's bf16 units, or None.
 
-    Read from the kernel's list of CPU flags, unless the environment keeps oneDNN, which computes the convolutions, from using
-    them (``ONEDNN_MAX_CPU_ISA``); where there is no list, a convolution is timed for some milliseconds in both precisions,
-    and ``"timed"`` says that bfloat16 was the faster one.
+    Read from the kernel's list of CPU flags, unless the environment keeps oneDNN, which computes the
+    convolutions, from using them (``ONEDNN_MAX_CPU_ISA``); where there is no list, a convolution is timed for
+    some milliseconds in both precisions, and ``"timed"`` says that bfloat16 was the faster one.
     """
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
-    if limit.startswith(("SSE", "AVX")) and not any(unit in limit for unit in ("BF16", "FP16", "AMX", "AVX10")):
+    if limit.startswith(("SSE", "AVX")) and not any(
+        unit in limit for unit in ("BF16", "FP16", "AMX", "AVX10")
+    ):
         return None
     found = flags()
     if found is not None:
@@ -81,7 +85,9 @@ def resolve_precision(choice: str, device: str | torch.device) -> Precision:
 
 
 def diagnosis() -> dict[str, str]:
-    """What ``spikedistill doctor`` shows of this machine: devices, bf16 units, what ``auto`` means, a compiler."""
+    """What ``spikedistill doctor`` shows of this machine: devices, bf16 units, what ``auto`` means, a
+    compiler.
+    """
     import shutil
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
@@ -92,5 +98,6 @@ def diagnosis() -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "bf16 units of the CPU": cpu_bf16_units() or "none: bfloat16 would be emulated, many times slower",
         "precision: auto": f"{resolve_precision('auto', device)} on {device}",
-        "C++ compiler": compiler or "none: neurons run uncompiled, several times slower, and convolutions dense",
+        "C++ compiler": compiler
+        or "none: neurons run uncompiled, several times slower, and convolutions dense",
     }

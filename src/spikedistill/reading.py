@@ -24,7 +24,9 @@ def read_text(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> str:
         with open(path, "rb") as file:
             data = file.read(limit + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-        raise SpikedistillError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise SpikedistillError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
+        ) from None
     if len(data) > limit:
         raise SpikedistillError(f"{path}: more than {limit >> 20} MiB of text; is it the right file?")
     try:
@@ -42,7 +44,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
-    """A JSON value. Raises: SpikedistillError that begins with ``where``, also for what is nested too deep."""
+    """A JSON value. Raises: SpikedistillError that begins with ``where``, also for what is nested too
+    deep.
+    """
     try:
         return _plain(json.loads(text))
     except RecursionError:
@@ -52,10 +56,12 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
 
 def parse_yaml(text: str, where: str, words: str = "not readable as YAML", column: bool = True) -> Any:
-    """A YAML document of mappings, lists, texts, numbers, true, false and null; aliases become values of their own.
+    """A YAML document of mappings, lists, texts, numbers, true, false and null; aliases become values of
+    their own.
 
-    Raises: SpikedistillError that begins with ``where`` and ``words`` and names line and column: for what is no YAML, for
-    more than 200,000 values (aliases written out) or 40 levels, an alias of what it stands in, and values of other types.
+    Raises: SpikedistillError that begins with ``where`` and ``words`` and names line and column: for what is
+    no YAML, for more than 200,000 values (aliases written out) or 40 levels, an alias of what it stands in,
+    and values of other types.
     """
     try:
         loader = _Bounded(text)
@@ -64,7 +70,8 @@ def parse_yaml(text: str, where: str, words: str = "not readable as YAML", colum
     try:
         return _plain(loader.get_single_data())
     except (yaml.YAMLError, ValueError, OverflowError, AttributeError, LookupError, TypeError) as error:
-        # all but the first come from the constructors of scalars: a date of month 13, a number of 5,000 digits
+        # all but the first come from the constructors of scalars: a date of month 13, a number of 5,000
+        # digits
         mark = getattr(error, "problem_mark", None)
         at = f"line {mark.line + 1}" + (f", column {mark.column + 1}" if column else "") if mark else ""
         raise SpikedistillError(f"{where}: {words}: {_line(error)}{at and f' ({at})'}") from None
@@ -99,7 +106,9 @@ class _Bounded(yaml.SafeLoader):
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """A copy without shared parts, so that a change of one place leaves the others; refuses what JSON has not."""
+    """A copy without shared parts, so that a change of one place leaves the others; refuses what JSON has
+    not.
+    """
     if depth > 2 * MAX_DEPTH:
         raise RecursionError
     if isinstance(value, dict):

@@ -1,4 +1,6 @@
-"""The typed recipe: one YAML file says data, stages and hardware; everything in it is checked before anything runs."""
+"""The typed recipe: one YAML file says data, stages and hardware; everything in it is checked before
+anything runs.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -53,10 +55,11 @@ class QuantizeOptions(Choice):
 class Optimizer(Options):
     """Optimizer and learning-rate schedule of a stage.
 
-    ``schedule``: "cosine" (to ``min_lr``), "step" (times ``gamma`` every ``step_epochs`` epochs), "one_cycle" (up for
-    ``one_cycle_up`` of the way, then cosine down) or "constant"; before it, ``warm_up`` epochs rise linearly from
-    ``warm_up_lr``. No weight decay on norms, biases and neuron parameters. ``clip``: largest gradient norm. ``ema``: decay of
-    an exponential moving average of the weights, which then is the stage's product.
+    ``schedule``: "cosine" (to ``min_lr``), "step" (times ``gamma`` every ``step_epochs`` epochs), "one_cycle"
+    (up for ``one_cycle_up`` of the way, then cosine down) or "constant"; before it, ``warm_up`` epochs rise
+    linearly from ``warm_up_lr``. No weight decay on norms, biases and neuron parameters. ``clip``: largest
+    gradient norm. ``ema``: decay of an exponential moving average of the weights, which then is the stage's
+    product.
     """
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -78,7 +81,8 @@ class Optimizer(Options):
 
 
 class Checkpoint(Strict):
-    """How often a run writes its state: after so many ``seconds``, and, where given, after so many ``steps`` (updates).
+    """How often a run writes its state: after so many ``seconds``, and, where given, after so many ``steps``
+    (updates).
 
     The last two are kept. A stage's end writes one in any case.
     """
@@ -88,7 +92,9 @@ class Checkpoint(Strict):
 
 
 class Init(Strict):
-    """Where initial weights come from: a stage; ``copy`` (equal names) or ``threshold_balancing`` (after LaSNN)."""
+    """Where initial weights come from: a stage; ``copy`` (equal names) or ``threshold_balancing`` (after
+    LaSNN).
+    """
 
     from_: str = Field(alias="from")
     method: Literal["copy", "threshold_balancing"] = "copy"
@@ -96,7 +102,9 @@ class Init(Strict):
 
 
 class Convert(Strict):
-    """A trained ANN stage as spiking network, see :func:`spikedistill.convert`: the baseline of distillation."""
+    """A trained ANN stage as spiking network, see :func:`spikedistill.convert`: the baseline of
+    distillation.
+    """
 
     from_: str = Field(alias="from")
     method: Literal["threshold_balancing", "qcfs", "signed"] = "threshold_balancing"
@@ -108,15 +116,15 @@ class Convert(Strict):
 class Stage(Strict):
     """One training run; its product is a checkpoint and one row of the results table.
 
-    Its network is made anew (``network``), goes on from another stage's (``from``), or is another stage's ANN converted
-    (``convert``, which trains nothing unless ``epochs`` says so).
+    Its network is made anew (``network``), goes on from another stage's (``from``), or is another stage's ANN
+    converted (``convert``, which trains nothing unless ``epochs`` says so).
 
-    ``recalibrate``: measure the norms' statistics anew before training; None: where the weights come from a spiking network
-    with another T. ``settle``: measure them for each validation and for the finished network (auto: yes), so that they are
-    those of the weights as they are. ``teacher``: a stage, a list of stages (of equal weight), or a mapping of stages to
-    weights; ``teacher_heads``: copies of their classifiers learn beside the student (:class:`spikedistill.Distiller`).
-    ``operations``: synaptic operations of one input that training aims at, by an objective of that name
-    (:class:`spikedistill.objectives.OperationsAim`).
+    ``recalibrate``: measure the norms' statistics anew before training; None: where the weights come from a
+    spiking network with another T. ``settle``: measure them for each validation and for the finished network
+    (auto: yes), so that they are those of the weights as they are. ``teacher``: a stage, a list of stages (of
+    equal weight), or a mapping of stages to weights; ``teacher_heads``: copies of their classifiers learn
+    beside the student (:class:`spikedistill.Distiller`). ``operations``: synaptic operations of one input
+    that training aims at, by an objective of that name (:class:`spikedistill.objectives.OperationsAim`).
     """
 
     name: str
@@ -170,7 +178,9 @@ class Stage(Strict):
 
 
 class Recipe(Strict):
-    """Data, stages, hardware. ``paper``: keys of the citations beyond those of the objectives and networks used."""
+    """Data, stages, hardware. ``paper``: keys of the citations beyond those of the objectives and networks
+    used.
+    """
 
     title: str = ""
     paper: list[str] = []
@@ -191,7 +201,9 @@ class Recipe(Strict):
         for stage in self.stages:
             if stage.name == name:
                 return stage
-        raise SpikedistillError(f"the recipe has no stage {name!r}; {nearest(name, [s.name for s in self.stages])}")
+        raise SpikedistillError(
+            f"the recipe has no stage {name!r}; {nearest(name, [s.name for s in self.stages])}"
+        )
 
     def optimizer_of(self, stage: Stage) -> Optimizer:
         """The recipe's optimizer with the stage's own words over it."""
@@ -212,13 +224,15 @@ class Recipe(Strict):
 
 
 def load(
-    source: "str | Path | Mapping[str, Any] | Recipe", overrides: Sequence[str] = (), custom: Iterable[str] = ()
+    source: "str | Path | Mapping[str, Any] | Recipe",
+    overrides: Sequence[str] = (),
+    custom: Iterable[str] = (),
 ) -> Recipe:
     """A checked recipe from a shipped name, a file, a mapping or a recipe, with ``path=value`` overrides.
 
-    ``custom``: the caller's own networks by name (or their names alone: then their options are not checked). Own code of a
-    file, ``module:Name``, may stand beside it (:mod:`.own_code`). Raises :class:`SpikedistillError` naming file, path, what was
-    found, what is allowed and the nearest known name.
+    ``custom``: the caller's own networks by name (or their names alone: then their options are not checked).
+    Own code of a file, ``module:Name``, may stand beside it (:mod:`.own_code`). Raises
+    :class:`SpikedistillError` naming file, path, what was found, what is allowed and the nearest known name.
     """
     path: Path | None = None
     if isinstance(source, Recipe):
@@ -249,7 +263,9 @@ def locate(source: "str | Path") -> Path:
         return known[str(source)]
     if path.suffix in (".yaml", ".yml") or "/" in str(source):
         raise SpikedistillError(f"no recipe file {source}; `spikedistill recipes` lists the shipped ones")
-    raise SpikedistillError(f"no shipped recipe and no file named {str(source)!r}; {nearest(str(source), known)}")
+    raise SpikedistillError(
+        f"no shipped recipe and no file named {str(source)!r}; {nearest(str(source), known)}"
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -261,7 +277,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def check(recipe: Recipe) -> None:
-    """Everything that the parts do not say alone: stages that name each other, teachers that objectives need."""
+    """Everything that the parts do not say alone: stages that name each other, teachers that objectives
+    need.
+    """
     if recipe.hardware:
         from .hardware.pricing import settings
 
@@ -285,11 +303,15 @@ def check(recipe: Recipe) -> None:
             ("convert.from", stage.convert.from_ if stage.convert else None),
         ):
             if other is not None and other not in before:
-                raise SpikedistillError(f"{where}.{key}: no earlier stage {other!r}; {nearest(other, before)}")
+                raise SpikedistillError(
+                    f"{where}.{key}: no earlier stage {other!r}; {nearest(other, before)}"
+                )
         if sum(given is not None for given in (stage.network, stage.from_, stage.convert)) != 1:
             raise SpikedistillError(f"{where}: give exactly one of `network`, `from` and `convert`")
         if stage.convert is not None and stage.init is not None:
-            raise SpikedistillError(f"{where}.init: a converted network has its weights already; leave `init` out")
+            raise SpikedistillError(
+                f"{where}.init: a converted network has its weights already; leave `init` out"
+            )
         _check_objectives(stage, where)
         _check_steps(recipe, stage, where)
         before.append(stage.name)
@@ -316,9 +338,13 @@ def _check_objectives(stage: Stage, where: str) -> None:
             raise SpikedistillError("teacher_heads needs a teacher; add `teacher: STAGE`")
     for objective in built:
         if names.count(objective.name) > 1:
-            raise SpikedistillError(f"{where}.objectives: two are named {objective.name!r}; give one a `name`")
+            raise SpikedistillError(
+                f"{where}.objectives: two are named {objective.name!r}; give one a `name`"
+            )
         if objective.needs_teacher and stage.teacher is None:
-            raise SpikedistillError(f"{where}.objectives: {objective.name!r} needs a teacher; add `teacher: STAGE`")
+            raise SpikedistillError(
+                f"{where}.objectives: {objective.name!r} needs a teacher; add `teacher: STAGE`"
+            )
     if stage.teachers:
         with at(f"{where}.objectives"):
             lessons(built, shares(list(stage.teachers), stage.teachers))
@@ -338,7 +364,8 @@ def _check_steps(recipe: Recipe, stage: Stage, where: str) -> None:
     for key, steps in given:
         if steps is not None and steps != T:
             raise SpikedistillError(
-                f"{where}.{key}: {kind} has weights for T = {T} time steps, found {steps}; leave it out, or take sliding_psn, "
+                f"{where}.{key}: {kind} has weights for T = {T} time steps, found {steps}; leave it out, "
+                "or take sliding_psn, "
                 "which runs at any T"
             )
 

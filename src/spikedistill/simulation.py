@@ -1,8 +1,9 @@
 """What one forward pass over T time steps knows.
 
-Modules keep no state between passes. A network's ``forward`` and ``step`` open one :class:`Simulation`; neurons find it
-with :func:`current` and ask it for the number of time steps, the membrane they start from, and whether anybody wants to
-see their insides. Two forward passes, then backward through both, therefore just works.
+Modules keep no state between passes. A network's ``forward`` and ``step`` open one :class:`Simulation`;
+neurons find it with :func:`current` and ask it for the number of time steps, the membrane they start from,
+and whether anybody wants to see their insides. Two forward passes, then backward through both, therefore just
+works.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,9 +20,9 @@ class Simulation:
     """One forward pass: time steps, call counts of reused modules, states in and out, captures.
 
     ``insides`` names the neuron internals somebody asked for, as ``(path, call, what)`` with ``what`` one of
-    ``"spikes"``, ``"membrane"``, ``"current"``; they are found in ``captured`` afterwards. ``state`` (streaming only) maps
-    ``"path#k"`` to the membrane a neuron starts from; ``state_out`` collects where it ended. ``step`` is the index of the
-    first time step, more than 0 only when streaming.
+    ``"spikes"``, ``"membrane"``, ``"current"``; they are found in ``captured`` afterwards. ``state``
+    (streaming only) maps ``"path#k"`` to the membrane a neuron starts from; ``state_out`` collects where it
+    ended. ``step`` is the index of the first time step, more than 0 only when streaming.
     """
 
     def __init__(
@@ -80,7 +81,9 @@ class Simulation:
 
     @contextmanager
     def reenter(self, snapshot: dict[int, int]) -> Iterator["Simulation"]:
-        """Run a part of this pass once more, as at ``snapshot``; statistics and captures are not taken a second time."""
+        """Run a part of this pass once more, as at ``snapshot``; statistics and captures are not taken a
+        second time.
+        """
         calls, recomputing = self._calls, self.recomputing
         self._calls, self.recomputing = dict(snapshot), True
         token = _CURRENT.set(self)
@@ -114,9 +117,11 @@ _OVERRIDE: ContextVar[tuple[nn.Module, int] | None] = ContextVar("spikedistill_t
 
 @contextmanager
 def time_steps(network: nn.Module, steps: int) -> Iterator[None]:
-    """Run ``network`` for ``steps`` time steps within this context: the first steps of its simulation, or more than its own.
+    """Run ``network`` for ``steps`` time steps within this context: the first steps of its simulation, or
+    more than its own.
 
-    On event frames the groups stay those of the network's own T; later steps repeat the frames from the start.
+    On event frames the groups stay those of the network's own T; later steps repeat the frames from the
+    start.
     """
     if steps < 1:
         raise ValueError(f"time_steps must be at least 1, found {steps}")

@@ -14,7 +14,8 @@ TRY_AGAIN = 75  # a run that was asked to stop (training.signals)
 
 
 def ended(app: Callable[..., Any], argv: Sequence[str] | None = None) -> int:
-    """Run a command of ``app``; returns the exit status: 0, 2 for what the user has to mend, 75 and 130 when stopped.
+    """Run a command of ``app``; returns the exit status: 0, 2 for what the user has to mend, 75 and 130 when
+    stopped.
 
     docs/reliability.md has them all.
     """
@@ -35,7 +36,9 @@ def ended(app: Callable[..., Any], argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.strerror is None:
             raise
-        return _fail(f"{error.strerror}: {error.filename or ''}; what was written before is kept, resume continues it")
+        return _fail(
+            f"{error.strerror}: {error.filename or ''}; what was written before is kept, resume continues it"
+        )
     except Exception as error:
         # Wrong usage. Typer brings click's errors from a place that differs between its versions.
         message = getattr(error, "format_message", None)

@@ -1,12 +1,12 @@
 """Taps: named places in a network whose values are captured during one simulation.
 
-Grammar: ``path[#k][@what]``. ``k``: call of a reused module, from 0. ``what``: nothing (the module's output), ``input``,
-``spikes``, ``membrane`` (charged, before the spike is drawn), ``current`` (what charges: after norm and residual).
-Aliases: ``logits``; ``stage1``, ``stage2`` ...; ``before_head`` (input of the last global pool, else of the last linear
-layer); ``pooled`` (output of the last global pool). Several places at once: ``stages``; ``*@what``, every neuron layer;
-``*``, the output of every neuron layer (in an ANN: of every ReLU); ``*@input``, what enters every convolution and linear
-layer; ``attention``, the queries and keys of every attention. Captures are ``(T, N, ...)``; an ANN's T is 1 on images and the
-number of frames on frames.
+Grammar: ``path[#k][@what]``. ``k``: call of a reused module, from 0. ``what``: nothing (the module's output),
+``input``, ``spikes``, ``membrane`` (charged, before the spike is drawn), ``current`` (what charges: after
+norm and residual). Aliases: ``logits``; ``stage1``, ``stage2`` ...; ``before_head`` (input of the last global
+pool, else of the last linear layer); ``pooled`` (output of the last global pool). Several places at once:
+``stages``; ``*@what``, every neuron layer; ``*``, the output of every neuron layer (in an ANN: of every
+ReLU); ``*@input``, what enters every convolution and linear layer; ``attention``, the queries and keys of
+every attention. Captures are ``(T, N, ...)``; an ANN's T is 1 on images and the number of frames on frames.
 """
 
 import re
@@ -52,8 +52,9 @@ class Tap:
 class Captures:
     """Captured tensors ``(T, N, ...)`` by tap; aliases and wildcards stay usable as keys.
 
-    ``widen``: hand them out in at least float32, whatever precision the network ran in. Where an average over time is all
-    that is wanted, :meth:`mean` and :meth:`means` are cheaper: they widen nothing but the average.
+    ``widen``: hand them out in at least float32, whatever precision the network ran in. Where an average over
+    time is all that is wanted, :meth:`mean` and :meth:`means` are cheaper: they widen nothing but the
+    average.
     """
 
     tensors: dict[str, Tensor]
@@ -114,7 +115,9 @@ def _image_ann(network: nn.Module) -> bool:
 
 
 def neuron_paths(network: nn.Module) -> list[str]:
-    """Paths of all neuron layers (a norm and its neuron count as one, under the norm's path), in order of definition."""
+    """Paths of all neuron layers (a norm and its neuron count as one, under the norm's path), in order of
+    definition.
+    """
     return list(neuron_layers(network))
 
 
@@ -130,7 +133,9 @@ def resolve(network: nn.Module, text: str, example: Tensor | None = None) -> lis
         raise SpikedistillError(f"tap {text!r} is not of the form path[#k][@what]")
     path, call, what = str(match["path"]), int(match["call"] or 0), match["what"] or "output"
     if what not in (*INSIDES, "output", "input"):
-        raise SpikedistillError(f"tap {text!r}: unknown '@{what}'; {nearest(what, [*INSIDES, 'input', 'output'])}")
+        raise SpikedistillError(
+            f"tap {text!r}: unknown '@{what}'; {nearest(what, [*INSIDES, 'input', 'output'])}"
+        )
     if path == "*":
         return _every(network, what, text, example)
     modules = dict(network.named_modules())
@@ -151,7 +156,9 @@ def resolve(network: nn.Module, text: str, example: Tensor | None = None) -> lis
     alias = _alias(network, path, example)
     if alias is None:
         known = [*modules, "logits", "attention", "before_head", "pooled", "stage1", "stage2", "stage3"]
-        raise SpikedistillError(f"tap {text!r}: the network has no {path!r}; {nearest(path, [k for k in known if k])}")
+        raise SpikedistillError(
+            f"tap {text!r}: the network has no {path!r}; {nearest(path, [k for k in known if k])}"
+        )
     if what != "output":
         _check_inside(modules[alias.path], what, text)
         return [Tap(alias.path, alias.call, what)]
@@ -161,7 +168,8 @@ def resolve(network: nn.Module, text: str, example: Tensor | None = None) -> lis
 def _check_inside(module: nn.Module, what: str, text: str) -> None:
     if what in INSIDES and neuron_of(module) is None:
         raise SpikedistillError(
-            f"tap {text!r}: {type(module).__name__} is not a spiking neuron layer and has no {what}; an ANN has only outputs"
+            f"tap {text!r}: {type(module).__name__} is not a spiking neuron layer and has no {what}; "
+            "an ANN has only outputs"
         )
 
 
@@ -172,12 +180,16 @@ def _every(network: nn.Module, what: str, text: str, example: Tensor | None) -> 
         paths = neuron_paths(network)
     if not paths and what == "output":
         inside = {f"{path}.neuron" for path, m in network.named_modules() if isinstance(m, NormNeuron)}
-        paths = [p for p, m in network.named_modules() if isinstance(m, nn.ReLU | NormNeuron) and p not in inside]
+        paths = [
+            p for p, m in network.named_modules() if isinstance(m, nn.ReLU | NormNeuron) and p not in inside
+        ]
     if not paths and what == "spikes" and isinstance(network, Foreign):
         paths, what = network.spiking_layers(), "output"
     if not paths:
         wanted = "convolutions or linear layers" if what == "input" else "spiking neuron layers"
-        raise SpikedistillError(f"tap {text!r}: the network has no {wanted} (an ANN has no insides of neurons)")
+        raise SpikedistillError(
+            f"tap {text!r}: the network has no {wanted} (an ANN has no insides of neurons)"
+        )
     if isinstance(network, Foreign) or (example is None and network not in _GRAPHS):
         return [Tap(path, 0, what) for path in paths]
     wanted_paths = set(paths)
@@ -186,7 +198,9 @@ def _every(network: nn.Module, what: str, text: str, example: Tensor | None) -> 
 
 
 def attention_paths(network: nn.Module) -> list[str]:
-    """Paths of the modules that attend, in order of definition: they have heads, and ``q`` and ``k``, or ``qkv``, inside."""
+    """Paths of the modules that attend, in order of definition: they have heads, and ``q`` and ``k``, or
+    ``qkv``, inside.
+    """
     return [
         path
         for path, m in network.named_modules()
@@ -198,7 +212,9 @@ def attention_paths(network: nn.Module) -> list[str]:
 def _attention(network: nn.Module, what: str, text: str) -> list[Tap]:
     paths = attention_paths(network)
     if not paths:
-        raise SpikedistillError(f"tap {text!r}: the network has no attention (a module with heads and q, k or qkv)")
+        raise SpikedistillError(
+            f"tap {text!r}: the network has no attention (a module with heads and q, k or qkv)"
+        )
     return [
         Tap(f"{path}.{name}", 0, what)
         for path in paths
@@ -226,13 +242,17 @@ def _alias(network: nn.Module, name: str, example: Tensor | None) -> Tap | None:
         linear = [n for n in graph if n.kind in ("Linear", "linear")]
         if linear and name == "before_head" and linear[-1].path:
             return Tap(linear[-1].path, linear[-1].call, "input")
-        lacks = "global pooling" if name == "pooled" else "global pooling and no linear layer that is a module"
+        lacks = (
+            "global pooling" if name == "pooled" else "global pooling and no linear layer that is a module"
+        )
         raise SpikedistillError(f"tap {name!r}: the network has no {lacks}; name a path instead")
     return None
 
 
 def stages(network: nn.Module, example: Tensor | None = None) -> list[Tap]:
-    """Taps of the stages' outputs: the network's own ``stage_paths()``, else the last output at each resolution."""
+    """Taps of the stages' outputs: the network's own ``stage_paths()``, else the last output at each
+    resolution.
+    """
     own: list[str] = getattr(network, "stage_paths", list)()
     if own:
         return [Tap(path) for path in own]
@@ -252,7 +272,9 @@ def _is_global_pool(node: Node) -> bool:
     if node.op not in ("adaptive_average_pool", "mean"):
         return False
     before, after = node.in_shapes[0], node.shape
-    return len(after) >= 2 and len(before) >= 3 and (len(after) < len(before) or all(s == 1 for s in after[2:]))
+    return (
+        len(after) >= 2 and len(before) >= 3 and (len(after) < len(before) or all(s == 1 for s in after[2:]))
+    )
 
 
 def _tap_of(graph: Graph, name: str) -> Tap:
@@ -273,7 +295,8 @@ class Recording:
         self.network = network
         self.taps = list(dict.fromkeys(taps))
         self.found: dict[str, Tensor] = {}
-        self.every: dict[str, list[Tensor]] = {}  # of a foreign network, whose modules may be called once a time step
+        # of a foreign network, whose modules may be called once a time step
+        self.every: dict[str, list[Tensor]] = {}
 
     def __enter__(self) -> "Recording":
         self.exits = ExitStack()
@@ -316,8 +339,8 @@ def run(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One simulation of ``network`` on ``x``, with captures.
 
-    Returns logits (T, N, K), an ANN's with T = 1 (or the number of frames where it sees event frames one by one), and the
-    captures ``(T, N, ...)`` by tap. An ANN made for images sees each event frame.
+    Returns logits (T, N, K), an ANN's with T = 1 (or the number of frames where it sees event frames one by
+    one), and the captures ``(T, N, ...)`` by tap. An ANN made for images sees each event frame.
     """
     taps = list(taps)
     N = x.shape[0]
@@ -338,7 +361,9 @@ def run(
     captures |= {str(Tap(*key)): value for key, value in sim.captured.items()}
     missing = [str(t) for t in taps if str(t) not in captures and str(t)]
     if missing:
-        raise SpikedistillError(f"tap {missing[0]!r} was not reached in this forward pass; check its call number")
+        raise SpikedistillError(
+            f"tap {missing[0]!r} was not reached in this forward pass; check its call number"
+        )
     if "" in {str(t) for t in taps}:
         captures[""] = logits
     return logits, captures
@@ -357,7 +382,9 @@ def _values(
         if str(tap) in found:
             codes, node = found[str(tap)], nodes.get((tap.path, tap.call, tap.what))
             value = quantization.value(node) if node is not None else None
-            out[str(tap)] = codes if value is None else codes * value.to(codes).view(-1, *[1] * (codes.dim() - 2))
+            out[str(tap)] = (
+                codes if value is None else codes * value.to(codes).view(-1, *[1] * (codes.dim() - 2))
+            )
     return out
 
 
@@ -369,7 +396,11 @@ def _unfold(x: Tensor, N: int, steps: int | None) -> Tensor:
 
 
 def captures(
-    network: nn.Module, x: Tensor, texts: Iterable[str], time_steps: int | None = None, example: Tensor | None = None
+    network: nn.Module,
+    x: Tensor,
+    texts: Iterable[str],
+    time_steps: int | None = None,
+    example: Tensor | None = None,
 ) -> tuple[Tensor, Captures]:
     """:func:`run` for taps as text: logits and :class:`Captures`."""
     return run_resolved(
@@ -388,8 +419,12 @@ def run_resolved(
         for tap in taps:
             neuron = neuron_of(modules.get(tap.path))
             if neuron is not None:
-                thresholds[str(tap)] = neuron.threshold if neuron.grid is None else neuron.grid.threshold * neuron.unit
-    return logits, Captures(tensors, {t: [str(tap) for tap in taps] for t, taps in resolved.items()}, thresholds)
+                thresholds[str(tap)] = (
+                    neuron.threshold if neuron.grid is None else neuron.grid.threshold * neuron.unit
+                )
+    return logits, Captures(
+        tensors, {t: [str(tap) for tap in taps] for t, taps in resolved.items()}, thresholds
+    )
 
 
 __all__ = [

@@ -46,7 +46,9 @@ def shares(names: Sequence[str], weights: Shares) -> dict[str, float]:
         return {name: 1 / len(names) for name in names}
     if not isinstance(weights, Mapping):
         if len(weights) != len(names):
-            raise SpikedistillError(f"{len(weights)} teacher_weights for {len(names)} teachers; give one each")
+            raise SpikedistillError(
+                f"{len(weights)} teacher_weights for {len(names)} teachers; give one each"
+            )
         weights = dict(zip(names, weights))
     for name in weights:
         if name not in names:
@@ -59,7 +61,9 @@ def shares(names: Sequence[str], weights: Shares) -> dict[str, float]:
 
 
 def lessons(terms: Sequence[Objective], weights: Mapping[str, float]) -> list[Lesson]:
-    """Every objective with its teacher: one that needs a teacher and names none learns from each, in a copy named after it."""
+    """Every objective with its teacher: one that needs a teacher and names none learns from each, in a
+    copy named after it.
+    """
     out = []
     for term in terms:
         if term.teacher is not None and term.teacher not in weights:
@@ -85,10 +89,14 @@ def lessons(terms: Sequence[Objective], weights: Mapping[str, float]) -> list[Le
 
 
 def learning_head(teacher: nn.Module, classes: int) -> tuple[str, nn.Linear]:
-    """The path of a teacher's classifier, and what learns in its place: a copy, or a new one where it has other classes."""
+    """The path of a teacher's classifier, and what learns in its place: a copy, or a new one where it has
+    other classes.
+    """
     path = classifier_path(teacher)
     if path is None:
-        raise SpikedistillError(f"the teacher, {type(teacher).__name__}, has no linear classifier that could learn")
+        raise SpikedistillError(
+            f"the teacher, {type(teacher).__name__}, has no linear classifier that could learn"
+        )
     head = teacher.get_submodule(path)
     assert isinstance(head, nn.Linear)
     if head.out_features == classes:

@@ -1,4 +1,6 @@
-"""Tables for people: lines and colours on a terminal, aligned text of any width in a pipe, a file or a notebook."""
+"""Tables for people: lines and colours on a terminal, aligned text of any width in a pipe, a file or a
+notebook.
+"""
 
 import json
 import sys
@@ -37,7 +39,9 @@ class Table:
 
     def figures_width(self, column: int) -> int:
         """The longest figure of a column, or word of its heading."""
-        return max(len(text) for text in [*self.headings[column].split(), *(row[column] for row in self.cells)])
+        return max(
+            len(text) for text in [*self.headings[column].split(), *(row[column] for row in self.cells)]
+        )
 
     def aligned(self) -> str:
         """As plain text: the title above a ruled table, the caption below."""
@@ -82,7 +86,8 @@ class Table:
 def show(*parts: "Table | str", console: "Console | None" = None) -> None:
     """Print tables and lines one below the other, each table that has a title after an empty line."""
     file = sys.stdout if console is None else console.file
-    # rich cuts tables to 80 columns where it knows no terminal, and a notebook is none: both get the whole text.
+    # rich cuts tables to 80 columns where it knows no terminal, and a notebook is none: both get the whole
+    # text.
     if not (sys.stdout.isatty() if console is None else console.is_terminal):
         for i, part in enumerate(parts):
             space = "\n" if i and isinstance(part, Table) and part.title else ""
@@ -102,7 +107,9 @@ def show(*parts: "Table | str", console: "Console | None" = None) -> None:
 
 
 def tell(tree: Any, *parts: "Table | str", as_json: bool) -> None:
-    """What a command found: ``tree`` as one JSON object and nothing else, or the tables and lines that people read."""
+    """What a command found: ``tree`` as one JSON object and nothing else, or the tables and lines that
+    people read.
+    """
     if as_json:
         print(json.dumps(tree, default=str))
     else:
@@ -120,7 +127,9 @@ def duration(nanoseconds: float | None) -> str:
 
 
 def significant(value: float | int | None, digits: int = 4) -> str:
-    """A number with so many significant digits and no exponent where that is readable; whole numbers stay whole."""
+    """A number with so many significant digits and no exponent where that is readable; whole numbers stay
+    whole.
+    """
     if value is None:
         return "-"
     if isinstance(value, int) or not value:

@@ -1,4 +1,6 @@
-"""A constructor's typed signature as a schema, and what is wrong with a mapping from YAML in words people can use."""
+"""A constructor's typed signature as a schema, and what is wrong with a mapping from YAML in words people
+can use.
+"""
 
 import inspect
 import typing
@@ -24,7 +26,9 @@ def complaint(sentence: str, *place: str) -> ValidationError:
 
 
 class Strict(BaseModel):
-    """Unknown keys are errors, numbers are finite, ``true`` is no number (YAML's ``validation: true`` is not 1)."""
+    """Unknown keys are errors, numbers are finite, ``true`` is no number (YAML's ``validation: true`` is
+    not 1).
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -71,7 +75,9 @@ class Options(Strict, Mapping[str, Any]):
     The fields themselves are attributes, defaults included.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=(), use_attribute_docstrings=False)
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, protected_namespaces=(), use_attribute_docstrings=False
+    )
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.model_fields_set:
@@ -79,7 +85,11 @@ class Options(Strict, Mapping[str, Any]):
         return getattr(self, key)
 
     def __iter__(self) -> Iterator[str]:  # type: ignore[override]
-        return (name for name in (*type(self).model_fields, *(self.model_extra or ())) if name in self.model_fields_set)
+        return (
+            name
+            for name in (*type(self).model_fields, *(self.model_extra or ()))
+            if name in self.model_fields_set
+        )
 
     def __len__(self) -> int:
         return len(self.model_fields_set)
@@ -100,7 +110,8 @@ class Arguments(Options):
 
 
 class Choice(Arguments):
-    """Options whose keys depend on what they are for: a class that has ``chosen`` picks the model for each mapping.
+    """Options whose keys depend on what they are for: a class that has ``chosen`` picks the model for each
+    mapping.
 
     The models are subclasses of it, made by :func:`model_of` from the signature of what will be built.
     """
@@ -140,15 +151,17 @@ def model_of(
     title: str | None = None,
     **more: Any,
 ) -> type[Model]:
-    """A pydantic model whose fields are those of ``base`` and the parameters of ``target`` without ``leave_out``.
+    """A pydantic model whose fields are those of ``base`` and the parameters of ``target`` without
+    ``leave_out``.
 
-    ``target``: a function, a class (its constructor's are meant), or a ``partial`` of one. ``title``: of the model;
-    ``more``: types of further fields.
+    ``target``: a function, a class (its constructor's are meant), or a ``partial`` of one. ``title``: of the
+    model; ``more``: types of further fields.
     """
     inner = target.func if isinstance(target, partial) else target
     try:
         hints = typing.get_type_hints(inner.__init__ if inspect.isclass(inner) else inner)
-    except (NameError, TypeError):  # words of somebody's own that mean nothing when read: the names alone are checked
+    # words of somebody's own that mean nothing when read: the names alone are checked
+    except (NameError, TypeError):
         hints = {}
     fields: dict[str, Any] = {key: (annotation, ...) for key, annotation in more.items()}
     for parameter, p in inspect.signature(target).parameters.items():
@@ -156,7 +169,9 @@ def model_of(
             continue
         fields[parameter] = (hints.get(parameter, Any), ... if p.default is p.empty else p.default)
     title = title or getattr(inner, "__name__", "Options").title()
-    return create_model(title, __base__=base, __doc__=(inner.__doc__ or "").strip().partition("\n")[0], **fields)
+    return create_model(
+        title, __base__=base, __doc__=(inner.__doc__ or "").strip().partition("\n")[0], **fields
+    )
 
 
 def checked(target: Any, given: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -165,7 +180,9 @@ def checked(target: Any, given: Mapping[str, Any], where: str) -> dict[str, Any]
 
 
 def read(model: type[Model], given: Any, where: str, context: Any = None) -> Model:
-    """``given`` as ``model``. Raises: SpikedistillError with the first complaint in words, which ``where`` begins."""
+    """``given`` as ``model``. Raises: SpikedistillError with the first complaint in words, which ``where``
+    begins.
+    """
     try:
         return model.model_validate(given, context=context)
     except ValidationError as error:
@@ -173,7 +190,9 @@ def read(model: type[Model], given: Any, where: str, context: Any = None) -> Mod
 
 
 def parse(model: type[Model], given: Any, where: str) -> Model:
-    """``given`` as ``model``. Raises: SpikedistillError with all complaints, a line each, which ``where`` begins."""
+    """``given`` as ``model``. Raises: SpikedistillError with all complaints, a line each, which ``where``
+    begins.
+    """
     try:
         return model.model_validate(given)
     except ValidationError as error:
@@ -217,7 +236,9 @@ def place(loc: Sequence[int | str], where: str = "", given: Any = None) -> str:
 
 
 def lines(error: ValidationError, known: Iterable[str] = ()) -> list[str]:
-    """Each complaint of a pydantic error as a line: key, what is wrong, what was found; ``known``: the keys of a mapping."""
+    """Each complaint of a pydantic error as a line: key, what is wrong, what was found; ``known``: the
+    keys of a mapping.
+    """
     found = []
     for item in error.errors():
         path = ".".join(str(part) for part in item["loc"])
@@ -227,7 +248,9 @@ def lines(error: ValidationError, known: Iterable[str] = ()) -> list[str]:
         elif item["type"] in ("missing", "missing_argument"):
             found.append(f"{path} is missing")
         elif item["type"] in ("model_type", "dict_type", "mapping_type"):
-            found.append(f"{prefix}a mapping of keys is needed, {', '.join(known)}; found {item['input']!r:.80}")
+            found.append(
+                f"{prefix}a mapping of keys is needed, {', '.join(known)}; found {item['input']!r:.80}"
+            )
         elif item["type"] in ("value_error", SENTENCE):
             found.append(prefix + message)
         else:

@@ -83,7 +83,9 @@ def test_two_files_and_one_file_are_the_same_data(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=x, y=Y)
     np.savez(tmp_path / "b.npz", x=x[:2], y=Y[:2])
     one = data.open(DataConfig(name="arrays", root=tmp_path / "both.npz", validation=0.0)).info
-    two = data.open(DataConfig(name="arrays", train=tmp_path / "a.npz", test=tmp_path / "b.npz", validation=0.0)).info
+    two = data.open(
+        DataConfig(name="arrays", train=tmp_path / "a.npz", test=tmp_path / "b.npz", validation=0.0)
+    ).info
     assert one == two
     np.savez(tmp_path / "b.npz", x=x)
     with pytest.raises(SpikedistillError, match=r"b.npz: none of y_test"):
@@ -183,7 +185,10 @@ def test_torchvisions_mnist_folder(tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     generator = np.random.default_rng(0)
-    x = {role: generator.integers(0, 256, (n, 28, 28)).astype(np.uint8) for role, n in (("train", 20), ("t10k", 10))}
+    x = {
+        role: generator.integers(0, 256, (n, 28, 28)).astype(np.uint8)
+        for role, n in (("train", 20), ("t10k", 10))
+    }
     for role, images in x.items():
         head = np.asarray([2051, len(images), 28, 28], ">u4").tobytes()
         (raw / f"{role}-images-idx3-ubyte").write_bytes(head + images.tobytes())

@@ -24,7 +24,9 @@ def write_wav(path: Path, samples: np.ndarray, rate: int = 8000, channels: int =
 
 
 def tone(hertz: float, samples: int = 8000, rate: int = 8000, amplitude: float = 0.5) -> torch.Tensor:
-    return amplitude * torch.sin(2 * math.pi * hertz * torch.arange(samples, dtype=torch.float64) / rate).float()
+    return (
+        amplitude * torch.sin(2 * math.pi * hertz * torch.arange(samples, dtype=torch.float64) / rate).float()
+    )
 
 
 def test_cosine_transform_is_orthonormal_and_scipys() -> None:
@@ -32,7 +34,9 @@ def test_cosine_transform_is_orthonormal_and_scipys() -> None:
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(24), atol=1e-5, rtol=0)
     fft = pytest.importorskip("scipy.fft")
     x = np.random.default_rng(0).normal(size=(24, 5))
-    np.testing.assert_allclose(cosine_transform(24, 10).numpy() @ x, fft.dct(x, axis=0, norm="ortho")[:10], atol=1e-5)
+    np.testing.assert_allclose(
+        cosine_transform(24, 10).numpy() @ x, fft.dct(x, axis=0, norm="ortho")[:10], atol=1e-5
+    )
 
 
 def test_mel_filters_are_triangles_that_sum_to_one_between_the_outer_tops() -> None:
@@ -57,7 +61,8 @@ def test_mel_filters_are_torchaudios() -> None:
 
 
 def test_a_tone_lights_its_band_with_its_power() -> None:
-    # 256 samples at 8 kHz: bins of 31.25 Hz; a Hann window of a bin's tone has power (A/2 * sum(w))^2 in that bin
+    # 256 samples at 8 kHz: bins of 31.25 Hz; a Hann window of a bin's tone has power (A/2 * sum(w))^2 in that
+    # bin
     features = Features(AudioConfig(mels=16), 8000)
     hertz = 31.25 * 32
     out = features(tone(hertz)[None])

@@ -14,7 +14,12 @@ from spikedistill.errors import SpikedistillError
 
 def picture(n: int = 64, size: int = 8) -> Tensor:
     """Every pixel of every image has its own value, so positions can be read back."""
-    return torch.arange(1, size * size + 1, dtype=torch.uint8).view(1, 1, size, size).expand(n, 2, -1, -1).clone()
+    return (
+        torch.arange(1, size * size + 1, dtype=torch.uint8)
+        .view(1, 1, size, size)
+        .expand(n, 2, -1, -1)
+        .clone()
+    )
 
 
 def test_crop_takes_a_window_of_the_padded_image_per_image() -> None:
@@ -23,7 +28,9 @@ def test_crop_takes_a_window_of_the_padded_image_per_image() -> None:
     padded = torch.nn.functional.pad(x, (2, 2, 2, 2))
     shifts = set()
     for image, big in zip(out, padded):
-        here = [(a, b) for a in range(5) for b in range(5) if torch.equal(image, big[:, a : a + 8, b : b + 8])]
+        here = [
+            (a, b) for a in range(5) for b in range(5) if torch.equal(image, big[:, a : a + 8, b : b + 8])
+        ]
         assert len(here) == 1
         shifts.add(here[0])
     assert len(shifts) > 15
@@ -195,7 +202,9 @@ def test_event_augmentation_is_one_draw_for_all_frames_and_keeps_whole_counts() 
 
 def test_all_applies_what_one_chooses_from() -> None:
     x = torch.ones(400, 1, 1, 8, 8)
-    cut = {pick: augment_events(x, EventAugmentConfig(roll=1, cutout=4, pick=pick)) for pick in ("one", "all")}
+    cut = {
+        pick: augment_events(x, EventAugmentConfig(roll=1, cutout=4, pick=pick)) for pick in ("one", "all")
+    }
     part = {pick: float((out == 0).flatten(1).any(1).float().mean()) for pick, out in cut.items()}
     assert part["all"] == 1
     assert abs(part["one"] - 0.5) < 0.13

@@ -27,7 +27,9 @@ def ids(batch: torch.Tensor) -> list[int]:
 
 def test_scattered_batches_mix_what_lies_sorted_by_class_the_same_for_every_seed() -> None:
     x, y = arrays(500)["x_train"] // 2, np.arange(500) // 100
-    d = data.from_arrays({"x_train": x, "y_train": y, "x_test": x[:10], "y_test": y[:10]}, DataConfig(validation=0.0))
+    d = data.from_arrays(
+        {"x_train": x, "y_train": y, "x_test": x[:10], "y_test": y[:10]}, DataConfig(validation=0.0)
+    )
     batches = list(d.batches("train", 50, scattered=True))
     assert all(torch.bincount(y, minlength=5).min() >= 2 for _, y in batches)
     assert torch.equal(torch.cat([y for _, y in batches]).sort().values, d.labels("train"))
@@ -151,12 +153,16 @@ def test_size_resizes_and_frames_are_counts() -> None:
     assert opened(size=16).info.size == (16, 16)
     assert ids(next(opened(size=16).batches("train", 50))[0]) == list(range(50))
     x = np.random.default_rng(0).integers(0, 7, (20, 4, 2, 5, 6))
-    d = data.from_arrays({"x_train": x, "y_train": np.arange(20) % 2, "x_test": x, "y_test": np.arange(20) % 2})
+    d = data.from_arrays(
+        {"x_train": x, "y_train": np.arange(20) % 2, "x_test": x, "y_test": np.arange(20) % 2}
+    )
     assert (d.info.input, d.info.frames, d.info.in_channels, d.info.size) == ("frames", 4, 2, (5, 6))
     assert (d.info.mean, d.info.std) == ((0.0, 0.0), (1.0, 1.0))
     seen, _ = next(d.batches("test", 20))
     assert torch.equal(seen, torch.from_numpy(x).float())
-    assert torch.equal(next(d.batches("train", 18, train=True))[0].round(), next(d.batches("train", 18, train=True))[0])
+    assert torch.equal(
+        next(d.batches("train", 18, train=True))[0].round(), next(d.batches("train", 18, train=True))[0]
+    )
 
 
 def test_frames_have_to_fit_the_time_steps() -> None:
@@ -192,7 +198,9 @@ def test_unknown_names_are_answered() -> None:
         data.open(DataConfig(audio=AudioConfig()))
     frames = {"x_train": np.zeros((4, 1, 2, 5, 6)), "y_train": np.arange(4) % 2}
     with pytest.raises(SpikedistillError, match=r"stay \(5, 6\)"):
-        data.from_arrays({**frames, "x_test": frames["x_train"], "y_test": frames["y_train"]}, DataConfig(size=8))
+        data.from_arrays(
+            {**frames, "x_test": frames["x_train"], "y_test": frames["y_train"]}, DataConfig(size=8)
+        )
     with pytest.raises(ValueError, match="unknown key 'nmae'; did you mean 'name'"):
         DataConfig(nmae="digits")  # type: ignore[call-arg]
 

@@ -25,9 +25,15 @@ def test_each_is_torchvisions(channels):
     x = pictures(channels=channels)
     factors = torch.tensor([0.0, 0.3, 0.7, 1.0, 1.3, 2.0])
     close = {"rtol": 0, "atol": 2e-6}
-    torch.testing.assert_close(distort.brightness(x, factors), one_by_one(x, T.adjust_brightness, factors), **close)
-    torch.testing.assert_close(distort.contrast(x, factors), one_by_one(x, T.adjust_contrast, factors), **close)
-    torch.testing.assert_close(distort.sharpness(x, factors), one_by_one(x, T.adjust_sharpness, factors), **close)
+    torch.testing.assert_close(
+        distort.brightness(x, factors), one_by_one(x, T.adjust_brightness, factors), **close
+    )
+    torch.testing.assert_close(
+        distort.contrast(x, factors), one_by_one(x, T.adjust_contrast, factors), **close
+    )
+    torch.testing.assert_close(
+        distort.sharpness(x, factors), one_by_one(x, T.adjust_sharpness, factors), **close
+    )
     sigmas = torch.tensor([0.1, 0.4, 0.8, 1.1, 1.6, 2.0])
     for side in (3, 5):
         want = one_by_one(
@@ -95,12 +101,21 @@ def test_training_images_are_distorted_and_test_images_are_not():
     arrays = {f"{k}_{s}": v for s in ("train", "test") for k, v in (
         ("x", rng.integers(0, 256, (40, 12, 12, 3), dtype=np.uint8)), ("y", np.arange(40) % 2)
     )}  # fmt: skip
-    options = {"rotate": 180, "vertical_flip": True, "brightness": 0.3, "contrast": 0.3, "sharpness": 2, "blur": 3}
+    options = {
+        "rotate": 180,
+        "vertical_flip": True,
+        "brightness": 0.3,
+        "contrast": 0.3,
+        "sharpness": 2,
+        "blur": 3,
+    }
     found = datasets.from_arrays(arrays, DataConfig(name="arrays", augment=options), [1])
     for split, train in (("train", True), ("test", False)):
         torch.manual_seed(0)
         x = next(found.batches(split, 8, train=train))[0]
-        raw = {tuple(v.flatten().tolist()) for v in torch.from_numpy(arrays[f"x_{split}"]).permute(0, 3, 1, 2)}
+        raw = {
+            tuple(v.flatten().tolist()) for v in torch.from_numpy(arrays[f"x_{split}"]).permute(0, 3, 1, 2)
+        }
         kept = sum(tuple((image * 255).round().int().flatten().tolist()) in raw for image in x)
         assert kept == (0 if train else 8)
         assert 0 <= float(x.min()) <= float(x.max()) <= 1

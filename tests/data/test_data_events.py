@@ -59,7 +59,11 @@ def write_aedat3(path: Path, e: Events, packet: int = 7, overflow: int = 0) -> N
     path.write_bytes(body)
 
 
-FORMATS = [(write_bin, read_bin, 34, 34), (write_aedat2, read_aedat2, 128, 128), (write_aedat3, read_aedat3, 128, 128)]
+FORMATS = [
+    (write_bin, read_bin, 34, 34),
+    (write_aedat2, read_aedat2, 128, 128),
+    (write_aedat3, read_aedat3, 128, 128),
+]
 
 
 @pytest.mark.parametrize("write,read,width,height", FORMATS)
@@ -73,7 +77,9 @@ def test_official_formats_give_the_events_that_were_written(
 
 @pytest.mark.parametrize("write,read,width,height", FORMATS)
 @pytest.mark.parametrize("cut", [1, 3])
-def test_cut_files_are_named(write: Any, read: Any, width: int, height: int, cut: int, tmp_path: Path) -> None:
+def test_cut_files_are_named(
+    write: Any, read: Any, width: int, height: int, cut: int, tmp_path: Path
+) -> None:
     path = tmp_path / "broken.dat"
     write(path, some(50, width, height))
     path.write_bytes(path.read_bytes()[:-cut])
@@ -124,18 +130,26 @@ def test_readers_agree_with_spikingjelly(tmp_path: Path) -> None:
 def test_frames_by_number_agree_with_spikingjelly() -> None:
     sj = pytest.importorskip("spikingjelly.datasets")
     e = some(120, 34, 20)
-    theirs = sj.integrate_events_by_fixed_frames_number({c: getattr(e, c) for c in "txyp"}, "number", 8, 20, 34)
+    theirs = sj.integrate_events_by_fixed_frames_number(
+        {c: getattr(e, c) for c in "txyp"}, "number", 8, 20, 34
+    )
     assert np.array_equal(bin_events(e, 8, (34, 20), FramesConfig(split_by="number")), theirs)
 
 
-@given(st.integers(1, 60), st.sampled_from([(12, 4), (12, 6), (8, 2), (6, 1)]), st.sampled_from(["time", "number"]))
+@given(
+    st.integers(1, 60),
+    st.sampled_from([(12, 4), (12, 6), (8, 2), (6, 1)]),
+    st.sampled_from(["time", "number"]),
+)
 def test_sums_of_groups_are_the_coarser_frames(n: int, counts: tuple[int, int], split_by: str) -> None:
     fine, coarse = counts
     e = some(n, 9, 7, span=50, seed=n)
     config = FramesConfig(split_by=split_by)  # type: ignore[arg-type]
     frames = bin_events(e, fine, (9, 7), config)
     assert frames.sum() == n
-    assert np.array_equal(frames.reshape(coarse, fine // coarse, 2, 7, 9).sum(1), bin_events(e, coarse, (9, 7), config))
+    assert np.array_equal(
+        frames.reshape(coarse, fine // coarse, 2, 7, 9).sum(1), bin_events(e, coarse, (9, 7), config)
+    )
 
 
 def test_binning_options() -> None:
@@ -217,7 +231,9 @@ def test_busy_pixels_are_counted_exactly(tmp_path: Path) -> None:
 
 def test_official_folders(tmp_path: Path) -> None:
     written: dict[str, Events] = {}
-    for k, (role, c, i) in enumerate((r, c, i) for r in ("Train", "Test") for c in range(2) for i in range(5)):
+    for k, (role, c, i) in enumerate(
+        (r, c, i) for r in ("Train", "Test") for c in range(2) for i in range(5)
+    ):
         e = some(30 + k, 34, 34, seed=k)
         write_bin(tmp_path / "n" / role / str(c) / f"{k:05d}.bin", e)
         written[f"{role}{c}{i}"] = e
@@ -229,21 +245,27 @@ def test_official_folders(tmp_path: Path) -> None:
     for c in ("airplane", "bird"):
         for i in range(20):
             write_aedat2(tmp_path / "c" / c / f"cifar10_{c}_{i}.aedat", some(10 + i, 128, 128))
-    d = data.open(DataConfig(name="cifar10dvs", root=tmp_path / "c", validation=0.0, frames=FramesConfig(size=48)))
+    d = data.open(
+        DataConfig(name="cifar10dvs", root=tmp_path / "c", validation=0.0, frames=FramesConfig(size=48))
+    )
     assert d.info.sizes == {"train": 36, "validation": 0, "test": 4}
     assert d.info.size == (48, 48)
     # the first nine tenths by number, not by letters: 18 and 19 are left, with 28 and 29 events
     assert next(d.batches("test", 4))[0].sum((1, 2, 3, 4)).tolist() == [28, 29, 28, 29]
 
-    # what the shipped list names is tested as soon as it is there; a class without such files keeps its last tenth
+    # what the shipped list names is tested as soon as it is there; a class without such files keeps its last
+    # tenth
     for i in (91, 919, 920):
         write_aedat2(tmp_path / "c" / "bird" / f"cifar10_bird_{i}.aedat", some(100, 128, 128))
-    more = data.open(DataConfig(name="cifar10dvs", root=tmp_path / "c", validation=0.0, frames=FramesConfig(size=48)))
+    more = data.open(
+        DataConfig(name="cifar10dvs", root=tmp_path / "c", validation=0.0, frames=FramesConfig(size=48))
+    )
     assert next(more.batches("test", 5))[0].sum((1, 2, 3, 4)).tolist() == [28, 29, 100, 100, 100]
     sha = hashlib.sha256((files("spikedistill.data") / "split_cifar10dvs.txt").read_bytes()).hexdigest()
     assert (
         more.info.split_file
-        == f"split_cifar10dvs.txt, sha256 {sha}; the last tenth of airplane, of which it names " + ("no file here")
+        == f"split_cifar10dvs.txt, sha256 {sha}; the last tenth of airplane, of which it names "
+        + ("no file here")
     )
     assert sha in (d.info.split_file or "")
     assert more.info.split_hash != d.info.split_hash
@@ -261,7 +283,9 @@ def test_official_folders(tmp_path: Path) -> None:
     write_bin(broken, some(10, 240, 180))
     outside = broken.with_name("image_0007.bin")
     write_bin(outside, Events(*(np.asarray([v]) for v in (0, 250, 3, 1))))
-    with pytest.raises(SpikedistillError, match=r"image_0007\.bin: events at x 250\.\.250, .* do not fit a sensor"):
+    with pytest.raises(
+        SpikedistillError, match=r"image_0007\.bin: events at x 250\.\.250, .* do not fit a sensor"
+    ):
         data.open(DataConfig(name="ncaltech101", root=tmp_path / "k"))
     assert not list(tmp_path.rglob("*.part"))
 
@@ -270,7 +294,9 @@ def test_the_shipped_split_of_cifar10dvs_is_what_spikingjellys_leaves_for_the_te
     listed, _ = split_file("cifar10dvs")
     words = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     samples = [
-        (f"{w}/{n}", k) for k, w in enumerate(words) for n in sorted(f"cifar10_{w}_{i}.aedat" for i in range(1000))
+        (f"{w}/{n}", k)
+        for k, w in enumerate(words)
+        for n in sorted(f"cifar10_{w}_{i}.aedat" for i in range(1000))
     ]
     sj = pytest.importorskip("spikingjelly.datasets")
     train, test = sj.split_to_train_test_set(0.9, samples, 10)
@@ -324,7 +350,9 @@ def test_any_object_of_events_and_labels() -> None:
     d = data.from_events(train, test, (9, 7, 2), (2, 4), class_names=["a", "b"])
     assert d.info.frames == 4
     assert next(d.batches("test", 4))[0].sum((1, 2, 3, 4)).tolist() == [15, 16, 17, 18]
-    yielded = data.from_events((item(k) for k in range(20)), iter(test), (9, 7), (2, 4), class_names=["a", "b"])
+    yielded = data.from_events(
+        (item(k) for k in range(20)), iter(test), (9, 7), (2, 4), class_names=["a", "b"]
+    )
     assert yielded.info.hash == d.info.hash
     with pytest.raises(SpikedistillError, match="missing: p"):
         data.from_events([({"t": [1], "x": [1], "y": [1]}, 0)], test, (9, 7))

@@ -91,7 +91,9 @@ def test_tiny_imagenets_own_tree(tmp_path: Path) -> None:
     picture(root / "val" / "images" / "val_1.JPEG", 20, (64, 64), "L")
     notes = root / "val" / "val_annotations.txt"
     notes.write_text("val_0.JPEG\tn02056570\t0\t0\t9\t9\nval_1.JPEG\tn01443537\t0\t0\t9\t9\n")
-    (root / "words.txt").write_text("n01443537\tgoldfish, Carassius auratus\nn02056570\tking penguin\nn9\tother\n")
+    (root / "words.txt").write_text(
+        "n01443537\tgoldfish, Carassius auratus\nn02056570\tking penguin\nn9\tother\n"
+    )
     config = DataConfig(name="tinyimagenet", root=tmp_path, validation=0.0)
     d = data.open(config)
     assert d.info.class_names == ("goldfish", "king penguin")
@@ -124,7 +126,9 @@ def test_verify_counts_and_names_every_bad_file(tmp_path: Path) -> None:
         body = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(body[: len(body) // 2])
     report = verify(config)
-    assert [path for path, _ in report.bad] == [str(tmp_path / n) for n in ("train/cat/3.png", "val/dog/x.png")]
+    assert [path for path, _ in report.bad] == [
+        str(tmp_path / n) for n in ("train/cat/3.png", "val/dog/x.png")
+    ]
     assert not report.ok
     assert "3.png: cut short" in str(report)
 

@@ -11,7 +11,8 @@ IMAGES = {
     "plain": {},
     "moves": {"crop": 2, "flip": True, "resized_crop": (0.5, 1.0), "cutout": 3, "erasing": 0.5},
     "distorted": {
-        "rotate": 20.0, "vertical_flip": True, "brightness": 0.3, "contrast": 0.3, "sharpness": 2.0, "blur": 3,
+        "rotate": 20.0, "vertical_flip": True, "brightness": 0.3, "contrast": 0.3, "sharpness": 2.0,
+        "blur": 3,
     },
     "mixup": {"crop": 1, "mixup": 0.4},
     "cutmix": {"flip": True, "cutmix": 1.0, "erasing": 0.5},

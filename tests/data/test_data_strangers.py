@@ -32,20 +32,27 @@ def public(shared_data: Path) -> Path:
 
 
 def test_recordings_of_another_sensor_are_refused(public: Path, tmp_path: Path) -> None:
-    with pytest.raises(SpikedistillError, match=r"TranslatingBarY.*10000 of 10000 addresses are no pixels of a DVS128"):
+    with pytest.raises(
+        SpikedistillError, match=r"TranslatingBarY.*10000 of 10000 addresses are no pixels of a DVS128"
+    ):
         read_aedat2(public / "TranslatingBarY.aedat")
-    with pytest.raises(SpikedistillError, match=r"of the sensor eu\.seebetter\.ini\.chips\.davis\.Davis346red"):
+    with pytest.raises(
+        SpikedistillError, match=r"of the sensor eu\.seebetter\.ini\.chips\.davis\.Davis346red"
+    ):
         read_aedat2(public / "sample_aedat_header.aedat")
     with pytest.raises(SpikedistillError, match="empty or cut short"):
         read_aedat2(public / "aedat2_header_dvs128.aedat")
-    header = (public / "aedat2_header_dvs128.aedat").read_bytes().rstrip(b"$\r\n") + b"\r\n"  # "$" ends that file
+    # "$" ends that file
+    header = (public / "aedat2_header_dvs128.aedat").read_bytes().rstrip(b"$\r\n") + b"\r\n"
     write_aedat2(tmp_path / "a.aedat", some(50, 128, 128))
     body = (tmp_path / "a.aedat").read_bytes()[-8 * 50 :]
     (tmp_path / "b.aedat").write_bytes(header + body)
     assert len(read_aedat2(tmp_path / "b.aedat")) == 50
     for change in ((b"tick: 1 us", b"tick: 1 ms"), (b"AER-DAT2.0", b"AER-DAT1.0"), (b"DVS128", b"DAVIS240C")):
         (tmp_path / "c.aedat").write_bytes((header + body).replace(*change))
-        with pytest.raises(SpikedistillError, match=r"units of 1 ms|no AEDAT 2\.0 header|of the sensor .*DAVIS240C"):
+        with pytest.raises(
+            SpikedistillError, match=r"units of 1 ms|no AEDAT 2\.0 header|of the sensor .*DAVIS240C"
+        ):
             read_aedat2(tmp_path / "c.aedat")
 
 
@@ -150,7 +157,8 @@ def test_labels_of_arrays() -> None:
         labels([[1], [1, 2]], 2, "here")
 
 
-def packet(kind: int = 1, size: int = 8, place: int = 4, overflow: int = 0, capacity: int = 2, number: int = 2,
+def packet(kind: int = 1, size: int = 8, place: int = 4, overflow: int = 0, capacity: int = 2,
+number: int = 2,
            valid: int = 2, t: int = 5) -> bytes:  # fmt: skip
     head = struct.pack("<HHIIIIII", kind, 1, size, place, overflow, capacity, number, valid)
     return b"#!AER-DAT3.1\r\n#!END-HEADER\r\n" + head + struct.pack("<IIII", 1, t, 1, t + 1)
@@ -158,8 +166,10 @@ def packet(kind: int = 1, size: int = 8, place: int = 4, overflow: int = 0, capa
 
 @pytest.mark.parametrize(
     "counts",
-    [{"number": 3}, {"number": 2**31}, {"valid": 3}, {"size": 16, "capacity": 1, "number": 1, "valid": 1}, {"size": 0},
-     {"overflow": 2**32 - 1}, {"place": 0}, {"t": 2**31}, {"size": 0, "capacity": 2**32 - 1, "number": 2**32 - 1}],
+    [{"number": 3}, {"number": 2**31}, {"valid": 3}, {"size": 16, "capacity": 1, "number": 1, "valid": 1},
+    {"size": 0},
+     {"overflow": 2**32 - 1}, {"place": 0}, {"t": 2**31},
+     {"size": 0, "capacity": 2**32 - 1, "number": 2**32 - 1}],
 )  # fmt: skip
 def test_false_counts_in_packets(counts: dict[str, int], tmp_path: Path) -> None:
     path = tmp_path / "a.aedat"
@@ -172,7 +182,16 @@ def test_false_counts_in_packets(counts: dict[str, int], tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "row",
-    ["12,0,5", "0,0,5", "1,9,3", "1,-4,3", f"1,0,{10**30}", "1,0,\0", f"1,0,{'9' * 5000}", '1,0,"' + "x" * 200_000],
+    [
+        "12,0,5",
+        "0,0,5",
+        "1,9,3",
+        "1,-4,3",
+        f"1,0,{10**30}",
+        "1,0,\0",
+        f"1,0,{'9' * 5000}",
+        '1,0,"' + "x" * 200_000,
+    ],
 )
 def test_rows_of_gestures_are_checked(row: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"class,startTime_usec,endTime_usec\n{row}\n")
@@ -217,7 +236,8 @@ def archive(path: Path, name: str, content: bytes, method: int = zipfile.ZIP_STO
 
 def test_archives_that_promise_more_than_they_hold(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
-    for shape, descr in (((2**40,), "<f8"), ((2**62, 2**62), "<f8"), ((-1,), "<f8"), ((0, 2**62), "<f8"), ((5,), "|O"),
+    for shape, descr in (((2**40,), "<f8"), ((2**62, 2**62), "<f8"), ((-1,), "<f8"), ((0, 2**62), "<f8"),
+    ((5,), "|O"),
                          ((1,), "<f100000"), ((2,), "<f8")):  # fmt: skip
         archive(path, "x.npy", npy(shape, descr, b"\0" * 8))
         with pytest.raises(SpikedistillError, match=r"cannot read .*a\.npz"):
@@ -231,7 +251,9 @@ def test_archives_that_promise_more_than_they_hold(tmp_path: Path) -> None:
         read_npz(tmp_path / "b.npy")
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
 def test_archives_of_every_compression_are_read(method: int, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.arange(100_000).reshape(10, -1))
@@ -262,7 +284,8 @@ def test_an_archive_that_unpacks_beyond_what_it_says(tmp_path: Path) -> None:
     raw = bytearray(path.read_bytes())
     central = raw.find(b"PK\1\2")
     content = npy((1,), body=b"\0" * 8)
-    struct.pack_into("<I", raw, central + 24, len(content))  # the directory says 8 bytes, the stream holds 8 MiB
+    # the directory says 8 bytes, the stream holds 8 MiB
+    struct.pack_into("<I", raw, central + 24, len(content))
     path.write_bytes(raw)
     with pytest.raises(SpikedistillError, match="cannot read"):
         read_npz(path)
@@ -274,7 +297,10 @@ def png(width: int, height: int) -> bytes:
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + chunk(b"IEND", b"")
     )
 
 

@@ -29,7 +29,10 @@ def test_a_full_disk_leaves_what_was_there(write: Any, tmp_path: Path) -> None:
     network, x = sd.networks.create("vgg5", width=0.1, time_steps=1).eval(), torch.rand(2, 3, 8, 8)
     file = tmp_path / "a"
     file.write_text("before")
-    with disk_of(4096), pytest.raises(sd.SpikedistillError, match=f"cannot write {file}: .*nothing was changed"):
+    with (
+        disk_of(4096),
+        pytest.raises(sd.SpikedistillError, match=f"cannot write {file}: .*nothing was changed"),
+    ):
         write(network, file, x)
     assert file.read_text() == "before"
     assert [*tmp_path.iterdir()] == [file]

@@ -28,11 +28,17 @@ def assert_same(network: Network, path: Path, x: Tensor, peers: Any = PEERS, bus
     for name in peers:
         seen, out = run_steps(PEERS[name](path), encoded(network, x))
         for layer, spikes in zip(layers, ours, strict=True):
-            assert torch.equal(seen[layer.name], spikes), (name, layer.name, (seen[layer.name] != spikes).sum())
+            assert torch.equal(seen[layer.name], spikes), (
+                name,
+                layer.name,
+                (seen[layer.name] != spikes).sum(),
+            )
         torch.testing.assert_close(out, logits, atol=1e-4, rtol=1e-4)
     back = from_nir(path)
     assert back.time_steps == network.time_steps
-    for mine, spikes in zip(spikes_of(back, x, [(f"nodes.{layer.name}", 0) for layer in layers]), ours, strict=True):
+    for mine, spikes in zip(
+        spikes_of(back, x, [(f"nodes.{layer.name}", 0) for layer in layers]), ours, strict=True
+    ):
         assert torch.equal(mine, spikes)
     torch.testing.assert_close(back(x).detach(), logits, atol=1e-4, rtol=1e-4)
 
@@ -65,7 +71,13 @@ def test_neurons_spike_alike_in_both_peers(name: str, tmp_path: Path) -> None:
 def test_frames_are_fed_one_a_step(tmp_path: Path) -> None:
     x = torch.poisson(torch.full((3, 8, 2, 8, 8), 0.5))
     network = sd.networks.create(
-        "vgg5", width=0.1, pooling="avg", in_channels=2, input="frames", neuron=sd.LIF(threshold=0.3), head="spiking"
+        "vgg5",
+        width=0.1,
+        pooling="avg",
+        in_channels=2,
+        input="frames",
+        neuron=sd.LIF(threshold=0.3),
+        head="spiking",
     )
     lively(network, x)
     to_nir(network, tmp_path / "a.nir", x)
@@ -75,21 +87,28 @@ def test_frames_are_fed_one_a_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("resnet20", {"neuron": sd.LIF(threshold=0.3)}),  # parameter-free shortcuts, spikes into a neuron with gain
-        ("resnet18", {"neuron": sd.LIF(decay=0.5), "stem": "cifar"}),  # norms in shortcuts, two edges into one neuron
-        ("sew_resnet18", {"neuron": sd.IF(threshold=0.5), "stem": "cifar"}),  # sums of spikes into convolutions
+        # parameter-free shortcuts, spikes into a neuron with gain
+        ("resnet20", {"neuron": sd.LIF(threshold=0.3)}),
+        # norms in shortcuts, two edges into one neuron
+        ("resnet18", {"neuron": sd.LIF(decay=0.5), "stem": "cifar"}),
+        # sums of spikes into convolutions
+        ("sew_resnet18", {"neuron": sd.IF(threshold=0.5), "stem": "cifar"}),
         ("ms_resnet20", {}),  # a real-valued stream
     ],
 )
 def test_residual_edges(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     x = torch.rand(2, 3, 8, 8)
-    network = lively(sd.networks.create(name, width=0.07 if "18" in name else 0.25, time_steps=3, **options), x)
+    network = lively(
+        sd.networks.create(name, width=0.07 if "18" in name else 0.25, time_steps=3, **options), x
+    )
     assert to_nir(network, tmp_path / "a.nir", x) == []
     assert_same(network, tmp_path / "a.nir", x)
 
 
 class Odd(Network):
-    """Grouped and oblong convolutions, a pool between convolution and neuron, a mean over the map, a module used twice."""
+    """Grouped and oblong convolutions, a pool between convolution and neuron, a mean over the map, a
+    module used twice.
+    """
 
     def __init__(self) -> None:
         super().__init__(4, 3, "image", 4)
@@ -113,13 +132,19 @@ def test_unusual_layers(tmp_path: Path) -> None:
 
 
 class Joined(Network):
-    """Concatenated spikes behind a norm and alone, pools called as functions, one of them of a pool's spikes."""
+    """Concatenated spikes behind a norm and alone, pools called as functions, one of them of a pool's
+    spikes.
+    """
 
     def __init__(self) -> None:
         super().__init__(4, 3, "image", 4)
         self.conv1, self.neuron1 = nn.Conv2d(3, 6, 3, padding=1), sd.LIF(threshold=0.2, encode=True)
         self.conv2, self.neuron2 = nn.Conv2d(6, 4, 3, padding=1), sd.LIF(threshold=0.1)
-        self.norm3, self.conv3, self.neuron3 = sd.NormNeuron(10, sd.LIF(threshold=0.3)), nn.Conv2d(20, 5, 1), sd.IF()
+        self.norm3, self.conv3, self.neuron3 = (
+            sd.NormNeuron(10, sd.LIF(threshold=0.3)),
+            nn.Conv2d(20, 5, 1),
+            sd.IF(),
+        )
         self.head = nn.Linear(80, 4)
 
     def body(self, x: Tensor) -> Tensor:
@@ -169,7 +194,10 @@ class Sequence(Network):
 
     def __init__(self) -> None:
         super().__init__(4, 5, "image", 4, mean=0.3)
-        self.conv1, self.norm1 = nn.Conv1d(5, 6, 4, stride=2), sd.NormNeuron(6, sd.LIF(threshold=0.3, encode=True))
+        self.conv1, self.norm1 = (
+            nn.Conv1d(5, 6, 4, stride=2),
+            sd.NormNeuron(6, sd.LIF(threshold=0.3, encode=True)),
+        )
         self.conv2, self.norm2 = nn.Conv1d(6, 6, 3, padding="same", groups=2), nn.BatchNorm1d(6)
         self.neuron2, self.head = sd.LIF(threshold=0.4), nn.Linear(36, 4)
 
@@ -201,9 +229,12 @@ def on_a_grid(neuron: nn.Module, steps: int, unit: float) -> Network:
 
 
 @pytest.mark.parametrize(
-    ("neuron", "steps", "unit"), [(sd.IF(), 16, 1 / 16), (sd.LIF(decay=0.5), 4, 0.25), (sd.LIF(decay=0.75), 4, 0.25)]
+    ("neuron", "steps", "unit"),
+    [(sd.IF(), 16, 1 / 16), (sd.LIF(decay=0.5), 4, 0.25), (sd.LIF(decay=0.75), 4, 0.25)],
 )
-def test_ties(neuron: nn.Module, steps: int, unit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ties(
+    neuron: nn.Module, steps: int, unit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x = torch.randint(0, 4, (4, 3, 8, 8)) * unit
     network = on_a_grid(neuron, steps, unit)
     layers = neuron_layers(network, x)
@@ -214,7 +245,8 @@ def test_ties(neuron: nn.Module, steps: int, unit: float, tmp_path: Path, monkey
     assert_same(network, tmp_path / "a.nir", x)
     assert sum(int((h == 1).sum()) for h in sim.captured.values()) > 10
     if isinstance(neuron, sd.IF):
-        monkeypatch.setattr(nir_export, "BELOW", 1.0)  # without the nudge snnTorch, which fires above only, differs
+        # without the nudge snnTorch, which fires above only, differs
+        monkeypatch.setattr(nir_export, "BELOW", 1.0)
         to_nir(network, tmp_path / "b.nir", x)
         with pytest.raises(AssertionError, match="snntorch"):
             assert_same(network, tmp_path / "b.nir", x, ["snntorch"])
@@ -222,7 +254,9 @@ def test_ties(neuron: nn.Module, steps: int, unit: float, tmp_path: Path, monkey
 
 def test_what_stands_in_the_file(tmp_path: Path) -> None:
     x = torch.rand(2, 3, 8, 8)
-    network = lively(sd.networks.create("vgg5", width=0.05, pooling="avg", neuron=sd.LIF(tau=4.0, threshold=0.7)), x)
+    network = lively(
+        sd.networks.create("vgg5", width=0.05, pooling="avg", neuron=sd.LIF(tau=4.0, threshold=0.7)), x
+    )
     to_nir(network, tmp_path / "a.nir", x)
     graph = nir.read(tmp_path / "a.nir")
     assert {type(n).__name__ for n in graph.nodes.values()} == {
@@ -267,7 +301,9 @@ def test_never_expressible(tmp_path: Path) -> None:
         to_nir(sd.networks.create("vgg5", width=0.05, pooling="avg"), tmp_path / "no" / "a.nir", x)
     odd = Odd()
     odd.sum = nn.AdaptiveAvgPool2d(3)
-    with pytest.raises(sd.SpikedistillError, match="sum: adaptive pooling from 4x4 to 3x3: its windows overlap"):
+    with pytest.raises(
+        sd.SpikedistillError, match="sum: adaptive pooling from 4x4 to 3x3: its windows overlap"
+    ):
         to_nir(odd, tmp_path / "a.nir", x)
     odd.sum = nn.GELU()
     with pytest.raises(sd.SpikedistillError, match="sum: GELU"):
@@ -277,7 +313,9 @@ def test_never_expressible(tmp_path: Path) -> None:
 
 def test_max_pooling_of_spikes_loses_nothing(tmp_path: Path) -> None:
     x = torch.rand(2, 3, 16, 16)
-    network = lively(sd.networks.create("resnet18", width=0.07, stem="imagenet", neuron=sd.LIF(threshold=0.3)), x)
+    network = lively(
+        sd.networks.create("resnet18", width=0.07, stem="imagenet", neuron=sd.LIF(threshold=0.3)), x
+    )
     assert to_nir(network, tmp_path / "a.nir", x) == []
     assert_same(network, tmp_path / "a.nir", x, busy=0.001)
 
@@ -289,10 +327,13 @@ def test_max_pooling_of_sums_is_lossy_and_comes_back(tmp_path: Path) -> None:
     )  # kernels of 1x3 and 1x7
     with pytest.raises(sd.SpikedistillError, match="pool: max pooling of what are no single spikes"):
         to_nir(network, tmp_path / "a.nir", x)
-    with pytest.warns(UserWarning, match="0.00% of spikes differ .*max pooling"):  # there are no neurons behind it
+    # there are no neurons behind it
+    with pytest.warns(UserWarning, match="0.00% of spikes differ .*max pooling"):
         to_nir(network, tmp_path / "a.nir", x, allow_lossy=True)
     assert_same(network, tmp_path / "a.nir", x, peers=[])
-    assert not torch.allclose(from_nir(tmp_path / "a.nir", metadata=False)(encoded(network, x)), network(x), atol=1e-3)
+    assert not torch.allclose(
+        from_nir(tmp_path / "a.nir", metadata=False)(encoded(network, x)), network(x), atol=1e-3
+    )
 
 
 def test_lossy_share_is_what_a_peer_changes(tmp_path: Path) -> None:
@@ -306,7 +347,9 @@ def test_lossy_share_is_what_a_peer_changes(tmp_path: Path) -> None:
     layers = neuron_layers(network, x)
     ours = spikes_of(network, x, [(layer.path, layer.call) for layer in layers])
     theirs, _ = run_steps(PEERS["snntorch"](path), encoded(network, x))
-    share = sum(int((theirs[layer.name] != s).sum()) for layer, s in zip(layers, ours)) / sum(s.numel() for s in ours)
+    share = sum(int((theirs[layer.name] != s).sum()) for layer, s in zip(layers, ours)) / sum(
+        s.numel() for s in ours
+    )
     assert share > 0.01
     assert f"{share:.2%} of spikes differ" in str(seen[0].message)
     assert_same(network, path, x, peers=[])  # our own reader knows better
@@ -363,7 +406,8 @@ def test_gesture_network_with_integer_weights(tmp_path: Path) -> None:
             m.weight.data = (m.weight.double() * scale + 0.5).floor().float()
             m.threshold_scale = float(scale)
     for layer, neuron in (
-        ("conv1", "neuron1"), ("conv2", "neuron2"), ("conv3", "neuron3"), ("fc1", "fc1_neuron"), ("head.linear", "head.neuron"),
+        ("conv1", "neuron1"), ("conv2", "neuron2"), ("conv3", "neuron3"), ("fc1", "fc1_neuron"),
+        ("head.linear", "head.neuron"),
     ):  # fmt: skip
         rounded.get_submodule(neuron).threshold *= rounded.get_submodule(layer).threshold_scale
     assert_same(rounded, path, x, peers=[])
@@ -382,7 +426,9 @@ def test_integer_weights_fold_means_and_scale_logits(tmp_path: Path) -> None:
     assert "AvgPool2d" not in {type(n).__name__ for n in graph.nodes.values()}
     with pytest.warns(UserWarning, match="rounded to 16 bits"):
         to_nir(network, tmp_path / "a.nir", x, weight_bits=16)  # fine enough that no spike changes
-    torch.testing.assert_close(from_nir(tmp_path / "a.nir")(x).detach(), network(x).detach(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        from_nir(tmp_path / "a.nir")(x).detach(), network(x).detach(), atol=1e-4, rtol=1e-4
+    )
     stream = sd.networks.create("ms_resnet20", width=0.1, time_steps=2)
     with pytest.raises(sd.SpikedistillError, match="reads real values from another weighted layer"):
         to_nir(stream, tmp_path / "b.nir", x, weight_bits=8)

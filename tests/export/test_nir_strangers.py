@@ -69,7 +69,11 @@ def test_the_papers_lif_spikes_with_theirs(public: Path, author: str) -> None:
     trace = np.loadtxt(public / "nir" / f"lif_{author}.csv", delimiter=",")
     network = from_nir(public / "nir" / "lif_norse.nir", time_steps=len(trace))
     spikes = network(torch.from_numpy(trace[:, 0]).float().view(1, -1, 1))[:, 0, 0]
-    assert torch.nonzero(spikes).flatten().tolist() == np.flatnonzero(trace[:, 2]).tolist() == [460, 510, 710, 760]
+    assert (
+        torch.nonzero(spikes).flatten().tolist()
+        == np.flatnonzero(trace[:, 2]).tolist()
+        == [460, 510, 710, 760]
+    )
 
 
 def test_loops_and_leak_potentials_are_refused_by_name(public: Path) -> None:
@@ -93,7 +97,8 @@ def test_an_if_with_r_1_counts_steps(tmp_path: Path) -> None:
     "nodes",
     [
         (nir.IF(np.full(1, 1e4), np.ones(1)),),  # written for a step of 1e-4
-        (nir.Linear(np.full((1, 1), 1e4, np.float32)), nir.IF(np.ones(1), np.ones(1))),  # the weights make up for r
+        # the weights make up for r
+        (nir.Linear(np.full((1, 1), 1e4, np.float32)), nir.IF(np.ones(1), np.ones(1))),
         (lif(2.5e-3),),
         (lif(1e-2, threshold=20.0),),  # slow, but in seconds: only a stronger input will do
     ],
@@ -118,7 +123,9 @@ def test_a_lif_whose_tau_counts_steps(tmp_path: Path) -> None:
 
 def test_our_own_files_keep_their_step(tmp_path: Path) -> None:
     x = torch.rand(1, 3, 8, 8)
-    network = sd.networks.create("vgg5", width=0.05, pooling="avg", neuron=sd.IF(threshold=1e6), time_steps=2).eval()
+    network = sd.networks.create(
+        "vgg5", width=0.05, pooling="avg", neuron=sd.IF(threshold=1e6), time_steps=2
+    ).eval()
     to_nir(network, tmp_path / "a.nir", x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -126,7 +133,14 @@ def test_our_own_files_keep_their_step(tmp_path: Path) -> None:
         from_nir(tmp_path / "a.nir", metadata=False)
 
 
-CONV = {"input_shape": (4, 4), "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "bias": np.zeros(2, np.float32)}
+CONV = {
+    "input_shape": (4, 4),
+    "stride": 1,
+    "padding": 0,
+    "dilation": 1,
+    "groups": 1,
+    "bias": np.zeros(2, np.float32),
+}
 
 
 def conv(**options: Any) -> Any:
@@ -156,7 +170,9 @@ def conv(**options: Any) -> Any:
 def test_graphs_of_impossible_numbers(graph: Any, words: str, tmp_path: Path) -> None:
     nir.write(tmp_path / "a.nir", graph)
     # releases of the nir package that infer types refuse some of these themselves
-    with pytest.raises(sd.SpikedistillError, match=rf"{words}|a\.nir as a NIR graph: Type inference error") as raised:
+    with pytest.raises(
+        sd.SpikedistillError, match=rf"{words}|a\.nir as a NIR graph: Type inference error"
+    ) as raised:
         from_nir(tmp_path / "a.nir")
     assert "\n" not in str(raised.value)
 
@@ -176,7 +192,8 @@ def test_edges_to_nowhere_and_unfed_nodes(tmp_path: Path) -> None:
 
 def test_names_that_become_one_stay_apart(tmp_path: Path) -> None:
     nodes = {"input": nir.Input({"input": np.array([1])}), "a.b": nir.Linear(np.full((1, 1), 2.0)),
-             "a_b": nir.Linear(np.full((1, 1), 3.0)), "output": nir.Output({"output": np.array([1])})}  # fmt: skip
+             "a_b": nir.Linear(np.full((1, 1), 3.0)),
+             "output": nir.Output({"output": np.array([1])})}  # fmt: skip
     nir.write(tmp_path / "a.nir", nir.NIRGraph(nodes, list(pairwise(nodes))))
     assert from_nir(tmp_path / "a.nir", time_steps=1)(torch.ones(1, 1, 1)).item() == 6
 
@@ -184,9 +201,11 @@ def test_names_that_become_one_stay_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     ["{", "[" * 100_000, "[]", '"x"', '{"time_steps": -1}', '{"time_steps": 1e99}', '{"logits_scale": 0}',
-     '{"logits_scale": NaN}', '{"nodes": {"n0": {"reset": "gently"}}}', '{"nodes": {"n0": {"grid": {"unit": 0}}}}',
+     '{"logits_scale": NaN}', '{"nodes": {"n0": {"reset": "gently"}}}', '{"nodes": {"n0": {"grid": {"unit": '
+'0}}}}',
      '{"nodes": {"n0": {"grid": {"unit": 1, "threshold": 1, "leak": [1, 100000]}}}}',
-     '{"codes": {"kind": "image", "limit": 1, "table": [[1]]}}', '{"nodes": []}', '{"input": 3}', '{"version": 9}'],
+     '{"codes": {"kind": "image", "limit": 1, "table": [[1]]}}', '{"nodes": []}', '{"input": 3}',
+     '{"version": 9}'],
 )  # fmt: skip
 def test_forged_metadata(text: str, tmp_path: Path) -> None:
     graph = chain(lif(r=1e3))

@@ -46,7 +46,9 @@ def chained(path: Path, frames: Tensor) -> dict[str, np.ndarray]:
 
 
 def compare(network: Network, x: Tensor, path: Path, per_step: bool) -> tuple[int, int, float]:
-    """Different spikes, all neuron-steps, and the largest difference of logits on samples whose spikes all agree."""
+    """Different spikes, all neuron-steps, and the largest difference of logits on samples whose spikes all
+    agree.
+    """
     to_onnx(network, path, x[:1], per_step=per_step, spikes=True)
     assert network.time_steps is not None
     frames = x.expand(network.time_steps, *x.shape) if network.input == "image" else x.transpose(0, 1)
@@ -66,7 +68,13 @@ def compare(network: Network, x: Tensor, path: Path, per_step: bool) -> tuple[in
 def test_float_network(per_step: bool, tmp_path: Path) -> None:
     x = torch.rand(5, 3, 8, 8)
     network = sd.networks.create(
-        "vgg5", width=0.1, neuron=sd.LIF(threshold=0.4, initial=0.125), time_steps=3, mean=0.4, std=0.3, pooling="avg"
+        "vgg5",
+        width=0.1,
+        neuron=sd.LIF(threshold=0.4, initial=0.125),
+        time_steps=3,
+        mean=0.4,
+        std=0.3,
+        pooling="avg",
     )
     differ, of, logits = compare(lively(network, x), x, tmp_path / "a.onnx", per_step)
     assert differ <= 1e-4 * of
@@ -87,7 +95,11 @@ def test_frames_and_sum_pools(per_step: bool, tmp_path: Path) -> None:
 
 QUANTIZED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "uniform": ("vgg5", {"neuron": sd.LIF(threshold=0.5), "hidden": (12,)}, {}),
-    "soft, 8 bits": ("vgg5", {"neuron": sd.IF(threshold=0.5, reset="soft"), "pooling": "avg"}, {"weight_bits": 8}),
+    "soft, 8 bits": (
+        "vgg5",
+        {"neuron": sd.IF(threshold=0.5, reset="soft"), "pooling": "avg"},
+        {"weight_bits": 8},
+    ),
     "mint": ("vgg5", {"neuron": sd.LIF(threshold=0.5)}, {"scheme": "mint"}),
 }
 
@@ -96,7 +108,9 @@ FAST = [("uniform", True), ("mint", False)]
 SLOW = [("uniform", False), ("soft, 8 bits", False), ("soft, 8 bits", True), ("mint", True)]
 
 
-@pytest.mark.parametrize(("name", "per_step"), [*FAST, *(pytest.param(*p, marks=pytest.mark.slow) for p in SLOW)])
+@pytest.mark.parametrize(
+    ("name", "per_step"), [*FAST, *(pytest.param(*p, marks=pytest.mark.slow) for p in SLOW)]
+)
 def test_quantized_network_is_exact(name: str, per_step: bool, tmp_path: Path) -> None:
     x = torch.rand(5, 3, 8, 8)
     kind, options, bits = QUANTIZED[name]
@@ -164,5 +178,7 @@ def test_refused_by_path(tmp_path: Path) -> None:
     with pytest.raises(sd.SpikedistillError, match="there is no folder"):
         to_onnx(network, tmp_path / "no" / "a.onnx", x)
     with pytest.raises(sd.SpikedistillError, match="ANN"):
-        to_onnx(sd.networks.create("vgg5", width=0.05, time_steps=None), tmp_path / "a.onnx", x, per_step=True)
+        to_onnx(
+            sd.networks.create("vgg5", width=0.05, time_steps=None), tmp_path / "a.onnx", x, per_step=True
+        )
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,6 @@
-"""Neurons with weights over time: ONNX is arithmetic and takes them, NIR knows only neurons with a membrane."""
+"""Neurons with weights over time: ONNX is arithmetic and takes them, NIR knows only neurons with a
+membrane.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -6,9 +6,26 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-ODD = (0, 1, -1, 2, 127, 255, 256, 65535, 1 << 31, (1 << 31) - 1, (1 << 32) - 1, 1 << 63, -(1 << 63), 1_000_003)
-WORDS = (b"&a ", b"*a", b"[", b"]", b"{", b"}", b": ", b"- ", b"\n", b".inf", b".nan", b"-1", b"1e999", b"null", b"!!binary ",
-         b"\xff\xfe", b"\0", b"2020-13-45", b'"\\ud800"', b"9" * 40, b"<<: *a", b"? ", b"|", b">", b"#", b"%", b"@")  # fmt: skip
+ODD = (
+    0,
+    1,
+    -1,
+    2,
+    127,
+    255,
+    256,
+    65535,
+    1 << 31,
+    (1 << 31) - 1,
+    (1 << 32) - 1,
+    1 << 63,
+    -(1 << 63),
+    1_000_003,
+)
+WORDS = (b"&a ", b"*a", b"[", b"]", b"{", b"}", b": ", b"- ", b"\n", b".inf", b".nan", b"-1", b"1e999",
+         b"null", b"!!binary ",
+         b"\xff\xfe", b"\0", b"2020-13-45", b'"\\ud800"', b"9" * 40, b"<<: *a", b"? ", b"|", b">", b"#", b"%",
+         b"@")  # fmt: skip
 
 
 def mutated_bytes(content: bytes, rng: random.Random) -> bytes:
@@ -46,7 +63,9 @@ def mutated_tree(tree: Any, rng: random.Random) -> Any:
         waiting = [tree]
         while waiting:
             here = waiting.pop()
-            items = here.items() if isinstance(here, dict) else enumerate(here) if isinstance(here, list) else ()
+            items = (
+                here.items() if isinstance(here, dict) else enumerate(here) if isinstance(here, list) else ()
+            )
             for key, value in items:
                 places.append((here, key))
                 waiting.append(value)
@@ -54,7 +73,8 @@ def mutated_tree(tree: Any, rng: random.Random) -> Any:
             return tree
         here, key = rng.choice(places)
         value: Any = rng.choice(
-            (rng.choice(ODD), rng.choice(ODD), -here[key] if isinstance(here[key], int) else "x", None, True, 0.5, float("nan"),
+            (rng.choice(ODD), rng.choice(ODD), -here[key] if isinstance(here[key], int) else "x", None, True,
+            0.5, float("nan"),
              float("inf"), [], {}, [here[key]] * 3, "", "conv", 10**30)
         )  # fmt: skip
         if rng.random() < 0.15 and isinstance(here, dict):

@@ -1,7 +1,7 @@
 """Mutated files: every reader ends in success or in one line of a SpikedistillError, soon.
 
-300 mutations a reader by default, 10,000 with the marker ``fuzz`` (``make test-fuzz``). A failure names its seed, and
-``SEEDS`` keeps those that once failed.
+300 mutations a reader by default, 10,000 with the marker ``fuzz`` (``make test-fuzz``). A failure names its
+seed, and ``SEEDS`` keeps those that once failed.
 """
 
 import io
@@ -131,7 +131,9 @@ def of_columns(columns: dict[str, Any]) -> Make:
                 changed[key] = a[: rng.randrange(len(a) + 1)] if a.ndim else a[None]
             elif change == 2:
                 kinds = (
-                    ["f8", "f2", "u8", "i1", "S3", "U4", "?", "c8", "M8[s]"] if a.dtype.kind in "ui" else ["S3", "U9"]
+                    ["f8", "f2", "u8", "i1", "S3", "U4", "?", "c8", "M8[s]"]
+                    if a.dtype.kind in "ui"
+                    else ["S3", "U9"]
                 )
                 changed[key] = a.astype(rng.choice(kinds))
             elif change == 3:
@@ -140,8 +142,13 @@ def of_columns(columns: dict[str, Any]) -> Make:
                 del changed[key]
             elif a.ndim and a.dtype.kind in "ui":
                 odd = a.astype(np.float64 if change == 5 else np.int64)
-                odd[rng.randrange(len(odd))] = rng.choice([-1.0, 1e300, np.inf, np.nan, 0.5]) if change == 5 else max(
-                    -(1 << 63), min(rng.choice([-1, 3, 1 << 20, 1 << 40, (1 << 63) - 1]), (1 << 63) - 1))  # fmt: skip
+                odd[rng.randrange(len(odd))] = (
+                    rng.choice([-1.0, 1e300, np.inf, np.nan, 0.5])
+                    if change == 5
+                    else max(
+                        -(1 << 63), min(rng.choice([-1, 3, 1 << 20, 1 << 40, (1 << 63) - 1]), (1 << 63) - 1)
+                    )
+                )
                 changed[key] = odd
         np.savez(folder / "a.npz", **changed)
         return folder / "a.npz"
@@ -152,16 +159,21 @@ def of_columns(columns: dict[str, Any]) -> Make:
 @reader
 def event_columns(folder: Path) -> tuple[Make, Callable[[Path], Any]]:
     t, x, y, p = events()
-    columns = {"t": t, "x": x, "y": y, "p": p, "off": np.asarray([0, 10, 20, 30, 40]), "label": np.asarray([0, 1, 0, 1]),
-               "sensor_size": np.asarray([9, 7]), "rec": np.asarray([0, 1, 2, 3]), "names": np.asarray(["a", "b"])}  # fmt: skip
+    columns = {"t": t, "x": x, "y": y, "p": p, "off": np.asarray([0, 10, 20, 30, 40]),
+               "label": np.asarray([0, 1, 0, 1]),
+               "sensor_size": np.asarray([9, 7]), "rec": np.asarray([0, 1, 2, 3]),
+               "names": np.asarray(["a", "b"])}  # fmt: skip
     return of_columns(columns), lambda path: data.open(DataConfig(name="events", train=path, test=path))
 
 
 @reader
 def sound_columns(folder: Path) -> tuple[Make, Callable[[Path], Any]]:
-    columns = {"audio": np.arange(400, dtype=np.int16), "off": np.asarray([0, 100, 200, 300, 400]), "rate": np.asarray([8000]),
+    columns = {"audio": np.arange(400, dtype=np.int16), "off": np.asarray([0, 100, 200, 300, 400]),
+               "rate": np.asarray([8000]),
                "label": np.asarray([0, 1, 0, 1]), "names": np.asarray(["a", "b"])}  # fmt: skip
-    return of_columns(columns), lambda path: data.open(DataConfig(name="audio", train=path, test=path, validation=0.0))
+    return of_columns(columns), lambda path: data.open(
+        DataConfig(name="audio", train=path, test=path, validation=0.0)
+    )
 
 
 @reader
@@ -236,14 +248,19 @@ def override(folder: Path) -> tuple[Make, Callable[[Path], Any]]:
 
 LAYERS = {
     "layers": [
-        {"name": "conv1", "kind": "conv", "in_channels": 3, "out_channels": 8, "kernel_size": 3, "in_size": 8, "spikes_in": 9.5},
-        {"name": "conv2", "kind": "conv", "in_channels": 8, "out_channels": 8, "kernel_size": 3, "in_size": [8, 8],
-         "stride": 2, "padding": 1, "groups": 2, "bits": {"weight": 4, "membrane": 8}, "input": {"kind": "spikes"}},
-        {"name": "fc", "kind": "linear", "in_channels": 128, "out_channels": 10, "neuron": None, "input": "integers",
+        {"name": "conv1", "kind": "conv", "in_channels": 3, "out_channels": 8, "kernel_size": 3, "in_size": 8,
+        "spikes_in": 9.5},
+        {"name": "conv2", "kind": "conv", "in_channels": 8, "out_channels": 8, "kernel_size": 3,
+        "in_size": [8, 8],
+         "stride": 2, "padding": 1, "groups": 2, "bits": {"weight": 4, "membrane": 8},
+         "input": {"kind": "spikes"}},
+        {"name": "fc", "kind": "linear", "in_channels": 128, "out_channels": 10, "neuron": None,
+        "input": "integers",
          "events": {"block": 8, "rows": [1.0] * 16, "patches": {8: 3.0, 16: 2.0}, "sites": 1.0}},
     ],
     "time_steps": 4,
-    "spikesim": {"mode": "corrected", "crossbar_size": 64, "switches": {"norm": False}, "technology": {"adc_pj": 2.0}},
+    "spikesim": {"mode": "corrected", "crossbar_size": 64, "switches": {"norm": False},
+    "technology": {"adc_pj": 2.0}},
 }  # fmt: skip
 
 
@@ -260,8 +277,9 @@ def chip_file(folder: Path) -> tuple[Make, Callable[[Path], Any]]:
 
 @reader
 def summary_file(folder: Path) -> tuple[Make, Callable[[Path], Any]]:
-    stage = {"name": "student", "kind": "snn", "network": {"name": "vgg5"}, "parameters": 10, "epochs": 1, "seconds": 1.0,
-             "accuracy": 0.5, "accuracy_at": {"2": 0.5}, "layers": [{"path": "a", "firing_rate": 0.1, "neurons": 3}]}  # fmt: skip
+    stage = {"name": "student", "kind": "snn", "network": {"name": "vgg5"}, "parameters": 10, "epochs": 1,
+             "seconds": 1.0, "accuracy": 0.5, "accuracy_at": {"2": 0.5},
+             "layers": [{"path": "a", "firing_rate": 0.1, "neurons": 3}]}  # fmt: skip
     tree = {
         "kind": "run",
         "format": 1,
@@ -277,13 +295,16 @@ def summary_file(folder: Path) -> tuple[Make, Callable[[Path], Any]]:
 @reader
 def metrics_file(folder: Path) -> tuple[Make, Callable[[Path], Any]]:
     lines = [{"event": "start"}] + [
-        {"event": "epoch", "stage": "a", "epoch": i, "train": {"loss": 1.0, "accuracy": 0.5}} for i in range(3)
+        {"event": "epoch", "stage": "a", "epoch": i, "train": {"loss": 1.0, "accuracy": 0.5}}
+        for i in range(3)
     ]
 
     def read(path: Path) -> None:
         metrics.read(path.parent).epochs("a")
 
-    return of_text(lines, "metrics.jsonl", lambda tree: "".join(json.dumps(line) + "\n" for line in tree)), read
+    return of_text(
+        lines, "metrics.jsonl", lambda tree: "".join(json.dumps(line) + "\n" for line in tree)
+    ), read
 
 
 @reader
@@ -338,7 +359,9 @@ def nir_graph(folder: Path) -> tuple[Make, Callable[[Path], Any]]:
         path.write_bytes(content)
         with h5py.File(path, "a") as file:
             found: list[Any] = []
-            file["node"].visititems(lambda _, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
+            file["node"].visititems(
+                lambda _, item: found.append(item) if isinstance(item, h5py.Dataset) else None
+            )
             for item in rng.sample(found, rng.choice((1, 1, 2))):
                 name, parent = item.name.rsplit("/", 1)[1], item.parent
                 value = item[()]
@@ -350,7 +373,9 @@ def nir_graph(folder: Path) -> tuple[Make, Callable[[Path], Any]]:
                     kind = odd.dtype
                     new = rng.choice([0, 1, -1, 3, 1_000_003, 1e-9, 1e30, np.nan, np.inf])
                     odd[rng.randrange(len(odd)) if rng.random() < 0.3 else slice(None)] = (
-                        new if kind.kind == "f" else int(np.nan_to_num(new, nan=7, posinf=1 << 40) % (1 << 40))
+                        new
+                        if kind.kind == "f"
+                        else int(np.nan_to_num(new, nan=7, posinf=1 << 40) % (1 << 40))
                     )
                     shaped = odd.reshape(np.shape(value))
                     parent[name] = shaped if rng.random() < 0.7 else shaped.reshape(-1)[: rng.randrange(4)]
@@ -359,7 +384,11 @@ def nir_graph(folder: Path) -> tuple[Make, Callable[[Path], Any]]:
     def read(path: Path) -> None:
         network = from_nir(path)
         if network.time_steps <= 64:
-            network(torch.rand(1, 3, 8, 8) if network.input == "image" else torch.rand(1, network.time_steps, 3, 8, 8))
+            network(
+                torch.rand(1, 3, 8, 8)
+                if network.input == "image"
+                else torch.rand(1, network.time_steps, 3, 8, 8)
+            )
 
     return make, read
 

@@ -1,4 +1,6 @@
-"""Chip models of one's own: by address and by entry point, beside the shipped ones, for the network and its ANN twin."""
+"""Chip models of one's own: by address and by entry point, beside the shipped ones, for the network and
+its ANN twin.
+"""
 
 import json
 import subprocess
@@ -69,7 +71,15 @@ def test_its_figures_stand_beside_the_others_and_the_twin_s(mine, layers, capsys
     assert "minechip:adders" in found._repr_html_()
     del found["floorline"]
     stage = StageSummary(
-        name="s", kind="snn", network={}, parameters=1, epochs=1, seconds=1, accuracy=1, time_steps=2, hardware=found
+        name="s",
+        kind="snn",
+        network={},
+        parameters=1,
+        epochs=1,
+        seconds=1,
+        accuracy=1,
+        time_steps=2,
+        hardware=found,
     )
     assert "minechip:adders" in [one.model for one in table.estimates(stage)]
 
@@ -108,7 +118,9 @@ def test_a_model_that_fails_is_named(mine, layers, name, words) -> None:
 
 def test_nothing_is_imported_to_read_a_run(mine) -> None:
     with own_code.closed():
-        settings(("hardware", {"chips": {"minechip:adders": {"whatever": 1}, "of_a_package_that_is_gone": {}}}))
+        settings(
+            ("hardware", {"chips": {"minechip:adders": {"whatever": 1}, "of_a_package_that_is_gone": {}}})
+        )
         assert "minechip" not in sys.modules
         with pytest.raises(
             sd.SpikedistillError, match="not imported to read a run; name its file to allow it: --code FILE"
@@ -128,7 +140,8 @@ def test_a_run_is_priced_with_it(mine, capsys) -> None:
     (mine / "recipe.yaml").write_text(json.dumps(recipe))
     assert main(["train", "recipe.yaml", "--out", "run"]) == 0
     assert (
-        "minechip:adders" in json.loads((mine / "run" / "summary.json").read_text())["stages"][0]["hardware"]["chips"]
+        "minechip:adders"
+        in json.loads((mine / "run" / "summary.json").read_text())["stages"][0]["hardware"]["chips"]
     )
     assert "minechip:adders [µJ]" in (mine / "run" / "report.html").read_text()
     capsys.readouterr()

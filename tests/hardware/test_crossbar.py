@@ -32,7 +32,9 @@ def test_adc_by_hand() -> None:
     four = convert(sums, Config(adc_bits=4))
     assert [four[i].item() for i in (0, 3, 4, 11, 12, 59, 60, 64)] == [0, 0, 8, 8, 16, 56, 64, 64]
     assert convert(torch.tensor([64.0]), Config(adc_bits=3)).item() == 64
-    assert convert(torch.tensor([128.0 * 3]), Config(adc_bits=2, crossbar_size=128, cell_bits=2)).item() == 384
+    assert (
+        convert(torch.tensor([128.0 * 3]), Config(adc_bits=2, crossbar_size=128, cell_bits=2)).item() == 384
+    )
 
 
 def reference(x: torch.Tensor, w: torch.Tensor, bits: int, config: Config, groups: int) -> torch.Tensor:
@@ -48,13 +50,16 @@ def reference(x: torch.Tensor, w: torch.Tensor, bits: int, config: Config, group
             for s in range(-(-bits // config.cell_bits)):
                 held = [(int(w[o, r, i, j]) + 2 ** (bits - 1)) >> (s * config.cell_bits) for r in rows]
                 total = sum(a * (code & (2**config.cell_bits - 1)) for a, code in zip(active, held))
-                out[o, h, v] += 2 ** (s * config.cell_bits) * convert(torch.tensor(float(total)), config).double()
+                out[o, h, v] += (
+                    2 ** (s * config.cell_bits) * convert(torch.tensor(float(total)), config).double()
+                )
             out[o, h, v] -= 2 ** (bits - 1) * sum(active)
     return out
 
 
 @pytest.mark.parametrize("config", [
-    Config(crossbar_size=4, adc_bits=2), Config(crossbar_size=3, adc_bits=1, cell_bits=2), Config(crossbar_size=8, adc_bits=3),
+    Config(crossbar_size=4, adc_bits=2), Config(crossbar_size=3, adc_bits=1, cell_bits=2),
+    Config(crossbar_size=8, adc_bits=3),
 ])  # fmt: skip
 @pytest.mark.parametrize(("groups", "bits"), [(1, 4), (2, 3)])
 def test_arrays_against_loops(config: Config, groups: int, bits: int) -> None:

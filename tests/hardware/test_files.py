@@ -8,7 +8,16 @@ import torch
 
 import spikedistill.networks as networks
 from spikedistill.errors import SpikedistillError
-from spikedistill.hardware import Config, Layer, layers, read_config, read_layers, resolve, spikesim, write_layers
+from spikedistill.hardware import (
+    Config,
+    Layer,
+    layers,
+    read_config,
+    read_layers,
+    resolve,
+    spikesim,
+    write_layers,
+)
 from spikedistill.hardware.config import RELEASED, Switches, Technology
 from spikedistill.hardware.pricing import price_file, settings
 
@@ -29,7 +38,12 @@ def test_short_keys(tmp_path: Path) -> None:
     assert (layer.neuron, layer.leaky) == ("lif", True)
     assert chip == {"cell_bits": 2}
     (layer,), _ = read_layers(file(tmp_path, CONV % ", bits: 4, input: integers, neuron: if"))
-    assert (layer.weight_bits, layer.membrane_bits, layer.input_kind, layer.leaky) == (4, 32, "integers", False)
+    assert (layer.weight_bits, layer.membrane_bits, layer.input_kind, layer.leaky) == (
+        4,
+        32,
+        "integers",
+        False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,7 +96,10 @@ def test_precedence(tmp_path: Path) -> None:
     assert (config.switches.norm, config.switches.tile_charge) == (True, False)
     over = tmp_path / "chip.yaml"
     over.write_text("spikesim: {crossbar_size: 16}")
-    assert price_file(file(tmp_path, rest="spikesim: {crossbar_size: 32}"), over)["config"]["crossbar_size"] == 16
+    assert (
+        price_file(file(tmp_path, rest="spikesim: {crossbar_size: 32}"), over)["config"]["crossbar_size"]
+        == 16
+    )
     with pytest.raises(SpikedistillError, match="spikesim"):
         settings(("recipe", {"spikesm": {}}))
     assert settings(("recipe", {"memory": {"sram_law": "linear"}}))[1].sram_law == "linear"
@@ -111,7 +128,10 @@ def test_written_layers_read_back_equal_and_cost_the_same(tmp_path: Path) -> Non
     write_layers(found, path, config)
     again, chip = read_layers(path)
     assert again == found
-    assert spikesim.evaluate(again, resolve((str(path), chip))).energy_pj == spikesim.evaluate(found, config).energy_pj
+    assert (
+        spikesim.evaluate(again, resolve((str(path), chip))).energy_pj
+        == spikesim.evaluate(found, config).energy_pj
+    )
     alone = Layer(name="x", in_channels=1, out_channels=1, in_size=3, kernel_size=3)
     write_layers([alone, replace(alone, name="y", neuron="lif", leaky=True)], path)
     assert [layer.neuron for layer in read_layers(path)[0]] == [None, "lif"]

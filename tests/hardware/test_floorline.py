@@ -10,15 +10,23 @@ from spikedistill.hardware.floorline import FloorlineConfig
 
 TIMES = {"synop_ns": 2.0, "update_ns": 5.0, "message_ns": 30.0}
 STEM = Layer(
-    name="stem", in_channels=1, out_channels=4, kernel_size=3, in_size=4, time_steps=2, executions=1, input_kind="real",
+    name="stem", in_channels=1, out_channels=4, kernel_size=3, in_size=4, time_steps=2, executions=1,
+    input_kind="real",
     input_bits=8, neuron="lif", spikes_out=24.0,
 )  # fmt: skip
 NEXT = Layer(
-    name="next", in_channels=4, out_channels=8, kernel_size=3, in_size=4, time_steps=2, neuron="lif", spikes_in=24.0,
+    name="next", in_channels=4, out_channels=8, kernel_size=3, in_size=4, time_steps=2, neuron="lif",
+    spikes_in=24.0,
     spikes_out=10.0, inputs=("stem",),
 )  # fmt: skip
 HEAD = Layer(
-    name="head", kind="linear", in_channels=128, out_channels=10, time_steps=2, spikes_in=10.0, inputs=("next",)
+    name="head",
+    kind="linear",
+    in_channels=128,
+    out_channels=10,
+    time_steps=2,
+    spikes_in=10.0,
+    inputs=("next",),
 )
 NET = [STEM, NEXT, HEAD]
 
@@ -63,8 +71,13 @@ def test_cores_divide_a_layer_and_each_gets_the_message():
     cast = floorline.evaluate(NET, FloorlineConfig(cores={"next": 4}, multicast=True))
     assert cast.layers[0].messages == one[0].messages
     assert cast.cores == 6
-    assert floorline.evaluate(NET, FloorlineConfig(cores={"next": 3})).layers[1].updates == pytest.approx(43)  # of 128
-    assert [row.cores for row in floorline.evaluate(NET, FloorlineConfig(neurons_per_core=50)).layers] == [2, 3, 1]
+    # of 128
+    assert floorline.evaluate(NET, FloorlineConfig(cores={"next": 3})).layers[1].updates == pytest.approx(43)
+    assert [row.cores for row in floorline.evaluate(NET, FloorlineConfig(neurons_per_core=50)).layers] == [
+        2,
+        3,
+        1,
+    ]
 
 
 def test_partitioning_shortens_the_step():
@@ -96,7 +109,9 @@ def test_real_networks_count_what_operations_count(name):
     found = layers(network, torch.rand(2, 1, 16, 16))
     report = floorline.evaluate(found)
     counted = operations.count(found)
-    spiking = {layer.name for layer in found if layer.kind in ("conv", "linear") and layer.input_kind != "real"}
+    spiking = {
+        layer.name for layer in found if layer.kind in ("conv", "linear") and layer.input_kind != "real"
+    }
     assert 3 * sum(row.synops for row in report.layers if row.name in spiking) == pytest.approx(counted.acs)
     dense = sum(layer.outputs_per_run * layer.runs for layer in found if layer.name == report.layers[-1].name)
     charged = 3 * sum(row.updates for row in report.layers)

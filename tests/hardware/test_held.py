@@ -31,7 +31,9 @@ def quantized(name="vgg9", T=3, **given):
 
 
 def found_in(integer, x, monkeypatch):
-    """Bits of every accumulator tensor and every charged membrane of an integer network on a batch, by path."""
+    """Bits of every accumulator tensor and every charged membrane of an integer network on a batch, by
+    path.
+    """
     sums, charged = {}, {}
     layer, scan = executor.layer, executor.scan
 
@@ -103,7 +105,8 @@ def test_a_layer_charges_the_neuron_behind_its_norm():
 
 
 HELD = Layer(
-    name="c", in_channels=4, out_channels=6, kernel_size=3, in_size=9, time_steps=3, spikes_in=50.0, spikes_out=20.0,
+    name="c", in_channels=4, out_channels=6, kernel_size=3, in_size=9, time_steps=3, spikes_in=50.0,
+    spikes_out=20.0,
     neuron="lif", leaky=True, weight_bits=4, membrane_bits=4, accumulator_bits=9, potential_bits=11,
 )  # fmt: skip
 
@@ -117,14 +120,16 @@ def test_energy_at_the_held_width_and_the_papers_switch():
     wide = memory.estimate([replace(stored, membrane_bits=11)])
     for term in ("operations_pj", "potentials_pj"):
         assert getattr(held, term) == pytest.approx(getattr(wide, term))
-    assert held.potentials_pj == pytest.approx((11 / 4) ** 2 * papers.potentials_pj)  # word and capacity both grow
+    # word and capacity both grow
+    assert held.potentials_pj == pytest.approx((11 / 4) ** 2 * papers.potentials_pj)
     assert any("not measured" in note for note in memory.estimate([stored]).notes)
     assert not any("not measured" in note for note in held.notes + papers.notes)
 
 
 def test_operations_at_the_held_width():
     (counted,) = operations.count([HELD]).layers
-    assert counted.synaptic_pj == pytest.approx(counted.acs * add_energy(4 + 6))  # whatever the batch, 36 weights fit
+    # whatever the batch, 36 weights fit
+    assert counted.synaptic_pj == pytest.approx(counted.acs * add_energy(4 + 6))
     assert counted.neuron_pj == pytest.approx(counted.updates * (add_energy(11) + multiply_energy(11, 11)))
     norm = replace(HELD, kind="norm", norm_bits=8, neuron=None, in_channels=6)
     assert operations.norm_energy(norm) == pytest.approx(multiply_energy(8, 9) + add_energy(11))
@@ -145,7 +150,9 @@ def test_spikesim_at_the_held_width():
 def test_norms_are_priced_as_they_are_kept():
     network = quantized()
     integer = sd.to_integer(network)
-    kept = sum(8 * t.element_size() * t.numel() for name, t in integer.tensors.items() if name.endswith((".M", ".B")))
+    kept = sum(
+        8 * t.element_size() * t.numel() for name, t in integer.tensors.items() if name.endswith((".M", ".B"))
+    )
     found = layers(network, digits())
     norms = [layer for layer in found if layer.kind == "norm"]
     assert sum(layer.norm_memory_bits for layer in norms) == kept
@@ -157,7 +164,10 @@ def test_other_bits_and_the_twin_forget_what_was_seen():
     found = layers(quantized(), digits())
     for changed in (at_bits(found, membrane_bits=8), twin(found)):
         assert all(layer.accumulator_bits is None and layer.potential_bits is None for layer in changed)
-    assert all(layer.accumulator_bits is None for layer in layers(sd.networks.create("vgg5", in_channels=1), digits()))
+    assert all(
+        layer.accumulator_bits is None
+        for layer in layers(sd.networks.create("vgg5", in_channels=1), digits())
+    )
 
 
 def test_the_price_says_the_widths():
@@ -189,4 +199,6 @@ def test_measuring_leaves_a_simulated_crossbar_in_place():
         before = network(x)
         layers(network, x)
         assert torch.equal(network(x), before)
-    assert not any("accumulate" in m.__dict__["forward"].__dict__ for m in network.modules() if "forward" in m.__dict__)
+    assert not any(
+        "accumulate" in m.__dict__["forward"].__dict__ for m in network.modules() if "forward" in m.__dict__
+    )

@@ -1,4 +1,6 @@
-"""Neurons with weights over time: what is priced is what the integer network keeps and computes, step by step."""
+"""Neurons with weights over time: what is priced is what the integer network keeps and computes, step by
+step.
+"""
 
 from collections import Counter
 
@@ -29,7 +31,9 @@ def quantized(name, x, kind="sliding_psn", order=3, **options):
 
 
 def found_in(integer, x, monkeypatch):
-    """Of an integer network run step by step: bits of currents and H by path, calls of each layer, the last state."""
+    """Of an integer network run step by step: bits of currents and H by path, calls of each layer, the
+    last state.
+    """
     currents, potentials, calls = {}, {}, Counter()
     charge, layer, weigh = executor.charge, executor.layer, executor.weigh
 
@@ -113,21 +117,27 @@ def test_neurons_that_see_all_steps_keep_all_inputs(monkeypatch):
 
 def test_the_rule_is_the_same_before_quantization():
     x = torch.rand(4, 3, 8, 8)
-    network = sd.networks.create("sew_resnet20", width=0.25, time_steps=T, neuron={"type": "sliding_psn", "order": 3})
+    network = sd.networks.create(
+        "sew_resnet20", width=0.25, time_steps=T, neuron={"type": "sliding_psn", "order": 3}
+    )
     sd.balance(network, x)
     before = layers(network, x)
     after = layers(sd.quantize(network, calibration=[x]).eval(), x)
     kept = ("passes", "terms", "kept_steps", "kept_values", "kept_bits")
-    mine, theirs = ([tuple(getattr(layer, key) for key in kept) for layer in found] for found in (before, after))
+    mine, theirs = (
+        [tuple(getattr(layer, key) for key in kept) for layer in found] for found in (before, after)
+    )
     assert mine == theirs
 
 
 CONV = Layer(
-    name="c", in_channels=2, out_channels=3, kernel_size=3, in_size=4, time_steps=4, weight_bits=4, spikes_in=10.0,
+    name="c", in_channels=2, out_channels=3, kernel_size=3, in_size=4, time_steps=4, weight_bits=4,
+    spikes_in=10.0,
     accumulator_bits=9, potential_bits=12, passes=1.75,
 )  # fmt: skip
 NEURON = Layer(
-    name="n", kind="neuron", in_channels=3, out_channels=3, out_size=(4, 4), time_steps=4, neuron="sliding_psn",
+    name="n", kind="neuron", in_channels=3, out_channels=3, out_size=(4, 4), time_steps=4,
+    neuron="sliding_psn",
     weight_bits=4, temporal_weights=2, terms=1.75, kept_steps=1, kept_values=32, kept_bits=1, current_bits=12,
     potential_bits=16, spikes_out=5.0,
 )  # fmt: skip
@@ -136,7 +146,9 @@ NEURON = Layer(
 def test_operations_in_closed_form():
     counted = operations.count([CONV, NEURON])
     conv, neuron = counted.layers
-    once = operations.count([Layer(**{**{k: getattr(CONV, k) for k in CONV.__dataclass_fields__}, "passes": 1.0})])
+    once = operations.count(
+        [Layer(**{**{k: getattr(CONV, k) for k in CONV.__dataclass_fields__}, "passes": 1.0})]
+    )
     assert conv.acs == pytest.approx(1.75 * once.acs)
     assert conv.synaptic_pj == pytest.approx(1.75 * once.energy_pj)
     products = 3 * 16 * 4 * 1.75
@@ -154,12 +166,14 @@ def test_memory_in_closed_form():
     assert neuron.history_pj == pytest.approx(8 * config.access(32, 32))
     assert neuron.potentials_pj == 0
     assert neuron.counts["temporal_macs"] == 3 * 16 * 4 * 1.75
-    assert neuron.operations_pj == pytest.approx(3 * 16 * 4 * 1.75 * (multiply_energy(4, 12) + add_energy(16)))
+    assert neuron.operations_pj == pytest.approx(
+        3 * 16 * 4 * 1.75 * (multiply_energy(4, 12) + add_energy(16))
+    )
     assert estimate.history_pj == neuron.history_pj
     assert estimate.total_pj == pytest.approx(conv.total_pj + neuron.total_pj)
-    assert memory.estimate([CONV, NEURON], MemoryConfig(potentials="stored")).layers[1].operations_pj == pytest.approx(
-        neuron.operations_pj
-    )
+    assert memory.estimate([CONV, NEURON], MemoryConfig(potentials="stored")).layers[
+        1
+    ].operations_pj == pytest.approx(neuron.operations_pj)
 
 
 def test_other_models_say_what_they_do():
@@ -170,8 +184,12 @@ def test_other_models_say_what_they_do():
     unpriced = {item["name"]: item["reason"] for item in tree["spikesim"]["dense"]["unpriced"]}
     for layer in found:
         if layer.kind == "neuron":
-            assert "sliding_psn has no membrane that SpikeSim's neuron module could hold" in unpriced[layer.name]
-    assert all(layer.terms == 0 and layer.passes == 1 and layer.kept_memory_bits == 0 for layer in twin(found))
+            assert (
+                "sliding_psn has no membrane that SpikeSim's neuron module could hold" in unpriced[layer.name]
+            )
+    assert all(
+        layer.terms == 0 and layer.passes == 1 and layer.kept_memory_bits == 0 for layer in twin(found)
+    )
     loads = {load.name: load for load in floorline.evaluate(found).layers}
     conv = next(layer for layer in found if layer.passes > 1)
     assert loads[conv.name].synops == pytest.approx(operations.synaptic_events(conv) * conv.passes / T)

@@ -68,8 +68,10 @@ def test_memory_energy_of_dense_layers_on_paper() -> None:
 @pytest.mark.parametrize(
     ("law", "bytes_", "bits", "energy"),
     [
-        ("interpolated", 8 * 1024, 32, 10), ("interpolated", 32 * 1024, 32, 20), ("interpolated", 20 * 1024, 32, 15),
-        ("interpolated", 2**30, 32, 100), ("interpolated", 8 * 1024, 8, 2.5), ("linear", 1000, 8, 1.09e-5 * 8000 + 13.2),
+        ("interpolated", 8 * 1024, 32, 10), ("interpolated", 32 * 1024, 32, 20),
+        ("interpolated", 20 * 1024, 32, 15),
+        ("interpolated", 2**30, 32, 100), ("interpolated", 8 * 1024, 8, 2.5),
+        ("linear", 1000, 8, 1.09e-5 * 8000 + 13.2),
         ("blocks", 1000, 32, 5), ("blocks", 1000, 8, 1.25), ("blocks", 9, 6, 1),
     ],
 )  # fmt: skip
@@ -79,12 +81,16 @@ def test_sram_laws(law: str, bytes_: int, bits: int, energy: float) -> None:
 
 def test_memory_switches() -> None:
     base = memory.estimate([SPIKING])
-    assert memory.estimate([replace(SPIKING, bias=False)], MemoryConfig(adds_without_bias=False)).counts["adds"] == (
-        50 * 6 * 4 + 20
+    assert memory.estimate([replace(SPIKING, bias=False)], MemoryConfig(adds_without_bias=False)).counts[
+        "adds"
+    ] == (50 * 6 * 4 + 20)
+    assert (
+        memory.estimate([SPIKING], MemoryConfig(addresses_of_channels=False)).counts["address_adds"] == 50 * 9
     )
-    assert memory.estimate([SPIKING], MemoryConfig(addresses_of_channels=False)).counts["address_adds"] == 50 * 9
     assert memory.estimate([SPIKING], MemoryConfig(bias_each_step=False)).counts["bias_reads"] == 150
-    assert base.counts["adds"] - memory.estimate([SPIKING], MemoryConfig(reset_adds=False)).counts["adds"] == 20
+    assert (
+        base.counts["adds"] - memory.estimate([SPIKING], MemoryConfig(reset_adds=False)).counts["adds"] == 20
+    )
     (measured,) = at_rate([SPIKING], 0.1)
     exact = memory.estimate([measured], MemoryConfig(exact_synapses=True))
     assert exact.counts["weight_reads"] == pytest.approx(operations.synaptic_events(measured))
@@ -120,7 +126,10 @@ def test_twin_is_the_quantized_ann() -> None:
 
 
 def test_break_even_is_where_the_energies_meet() -> None:
-    net = [replace(SPIKING, weight_bits=8, membrane_bits=8), replace(SPIKING, name="d", weight_bits=8, membrane_bits=8)]
+    net = [
+        replace(SPIKING, weight_bits=8, membrane_bits=8),
+        replace(SPIKING, name="d", weight_bits=8, membrane_bits=8),
+    ]
     rates = break_even(net)
     ann = twin(net)
     event = Config(activity="event")
@@ -212,7 +221,9 @@ def test_other_bit_widths() -> None:
 def test_integer_operations_have_the_width_of_their_sums() -> None:
     conv = replace(SPIKING, weight_bits=4, in_channels=64)  # fan-in 576: 10 bits
     assert operations.accumulate_energy(conv) == add_energy(14)
-    assert operations.mac_energy(replace(conv, input_bits=8)) == pytest.approx(multiply_energy(4, 8) + add_energy(22))
+    assert operations.mac_energy(replace(conv, input_bits=8)) == pytest.approx(
+        multiply_energy(4, 8) + add_energy(22)
+    )
     assert operations.accumulate_energy(SPIKING) == 0.9
     assert operations.energy_per_spike(conv) == conv.fan_out * operations.accumulate_energy(conv)
 

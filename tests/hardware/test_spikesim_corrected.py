@@ -12,7 +12,14 @@ from spikedistill.hardware.layer import Events
 from spikedistill.hardware.spikesim_mapping import place
 
 CONV = Layer(
-    name="c", in_channels=100, out_channels=70, kernel_size=3, in_size=8, out_size=4, time_steps=2, neuron="lif"
+    name="c",
+    in_channels=100,
+    out_channels=70,
+    kernel_size=3,
+    in_size=8,
+    out_size=4,
+    time_steps=2,
+    neuron="lif",
 )
 
 
@@ -35,7 +42,9 @@ def test_bit_slicing() -> None:
         assert placed.pes == 2 * -(-columns // 64)
 
 
-@pytest.mark.parametrize(("size", "cell", "bits"), [(64, 1, 7), (63, 1, 6), (64, 2, 8), (128, 1, 8), (256, 4, 12)])
+@pytest.mark.parametrize(
+    ("size", "cell", "bits"), [(64, 1, 7), (63, 1, 6), (64, 2, 8), (128, 1, 8), (256, 4, 12)]
+)
 def test_lossless_adc_bits(size: int, cell: int, bits: int) -> None:
     assert Config(crossbar_size=size, cell_bits=cell).lossless_adc_bits == bits
 
@@ -81,7 +90,9 @@ def test_a_layer_that_runs_once() -> None:
 
 
 def test_the_inference_ends_with_the_latest_layer() -> None:
-    small = Layer(name="d", in_channels=128, out_channels=128, kernel_size=3, in_size=4, out_size=1, time_steps=2)
+    small = Layer(
+        name="d", in_channels=128, out_channels=128, kernel_size=3, in_size=4, out_size=1, time_steps=2
+    )
     big = replace(CONV, out_size=(8, 8))
     last, latest = (spikesim.evaluate([big, small], only(*on)).latency_ns for on in ([], ["latest_end"]))
     assert last == (int(0.75 * 64 * 70) * 2 + 128 * 2) * 104
@@ -104,11 +115,15 @@ def test_tile_charge_counts_tiles_at_work() -> None:
 
 
 def test_linear_and_grouped_layers() -> None:
-    head = Layer(name="h", kind="linear", in_channels=512, out_channels=10, time_steps=4, executions=4, weight_bits=4)
+    head = Layer(
+        name="h", kind="linear", in_channels=512, out_channels=10, time_steps=4, executions=4, weight_bits=4
+    )
     report = spikesim.evaluate([head], Config())
     assert report.pes == 8
     assert report.dense_operations == 2 * 4 * 5120
-    depthwise = Layer(name="d", in_channels=96, out_channels=96, groups=96, kernel_size=3, in_size=8, weight_bits=4)
+    depthwise = Layer(
+        name="d", in_channels=96, out_channels=96, groups=96, kernel_size=3, in_size=8, weight_bits=4
+    )
     assert place(depthwise, Config()).pes == 6  # 16 groups by 4 slices fill the columns of a PE
     assert place(depthwise, Config()).tile_rows == 16
 
@@ -116,7 +131,9 @@ def test_linear_and_grouped_layers() -> None:
 def test_memories() -> None:
     conv = replace(CONV, weight_bits=4, membrane_bits=6, input_kind="real", input_bits=3)
     norm = Layer(name="n", kind="norm", in_channels=70, out_channels=70, in_size=8, norm_bits=5, time_steps=2)
-    add = Layer(name="a", kind="add", in_channels=70, out_channels=70, in_size=8, input_kind="real", input_bits=16)
+    add = Layer(
+        name="a", kind="add", in_channels=70, out_channels=70, in_size=8, input_kind="real", input_bits=16
+    )
     area = spikesim.evaluate([conv, norm, add], Config()).area
     assert area is not None
     assert area["input_memory"] == close(0.7391 * 3 * 100 * 64)
@@ -135,10 +152,24 @@ def test_membranes_beyond_the_fifth_layer() -> None:
 
 def test_norm_and_residual_energy() -> None:
     norm = Layer(
-        name="n", kind="norm", in_channels=4, out_channels=4, in_size=8, norm_bits=8, membrane_bits=8, time_steps=2
+        name="n",
+        kind="norm",
+        in_channels=4,
+        out_channels=4,
+        in_size=8,
+        norm_bits=8,
+        membrane_bits=8,
+        time_steps=2,
     )
     add = Layer(
-        name="a", kind="add", in_channels=4, out_channels=4, in_size=8, input_kind="real", input_bits=8, time_steps=2
+        name="a",
+        kind="add",
+        in_channels=4,
+        out_channels=4,
+        in_size=8,
+        input_kind="real",
+        input_bits=8,
+        time_steps=2,
     )
     components = spikesim.evaluate([CONV, norm, add], Config()).components
     assert components["norm"] == close((0.2 + 0.03) * 4 * 64 * 2)
@@ -181,7 +212,9 @@ def test_events_of_a_full_input_cost_as_much_as_dense() -> None:
 def test_event_energy_by_hand() -> None:
     """Patch control per active patch, arrays per active row: not a rate times a total."""
     layer = replace(
-        CONV, out_size=None, events=Events(block=8, rows=(5.0,) + (0.0,) * 11 + (2.0,), patches={64: 6.0}, sites=5.0)
+        CONV,
+        out_size=None,
+        events=Events(block=8, rows=(5.0,) + (0.0,) * 11 + (2.0,), patches={64: 6.0}, sites=5.0),
     )
     report = spikesim.evaluate([layer], only("conv_positions", activity="event"))
     q = 2
@@ -195,14 +228,18 @@ def test_event_energy_by_hand() -> None:
 @pytest.mark.parametrize("name", list(Switches.model_fields))
 def test_each_switch_changes_something(name: str) -> None:
     layers = [
-        Layer(name="stem", in_channels=3, out_channels=200, kernel_size=3, in_size=16, out_size=8, time_steps=4,
-              executions=1, input_kind="real", input_bits=8, neuron="lif", weight_bits=4, membrane_bits=4, potential_bits=11),
+        Layer(name="stem", in_channels=3, out_channels=200, kernel_size=3, in_size=16, out_size=8,
+        time_steps=4,
+              executions=1, input_kind="real", input_bits=8, neuron="lif", weight_bits=4, membrane_bits=4,
+              potential_bits=11),
         Layer(name="dw", in_channels=64, out_channels=64, kernel_size=3, groups=64, in_size=8, time_steps=4),
-        *(Layer(name=f"c{i}", in_channels=200, out_channels=16, kernel_size=3, in_size=8, out_size=4 - i % 4, time_steps=4,
+        *(Layer(name=f"c{i}", in_channels=200, out_channels=16, kernel_size=3, in_size=8, out_size=4 - i % 4,
+        time_steps=4,
                 neuron="lif", input_kind="integers", input_max=2) for i in range(12)),
         Layer(name="short", in_channels=200, out_channels=16, kernel_size=1, in_size=8, time_steps=4),
         Layer(name="n", kind="norm", in_channels=16, out_channels=16, in_size=8, time_steps=4),
-        Layer(name="a", kind="add", in_channels=16, out_channels=16, in_size=8, time_steps=4, input_kind="real"),
+        Layer(name="a", kind="add", in_channels=16, out_channels=16, in_size=8, time_steps=4,
+        input_kind="real"),
         Layer(name="head", kind="linear", in_channels=16, out_channels=10, time_steps=4),
     ]  # fmt: skip
     default = Switches()

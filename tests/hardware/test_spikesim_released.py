@@ -15,7 +15,8 @@ def layers_of(inputs: dict) -> list[Layer]:
     sizes = zip(inputs["in_ch_list"], inputs["out_ch_list"], inputs["in_dim_list"], inputs["out_dim_list"])
     return [
         Layer(
-            name=f"conv{i}", in_channels=c_in, out_channels=c_out, kernel_size=inputs["kernel_size"], in_size=h_in,
+            name=f"conv{i}", in_channels=c_in, out_channels=c_out, kernel_size=inputs["kernel_size"],
+            in_size=h_in,
             out_size=h_out, time_steps=inputs["time_steps"],
         )
         for i, (c_in, c_out, h_in, h_out) in enumerate(sizes)
@@ -53,12 +54,16 @@ def test_published_runs(name: str) -> None:
     assert report.edap == close(derived["EDAP_uJ_ms_mm2"])
     outputs = run["outputs"]
     assert [layer.pes for layer in report.layers] == outputs["pe_tile_count"]["locals"]["pe_list"]
-    assert [layer.energy_pj for layer in report.layers] == close(outputs["compute_energy"]["return_layerwise_pJ"])
+    assert [layer.energy_pj for layer in report.layers] == close(
+        outputs["compute_energy"]["return_layerwise_pJ"]
+    )
     assert report.area is not None
     assert report.area["membrane_memory"] == close(outputs["compute_area"]["return"][0])
     times = outputs["latency_gen"]["locals"]
     cycle = run["inputs"]["PE_cycle_ns"]
-    assert [layer.start_ns for layer in report.layers] == close([(start - 1) * cycle for start in times["starts"]])
+    assert [layer.start_ns for layer in report.layers] == close(
+        [(start - 1) * cycle for start in times["starts"]]
+    )
     assert [layer.end_ns for layer in report.layers] == close([halt * cycle for halt in times["halts"]])
     assert report.complete
 
@@ -90,12 +95,23 @@ def test_decreasing_pe_counts_leave_only_the_energy() -> None:
 )  # fmt: skip
 def test_energy_of_a_pe_cycle(change: dict, cycle_pj: float) -> None:
     inputs = {**RUNS["R01_vgg9_default"]["inputs"], **change}
-    inputs |= {"in_ch_list": [3], "out_ch_list": [32], "in_dim_list": [1], "out_dim_list": [1], "time_steps": 1}
+    inputs |= {
+        "in_ch_list": [3],
+        "out_ch_list": [32],
+        "in_dim_list": [1],
+        "out_dim_list": [1],
+        "time_steps": 1,
+    }
     assert price(inputs).energy_pj == close(cycle_pj)
 
 
 def test_full_arrays_reach_the_bound_on_tops_per_watt() -> None:
-    inputs = {**RUNS["R01_vgg9_default"]["inputs"], "in_ch_list": [64], "out_ch_list": [64], "in_dim_list": [8]}
+    inputs = {
+        **RUNS["R01_vgg9_default"]["inputs"],
+        "in_ch_list": [64],
+        "out_ch_list": [64],
+        "in_dim_list": [8],
+    }
     assert price({**inputs, "out_dim_list": [8]}).tops_per_w == close(2 * 9 * 64 * 64 / 828.4861472)
 
 
@@ -111,8 +127,15 @@ def test_order_is_asked_of_rounded_counts_for_tiles_and_of_fractions_for_latency
 def test_latency_stops_after_twelve_layers_and_never_returns_for_a_fraction_of_a_pe() -> None:
     base = RUNS["R01_vgg9_default"]["inputs"]
     for depth in (12, 13):
-        deep = {key: [value] * depth for key, value in
-                {"in_ch_list": 64, "out_ch_list": 64, "in_dim_list": 8, "out_dim_list": 8}.items()}  # fmt: skip
+        deep = {
+            key: [value] * depth
+            for key, value in {
+                "in_ch_list": 64,
+                "out_ch_list": 64,
+                "in_dim_list": 8,
+                "out_dim_list": 8,
+            }.items()
+        }
         report = price({**base, **deep})
         assert (report.latency_ns is None) == (depth == 13)
         assert report.area_um2 is not None
@@ -127,7 +150,15 @@ def test_what_the_published_code_has_not_is_listed() -> None:
         Layer(name="shortcut", kernel_size=1, in_channels=64, out_channels=64, in_size=8, time_steps=5),
         Layer(name="head", kind="linear", in_channels=256, out_channels=10, time_steps=5),
         Layer(name="pool", kind="pool", in_channels=256, out_channels=256, in_size=4, time_steps=5),
-        Layer(name="depthwise", kernel_size=3, groups=64, in_channels=64, out_channels=64, in_size=8, time_steps=5),
+        Layer(
+            name="depthwise",
+            kernel_size=3,
+            groups=64,
+            in_channels=64,
+            out_channels=64,
+            in_size=8,
+            time_steps=5,
+        ),
     ]
     report = spikesim.evaluate([*layers, *extra], Config(mode="released"))
     assert report.energy_pj == close(15906934.02624)

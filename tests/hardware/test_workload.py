@@ -86,7 +86,11 @@ def test_membrane_shortcut_network_by_hand() -> None:
     assert all(layer.input_kind == "real" and layer.shortcut and layer.runs == 2 for layer in down)
     assert named["conv1"].runs == 1
     assert named["bn1"].runs == 1
-    main = [layer for layer in found if layer.kind == "conv" and layer.kernel_size == (3, 3) and layer.name != "conv1"]
+    main = [
+        layer
+        for layer in found
+        if layer.kind == "conv" and layer.kernel_size == (3, 3) and layer.name != "conv1"
+    ]
     assert len(main) == 16
     assert all(layer.input_kind == "spikes" and not layer.shortcut for layer in main)
     counted = operations.count(found)
@@ -114,7 +118,9 @@ def test_spike_element_wise_network_by_hand() -> None:
         assert summed.input_max == 2
         assert summed.spikes_in > summed.nonzero_in
     seen = {}
-    handle = net.get_submodule("layer1.1.conv1").register_forward_hook(lambda m, args, out: seen.update(x=args[0]))
+    handle = net.get_submodule("layer1.1.conv1").register_forward_hook(
+        lambda m, args, out: seen.update(x=args[0])
+    )
     with torch.no_grad():
         torch.manual_seed(0)
         x = torch.rand(1, 3, 32, 32) * 5
@@ -251,7 +257,9 @@ def test_quantized_network_tells_its_bits() -> None:
     )
     found = layers(low.eval(), torch.rand(1, 3, 16, 16) * 5)
     named = by_name(found)
-    assert [named[name].weight_bits for name in ("conv1", "layer2.0.conv1", "layer2.0.downsample.0", "fc")] == [
+    assert [
+        named[name].weight_bits for name in ("conv1", "layer2.0.conv1", "layer2.0.downsample.0", "fc")
+    ] == [
         8,
         3,
         3,
@@ -273,7 +281,11 @@ def test_turned_network() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.stem, self.norm, self.relu = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()
-            self.grouped, self.norm2, self.relu2 = nn.Conv2d(8, 8, 3, padding=1, groups=4), nn.BatchNorm2d(8), nn.ReLU()
+            self.grouped, self.norm2, self.relu2 = (
+                nn.Conv2d(8, 8, 3, padding=1, groups=4),
+                nn.BatchNorm2d(8),
+                nn.ReLU(),
+            )
             self.pool, self.head = nn.AdaptiveAvgPool2d(3), nn.Linear(8 * 9, 4)
 
         def forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
-"""What the published transformers' layers compute, written anew from their equations, on weights taken from ours.
+"""What the published transformers' layers compute, written anew from their equations, on weights taken from
+ours.
 
-Tensors are (T, N, C, H, W) all along, time is a loop, and a neuron is dV = (x - V) / 2, a spike at the threshold, a reset to 0.
+Tensors are (T, N, C, H, W) all along, time is a loop, and a neuron is dV = (x - V) / 2, a spike at the
+threshold, a reset to 0.
 """
 
 import torch
@@ -26,7 +28,9 @@ def affine(x: Tensor, norm: nn.Module) -> Tensor:
 
 
 def conv(x: Tensor, layer: nn.Module) -> Tensor:
-    return F.conv2d(x.flatten(0, 1), layer.weight, layer.bias, layer.stride, layer.padding).unflatten(0, x.shape[:2])
+    return F.conv2d(x.flatten(0, 1), layer.weight, layer.bias, layer.stride, layer.padding).unflatten(
+        0, x.shape[:2]
+    )
 
 
 def pool(x: Tensor) -> Tensor:

@@ -9,7 +9,14 @@ NAMES = networks.names()
 # One of each kind of block; the others differ from these in depth and width only.
 KINDS = [
     *("conv6", "svgg11", "resnet18", "resnet19", "resnet20", "sew_resnet20", "ms_resnet18", "ms_resnet50"),
-    *("spikformer_4_256", "spikingformer_4_256", "spikingformer_2_256", "hdkd_teacher", "hdkd_student", "sresnet8"),
+    *(
+        "spikformer_4_256",
+        "spikingformer_4_256",
+        "spikingformer_2_256",
+        "hdkd_teacher",
+        "hdkd_student",
+        "sresnet8",
+    ),
     *("sew_7b_wide", "dvs_gesture_cnn", "spike_driven_2_256", "qkformer_4_384", "qkformer_2_256"),
 ]
 EVENTS = ("sew_7b_wide", "dvs_gesture_cnn", "spikformer_2_256", "spikingformer_2_256", "qkformer_2_256")

@@ -50,7 +50,8 @@ def jelly(neuron: Any, mode: str) -> nn.Module:
 
 
 JELLY: dict[str, dict[str, Any]] = {
-    "IFNode": {}, "LIFNode soft": {"tau": 3.0, "v_reset": None}, "LIFNode": {"decay_input": False, "v_threshold": 0.7},
+    "IFNode": {}, "LIFNode soft": {"tau": 3.0, "v_reset": None},
+    "LIFNode": {"decay_input": False, "v_threshold": 0.7},
     "LIFNode v_reset": {"v_reset": -0.2, "detach_reset": True}, "ParametricLIFNode": {"init_tau": 1.5},
     "ParametricLIFNode input": {"decay_input": False, "v_reset": None},
 }  # fmt: skip
@@ -196,13 +197,15 @@ def test_snntorch_fires_above_its_threshold_not_at_it() -> None:
     linear = nn.Linear(1, 1, bias=False)
     nn.init.ones_(linear.weight)
     model = nn.Sequential(linear, snn.Leaky(beta=0.5, init_hidden=True))
-    x = torch.tensor([[[1.0], [0.5], [0.75], [2.0], [0.5]], [[0.5], [0.75], [0.75], [0.0], [2.0]]])  # exact ties
+    # exact ties
+    x = torch.tensor([[[1.0], [0.5], [0.75], [2.0], [0.5]], [[0.5], [0.75], [0.75], [0.0], [2.0]]])
     adopted = sd.adopt(model, time_steps=5, example=x, input="frames")
     assert adopted(x)[..., 0].T.tolist() == [[0, 0, 1, 1, 0], [0, 0, 1, 0, 1]]
     assert adopted.differs == {"float64": 0.0, "float32": 0.0}
     plain = sd.LIF(decay=0.5, reset="soft", reset_by=2.0, time_steps=5)
     assert (
-        plain(x.transpose(0, 1).flatten(0, 1)).unflatten(0, (5, 2))[..., 0].T.tolist() != adopted(x)[..., 0].T.tolist()
+        plain(x.transpose(0, 1).flatten(0, 1)).unflatten(0, (5, 2))[..., 0].T.tolist()
+        != adopted(x)[..., 0].T.tolist()
     )
     assert any("H > threshold" in note for note in adopted.notes)
 
@@ -256,7 +259,9 @@ def test_norse(soft: bool) -> None:
     norse = pytest.importorskip("norse.torch")
     from norse.torch.functional.reset import reset_subtract, reset_value
 
-    p = norse.LIFBoxParameters(v_th=torch.as_tensor(0.3), reset_method=reset_subtract if soft else reset_value)
+    p = norse.LIFBoxParameters(
+        v_th=torch.as_tensor(0.3), reset_method=reset_subtract if soft else reset_value
+    )
     model = norse.SequentialState(nn.Conv2d(3, 8, 3), norse.LIFBoxCell(p), nn.Flatten(), nn.Linear(8 * 36, 5))
     adopted = sd.adopt(lively(model, 6.0), example=X)
     state, want = None, []
@@ -283,7 +288,8 @@ def refused() -> dict[str, tuple[Any, str]]:
         return snn.Leaky(**{"beta": 0.5, "init_hidden": True, **options})
 
     return {
-        "current": (snn.Synaptic(alpha=0.5, beta=0.5, init_hidden=True), "1: Synaptic keeps a second state.*current"),
+        "current": (snn.Synaptic(alpha=0.5, beta=0.5, init_hidden=True), "1: Synaptic keeps a second "
+"state.*current"),
         "adaptation": (neuron.IzhikevichNode(), "IzhikevichNode keeps a second state.*adaptation"),
         "norse": (norse.LIFCell(), "LIFCell keeps a second state"),
         "recurrent": (snn.RLeaky(beta=0.5, linear_features=5, init_hidden=True), "feeds its spikes back"),
@@ -293,7 +299,8 @@ def refused() -> dict[str, tuple[Any, str]]:
         "many": (leaky(beta=torch.rand(5)), "1: Leaky has a beta for each neuron"),
         "beta 0": (leaky(beta=0.0), "beta 0"),
         "graded": (leaky(graded_spikes_factor=2.0), "graded_spikes_factor"),
-        "rest": (norse.LIFBoxCell(norse.LIFBoxParameters(v_reset=torch.as_tensor(-0.1))), "LIFBoxCell is reset to -0.1"),
+        "rest": (norse.LIFBoxCell(norse.LIFBoxParameters(v_reset=torch.as_tensor(-0.1))), "LIFBoxCell is "
+"reset to -0.1"),
         "none": (nn.ReLU(), "no neuron of SpikingJelly"),
     }  # fmt: skip
 

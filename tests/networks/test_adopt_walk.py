@@ -50,12 +50,16 @@ def test_a_spikingjelly_checkpoint_is_distilled_by_a_recipe_to_four_bits_and_int
         "data": {"batch_size": 32}, "compile": False, "time_steps": 2,
         "stages": [
             {"name": "teacher", "network": {"name": "foreign"}, "epochs": 1},
-            {"name": "student", "network": {"name": "mine"}, "teacher": "teacher", "epochs": 1, "objectives": distil},
-            {"name": "small", "from": "student", "teacher": "student", "quantize": {"weight_bits": 4}, "epochs": 1},
+            {"name": "student", "network": {"name": "mine"}, "teacher": "teacher", "epochs": 1,
+            "objectives": distil},
+            {"name": "small", "from": "student", "teacher": "student", "quantize": {"weight_bits": 4},
+            "epochs": 1},
         ],
     }  # fmt: skip
     data = {"x_train": x, "y_train": y, "x_test": x[:16], "y_test": y[:16]}
-    run = sd.train(recipe, {"mine": adopted, "foreign": foreign}, data, out=tmp_path / "run", device="cpu", quiet=True)
+    run = sd.train(
+        recipe, {"mine": adopted, "foreign": foreign}, data, out=tmp_path / "run", device="cpu", quiet=True
+    )
     assert len(run.summary.stages) == 3
     quantized = sd.load(run.folder, network=adopted())
     logits = quantized.eval().predict(x)

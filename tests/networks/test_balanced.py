@@ -1,4 +1,6 @@
-"""The balanced start: neurons fire, gradients arrive, the classifier's rate; measured on networks, not on the model."""
+"""The balanced start: neurons fire, gradients arrive, the classifier's rate; measured on networks, not on
+the model.
+"""
 
 import math
 
@@ -35,7 +37,9 @@ def smooth(n: int, channels: int, size: int) -> torch.Tensor:
     """Images whose neighbours are alike, as real ones'."""
     x = torch.randn(n, channels, size // 4, size // 4)
     return (
-        F.interpolate(x, size=(size, size), mode="bilinear") * 0.5 + 0.5 + 0.05 * torch.randn(n, channels, size, size)
+        F.interpolate(x, size=(size, size), mode="bilinear") * 0.5
+        + 0.5
+        + 0.05 * torch.randn(n, channels, size, size)
     )
 
 
@@ -81,7 +85,16 @@ def test_deep_networks_are_balanced(name: str, T: int, neuron: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["vgg9", "conv6", "resnet20", "sew_resnet20", "ms_resnet20", "sresnet8", "sew_7b_wide", "spikingformer_2_384"],
+    [
+        "vgg9",
+        "conv6",
+        "resnet20",
+        "sew_resnet20",
+        "ms_resnet20",
+        "sresnet8",
+        "sew_7b_wide",
+        "spikingformer_2_384",
+    ],
 )
 def test_the_classifier_reads_inputs_of_an_anns_size(name: str) -> None:
     """Times its factor: with 9 in place of 0.6 its rate would be 200 times too high, and the network dies."""
@@ -106,7 +119,9 @@ def test_a_plain_start_is_what_balance_cures() -> None:
 
 
 def test_the_model_of_one_step_is_the_normal_distribution() -> None:
-    """T = 1, gain 1: the rate is P(s z >= threshold), and the surrogate of width w has E[sigma'^2] = P(|u| < w/2) / w^2."""
+    """T = 1, gain 1: the rate is P(s z >= threshold), and the surrogate of width w has E[sigma'^2] = P(|u|
+    < w/2) / w^2.
+    """
     normal = torch.distributions.Normal(0.0, 1.0)
     found = MeanField(IF(time_steps=1), 0.16)
     assert found.scale == pytest.approx(1 / float(normal.icdf(torch.tensor(0.84))), rel=0.01)
@@ -135,7 +150,9 @@ def test_the_users_surrogate_is_kept() -> None:
     neuron = {"type": "lif", "surrogate": {"name": "triangle", "alpha": 0.5}}
     network = sd.networks.create("conv6", neuron=neuron)
     assert {m.surrogate.name for m in network.modules() if isinstance(m, Neuron)} == {"triangle"}
-    assert {m.surrogate.name for m in sd.networks.create("conv6").modules() if isinstance(m, Neuron)} == {"rectangle"}
+    assert {m.surrogate.name for m in sd.networks.create("conv6").modules() if isinstance(m, Neuron)} == {
+        "rectangle"
+    }
 
 
 def test_copied_weights_are_balanced_by_factors_that_files_keep(tmp_path) -> None:
@@ -177,7 +194,9 @@ def test_an_ann_needs_no_balance() -> None:
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(sd.SpikedistillError, match="initialisation must be 'balanced' or 'plain', found 'kaiming'"):
+    with pytest.raises(
+        sd.SpikedistillError, match="initialisation must be 'balanced' or 'plain', found 'kaiming'"
+    ):
         sd.networks.create("conv6", initialisation="kaiming")
     with pytest.raises(sd.SpikedistillError, match=r"firing_rate must lie between 0 and 0\.5, found 0\.6"):
         sd.networks.create("conv6", firing_rate=0.6)

@@ -13,7 +13,17 @@ from spikedistill.networks.encoding import encode
 from spikedistill.neurons import Neuron, NormNeuron, Repeat
 
 SOME = [
-    *("vgg5", "conv6", "svgg11", "resnet18", "resnet19", "sew_resnet20", "ms_resnet20", "ms_resnet18", "sresnet8"),
+    *(
+        "vgg5",
+        "conv6",
+        "svgg11",
+        "resnet18",
+        "resnet19",
+        "sew_resnet20",
+        "ms_resnet20",
+        "ms_resnet18",
+        "sresnet8",
+    ),
     *("spikformer_4_256", "spikingformer_4_256", "hdkd_student"),
 ]
 EVENTS = ["sew_7b_wide", "dvs_gesture_cnn", "spikformer_2_256", "spikingformer_2_256"]
@@ -40,7 +50,8 @@ def spikes(network: Network, x: Tensor) -> dict[str, Tensor]:
     hooks = [
         m.register_forward_hook(lambda m, a, out, name=name: found.__setitem__(name, out))
         for name, m in network.named_modules()
-        if isinstance(m, NormNeuron) or (isinstance(m, Neuron) and not name.endswith(("bn1.neuron", "norm.neuron")))
+        if isinstance(m, NormNeuron)
+        or (isinstance(m, Neuron) and not name.endswith(("bn1.neuron", "norm.neuron")))
     ]
     with torch.no_grad():
         network(x)
@@ -152,7 +163,9 @@ def test_two_forwards_then_backward_through_both() -> None:
 def test_network_normalises_its_input() -> None:
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     own, plain = make("vgg5", mean=mean, std=std).eval(), make("vgg5").eval()
-    plain.load_state_dict({k: v for k, v in own.state_dict().items() if k not in ("mean", "std")}, strict=False)
+    plain.load_state_dict(
+        {k: v for k, v in own.state_dict().items() if k not in ("mean", "std")}, strict=False
+    )
     x = torch.rand(2, 3, 8, 8)
     by_hand = (x - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
     assert torch.equal(own(x), plain(by_hand))
@@ -217,4 +230,6 @@ def test_statistics_count_the_repeated_image() -> None:
 
 def test_names_are_listed_once_and_sorted() -> None:
     assert sorted(set(NAMES)) == NAMES
-    assert {"conv6", "resnet19", "ms_resnet18", "spikingformer_8_768", "hdkd_student", "sew_7b_wide"} <= set(NAMES)
+    assert {"conv6", "resnet19", "ms_resnet18", "spikingformer_8_768", "hdkd_student", "sew_7b_wide"} <= set(
+        NAMES
+    )

@@ -13,7 +13,8 @@ from spikedistill.neurons import Neuron
 def outputs(network: networks.Network, x: Tensor, paths: list[str]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     hooks = [
-        network.get_submodule(p).register_forward_hook(lambda m, a, out, p=p: found.__setitem__(p, out)) for p in paths
+        network.get_submodule(p).register_forward_hook(lambda m, a, out, p=p: found.__setitem__(p, out))
+        for p in paths
     ]
     with torch.no_grad():
         found["logits"] = network(x)

@@ -62,7 +62,15 @@ def test_a_turned_network_has_the_same_logits_taps_and_gradients():
             whole = network(x)
         with sd.time_steps(made, T), torch.no_grad():
             assert torch.equal(made(x), whole)
-    for name in ("stage1", "stage2", "before_head", "model.stage1", "model.stage1.conv", "*@membrane", "stages"):
+    for name in (
+        "stage1",
+        "stage2",
+        "before_head",
+        "model.stage1",
+        "model.stage1.conv",
+        "*@membrane",
+        "stages",
+    ):
         ours, theirs = (taps.captures(one, x, [name])[1] for one in (made, network))
         assert list(ours.all(name)) == list(theirs.all(name)), name
         assert all(torch.equal(ours.all(name)[k], v) for k, v in theirs.all(name).items()), name
@@ -96,7 +104,9 @@ class Constant(Whole):
         return super().forward(x) + torch.arange(5.0)
 
 
-@pytest.mark.parametrize("cls, words", [(ByBatch, "depends on the batch"), (Constant, "arange at .* is no function")])
+@pytest.mark.parametrize(
+    "cls, words", [(ByBatch, "depends on the batch"), (Constant, "arange at .* is no function")]
+)
 def test_what_has_no_such_form_says_why(cls, words):
     with pytest.raises(NoFormError, match=words):
         describe(cls(), (3, 8, 8))
@@ -110,15 +120,21 @@ def _first_call(document, **values):
 
 
 FORGED = {
-    "a layer that is none": (lambda d: d["modules"]["model.stem"].update(type="__import__"), "unknown layer '__import__'"),
-    "a function that is none": (lambda d: _first_call(d, module=None, function="os.system"), "calls 'os.system', which is"),
-    "a module that is not there": (lambda d: _first_call(d, module="model.gone"), "calls 'model.gone', which is unknown"),
+    "a layer that is none": (lambda d: d["modules"]["model.stem"].update(type="__import__"), "unknown layer "
+"'__import__'"),
+    "a function that is none": (lambda d: _first_call(d, module=None, function="os.system"),
+    "calls 'os.system', which is"),
+    "a module that is not there": (lambda d: _first_call(d, module="model.gone"), "calls 'model.gone', "
+"which is unknown"),
     "itself": (lambda d: _first_call(d, module=""), "which is unknown"),
     "the future": (lambda d: _first_call(d, args=[{"ref": "model.head#0"}]), "reads what is not there yet"),
     "a text for a number": (lambda d: d["modules"]["model.stem"]["settings"].update(stride="x"), "stride"),
-    "a huge layer": (lambda d: d["modules"]["model.head"]["settings"].update(in_features=10**9), "the weights' file holds"),
+    "a huge layer": (lambda d: d["modules"]["model.head"]["settings"].update(in_features=10**9),
+    "the weights' file holds"),
     "code for a neuron": (
-        lambda d: d["modules"]["model.stage1.norm"]["settings"]["neuron"]["settings"].update(type="os:system"),
+        lambda d: d["modules"]["model.stage1.norm"]["settings"]["neuron"]["settings"].update(
+            type="os:system"
+        ),
         "unknown neuron 'os:system'",
     ),
     "an unknown key": (lambda d: d.update(pickle="x"), "unknown key 'pickle'"),

@@ -103,7 +103,9 @@ def test_twin_has_the_same_parameters(name: str) -> None:
 @pytest.mark.parametrize(("name", "time_steps"), [*((n, 2) for n in NAMES), *((n, None) for n in KINDS)])
 def test_two_steps_of_training(name: str, time_steps: int | None) -> None:
     torch.manual_seed(1)
-    network = make(name, time_steps=time_steps, neuron={"type": "if", "threshold": 0.3} if time_steps else None)
+    network = make(
+        name, time_steps=time_steps, neuron={"type": "if", "threshold": 0.3} if time_steps else None
+    )
     x, y = example(name, 4), torch.tensor([0, 1, 2, 3])
     if network.spiking and network.balanced_by == "data":
         networks.balance(network, x)
@@ -161,7 +163,11 @@ def test_twin_equals_torchvision(name: str) -> None:
 
 def test_logic_on_spikes_has_no_twin() -> None:
     for connect in ("and", "IAND"):
-        assert networks.create("sew_resnet20", connect=connect, width=0.25)(torch.rand(1, 3, 8, 8)).shape == (4, 1, 10)
+        assert networks.create("sew_resnet20", connect=connect, width=0.25)(torch.rand(1, 3, 8, 8)).shape == (
+            4,
+            1,
+            10,
+        )
         with pytest.raises(SpikedistillError, match="no ANN twin"):
             networks.create("sew_resnet20", connect=connect, time_steps=None)
     for name in ("sew_resnet20", "sew_7b_wide"):
@@ -215,7 +221,9 @@ def test_neurons_are_copied_per_site() -> None:
 
 def test_ms_neuron_is_the_papers() -> None:
     neurons = [m for m in networks.create("ms_resnet20").modules() if isinstance(m, Neuron)]
-    assert {(n.decay, n.gain, n.threshold, n.surrogate.name) for n in neurons} == {(0.25, 1.0, 0.5, "rectangle")}
+    assert {(n.decay, n.gain, n.threshold, n.surrogate.name) for n in neurons} == {
+        (0.25, 1.0, 0.5, "rectangle")
+    }
 
 
 def test_norms_start_at_the_threshold() -> None:
@@ -225,7 +233,9 @@ def test_norms_start_at_the_threshold() -> None:
     assert all(bool((m.weight == 0.5).all()) for m in norms)
 
 
-@pytest.mark.parametrize(("name", "path"), [("resnet19", "fc1_neuron"), ("svgg11", "hidden.3"), ("svgg11", "hidden.1")])
+@pytest.mark.parametrize(
+    ("name", "path"), [("resnet19", "fc1_neuron"), ("svgg11", "hidden.3"), ("svgg11", "hidden.1")]
+)
 def test_hidden_linear_layers_fire_at_first(name: str, path: str) -> None:
     network = networks.create(name, width=0.5, time_steps=8)
     rates = []
@@ -307,13 +317,17 @@ def test_taps_by_alias(name: str, before_head: str, pooled: str, last_stage: str
 @pytest.mark.parametrize("name", KINDS)
 def test_fused_arithmetic_trains_alike(name: str) -> None:
     """Losses of two steps: plain equations under autograd, and the fused arithmetic with its own backward."""
-    assert losses_of_two_steps(name, "uncompiled") == pytest.approx(losses_of_two_steps(name, "eager"), rel=1e-6)
+    assert losses_of_two_steps(name, "uncompiled") == pytest.approx(
+        losses_of_two_steps(name, "eager"), rel=1e-6
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_compiled_trains_alike(name: str) -> None:
-    assert losses_of_two_steps(name, "compiled") == pytest.approx(losses_of_two_steps(name, "eager"), rel=1e-6)
+    assert losses_of_two_steps(name, "compiled") == pytest.approx(
+        losses_of_two_steps(name, "eager"), rel=1e-6
+    )
     assert compilation.failure() is None
 
 

@@ -1,4 +1,6 @@
-"""One vocabulary: a module and the function that computes the same have one operation and one set of settings."""
+"""One vocabulary: a module and the function that computes the same have one operation and one set of
+settings.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -99,7 +101,12 @@ def test_settings_of_a_call(function: Any, op: str, settings: dict[str, Any]) ->
 
 def test_windows_have_a_number_for_each_axis() -> None:
     found = node_of(nn.MaxPool2d(3, 2)).settings
-    assert (found["kernel"], found["stride"], found["padding"], found["dilation"]) == ((3, 3), (2, 2), (0, 0), (1, 1))
+    assert (found["kernel"], found["stride"], found["padding"], found["dilation"]) == (
+        (3, 3),
+        (2, 2),
+        (0, 0),
+        (1, 1),
+    )
     assert node_of(nn.AvgPool1d(2), (2, 4, 8)).settings["kernel"] == (2,)
     conv = node_of(nn.Conv2d(4, 2, 3, 2, "valid", 2)).settings
     assert conv == {"kernel": (3, 3), "stride": (2, 2), "padding": (0, 0), "dilation": (2, 2)}

@@ -32,7 +32,9 @@ def write(file: Path, tensors: dict[str, Tensor]) -> Path:
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth", ".th"])
 def test_round_trip_without_counters_and_normalisation(tmp_path: Path, suffix: str) -> None:
     source, network = small(), small()
-    tensors = {k: v for k, v in source.state_dict().items() if "num_batches" not in k and k not in ("mean", "std")}
+    tensors = {
+        k: v for k, v in source.state_dict().items() if "num_batches" not in k and k not in ("mean", "std")
+    }
     load_weights(network, write(tmp_path / f"weights{suffix}", tensors))
     for name, tensor in source.state_dict().items():
         assert torch.equal(network.state_dict()[name], tensor), name
@@ -48,7 +50,9 @@ def test_a_wrapped_models_own_names_fit(tmp_path: Path) -> None:
     snn = spiking(models.resnet18(num_classes=4), 2, example=torch.rand(2, 3, 32, 32))
     load_weights(snn, file)
     for network in (ann, snn):
-        torch.testing.assert_close(network.state_dict()["model.layer4.1.bn2.weight"], source.layer4[1].bn2.weight)
+        torch.testing.assert_close(
+            network.state_dict()["model.layer4.1.bn2.weight"], source.layer4[1].bn2.weight
+        )
     x = torch.rand(2, 3, 32, 32)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     torch.testing.assert_close(ann.eval()(x), source.eval()((x - mean) / std))
@@ -105,10 +109,14 @@ def test_names_of_timm_and_torchvision() -> None:
     assert not ann.spiking
     torch.testing.assert_close(ann.mean, torch.tensor([0.485, 0.456, 0.406]))
     seen: list[tuple[int, ...]] = []
-    ann.get_submodule("model.conv1").register_forward_hook(lambda m, args, out: seen.append(tuple(args[0].shape)))
+    ann.get_submodule("model.conv1").register_forward_hook(
+        lambda m, args, out: seen.append(tuple(args[0].shape))
+    )
     assert ann(x).shape == (2, 6)
     assert seen == [(2, 3, 48, 48)]
-    snn = from_name("timm:resnet10t", num_classes=6, time_steps=2, neuron={"type": "lif", "tau": 1.5}, input_size=48)
+    snn = from_name(
+        "timm:resnet10t", num_classes=6, time_steps=2, neuron={"type": "lif", "tau": 1.5}, input_size=48
+    )
     again = from_config(snn.config)
     assert again.state_dict().keys() == snn.state_dict().keys()
     again.load_state_dict(snn.state_dict())
@@ -124,7 +132,9 @@ def test_names_of_timm_and_torchvision() -> None:
 
 def test_a_transformer_gets_images_of_its_own_size() -> None:
     pytest.importorskip("timm")
-    teacher = from_name("timm:vit_tiny_patch16_224", num_classes=10, options={"img_size": 48, "depth": 1}).eval()
+    teacher = from_name(
+        "timm:vit_tiny_patch16_224", num_classes=10, options={"img_size": 48, "depth": 1}
+    ).eval()
     assert teacher.input_size == (48, 48)
     with torch.no_grad():
         assert teacher(torch.rand(2, 3, 32, 32)).shape == (2, 10)
@@ -152,4 +162,6 @@ def test_published_cifar_weights_reach_their_accuracy(
     with torch.no_grad():
         correct = sum(int((network(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), y.split(500)))
     # two images may fall on the other side by rounding; 1,000 images: as measured
-    assert 100 * correct / images == pytest.approx(accuracy, abs=200 / images + 1e-9 if images == 1000 else 0.021)
+    assert 100 * correct / images == pytest.approx(
+        accuracy, abs=200 / images + 1e-9 if images == 1000 else 0.021
+    )

@@ -45,7 +45,9 @@ def test_sew_resnet() -> None:
     functional.set_step_mode(model, "m")
     want = model(x.unsqueeze(0).repeat(4, 1, 1, 1, 1))
     options = {"num_classes": 7, "neuron": {"type": "if"}, "initialisation": "plain"}
-    network = sd.networks.load_published(sd.networks.create("sew_resnet18", **options), model.state_dict()).eval()
+    network = sd.networks.load_published(
+        sd.networks.create("sew_resnet18", **options), model.state_dict()
+    ).eval()
     torch.testing.assert_close(network(x), want, rtol=1e-5, atol=1e-5)
     assert want.std() > 1e-3
     for module in ("", "module"):
@@ -68,14 +70,18 @@ def test_spikformer_of_spikingjelly() -> None:
     for m in model.modules():
         if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear):
             m.weight.data.mul_(8)
-    network = sd.networks.load_published(sd.networks.create("spikformer_4_384", **SIZES), model.state_dict()).eval()
+    network = sd.networks.load_published(
+        sd.networks.create("spikformer_4_384", **SIZES), model.state_dict()
+    ).eval()
     out, want = network(x), model(x)
     torch.testing.assert_close(out if want.dim() == 3 else out.mean(0), want, rtol=1e-5, atol=1e-5)
     assert want.std() > 1e-3
 
 
 class Block(nn.Module):
-    """Both authors' block on tokens (T, N, C, L): ``ms`` Spikingformer's, else Spikformer's with linear layers (CIFAR)."""
+    """Both authors' block on tokens (T, N, C, L): ``ms`` Spikingformer's, else Spikformer's with linear
+    layers (CIFAR).
+    """
 
     def __init__(self, c: int, heads: int, ms: bool) -> None:
         super().__init__()
@@ -87,12 +93,18 @@ class Block(nn.Module):
 
         def add(owner: nn.Module, name: str, a: int, b: int, bias: bool = True) -> None:
             owner.add_module(
-                f"{name}_conv" if ms else f"{name}_linear", nn.Conv1d(a, b, 1, bias=bias) if ms else nn.Linear(a, b)
+                f"{name}_conv" if ms else f"{name}_linear",
+                nn.Conv1d(a, b, 1, bias=bias) if ms else nn.Linear(a, b),
             )
             owner.add_module(f"{name}_bn", nn.BatchNorm1d(b))
             owner.add_module(f"{name}_lif", lif())
 
-        self.attn, self.mlp, self.norm1, self.norm2 = nn.Module(), nn.Module(), nn.LayerNorm(c), nn.LayerNorm(c)
+        self.attn, self.mlp, self.norm1, self.norm2 = (
+            nn.Module(),
+            nn.Module(),
+            nn.LayerNorm(c),
+            nn.LayerNorm(c),
+        )
         for name in "qkv":
             add(self.attn, name, c, c, bias=False)
         add(self.attn, "proj", c, c)

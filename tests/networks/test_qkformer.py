@@ -1,4 +1,6 @@
-"""QKFormer against its equations, image by image; attention over tokens and channels; its integers and its price."""
+"""QKFormer against its equations, image by image; attention over tokens and channels; its integers and its
+price.
+"""
 
 import pytest
 import torch
@@ -25,7 +27,9 @@ def heads_of(x: Tensor, heads: int) -> Tensor:
 
 
 def official(network: sd.networks.Network, x: Tensor, T: int, kind: str = "token") -> Tensor:
-    """Logits (T, N, K) of a network in its plain form; ``x``: images (N, C, H, W), or frames (T, N, C, H, W)."""
+    """Logits (T, N, K) of a network in its plain form; ``x``: images (N, C, H, W), or frames (T, N, C, H,
+    W).
+    """
     x = x.unsqueeze(0).repeat(T, 1, 1, 1, 1) if x.dim() == 4 else x
     form = FORMS[network.config["name"]]
     for i, (pools, before) in enumerate(form):
@@ -92,7 +96,11 @@ def test_taps() -> None:
     network = sd.networks.create(NAME, width=0.25, time_steps=2)
     x = torch.rand(2, 3, 16, 16)
     _, seen = taps.captures(network, x, ["stage1", "stage2", "stage3", "before_head", "attention"])
-    assert [seen[f"stage{i}"].shape for i in (1, 2, 3)] == [(2, 2, 24, 16, 16), (2, 2, 48, 8, 8), (2, 2, 96, 4, 4)]
+    assert [seen[f"stage{i}"].shape for i in (1, 2, 3)] == [
+        (2, 2, 24, 16, 16),
+        (2, 2, 48, 8, 8),
+        (2, 2, 96, 4, 4),
+    ]
     assert torch.equal(seen["before_head"], seen["stage3"])
     assert {"stage1.0.attn.q", "stage3.1.attn.k"} <= set(seen.tensors)
 
@@ -105,7 +113,8 @@ def test_its_price_counts_the_sums_and_names_the_products_of_attention() -> None
     additions = {layer.name: layer.additions for layer in operations.layers if layer.additions}
     assert additions["stage1.0.attn/sum#0"] == 4 * 24 * 256
     assert additions["stage2.0.attn/sum#0"] == 4 * 48 * 64
-    assert {entry.split("/")[0] for entry in operations.unpriced} == {"stage3.0.attn"}  # as of every self-attention
+    # as of every self-attention
+    assert {entry.split("/")[0] for entry in operations.unpriced} == {"stage3.0.attn"}
 
 
 def test_formats_refuse_its_sums_by_path() -> None:
@@ -115,7 +124,8 @@ def test_formats_refuse_its_sums_by_path() -> None:
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"attention": "both"}, "attention must be 'token' or 'channel', found 'both'"), ({"depth": 2}, "depth must be at least 3")],
+    [({"attention": "both"}, "attention must be 'token' or 'channel', found 'both'"),
+    ({"depth": 2}, "depth must be at least 3")],
 )  # fmt: skip
 def test_options_are_checked(given: dict, message: str) -> None:
     with pytest.raises(sd.SpikedistillError, match=message):

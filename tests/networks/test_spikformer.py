@@ -79,14 +79,18 @@ def test_order_of_pool_and_neuron(name: str) -> None:
     plain = ["Conv2d", "NormNeuron"]
     assert order("cml") == [plain, plain, *[["Conv2d", "BatchNorm2d", "MaxPool2d", "LIF"]] * 2]
     assert order("original") == [plain, plain, *[[*plain, "MaxPool2d"]] * 2]
-    both = [networks.create(name, width=0.084, downsampling=d).state_dict().keys() for d in ("cml", "original")]
+    both = [
+        networks.create(name, width=0.084, downsampling=d).state_dict().keys() for d in ("cml", "original")
+    ]
     assert both[0] == both[1]
 
 
 @pytest.mark.parametrize(("name", "size", "tokens"), [("4_384", 32, 8), ("8_384", 64, 4), ("2_256", 32, 2)])
 @pytest.mark.parametrize("family", ["spikformer", "spikingformer"])
 def test_tokens_per_side(family: str, name: str, size: int, tokens: int) -> None:
-    network = networks.create(f"{family}_{name}", width=0.125, depth=1, time_steps=1, input="image", in_channels=3)
+    network = networks.create(
+        f"{family}_{name}", width=0.125, depth=1, time_steps=1, input="image", in_channels=3
+    )
     tokenizer = network.tokenizer
     assert isinstance(tokenizer, Tokenizer)
     found: list[torch.Size] = []
@@ -128,7 +132,11 @@ def test_event_versions_take_frames() -> None:
 
 
 def test_stages_are_tokenizer_and_blocks() -> None:
-    assert networks.create("spikformer_2_384", width=0.084).stage_paths() == ["tokenizer", "blocks.0", "blocks.1"]
+    assert networks.create("spikformer_2_384", width=0.084).stage_paths() == [
+        "tokenizer",
+        "blocks.0",
+        "blocks.1",
+    ]
 
 
 def test_every_norm_of_spikformer_ends_in_a_neuron() -> None:

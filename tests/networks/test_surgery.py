@@ -92,7 +92,9 @@ def test_every_relu_call_becomes_a_neuron_and_nothing_else_changes(
 
 def three_steps(images: Tensor) -> None:
     torch.manual_seed(0)
-    network = spiking(timm.create_model("resnet18", num_classes=10), 4, example=torch.rand(2, 3, 32, 32)).train()
+    network = spiking(
+        timm.create_model("resnet18", num_classes=10), 4, example=torch.rand(2, 3, 32, 32)
+    ).train()
     assert network(images[:2]).shape == (4, 2, 10)
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
     alive: dict[str, bool] = dict.fromkeys((n for n, _ in network.named_parameters()), False)
@@ -149,7 +151,9 @@ def test_shared_relu_gets_a_neuron_per_call_and_aliases() -> None:
     assert network.aliases["layer1.0.relu#0"] == "model.layer1.0.bn1"
     assert network.aliases["layer1.0.relu#1"] == "model.layer1.0.relu.1"
     x = torch.rand(2, 3, 32, 32)
-    _, captured = taps.captures(network.eval(), x, ["layer1.0.relu#1@spikes", "layer1.0.relu", "layer1.0.conv2"])
+    _, captured = taps.captures(
+        network.eval(), x, ["layer1.0.relu#1@spikes", "layer1.0.relu", "layer1.0.conv2"]
+    )
     block = captured["layer1.0.relu#1@spikes"]
     assert block.shape == (2, 2, 64, 8, 8)
     assert block.any()
@@ -421,7 +425,8 @@ class Neighbours(nn.Module):
 def test_patches_in_front_of_the_batch_are_refused_and_behind_it_they_stream(input, steps):
     x = torch.rand(2, 3, 16, 16)
     with pytest.raises(
-        SpikedistillError, match=r"(?s)neuron at model.relu_sites.1 reads mixes.*permute at .*test_surgery.py:\d+"
+        SpikedistillError,
+        match=r"(?s)neuron at model.relu_sites.1 reads mixes.*permute at .*test_surgery.py:\d+",
     ):
         spiking(Patches(), steps, example=x, input=input)
     network = spiking(Patches(front=False), steps, example=x, input=input).eval()

@@ -1,4 +1,6 @@
-"""An independent simulation of one layer of neurons: plain autograd, one step at a time, nothing shared with the package."""
+"""An independent simulation of one layer of neurons: plain autograd, one step at a time, nothing shared
+with the package.
+"""
 
 import math
 
@@ -49,7 +51,8 @@ def loop(x, decay, gain, threshold, reset, surrogate, detach_reset, v=0.0, grid=
         if grid is not None and grid.bits is not None:
             q = floor(v / 2**grid.shift + 0.5)
             low, high = -(2 ** (grid.bits - 1)), 2 ** (grid.bits - 1) - 1
-            saturated = torch.where(q > high, float(high), float(low)).to(q.dtype)  # where it saturates, no gradient
+            # where it saturates, no gradient
+            saturated = torch.where(q > high, float(high), float(low)).to(q.dtype)
             v = torch.where((q >= low) & (q <= high), q, saturated) * 2**grid.shift
         elif grid is not None and grid.leak_first:
             v = floor(v)

@@ -29,7 +29,12 @@ def both(layer, x, residual=None, membrane=False, dtype=None):
         loss.backward()
         parameters = [p.grad for p in layer.parameters()]
         results.append(
-            (out.detach(), *[h.detach() for h in sim.captured.values()], *[l.grad for l in leaves], *parameters)
+            (
+                out.detach(),
+                *[h.detach() for h in sim.captured.values()],
+                *[l.grad for l in leaves],
+                *parameters,
+            )
         )
     assert compilation.failure() is None
     return results
@@ -61,8 +66,10 @@ def test_the_smallest_neuron_compiles_once_for_all_shapes():
 
 CONFIGURATIONS = [
     *[(surrogate, reset, "norm") for surrogate in SURROGATES for reset in ("hard", "soft")],
-    ("atan", None, "norm"), ("atan", "hard", "first"), ("triangle", "hard", "residual"), ("triangle", "hard", "membrane"),
-    ("atan", "soft", "encode"), ("atan", "hard", "alone"), ("triangle", "soft", "alone"), ("atan", "hard", "plif"),
+    ("atan", None, "norm"), ("atan", "hard", "first"), ("triangle", "hard", "residual"),
+    ("triangle", "hard", "membrane"),
+    ("atan", "soft", "encode"), ("atan", "hard", "alone"), ("triangle", "soft", "alone"),
+    ("atan", "hard", "plif"),
     ("atan", "hard", "attached"), ("sigmoid", "hard", "smooth"),
 ]  # fmt: skip
 

@@ -139,7 +139,9 @@ def test_straight_through_gradients_equal_an_independent_loop(name, reset, leak_
     grid = Grid(1 / 16, 16, (171, 8), bits=4, shift=2, leak_first=leak_first)
     x = torch.randint(-20, 40, (5, 4, 6)).double().requires_grad_()
     weights = torch.randn(2, 5, 4, 6, dtype=torch.float64)
-    spikes, h, _ = scan(x, torch.zeros_like(x[0]), 1.0, 1.0, Constants(1.0, reset, Surrogate(name), grid=grid), True)
+    spikes, h, _ = scan(
+        x, torch.zeros_like(x[0]), 1.0, 1.0, Constants(1.0, reset, Surrogate(name), grid=grid), True
+    )
     spikes2, h2 = loop(x, None, None, None, reset, name, True, grid=grid)
     assert torch.equal(spikes, spikes2)
     assert torch.equal(h, h2)

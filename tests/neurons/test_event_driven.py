@@ -102,7 +102,12 @@ def test_dense_where_it_is_dense() -> None:
         for name, x in cases.items():
             layer = copy.deepcopy(conv).double() if x.dtype == torch.float64 else conv
             assert layer(x).grad_fn.name() != EVENT, name
-        for options in ({"groups": 2}, {"dilation": 2}, {"padding": "same"}, {"padding": 1, "padding_mode": "reflect"}):
+        for options in (
+            {"groups": 2},
+            {"dilation": 2},
+            {"padding": "same"},
+            {"padding": 1, "padding_mode": "reflect"},
+        ):
             assert convolution(32, 32, 3, **options)(alone).grad_fn.name() != EVENT, options
         assert convolution(32, 24, 3)(alone).grad_fn.name() != EVENT
     with compilation.uncompiled():
@@ -130,7 +135,9 @@ def test_no_number_is_no_number() -> None:
 
 
 def test_a_network_learns_the_same() -> None:
-    """One step with dense convolutions and one with few spikes computed: the same loss and, to rounding, gradients."""
+    """One step with dense convolutions and one with few spikes computed: the same loss and, to rounding,
+    gradients.
+    """
     torch.manual_seed(0)
     network = sd.networks.create("conv6", time_steps=2).to(memory_format=torch.channels_last)
     x, y = torch.rand(8, 3, 32, 32).to(memory_format=torch.channels_last), torch.arange(8)

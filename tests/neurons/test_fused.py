@@ -1,4 +1,6 @@
-"""The fused arithmetic, run operation by operation, against an independent autograd loop and the plain equations."""
+"""The fused arithmetic, run operation by operation, against an independent autograd loop and the plain
+equations.
+"""
 
 import pytest
 import torch
@@ -28,7 +30,11 @@ def _uncompiled():
 
 def tensor(*shape, layout="first", scale=1.0):
     places, form = LAYOUTS[layout]
-    return (scale * torch.randn(*shape, *places, dtype=torch.float64)).contiguous(memory_format=form).requires_grad_()
+    return (
+        (scale * torch.randn(*shape, *places, dtype=torch.float64))
+        .contiguous(memory_format=form)
+        .requires_grad_()
+    )
 
 
 def is_fused(spikes):
@@ -47,7 +53,14 @@ def close(mine, theirs):
 
 
 def compare(
-    layout="first", encode=False, reset="hard", name="atan", detach=True, grid=None, residual=True, membrane=True
+    layout="first",
+    encode=False,
+    reset="hard",
+    name="atan",
+    detach=True,
+    grid=None,
+    residual=True,
+    membrane=True,
 ):
     """Given scale and shift: spikes and membranes equal those of the loop, and so do all gradients."""
     scale = 1.5 if grid is None else 25.0
@@ -108,7 +121,9 @@ def test_straight_through_gradients_on_grids(grid, reset, encode):
 
 @pytest.mark.parametrize("encode", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("neuron", [LIF(tau=1.7), PLIF(1.7, detach_reset=False), IF(reset="soft", threshold=0.6)])
+@pytest.mark.parametrize(
+    "neuron", [LIF(tau=1.7), PLIF(1.7, detach_reset=False), IF(reset="soft", threshold=0.6)]
+)
 def test_batch_statistics_equal_the_plain_equations(neuron, layout, encode):
     neuron.encode = encode
     layer = NormNeuron(C, neuron).double()
@@ -157,7 +172,9 @@ def test_odd_sizes(shape):
     for neuron in (LIF(time_steps=steps, threshold=0.2), LIF(time_steps=steps, encode=True, threshold=0.2)):
         for make in (lambda neuron: neuron, lambda neuron: NormNeuron(c, neuron).double()):
             layer = make(neuron)
-            x = torch.randn(n if neuron.encode else steps * n, c, *places, dtype=torch.float64, requires_grad=True)
+            x = torch.randn(
+                n if neuron.encode else steps * n, c, *places, dtype=torch.float64, requires_grad=True
+            )
             out = layer(x)
             assert is_fused(out)
             with compilation.eager():
@@ -202,7 +219,9 @@ def test_a_module_used_twice():
 def test_exactly_representable_numbers_give_equal_bits():
     x = torch.randint(-512, 512, (4 * N, C, 4, 4)) / 256.0
     a, b = torch.tensor([1.0, 0.5, 2.0, -1.0]), torch.tensor([0.25, -0.5, 0.0, 1.0])
-    spikes, charged = fused.run(x, 4, False, 0.5, 0.5, 0.0, Constants(reset="soft"), affine=(a, b), membrane=True)
+    spikes, charged = fused.run(
+        x, 4, False, 0.5, 0.5, 0.0, Constants(reset="soft"), affine=(a, b), membrane=True
+    )
     y = a.view(-1, 1, 1) * x + b.view(-1, 1, 1)
     with compilation.eager(), Simulation(LIF(reset="soft"), 4, insides=[("", 0, "membrane")]) as sim:
         assert torch.equal(sim.network(y), spikes)
@@ -244,7 +263,10 @@ def test_only_the_current_is_kept_for_backward():
     big = [t for t in kept if t.numel() > 100]
     assert [t.data_ptr() for t in big] == [x.data_ptr()]
     kept.clear()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), compilation.eager():
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+        compilation.eager(),
+    ):
         layer(x)
     assert sum(t.numel() for t in kept) > 2 * x.numel()  # what the plain equations keep
 

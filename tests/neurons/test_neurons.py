@@ -29,7 +29,8 @@ def test_equals_spikingjelly(ours, theirs, reset, detach):
     surrogate = pytest.importorskip("spikingjelly.activation_based.surrogate")
     time = {"IFNode": {}, "LIFNode": {"tau": 1.7}, "ParametricLIFNode": {"init_tau": 1.7}}[theirs]
     peer = getattr(peers, theirs)(
-        **time, v_threshold=0.7, v_reset=0.0 if reset == "hard" else None, surrogate_function=surrogate.ATan(2.0),
+        **time, v_threshold=0.7, v_reset=0.0 if reset == "hard" else None,
+        surrogate_function=surrogate.ATan(2.0),
         detach_reset=detach, step_mode="m",
     )  # fmt: skip
     mine = ours(**time, threshold=0.7, reset=reset, detach_reset=detach, time_steps=T)
@@ -147,8 +148,12 @@ def test_gradcheck_of_norm_neuron(name, reset):
             out = torch.func.functional_call(layer, dict(zip(names, values)), (x,))
         return out, sim.captured["", 0, "membrane"]
 
-    values = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in ([1.2, 0.7], [0.3, -0.1], 0.2)]
-    assert torch.autograd.gradcheck(f, (torch.randn(6, 2, 2, dtype=torch.float64, requires_grad=True), *values))
+    values = [
+        torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in ([1.2, 0.7], [0.3, -0.1], 0.2)
+    ]
+    assert torch.autograd.gradcheck(
+        f, (torch.randn(6, 2, 2, dtype=torch.float64, requires_grad=True), *values)
+    )
 
 
 @pytest.mark.parametrize("reset", RESETS)
@@ -197,7 +202,13 @@ def test_recomputation_counts_and_updates_nothing():
 def test_captures():
     net = nn.Sequential(NormNeuron(3, LIF(encode=True)), LIF(reset=None, surrogate="triangle"))
     x = torch.randn(2, 3, 4)
-    insides = [("0", 0, "current"), ("0", 0, "membrane"), ("1", 0, "membrane"), ("1", 0, "spikes"), ("1", 1, "spikes")]
+    insides = [
+        ("0", 0, "current"),
+        ("0", 0, "membrane"),
+        ("1", 0, "membrane"),
+        ("1", 0, "spikes"),
+        ("1", 1, "spikes"),
+    ]
     with Simulation(net, 5, insides=insides) as sim:
         out = net(x)
     assert set(sim.captured) == set(insides[:-1])  # the second call of "1" never came
@@ -251,8 +262,10 @@ def test_a_stream_of_another_batch_is_refused():
 
 
 @pytest.mark.parametrize("neuron", [
-    IF(reset="soft", initial=0.5), LIF(), LIF(tau=3.0, encode=True), LIF(decay=0.25, threshold=0.5, surrogate="rectangle"),
-    LIF(tau=3.0, gain=1.0), PLIF(init_tau=3.0, surrogate=Surrogate("atan", 5.0), smooth=True, detach_reset=False, reset=None),
+    IF(reset="soft", initial=0.5), LIF(), LIF(tau=3.0, encode=True),
+    LIF(decay=0.25, threshold=0.5, surrogate="rectangle"),
+    LIF(tau=3.0, gain=1.0), PLIF(init_tau=3.0, surrogate=Surrogate("atan", 5.0), smooth=True,
+    detach_reset=False, reset=None),
 ])  # fmt: skip
 def test_a_neuron_can_be_built_from_its_spec(neuron):
     like = build({k: v for k, v in neuron.spec().items() if k != "encode"})

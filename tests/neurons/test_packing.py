@@ -15,7 +15,8 @@ WAYS = ("eager", "uncompiled")
 
 
 @given(
-    st.lists(st.booleans(), min_size=1, max_size=70), st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
+    st.lists(st.booleans(), min_size=1, max_size=70),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
 )
 @settings(max_examples=50, deadline=None)
 def test_bits_come_back(bits, dtype):
@@ -27,7 +28,9 @@ def test_bits_come_back(bits, dtype):
 
 
 class Block(nn.Module):
-    """Two convolutions with a shortcut that has a norm of its own and keeps the same spikes; sums of spikes."""
+    """Two convolutions with a shortcut that has a norm of its own and keeps the same spikes; sums of
+    spikes.
+    """
 
     def __init__(self):
         super().__init__()
@@ -107,8 +110,8 @@ def test_less_memory_changes_no_bit(way, context):
 def test_what_is_kept_is_counted():
     spikes = T * N * C * 8 * 8 * 4
     _, packer = measure("uncompiled", lambda net: packed_spikes())
-    # Spikes enter: first block conv1 and shortcut (the same ones, one copy), conv2; second block conv2; average pooling. What
-    # enters the second block went through dropout and is no spikes any more.
+    # Spikes enter: first block conv1 and shortcut (the same ones, one copy), conv2; second block conv2;
+    # average pooling. What enters the second block went through dropout and is no spikes any more.
     assert packer.bytes_unpacked - packer.bytes == 5 * spikes - 4 * spikes // 32
     _, tight = measure("uncompiled", Both)
     assert tight.bytes < 0.35 * packer.bytes_unpacked

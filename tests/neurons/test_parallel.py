@@ -7,7 +7,17 @@ from torch import nn
 import spikedistill as sd
 from spikedistill import taps
 from spikedistill.errors import SpikedistillError
-from spikedistill.neurons import PSN, MaskedPSN, NormNeuron, SlidingPSN, Surrogate, build, compilation, layers, parallel
+from spikedistill.neurons import (
+    PSN,
+    MaskedPSN,
+    NormNeuron,
+    SlidingPSN,
+    Surrogate,
+    build,
+    compilation,
+    layers,
+    parallel,
+)
 from spikedistill.simulation import Simulation
 from spikedistill.training.store import load_network, save_network
 
@@ -137,7 +147,9 @@ def test_streaming_equals_one_pass(kind, order):
 def test_what_cannot_be_streamed_is_refused_by_name():
     x = torch.rand(2, 1, 8, 8)
     network = sd.networks.create("vgg5", in_channels=1, width=0.2, pools=1, neuron={"type": "psn"}).eval()
-    with pytest.raises(SpikedistillError, match=r"psn sums over all time steps.*cannot be streamed.*sliding_psn"):
+    with pytest.raises(
+        SpikedistillError, match=r"psn sums over all time steps.*cannot be streamed.*sliding_psn"
+    ):
         network.step(x)
     soft = {"type": "masked_psn", "order": 2, "anneal": 10}
     network = sd.networks.create("vgg5", in_channels=1, width=0.2, pools=1, neuron=soft).eval()
@@ -159,7 +171,9 @@ def test_another_t_is_refused(kind):
 
 
 def test_the_sliding_one_runs_at_any_t():
-    network = sd.networks.create("vgg5", in_channels=1, width=0.2, pools=1, neuron={"type": "sliding_psn"}).eval()
+    network = sd.networks.create(
+        "vgg5", in_channels=1, width=0.2, pools=1, neuron={"type": "sliding_psn"}
+    ).eval()
     x = torch.rand(2, 1, 8, 8)
     short = network(x)
     network.time_steps = 9
@@ -201,7 +215,9 @@ def test_families_start_balanced_and_learn(name, kind):
             h = seen.tensors[key[:-7] + "@membrane"]
             assert torch.equal(spikes > 0, h >= threshold)
     out.square().sum().backward()
-    assert all(n.weight.grad is not None and float(n.weight.grad.abs().max()) > 0 for n in layers(network).values())
+    assert all(
+        n.weight.grad is not None and float(n.weight.grad.abs().max()) > 0 for n in layers(network).values()
+    )
 
 
 def test_layers_draw_their_own_weights_and_the_balance_draws_none():
@@ -290,7 +306,8 @@ def test_refusals(spec, words):
         ({"time_steps": 8}, r"stages\.b\.time_steps: psn has weights for T = 4 time steps, found 8"),
         (
             {"objectives": [{"type": "temporal_self_distillation", "time_steps": 8}]},
-            r"stages\.b\.objectives\.temporal_self_distillation\.time_steps: psn has weights for T = 4 time steps, found 8",
+            r"stages\.b\.objectives\.temporal_self_distillation\.time_steps: "
+            r"psn has weights for T = 4 time steps, found 8",
         ),
     ],
 )

@@ -15,7 +15,9 @@ from spikedistill.quantization import IntegerNetwork
 
 
 def late(x, decay, threshold):
-    """``U_t = decay U_{t-1} + I_t - threshold [U_{t-1} >= threshold]``, the reset a step later and undecayed."""
+    """``U_t = decay U_{t-1} + I_t - threshold [U_{t-1} >= threshold]``, the reset a step later and
+    undecayed.
+    """
     u, spikes, charged = torch.zeros_like(x[0]), [], []
     for current in x:
         u = decay * u + current - threshold * (u >= threshold)
@@ -44,12 +46,16 @@ def test_fused_arithmetic_and_its_gradients_equal_the_plain_equations(smooth, de
     decay, gain = torch.tensor([0.6, 1.2], dtype=torch.float64, requires_grad=True).unbind()
     with compilation.uncompiled():
         spikes, charged = fused.run(x, 5, False, decay, gain, 0.1, constants, membrane=True)
-    plain, h, _ = scan(x.unflatten(0, (5, 3)), torch.full_like(x[:3], 0.1), decay, gain, constants, membrane=True)
+    plain, h, _ = scan(
+        x.unflatten(0, (5, 3)), torch.full_like(x[:3], 0.1), decay, gain, constants, membrane=True
+    )
     torch.testing.assert_close(spikes.unflatten(0, (5, 3)), plain)
     torch.testing.assert_close(charged, h)
     weights = torch.randn(2, *h.shape, dtype=torch.float64)
     mine = torch.autograd.grad(
-        (spikes.unflatten(0, (5, 3)) * weights[0] + charged * weights[1]).sum(), (x, decay, gain), retain_graph=True
+        (spikes.unflatten(0, (5, 3)) * weights[0] + charged * weights[1]).sum(),
+        (x, decay, gain),
+        retain_graph=True,
     )
     theirs = torch.autograd.grad((plain * weights[0] + h * weights[1]).sum(), (x, decay, gain))
     for a, b in zip(mine, theirs, strict=True):
@@ -63,7 +69,9 @@ def test_on_a_grid_it_is_a_code_of_its_own():
     assert h.flatten().tolist() == [25, 2, 4, 9]
     assert spikes.flatten().tolist() == [1, 0, 0, 0]
     with compilation.uncompiled():
-        again, charged = fused.run(x, 4, False, 1.0, 1.0, 0.0, Constants(reset="soft", grid=grid), membrane=True)
+        again, charged = fused.run(
+            x, 4, False, 1.0, 1.0, 0.0, Constants(reset="soft", grid=grid), membrane=True
+        )
     assert torch.equal(again.view_as(spikes), spikes)
     assert torch.equal(charged.view_as(h), h)
 

@@ -99,7 +99,9 @@ def _networks():
     }
 
 
-@pytest.mark.parametrize("kind", ["own", "ann", "ms", "sew", "turned", "quantized", "folded", "foreign", "plain"])
+@pytest.mark.parametrize(
+    "kind", ["own", "ann", "ms", "sew", "turned", "quantized", "folded", "foreign", "plain"]
+)
 def test_every_kind_of_network_is_guarded(kind):
     network, x, y = _networks()[kind].train(), torch.rand(4, 3, 16, 16), torch.arange(4)
     distiller = sd.Distiller(network) if kind == "plain" else None

@@ -29,7 +29,8 @@ def test_area_and_height_of_the_defaults(name):
 
 
 @pytest.mark.parametrize("ours, theirs, alpha", [
-    ("atan", "ATan", 2.0), ("sigmoid", "Sigmoid", 4.0), ("triangle", "PiecewiseQuadratic", 1.0), ("rectangle", "Rect", 1.0),
+    ("atan", "ATan", 2.0), ("sigmoid", "Sigmoid", 4.0), ("triangle", "PiecewiseQuadratic", 1.0),
+    ("rectangle", "Rect", 1.0),
 ])  # fmt: skip
 def test_gradients_equal_those_of_spikingjelly(ours, theirs, alpha):
     peer = getattr(pytest.importorskip("spikingjelly.activation_based.surrogate"), theirs)(alpha=alpha)

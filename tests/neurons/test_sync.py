@@ -14,7 +14,9 @@ WAYS = ("eager", "uncompiled")
 
 def layers():
     net = nn.Sequential(
-        NormNeuron(C, PLIF(encode=True, time_steps=T)), nn.BatchNorm2d(C), NormNeuron(C, PLIF(1.5, time_steps=T))
+        NormNeuron(C, PLIF(encode=True, time_steps=T)),
+        nn.BatchNorm2d(C),
+        NormNeuron(C, PLIF(1.5, time_steps=T)),
     )
     torch.manual_seed(0)
     for p in net.parameters():
@@ -23,7 +25,9 @@ def layers():
 
 
 def measure(x, weights):
-    """Output, gradient of the input, those of the parameters, running statistics: for both ways of running."""
+    """Output, gradient of the input, those of the parameters, running statistics: for both ways of
+    running.
+    """
     found = []
     for way in WAYS:
         net, leaf = layers(), x.clone().requires_grad_()
@@ -52,7 +56,10 @@ def work(rank, folder, x, weights):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
-    x, weights = torch.randn(8, C, 2, 3, dtype=torch.float64) + 3, torch.randn(T, 8, C, 2, 3, dtype=torch.float64)
+    x, weights = (
+        torch.randn(8, C, 2, 3, dtype=torch.float64) + 3,
+        torch.randn(T, 8, C, 2, 3, dtype=torch.float64),
+    )
     mp.spawn(work, (str(tmp_path), x, weights), nprocs=2)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for way, (out, gx, parameters, buffers) in enumerate(measure(x, weights)):
@@ -83,7 +90,9 @@ def test_sharing_is_switched_in_place():
 
 def test_a_shared_norm_computed_twice_counts_its_batch_once(monkeypatch):
     monkeypatch.setattr(shared_norms, "is_distributed", lambda: True)
-    monkeypatch.setattr(shared_norms, "shared_moments", lambda mean, var, n: (mean, var, torch.tensor(float(n))))
+    monkeypatch.setattr(
+        shared_norms, "shared_moments", lambda mean, var, n: (mean, var, torch.tensor(float(n)))
+    )
     norm, alone = synchronize(nn.Sequential(nn.BatchNorm2d(C))), nn.BatchNorm2d(C)
     x = torch.randn(6, C, 2, 3, requires_grad=True)
     checkpointed(norm, x, modules=(norm,)).sum().backward()

@@ -53,7 +53,15 @@ def options(case: str) -> dict:
 def network(T: int | None, seed: int, head: str = "linear") -> Network:
     torch.manual_seed(seed)
     out = sd.networks.create(
-        "vgg5", in_channels=1, width=0.125, pools=1, time_steps=T, mean=0.3, std=0.38, head=head, initialisation="plain"
+        "vgg5",
+        in_channels=1,
+        width=0.125,
+        pools=1,
+        time_steps=T,
+        mean=0.3,
+        std=0.38,
+        head=head,
+        initialisation="plain",
     )
     for module in out.modules():
         if isinstance(module, sd.NormNeuron):

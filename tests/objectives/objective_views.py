@@ -17,15 +17,20 @@ def captures(tensors=None, thresholds=None, **groups):
     return Captures(tensors, names, dict(thresholds or {}))
 
 
-def view_of(logits, target=None, teacher_logits=None, student=None, teacher=None, time_steps=None, progress=0.0):
+def view_of(
+    logits, target=None, teacher_logits=None, student=None, teacher=None, time_steps=None, progress=0.0
+):
     if target is None:
         target = torch.arange(logits.shape[1]) % logits.shape[2]
-    return View(student or captures(), teacher, target, logits, teacher_logits, progress, time_steps or len(logits))
+    return View(
+        student or captures(), teacher, target, logits, teacher_logits, progress, time_steps or len(logits)
+    )
 
 
 def setup_of(logits, teacher_logits=None, student=None, teacher=None, time_steps=None, batch_size=None):
     return Setup(
-        torch.zeros(logits.shape[1], 1), nn.Identity(), None, student or captures(), teacher, logits, teacher_logits,
+        torch.zeros(logits.shape[1], 1), nn.Identity(), None, student or captures(), teacher, logits,
+        teacher_logits,
         batch_size or logits.shape[1], time_steps or len(logits),
     )  # fmt: skip
 
@@ -33,7 +38,14 @@ def setup_of(logits, teacher_logits=None, student=None, teacher=None, time_steps
 def ready(objective, view):
     """The objective, set up on the shapes of a view, in float64."""
     objective.setup(
-        setup_of(view.logits, view.teacher_logits, view.student, view.teacher, view.time_steps, view.logits.shape[1])
+        setup_of(
+            view.logits,
+            view.teacher_logits,
+            view.student,
+            view.teacher,
+            view.time_steps,
+            view.logits.shape[1],
+        )
     )
     return objective.double()
 

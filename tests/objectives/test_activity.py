@@ -28,7 +28,10 @@ def test_rates_per_layer_against_loops():
     student = captures(tensors)
     student.names["*@spikes"] = list(tensors)
     view = view_of(LOGITS, student=student)
-    rates = [[sum(x[:, i].tolist()) / T for i in range(x.shape[1])] for x in (v.flatten(1) for v in tensors.values())]
+    rates = [
+        [sum(x[:, i].tolist()) / T for i in range(x.shape[1])]
+        for x in (v.flatten(1) for v in tensors.values())
+    ]
     for norm, power in (("l1", 1), ("l2", 2)):
         want = sum(sum(r**power for r in layer) / len(layer) for layer in rates) / 2
         assert float(ready(ActivityRegularization(norm), view)(view)) == pytest.approx(want, abs=1e-12)
@@ -126,7 +129,10 @@ def test_operations_beyond_the_aim_are_priced(name):
     student = network(name, **({} if name == "vgg5" else {"width": 0.25}))
     x = torch.rand(3, 1, 8, 8)
     counted = operations.count(layers(student, x)).acs
-    aims = [{"type": "operations_aim", "operations": counted * f, "name": n} for n, f in (("less", 0.5), ("more", 2.0))]
+    aims = [
+        {"type": "operations_aim", "operations": counted * f, "name": n}
+        for n, f in (("less", 0.5), ("more", 2.0))
+    ]
     parts = run(student, x, aims)
     assert float(parts["less"]) == pytest.approx(math.log(2), rel=1e-4)
     assert float(parts["more"]) == 0.0

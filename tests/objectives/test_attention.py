@@ -48,11 +48,14 @@ def test_stages_against_loops(p):
 
 
 def test_the_time_mean_is_taken_before_the_power():
-    # Two steps with spikes at alternate positions: rates 1/2 everywhere, a flat map; per step it would not be.
+    # Two steps with spikes at alternate positions: rates 1/2 everywhere, a flat map; per step it would not
+    # be.
     student = torch.zeros(2, 1, 1, 1, 2, dtype=torch.float64)
     student[0, ..., 0] = student[1, ..., 1] = 1
     view = view_of(
-        random(2, 1, 4), student=captures({"a": student}), teacher=captures({"a": torch.ones(1, 1, 1, 1, 2).double()})
+        random(2, 1, 4),
+        student=captures({"a": student}),
+        teacher=captures({"a": torch.ones(1, 1, 1, 1, 2).double()}),
     )
     assert float(ready(AttentionTransfer(layers=["a"]), view)(view)) == pytest.approx(0, abs=1e-15)
 

@@ -1,4 +1,6 @@
-"""The blurred feature against an independent implementation: explicit convolution sums, gradients included."""
+"""The blurred feature against an independent implementation: explicit convolution sums, gradients
+included.
+"""
 
 import pytest
 import torch
@@ -19,7 +21,9 @@ TEACHER = random(2, N, D, H, H, seed=2)
 
 
 def view(student=STUDENT, teacher=TEACHER):
-    return view_of(LOGITS, student=captures({"before_head": student}), teacher=captures({"before_head": teacher}))
+    return view_of(
+        LOGITS, student=captures({"before_head": student}), teacher=captures({"before_head": teacher})
+    )
 
 
 def convolve(x, weight, bias):
@@ -62,7 +66,11 @@ def test_value_and_every_gradient_equal_an_independent_implementation(kind, blur
     found = objective(given)
     found_gradients = torch.autograd.grad(found, [x, *parameters.values()])
     torch.manual_seed(7)
-    draw = torch.rand(N, D if kind != "same channels" else C, 1, 1) if blur == "channel" else torch.rand(N, 1, H, H)
+    draw = (
+        torch.rand(N, D if kind != "same channels" else C, 1, 1)
+        if blur == "channel"
+        else torch.rand(N, 1, H, H)
+    )
     mask = (draw >= 0.4).double()
     assert 0 < mask.mean() < 1
     want = independent(x.mean(0), target.mean(0), mask, parameters, clip)
@@ -114,7 +122,9 @@ def test_tokens_of_both_sides():
 def test_patches_of_the_hybrid_network_are_a_map_and_its_class_token_a_vector():
     """Its tokens come after class and distillation token, patch by patch along the rows of the image."""
     torch.manual_seed(0)
-    networks = {T: sd.networks.create("hdkd_student", time_steps=T, width=0.125, image_size=64) for T in (None, 2)}
+    networks = {
+        T: sd.networks.create("hdkd_student", time_steps=T, width=0.125, image_size=64) for T in (None, 2)
+    }
     x = torch.rand(4, 3, 64, 64)
     for T, network in networks.items():
         network.eval()
@@ -132,7 +142,9 @@ def test_patches_of_the_hybrid_network_are_a_map_and_its_class_token_a_vector():
         assert torch.isfinite(distiller(x, torch.arange(4)).total)
         assert isinstance(distiller.terms[0].align, torch.nn.Identity)
     teacher = sd.networks.create("hdkd_teacher", width=0.125)
-    with pytest.raises(SpikedistillError, match=r"student's map is \(32, 4, 4\) and the teacher's \(24, 8, 8\)"):
+    with pytest.raises(
+        SpikedistillError, match=r"student's map is \(32, 4, 4\) and the teacher's \(24, 8, 8\)"
+    ):
         sd.Distiller(networks[2], teacher, [{"type": "blurred_feature"}]).setup(x)
 
 
@@ -145,7 +157,9 @@ def test_mask_is_drawn_at_the_ratio_and_not_rescaled():
 
 
 def test_maps_of_different_sizes_are_refused():
-    with pytest.raises(SpikedistillError, match=r"student's map is \(3, 4, 4\) and the teacher's \(5, 2, 2\)"):
+    with pytest.raises(
+        SpikedistillError, match=r"student's map is \(3, 4, 4\) and the teacher's \(5, 2, 2\)"
+    ):
         ready(BlurredFeature(), view(teacher=TEACHER[..., :2, :2]))
     with pytest.raises(SpikedistillError, match="blur_ratio must be in"):
         BlurredFeature(blur_ratio=1.0)
@@ -161,6 +175,8 @@ def test_gradients_against_finite_differences():
 
     def loss(x, w):
         torch.manual_seed(1)
-        return torch.func.functional_call(objective, {"restore.0.weight": w}, (view(x, TEACHER[..., :2, :2]),))
+        return torch.func.functional_call(
+            objective, {"restore.0.weight": w}, (view(x, TEACHER[..., :2, :2]),)
+        )
 
     assert torch.autograd.gradcheck(loss, (x, w))

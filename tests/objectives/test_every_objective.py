@@ -77,7 +77,8 @@ def test_finite_under_bf16_autocast(case):
 
 
 @pytest.mark.parametrize(
-    "case", ["feature_distillation", "membrane_distillation", "attention_transfer", "attention_map_distillation"]
+    "case",
+    ["feature_distillation", "membrane_distillation", "attention_transfer", "attention_map_distillation"],
 )
 def test_null_in_eval_where_student_equals_teacher(case):
     x, y = batch()
@@ -101,7 +102,8 @@ def test_unknown_types_and_options_name_the_nearest():
     ):
         build({"type": "blured_feature"})
     with pytest.raises(
-        SpikedistillError, match=r"objectives\[1\].blur_rate: unknown key 'blur_rate'; did you mean 'blur_ratio'"
+        SpikedistillError,
+        match=r"objectives\[1\].blur_rate: unknown key 'blur_rate'; did you mean 'blur_ratio'",
     ):
         build({"type": "blurred_feature", "blur_rate": 0.1}, "objectives[1]")
 
@@ -110,7 +112,9 @@ def test_membrane_distillation_with_an_ann_is_refused():
     student, _ = networks("membrane_distillation")
     _, ann = networks("logit_distillation")
     d = sd.Distiller(student, ann, [{"type": "membrane_distillation"}])
-    with pytest.raises(SpikedistillError, match=r"'membrane_distillation', teacher: .*no spiking neuron layers"):
+    with pytest.raises(
+        SpikedistillError, match=r"'membrane_distillation', teacher: .*no spiking neuron layers"
+    ):
         d.setup(batch()[0])
     d = sd.Distiller(student, ann, [{"type": "membrane_distillation", "layers": ["stage1.1"]}])
     with pytest.raises(SpikedistillError, match=r"teacher: .*not a spiking neuron layer"):
@@ -132,7 +136,13 @@ def mixed(student, teacher, objectives, steps=2):
 
 def test_attention_blurred_logits_and_activity_combine():
     student, teacher = networks("logit_distillation")
-    kinds = ["cross_entropy", "attention_transfer", "blurred_feature", "logit_distillation", "activity_regularization"]
+    kinds = [
+        "cross_entropy",
+        "attention_transfer",
+        "blurred_feature",
+        "logit_distillation",
+        "activity_regularization",
+    ]
     _, losses = mixed(student, teacher, [options(kind) for kind in kinds])
     assert list(losses.parts) == kinds
 

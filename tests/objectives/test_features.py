@@ -15,7 +15,9 @@ TEACHER = {"t1": random(1, N, 3, 4, 4, seed=3), "t2": random(1, N, 5, 2, 2, seed
 
 def view(student=STUDENT, teacher=TEACHER):
     return view_of(
-        LOGITS, student=captures(student, stages=list(student)), teacher=captures(teacher, stages=list(teacher))
+        LOGITS,
+        student=captures(student, stages=list(student)),
+        teacher=captures(teacher, stages=list(teacher)),
     )
 
 
@@ -79,7 +81,8 @@ def test_features_that_do_not_fit_are_refused_in_words():
     with pytest.raises(SpikedistillError, match="equal height and width"):
         ready(FeatureDistillation(aligner="conv1x1"), view(teacher=large))
     with pytest.raises(
-        SpikedistillError, match="aligner must be one of none, conv1x1, conv1x1_bn, conv3x3_bn, found 'linear'"
+        SpikedistillError,
+        match="aligner must be one of none, conv1x1, conv1x1_bn, conv3x3_bn, found 'linear'",
     ):
         FeatureDistillation(aligner="linear")
 

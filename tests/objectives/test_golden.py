@@ -1,4 +1,6 @@
-"""Golden loss curves: 30 steps per method in float64, one thread, plain equations; `python test_golden.py` writes them anew."""
+"""Golden loss curves: 30 steps per method in float64, one thread, plain equations; `python test_golden.py`
+writes them anew.
+"""
 
 import json
 from pathlib import Path
@@ -19,7 +21,9 @@ def curve(case: str) -> list[float]:
     x, y = digits()
     student, teacher = networks(case)
     terms = (
-        [options(case)] if case in WITHOUT_CROSS_ENTROPY else [{"type": "cross_entropy", "name": "ce"}, options(case)]
+        [options(case)]
+        if case in WITHOUT_CROSS_ENTROPY
+        else [{"type": "cross_entropy", "name": "ce"}, options(case)]
     )
     losses = []
     with compilation.eager():

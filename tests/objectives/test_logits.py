@@ -37,12 +37,16 @@ def average(values):
 
 
 def test_cross_entropy():
-    assert value(CrossEntropy()) == pytest.approx(average(hard_ce(MEAN[b], Y[b]) for b in range(N)), abs=1e-12)
+    assert value(CrossEntropy()) == pytest.approx(
+        average(hard_ce(MEAN[b], Y[b]) for b in range(N)), abs=1e-12
+    )
 
 
 def test_cross_entropy_of_soft_targets_and_smoothing():
     soft = random(N, K, seed=3).softmax(-1)
-    want = average(-sum(p * math.log(q) for p, q in zip(soft[b].tolist(), softmax(MEAN[b]))) for b in range(N))
+    want = average(
+        -sum(p * math.log(q) for p, q in zip(soft[b].tolist(), softmax(MEAN[b]))) for b in range(N)
+    )
     assert value(CrossEntropy(), target=soft) == pytest.approx(want, abs=1e-12)
     smooth = 0.9 * average(hard_ce(MEAN[b], Y[b]) for b in range(N)) + 0.1 * average(
         hard_ce(MEAN[b], k) for b in range(N) for k in range(K)
@@ -115,7 +119,9 @@ def test_weighted_soft_labels_have_no_gradient_where_student_equals_teacher():
 
 
 def test_entropy():
-    want = -average(-sum(p * math.log(p) for p in softmax(Z[t, b].tolist())) for t in range(T) for b in range(N))
+    want = -average(
+        -sum(p * math.log(p) for p in softmax(Z[t, b].tolist())) for t in range(T) for b in range(N)
+    )
     assert value(EntropyRegularization()) == pytest.approx(want, abs=1e-12)
     uniform = view_of(torch.zeros(T, N, K, dtype=torch.float64))
     assert float(EntropyRegularization()(uniform)) == pytest.approx(-math.log(K), abs=1e-12)
@@ -250,7 +256,8 @@ def test_smoothed_targets_in_the_weights_of_soft_labels():
     def smooth(z, y):
         return 0.9 * hard_ce(z, y) + 0.1 * average(hard_ce(z, k) for k in range(K))
 
-    tau, sharp = 2.0, [[20.0 if k == int(Y[b]) else 0.0 for k in range(K)] for b in range(N)]  # a teacher that is sure
+    # a teacher that is sure
+    tau, sharp = 2.0, [[20.0 if k == int(Y[b]) else 0.0 for k in range(K)] for b in range(N)]
     given = {"teacher_logits": torch.tensor([sharp], dtype=torch.float64)}
     weights = [1 - math.exp(-smooth(MEAN[b], Y[b]) / (smooth(sharp[b], Y[b]) + 1e-7)) for b in range(N)]
     want = tau**2 * average(w * ce(sharp[b], MEAN[b], tau) for b, w in enumerate(weights))

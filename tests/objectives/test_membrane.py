@@ -52,7 +52,8 @@ def test_without_normalisation_and_chosen_layers():
 
 def test_by_the_teachers_deviation_of_each_channel():
     student, teacher = sides()
-    teacher.tensors["n1@membrane"][:, :, 1] = 0.25  # a channel that never moves: 1/100 of the threshold instead
+    # a channel that never moves: 1/100 of the threshold instead
+    teacher.tensors["n1@membrane"][:, :, 1] = 0.25
     total = 0.0
     for h, g, _, threshold in layers(student, teacher):
         for c in range(C):
@@ -78,7 +79,9 @@ def test_cosine_and_kl_over_channels():
                         p, q = softmax(b, 2.0), softmax(a, 2.0)
                         divergence += 4 * sum(u * math.log(u / v) for u, v in zip(p, q))
     assert loss(student, teacher, metric="cosine") == pytest.approx(cosine / count, abs=1e-12)
-    assert loss(student, teacher, metric="kl", temperature=2.0) == pytest.approx(divergence / count, abs=1e-12)
+    assert loss(student, teacher, metric="kl", temperature=2.0) == pytest.approx(
+        divergence / count, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("T", [1, 2, 3])

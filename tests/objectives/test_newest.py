@@ -1,4 +1,6 @@
-"""Objectives of 2025 and 2026 against loops over their equations: values, and gradients by autograd of the loops."""
+"""Objectives of 2025 and 2026 against loops over their equations: values, and gradients by autograd of the
+loops.
+"""
 
 import math
 
@@ -84,7 +86,10 @@ def test_stable_spike_against_loops():
     second = 0
     for n in range(N):
         pooled = [(both + draw)[n, c].sum() / 6 for c in range(C)]
-        noisy = [sum(w * x for w, x in zip(network.head.weight[k], pooled)) + network.head.bias[k] for k in range(K)]
+        noisy = [
+            sum(w * x for w, x in zip(network.head.weight[k], pooled)) + network.head.bias[k]
+            for k in range(K)
+        ]
         second = second + 4 * kl([sum(z[:, n, k]) / T for k in range(K)], noisy, 2.0) / N
     same(found, 0.7 * first + 1.3 * second, z, s, network.head.weight, network.head.bias)
 
@@ -165,11 +170,14 @@ def test_activation_maps_pool_the_larger():
 
 def test_activation_maps_need_the_classifiers_features():
     view = view_of(
-        logits(), Y, TEACHER, captures({"before_head": spikes(T, N, 4, 2, 2)}), captures({"before_head": random(1, N, 3, 2, 2)})
+        logits(), Y, TEACHER, captures({"before_head": spikes(T, N, 4, 2, 2)}),
+        captures({"before_head": random(1, N, 3, 2, 2)})
     )  # fmt: skip
     given = setup_of(view.logits, TEACHER, view.student, view.teacher)
     given.teacher_network = Classified(C, 0)
-    with pytest.raises(SpikedistillError, match="teacher's 'before_head' has 3 channels and its classifier reads 6"):
+    with pytest.raises(
+        SpikedistillError, match="teacher's 'before_head' has 3 channels and its classifier reads 6"
+    ):
         ActivationMapDistillation().setup(given)
     with pytest.raises(SpikedistillError, match="scaling must be"):
         ActivationMapDistillation(scaling="all")
@@ -279,11 +287,20 @@ class Attends(nn.Module):
 def attention_view(student, teacher, heads=(2, 2), fused=False):
     """Setup and view of bare queries and keys, (T, N, C, L) each."""
     view = view_of(
-        logits(), Y, TEACHER, captures(student, attention=list(student)), captures(teacher, attention=list(teacher))
+        logits(),
+        Y,
+        TEACHER,
+        captures(student, attention=list(student)),
+        captures(teacher, attention=list(teacher)),
     )
     given = setup_of(view.logits, TEACHER, view.student, view.teacher)
-    blocks = lambda side, n, fused: nn.Sequential(*[Attends(n, fused) for _ in range(len(side) // (1 if fused else 2))])  # noqa: E731
-    given.student_network, given.teacher_network = blocks(student, heads[0], False), blocks(teacher, heads[1], fused)
+    blocks = lambda side, n, fused: nn.Sequential(  # noqa: E731
+        *[Attends(n, fused) for _ in range(len(side) // (1 if fused else 2))]
+    )
+    given.student_network, given.teacher_network = (
+        blocks(student, heads[0], False),
+        blocks(teacher, heads[1], fused),
+    )
     objective = AttentionMapDistillation()
     objective.setup(given)
     return objective, view

@@ -22,7 +22,9 @@ _ZIG = (sys.executable, "-m", "ziglang", "cc") if importlib.util.find_spec("zigl
 CLANG = ("clang",) if shutil.which("clang") else _ZIG
 
 
-def program(network: IntegerNetwork, folder: Path, *options: str, compiler: tuple[str, ...] = ("gcc",)) -> Path:
+def program(
+    network: IntegerNetwork, folder: Path, *options: str, compiler: tuple[str, ...] = ("gcc",)
+) -> Path:
     """The built program of a network."""
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"no {compiler[0]}")
@@ -40,7 +42,9 @@ def entering(network: IntegerNetwork, x: Tensor) -> np.ndarray:
     """Samples as the program reads them: levels of images, counts of each step's frames."""
     form = network.header["input"]
     if form["kind"] == "image":
-        return (x if x.dtype == torch.uint8 else (x * 255 + 0.5).floor().clamp(0, 255)).to(torch.uint8).numpy()
+        return (
+            (x if x.dtype == torch.uint8 else (x * 255 + 0.5).floor().clamp(0, 255)).to(torch.uint8).numpy()
+        )
     summed = x.unflatten(1, (network.time_steps, -1)).sum(2)
     return (summed + 0.5).floor().numpy().astype(np.int16 if form["limit"] < 1 << 15 else np.int32)
 

@@ -1,4 +1,6 @@
-"""Random networks that fire in every layer, and the comparison of a quantized network with its integer form."""
+"""Random networks that fire in every layer, and the comparison of a quantized network with its integer
+form.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,9 @@ from spikedistill.quantization.header_check import read_header
 
 
 def lively(name: str, x: Tensor, **options: object) -> Network:
-    """A network with strong norms whose running statistics are those of ``x``: silent layers would prove nothing."""
+    """A network with strong norms whose running statistics are those of ``x``: silent layers would prove
+    nothing.
+    """
     return awake(networks.create(name, **options), x)
 
 
@@ -76,5 +80,7 @@ def assert_equal(quantized: Network, x: Tensor, alive: float = 0.9) -> IntegerNe
     return integer
 
 
-def check(name: str, x: Tensor, network_options: dict, alive: float = 0.9, **options: object) -> IntegerNetwork:
+def check(
+    name: str, x: Tensor, network_options: dict, alive: float = 0.9, **options: object
+) -> IntegerNetwork:
     return assert_equal(quantize(lively(name, x, **network_options), calibration=x, **options), x, alive)

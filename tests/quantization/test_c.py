@@ -55,11 +55,14 @@ def test_families_on_images(name, network, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["vgg5", pytest.param("resnet20", marks=slow), "sew_resnet20", pytest.param("ms_resnet20", marks=slow)]
+    "name",
+    ["vgg5", pytest.param("resnet20", marks=slow), "sew_resnet20", pytest.param("ms_resnet20", marks=slow)],
 )
 def test_frames(name, tmp_path):
     x = events(steps=8)  # two frames a step
-    net = integer(name, x, {"width": 0.25, "in_channels": 2, "input": "frames", "time_steps": 4}, input_bits=3)
+    net = integer(
+        name, x, {"width": 0.25, "in_channels": 2, "input": "frames", "time_steps": 4}, input_bits=3
+    )
     assert_same(net, 3 * x, tmp_path / "c")  # beyond the limit of three bits, so that counts are clipped
 
 
@@ -92,7 +95,9 @@ def test_neurons(neuron, options, tmp_path):
 @pytest.mark.parametrize("bits", [2, 3, 5, *(pytest.param(b, marks=slow) for b in (6, 7, 8))])
 def test_packed_widths(bits, tmp_path):
     x = images(4)
-    net = integer("resnet20", x, {"width": 0.25}, weight_bits=bits, first_last_bits=bits, norm_bits=max(bits, 4))
+    net = integer(
+        "resnet20", x, {"width": 0.25}, weight_bits=bits, first_last_bits=bits, norm_bits=max(bits, 4)
+    )
     assert_same(net, x, tmp_path / "c", *PLAIN)
     text = (tmp_path / "c" / "network.c").read_text()
     held = sum(len(body.split(",")) - 1 for body in re.findall(r"weights_\d+\[\] = \{(.*?)\}", text, re.S))
@@ -116,9 +121,11 @@ def test_turned_networks(form, tmp_path):
 @pytest.mark.parametrize(
     "module",
     [
-        nn.Conv2d(8, 8, 3, 2, 3, dilation=3), nn.Conv2d(8, 8, (1, 5), (2, 1), (0, 4), dilation=(5, 2), groups=8),
+        nn.Conv2d(8, 8, 3, 2, 3, dilation=3), nn.Conv2d(8, 8, (1, 5), (2, 1), (0, 4), dilation=(5, 2),
+        groups=8),
         nn.Conv2d(8, 8, (3, 2), (1, 2), (2, 1), groups=2), nn.MaxPool2d(3, 1, 1, dilation=2),
-        nn.MaxPool2d(3, 2, ceil_mode=True), nn.AvgPool2d(3, 2, 1), nn.AdaptiveMaxPool2d(3), nn.AdaptiveAvgPool2d((4, 2)),
+        nn.MaxPool2d(3, 2, ceil_mode=True), nn.AvgPool2d(3, 2, 1), nn.AdaptiveMaxPool2d(3),
+        nn.AdaptiveAvgPool2d((4, 2)),
         nn.AdaptiveAvgPool2d(16),
     ],
     ids=repr,
@@ -178,16 +185,22 @@ def test_random_networks(tmp_path_factory, data):
     torch.manual_seed(draw(st.integers(0, 2**31)))
     bits, frames = st.integers(2, 8), draw(st.booleans())
     network = {
-        "width": 0.2, "time_steps": draw(st.integers(1, 5)), "num_classes": draw(st.integers(2, 7)),
+        "width": 0.2,
+        "time_steps": draw(st.integers(1, 5)),
+        "num_classes": draw(st.integers(2, 7)),
         "neuron": {
-            "type": "lif", "decay": draw(st.floats(0, 1)), "threshold": draw(st.floats(0.2, 2)),
-            "gain": draw(st.floats(0.3, 1)), "reset": draw(st.sampled_from(["hard", "soft", None])),
+            "type": "lif",
+            "decay": draw(st.floats(0, 1)),
+            "threshold": draw(st.floats(0.2, 2)),
+            "gain": draw(st.floats(0.3, 1)),
+            "reset": draw(st.sampled_from(["hard", "soft", None])),
             "initial": draw(st.floats(-0.5, 0.5)),
         },
-    } | ({"input": "frames", "in_channels": 2} if frames else {"mean": 0.3, "std": draw(st.floats(0.2, 1))})  # fmt: skip
+    } | ({"input": "frames", "in_channels": 2} if frames else {"mean": 0.3, "std": draw(st.floats(0.2, 1))})
     options = {
         "weight_bits": draw(bits), "membrane_bits": draw(st.one_of(st.none(), bits)), "norm_bits": draw(bits),
-        "leak_bits": draw(bits), "fraction_bits": draw(st.integers(2, 12)), "residual_bits": draw(st.integers(6, 20)),
+        "leak_bits": draw(bits), "fraction_bits": draw(st.integers(2, 12)),
+        "residual_bits": draw(st.integers(6, 20)),
         "input_bits": draw(bits), "first_last_bits": draw(st.one_of(st.none(), bits)),
     }  # fmt: skip
     name = draw(st.sampled_from(["vgg5", "resnet20", "sew_resnet20", "ms_resnet20"]))
@@ -223,7 +236,9 @@ def small() -> IntegerNetwork:
 def test_numbers_beyond_64_bits_are_refused_by_name(small, tmp_path):
     header = copy.deepcopy(small.header)
     header["ops"][2] |= {"leak": [1 << 61, 0], "wide": True}
-    with pytest.raises(SpikedistillError, match=r"to_c: ops\.2 \(norm_neuron\), stage1\.1: .* do not fit 64 bits"):
+    with pytest.raises(
+        SpikedistillError, match=r"to_c: ops\.2 \(norm_neuron\), stage1\.1: .* do not fit 64 bits"
+    ):
         to_c(IntegerNetwork(header, small.tensors), tmp_path / "c")
     assert list(tmp_path.iterdir()) == []
 
@@ -255,7 +270,8 @@ def test_the_file_pair_under_its_own_name_needs_no_library(small, tmp_path):
     assert not re.search(r"\b(malloc|float|double|memcpy)\b", source)
     if shutil.which("gcc"):
         subprocess.run(
-            ["gcc", "-std=c99", "-ffreestanding", "-c", tmp_path / "gesture.c", "-o", tmp_path / "o"], check=True
+            ["gcc", "-std=c99", "-ffreestanding", "-c", tmp_path / "gesture.c", "-o", tmp_path / "o"],
+            check=True,
         )
 
 
@@ -264,7 +280,9 @@ def test_the_stated_memory_is_the_whole(small, tmp_path):
         pytest.skip("no gcc or size")
     to_c(small, tmp_path / "own.c")
     subprocess.run(["gcc", "-std=c99", "-O1", "-c", tmp_path / "own.c", "-o", tmp_path / "o"], check=True)
-    sections = subprocess.run(["size", "-A", tmp_path / "o"], capture_output=True, text=True, check=True).stdout
+    sections = subprocess.run(
+        ["size", "-A", tmp_path / "o"], capture_output=True, text=True, check=True
+    ).stdout
     held = sum(int(n) for n in re.findall(r"^\.(?:bss|data)\s+(\d+)", sections, re.M))
     stated = int(re.search(r"OWN_MEMORY (\d+)", (tmp_path / "own.h").read_text())[1])
     assert stated <= held < stated + 256  # arrays are aligned

@@ -103,7 +103,13 @@ def test_bits(name, bits, first_last):
 )
 @pytest.mark.parametrize("name", ["resnet20", "ms_resnet20"])
 def test_options(name, options):
-    check(name, images(4), {"width": 0.25, "mean": (0.49, 0.48, 0.45), "std": (0.25, 0.24, 0.26)}, 0.6, **options)
+    check(
+        name,
+        images(4),
+        {"width": 0.25, "mean": (0.49, 0.48, 0.45), "std": (0.25, 0.24, 0.26)},
+        0.6,
+        **options,
+    )
 
 
 def test_after_training_too():
@@ -135,7 +141,11 @@ def test_many_random_networks(data):
 def _random(data):
     draw = data.draw
     torch.manual_seed(draw(st.integers(0, 2**31)))
-    name = draw(st.sampled_from(["vgg5", "vgg9", "resnet20", "sew_resnet20", "ms_resnet20", "ms_resnet18", "resnet19"]))
+    name = draw(
+        st.sampled_from(
+            ["vgg5", "vgg9", "resnet20", "sew_resnet20", "ms_resnet20", "ms_resnet18", "resnet19"]
+        )
+    )
     options = {
         "width": 0.06 if name in ("resnet19", "ms_resnet18", "vgg9") else 0.2,
         "time_steps": draw(st.integers(1, 5)),
@@ -160,7 +170,8 @@ def _random(data):
     bits = st.integers(2, 8)
     membrane = draw(st.one_of(st.none(), bits))
     quantization = {
-        "weight_bits": draw(bits), "membrane_bits": membrane, "norm_bits": draw(bits), "leak_bits": draw(bits),
+        "weight_bits": draw(bits), "membrane_bits": membrane, "norm_bits": draw(bits),
+        "leak_bits": draw(bits),
         "fraction_bits": draw(st.integers(2, 12)), "residual_bits": draw(st.integers(6, 20)),
         "input_bits": draw(bits), "first_last_bits": draw(st.one_of(st.none(), bits)),
         "weight_scale": draw(st.sampled_from(["channel", "tensor"])),
@@ -236,7 +247,14 @@ FOLDED = [{"scheme": "mint"}, {"unit": "weights", "weight_range": "percentile"}]
 def test_folded_families(name, network, options):
     for bits, first_last in ((3, None),) if "unit" in options else ((2, 8), (4, None)):
         check(
-            name, images(4), network, 0.5, weight_bits=bits, membrane_bits=bits, first_last_bits=first_last, **options
+            name,
+            images(4),
+            network,
+            0.5,
+            weight_bits=bits,
+            membrane_bits=bits,
+            first_last_bits=first_last,
+            **options,
         )
 
 

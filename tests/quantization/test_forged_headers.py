@@ -1,4 +1,6 @@
-"""Headers of integer networks that say something impossible, with right checksums, are refused before anything runs."""
+"""Headers of integer networks that say something impossible, with right checksums, are refused before
+anything runs.
+"""
 
 import copy
 import time
@@ -63,7 +65,8 @@ def test_forged_headers(good: IntegerNetwork, where: str, value: Any, words: str
 
 @pytest.mark.parametrize(
     ("name", "tensor"),
-    [("1.weight", torch.zeros(3, dtype=torch.uint8)), ("2.M", torch.zeros(3, dtype=torch.int16)), ("2.M", torch.zeros(4)),
+    [("1.weight", torch.zeros(3, dtype=torch.uint8)), ("2.M", torch.zeros(3, dtype=torch.int16)),
+    ("2.M", torch.zeros(4)),
      ("9999.M", torch.zeros(4, dtype=torch.int16)), ("input.table", torch.zeros(2, 256, dtype=torch.int8))],
 )  # fmt: skip
 def test_forged_tensors(good: IntegerNetwork, name: str, tensor: torch.Tensor, tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ def test_the_pages_worked_examples():
     currents = torch.tensor([100, 100, 180, 300, -400, 128])[:, None]
     rows = re.findall(r"^\| \d \| (.*?) \| ([01]) \| .*$", page, re.M)
     assert [int(s) for _, s in rows] == executor.scan(currents[:5], 5, neuron).flatten().tolist()
-    # What the last row stores shows at the next step: -256 leaks to -128, so a current of 384 reaches 256 and 383 does not.
+    # What the last row stores shows at the next step: -256 leaks to -128, so a current of 384 reaches 256 and
+    # 383 does not.
     for current, spike in ((384, 1), (383, 0)):
         currents[5] = current
         assert int(executor.scan(currents, 6, neuron)[5]) == spike

@@ -1,4 +1,6 @@
-"""Parallel neurons on integer codes: equal to the integer network, whole and step by step from its kept bits."""
+"""Parallel neurons on integer codes: equal to the integer network, whole and step by step from its kept
+bits.
+"""
 
 import copy
 import math
@@ -65,7 +67,9 @@ def test_neurons_tied_to_t(name, kind):
     if kind == "masked_psn":
         stepped(integer, x)
     else:
-        with pytest.raises(SpikedistillError, match=r"sums over all time steps: it cannot be run step by step"):
+        with pytest.raises(
+            SpikedistillError, match=r"sums over all time steps: it cannot be run step by step"
+        ):
             integer.step(x)
     with pytest.raises(SpikedistillError, match="has weights for 4 time steps, found T = 2; run all of them"):
         integer.steps(x, 2)
@@ -74,7 +78,9 @@ def test_neurons_tied_to_t(name, kind):
 def test_frames_and_transformers():
     x = events()
     neuron = {"type": "sliding_psn", "order": 4}
-    state = stepped(check("vgg5", x, {"width": 0.25, "in_channels": 2, "input": "frames", "neuron": neuron}, 0.6), x)
+    state = stepped(
+        check("vgg5", x, {"width": 0.25, "in_channels": 2, "input": "frames", "neuron": neuron}, 0.6), x
+    )
     assert set(state.currents) == {"stage1.1"}  # counts enter: currents are kept
     x = events(2, size=32)
     integer = check("spikformer_2_256", x, {"neuron": {"type": "sliding_psn"}}, 0.5)
@@ -95,7 +101,9 @@ def test_learned_biases_and_weights_of_a_trained_network():
         nn.functional.cross_entropy(q(x).mean(0), torch.arange(8)).backward()
         optimizer.step()
     q.requantize()
-    assert all(not torch.equal(n.weight, w) and float(n.bias.detach().abs()) > 0 for n, w in zip(neurons, before))
+    assert all(
+        not torch.equal(n.weight, w) and float(n.bias.detach().abs()) > 0 for n, w in zip(neurons, before)
+    )
     integer = assert_equal(q, x)
     stepped(integer, x)
     assert any(int(t.abs().max()) > 0 for name, t in integer.tensors.items() if name.endswith(".offset"))
@@ -179,7 +187,8 @@ def test_file_round_trip_and_forged_headers(tmp_path):
     stepped(back, x)
     i = next(i for i, op in enumerate(integer.header["ops"]) if op.get("history") is not None)
     for change in (
-        {"history": 1}, {"history_bits": None}, {"taps": 4}, {"shape": [3, 3]}, {"causal": False}, {"encode": True},
+        {"history": 1}, {"history_bits": None}, {"taps": 4}, {"shape": [3, 3]}, {"causal": False},
+        {"encode": True},
         {"shape": [2, 3]}, {"threshold": 1 << 62},
     ):  # fmt: skip
         forged = copy.deepcopy(integer.header)
@@ -204,7 +213,9 @@ def test_rebuilt_from_its_record_and_state():
 
 def test_streaming_a_quantized_network():
     x = images(4)
-    q = quantize(lively("vgg5", x, width=0.25, neuron={"type": "sliding_psn", "order": 3}), calibration=x).eval()
+    q = quantize(
+        lively("vgg5", x, width=0.25, neuron={"type": "sliding_psn", "order": 3}), calibration=x
+    ).eval()
     state, outs = None, []
     for _ in range(4):
         out, state = q.step(x, state)
@@ -232,14 +243,17 @@ class Own(SlidingPSN):
 def test_equations_of_their_own_are_refused_by_path():
     network = networks.create("vgg5", neuron={"type": "sliding_psn"})
     network.get_submodule("stage2.2").neuron.__class__ = Own
-    with pytest.raises(SpikedistillError, match=r"cannot quantize stage2\.2: .*computes by matrix\(\) of its own"):
+    with pytest.raises(
+        SpikedistillError, match=r"cannot quantize stage2\.2: .*computes by matrix\(\) of its own"
+    ):
         quantize(network, input_size=(3, 8, 8))
 
 
 def test_a_soft_mask_has_an_integer_form_of_all_steps():
     x = images(4)
     network = awake(
-        networks.create("vgg5", width=0.25, neuron={"type": "masked_psn", "anneal": 100, "mask_start": 0.5}), x
+        networks.create("vgg5", width=0.25, neuron={"type": "masked_psn", "anneal": 100, "mask_start": 0.5}),
+        x,
     )
     integer = assert_equal(quantize(network, calibration=x), x)
     assert all(not op["causal"] for op in integer.header["ops"] if "causal" in op)

@@ -27,7 +27,10 @@ def _uncompiled():
         (nn.LayerNorm(2), "cannot quantize stage2.6: LayerNorm"),
         (nn.Softmax(1), "cannot quantize stage2.6: Softmax"),
         (nn.ReLU(), "sd.spiking turns"),
-        (nn.AdaptiveAvgPool2d(3), r"stage2.6: AdaptiveAvgPool2d has overlapping windows \(\(2, 2\) to \(3, 3\)\)"),
+        (
+            nn.AdaptiveAvgPool2d(3),
+            r"stage2.6: AdaptiveAvgPool2d has overlapping windows \(\(2, 2\) to \(3, 3\)\)",
+        ),
         (nn.AvgPool2d(2, 1, 1, count_include_pad=False), "cannot quantize stage2.6: AvgPool2d divides"),
     ],
     ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",

@@ -37,7 +37,8 @@ def _uncompiled():
         yield
 
 
-# -- rounding --------------------------------------------------------------------------------------------------------
+# -- rounding
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_ties_round_up_in_floats_and_integers():
@@ -71,7 +72,8 @@ def _numbers(**given):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(0, 2**31), st.sampled_from(["hard", "soft", None]), st.integers(0, 256), st.sampled_from([None, 2, 4, 8]),
+    st.integers(0, 2**31), st.sampled_from(["hard", "soft", None]), st.integers(0, 256),
+    st.sampled_from([None, 2, 4, 8]),
     st.integers(0, 5), st.booleans(), st.integers(1, 300),
 )  # fmt: skip
 def test_neuron_on_a_grid_equals_the_integer_scan(seed, reset, l, bits, shift, leak_first, threshold):
@@ -82,17 +84,23 @@ def test_neuron_on_a_grid_equals_the_integer_scan(seed, reset, l, bits, shift, l
     mine = executor.scan(
         current,
         5,
-        _numbers(leak=(l, 8), threshold=threshold, reset=reset, bits=bits, shift=shift, leak_first=leak_first),
+        _numbers(
+            leak=(l, 8), threshold=threshold, reset=reset, bits=bits, shift=shift, leak_first=leak_first
+        ),
     )
     assert torch.equal(neuron(current.flatten().double()).long(), mine.flatten())
 
 
 def test_q_applies_after_the_reset_and_saturates():
-    # H = 23 stays below the threshold and saturates at 7 * 2; 30 fires, the rest of 30 - 25 = 5 is stored as 6 (half up).
+    # H = 23 stays below the threshold and saturates at 7 * 2; 30 fires, the rest of 30 - 25 = 5 is stored as
+    # 6 (half up).
     grid = Grid(1.0, 25, (1, 0), bits=4, shift=1)
     assert grid.store(torch.tensor([23.0, 5.0, -40.0])).tolist() == [14, 6, -16]
-    spikes = executor.scan(torch.tensor([[30, 23], [18, 11], [1, 25]]), 3, _numbers(threshold=25, reset="soft"))
-    # first neuron: 30 fires, 5 -> 6, 6 + 18 = 24, 24 -> saturates at 14, 14 + 1 = 15; second: 23 -> 14, 25 fires, 0 + 25 fires
+    spikes = executor.scan(
+        torch.tensor([[30, 23], [18, 11], [1, 25]]), 3, _numbers(threshold=25, reset="soft")
+    )
+    # first neuron: 30 fires, 5 -> 6, 6 + 18 = 24, 24 -> saturates at 14, 14 + 1 = 15; second: 23 -> 14, 25
+    # fires, 0 + 25 fires
     assert spikes.tolist() == [[1, 0], [0, 1], [0, 1]]
 
 
@@ -102,7 +110,8 @@ def test_saturation_passes_no_gradient_outside():
     assert v.grad.tolist() == [0, 1, 1, 1, 0]
 
 
-# -- the membrane's grid ---------------------------------------------------------------------------------------------
+# -- the membrane's grid
+# ---------------------------------------------------------------------------------------------
 
 
 def test_threshold_leak_and_step_are_integers_of_the_unit():
@@ -152,7 +161,8 @@ def test_surrogate_sees_the_distance_in_real_units():
     assert codes.grad.mul(256).tolist() == [0.5, 1.0, 0.0]
 
 
-# -- norms -----------------------------------------------------------------------------------------------------------
+# -- norms
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("top, k", [(0.9, 7), (127.0, 0), (128.0, -1), (5000.0, -6), (0.001, 16)])
@@ -170,7 +180,10 @@ def test_offsets_have_a_step_of_their_own_and_do_not_clip():
 
 def test_left_shift_rounds_nothing():
     acc = torch.tensor([[-7, 5]]).T
-    assert executor.rescale(acc, torch.tensor([3]), torch.tensor([1]), -2, False).flatten().tolist() == [-83, 61]
+    assert executor.rescale(acc, torch.tensor([3]), torch.tensor([1]), -2, False).flatten().tolist() == [
+        -83,
+        61,
+    ]
 
 
 def test_shifts_move_only_in_requantize():
@@ -205,11 +218,14 @@ def test_running_statistics_stay_those_of_real_values():
         n.stage1[1].momentum = 1.0
         n(x)
     mine, theirs = q.stage1[1], network.stage1[1]
-    assert torch.allclose(mine.running_mean, theirs.running_mean, atol=0.02 * theirs.running_var.sqrt().max().item())
+    assert torch.allclose(
+        mine.running_mean, theirs.running_mean, atol=0.02 * theirs.running_var.sqrt().max().item()
+    )
     assert torch.allclose(mine.running_var, theirs.running_var, rtol=0.05)
 
 
-# -- weights ---------------------------------------------------------------------------------------------------------
+# -- weights
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -275,7 +291,8 @@ def test_packing(bits):
     assert torch.equal(unpack(packed, bits, (3, 7, 5)).long(), codes)
 
 
-# -- input, pooling, logits ------------------------------------------------------------------------------------------
+# -- input, pooling, logits
+# ------------------------------------------------------------------------------------------
 
 
 def test_image_codes_have_one_step_and_padding_is_zero():
@@ -326,7 +343,8 @@ def test_taps_are_real_values():
     assert (mine - theirs).abs().mean() < 0.03 * theirs.abs().mean()
 
 
-# -- structure -------------------------------------------------------------------------------------------------------
+# -- structure
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_no_layer_changes_class_and_the_state_dict_only_grows():
@@ -341,7 +359,9 @@ def test_no_layer_changes_class_and_the_state_dict_only_grows():
     assert {k for k, _ in network.named_parameters()} == {k for k, _ in q.named_parameters()}
 
 
-@pytest.mark.parametrize("options", [{}, {"weight_range": "learned", "unit": "learned"}, {"scheme": "mint"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"weight_range": "learned", "unit": "learned"}, {"scheme": "mint"}], ids=str
+)
 def test_rebuilt_from_its_record_and_state(options):
     x = images(4)
     q = quantize(lively("resnet20", x, width=0.25), calibration=x, **options).eval()
@@ -415,7 +435,8 @@ def test_mint_has_no_multiplier_and_equal_steps():
     assert membrane.unit == pytest.approx(block.conv2.forward.scale().item())  # V and W share the step
     assert ops["layer1.0.bn2"]["threshold"] == math.ceil(1 / membrane.unit)
     down = quantize(lively("resnet18", x, width=0.1, stem="cifar"), calibration=x, scheme="mint").layer2[0]
-    assert down.conv2.forward.scale() == down.downsample[0].forward.scale()  # one step for the sum of branches
+    # one step for the sum of branches
+    assert down.conv2.forward.scale() == down.downsample[0].forward.scale()
 
 
 def test_thresholds_scale_with_the_weights():
@@ -441,7 +462,9 @@ def test_thresholds_scale_with_the_weights():
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
-@pytest.mark.parametrize("options", [{"unit": "learned"}, {"weight_range": "learned"}, {"scheme": "mint"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"unit": "learned"}, {"weight_range": "learned"}, {"scheme": "mint"}], ids=str
+)
 def test_what_a_fused_optimizer_moves_is_computed_with(kind, options):
     """Fused optimizers do not raise a tensor's version."""
     x = images(4)
@@ -461,7 +484,9 @@ def test_what_a_fused_optimizer_moves_is_computed_with(kind, options):
     assert torch.equal(q.eval()(x), again.eval()(x))
     if "unit" in options:
         units = {
-            id(m): m.forward.membrane.unit for m in q.modules() if hasattr(m, "membrane_unit") and "forward" in vars(m)
+            id(m): m.forward.membrane.unit
+            for m in q.modules()
+            if hasattr(m, "membrane_unit") and "forward" in vars(m)
         }
         units |= {
             id(m.neuron): m.grid.membrane.unit
@@ -510,4 +535,6 @@ def test_the_range_of_weights_is_decided_once_and_recorded(scheme, found):
         start = q.stage1[0].weight_scale.detach()
         a, _ = network.stage1[1].affine(network.stage1[1].running_mean, network.stage1[1].running_var)
         folded = first * (a * network.stage1[1].neuron.gain).detach().view(-1, 1, 1, 1)
-        assert float(start) == pytest.approx(float(2 * folded.abs().mean() / largest_code(8) ** 0.5), rel=1e-5)
+        assert float(start) == pytest.approx(
+            float(2 * folded.abs().mean() / largest_code(8) ** 0.5), rel=1e-5
+        )

@@ -36,7 +36,9 @@ dist.destroy_process_group()
 
 
 def statistics(name: str, part: slice, shared: bool = False) -> dict[str, torch.Tensor]:
-    """What one training pass over a part of the batch leaves in the norms, and the gradients of their weights."""
+    """What one training pass over a part of the batch leaves in the norms, and the gradients of their
+    weights.
+    """
     torch.manual_seed(0)
     torch.set_num_threads(1)
     family, options = CASES[name]
@@ -76,7 +78,9 @@ def test_two_processes_see_the_statistics_of_the_whole_batch(halves, name):
     parts = [torch.load(halves / f"{name}-{rank}.pt") for rank in (0, 1)]
     for key, value in whole.items():
         if key.endswith("gradient"):
-            torch.testing.assert_close(parts[0][key] + parts[1][key], value, rtol=2e-2, atol=2e-3, msg=f"{name}: {key}")
+            torch.testing.assert_close(
+                parts[0][key] + parts[1][key], value, rtol=2e-2, atol=2e-3, msg=f"{name}: {key}"
+            )
             continue
         assert torch.equal(parts[0][key], parts[1][key]), key
         torch.testing.assert_close(parts[0][key], value, rtol=1e-3, atol=1e-3, msg=f"{name}: {key}")

@@ -11,7 +11,12 @@ from spikedistill.quantization import quantize
 
 def gesture(head: str = "linear") -> networks.Network:
     network = networks.create(
-        "dvs_gesture_cnn", num_classes=5, image_size=16, head=head, time_steps=4, neuron={"type": "lif", "decay": 0.75}
+        "dvs_gesture_cnn",
+        num_classes=5,
+        image_size=16,
+        head=head,
+        time_steps=4,
+        neuron={"type": "lif", "decay": 0.75},
     )
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):

@@ -1,4 +1,6 @@
-"""Networks whose own code adds, joins, pools and multiplies: turned ResNets and DenseNets, transformers, sresnet8."""
+"""Networks whose own code adds, joins, pools and multiplies: turned ResNets and DenseNets, transformers,
+sresnet8.
+"""
 
 import pytest
 import torch
@@ -30,7 +32,12 @@ class Residual(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem, self.norm, self.pool = conv(3, 8), nn.BatchNorm2d(8), nn.MaxPool2d(3, 2, 1)
-        self.conv1, self.norm1, self.conv2, self.norm2 = conv(8, 8), nn.BatchNorm2d(8), conv(8, 8), nn.BatchNorm2d(8)
+        self.conv1, self.norm1, self.conv2, self.norm2 = (
+            conv(8, 8),
+            nn.BatchNorm2d(8),
+            conv(8, 8),
+            nn.BatchNorm2d(8),
+        )
         self.conv3, self.norm3 = conv(8, 8, stride=2), nn.BatchNorm2d(8)
         self.down = nn.Sequential(nn.AvgPool2d(2), conv(8, 8, 1), nn.BatchNorm2d(8))
         self.relu, self.fc = nn.ReLU(), nn.Linear(8, 5)
@@ -45,7 +52,9 @@ class Residual(nn.Module):
 
 
 class Dense(nn.Module):
-    """DenseNet's form: spikes and bare convolutions joined, read by norms; a transition with an average pool."""
+    """DenseNet's form: spikes and bare convolutions joined, read by norms; a transition with an average
+    pool.
+    """
 
     def __init__(self):
         super().__init__()
@@ -69,7 +78,12 @@ class Shuffle(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.norm, self.conv, self.norm1 = conv(3, 8), nn.BatchNorm2d(8), conv(4, 4), nn.BatchNorm2d(4)
+        self.stem, self.norm, self.conv, self.norm1 = (
+            conv(3, 8),
+            nn.BatchNorm2d(8),
+            conv(4, 4),
+            nn.BatchNorm2d(4),
+        )
         self.mix, self.norm2 = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
         self.head, self.other = nn.Linear(8, 5), nn.Linear(8, 5)
 
@@ -89,7 +103,9 @@ def turned(model: nn.Module, x: Tensor, **options: object) -> sd.networks.Networ
     return awake(sd.spiking(model, time_steps=3, example=x, **options), x)
 
 
-@pytest.mark.parametrize("neuron", [None, {"type": "lif", "tau": 1.7, "threshold": 0.6, "reset": "soft"}], ids=str)
+@pytest.mark.parametrize(
+    "neuron", [None, {"type": "lif", "tau": 1.7, "threshold": 0.6, "reset": "soft"}], ids=str
+)
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("form", [Residual, Dense, Shuffle])
 def test_turned_networks(form, bits, neuron):
@@ -159,7 +175,9 @@ def test_resnet18(library):
     x = images(2, size=32)
     models = pytest.importorskip(library)
     model = (
-        models.create_model("resnet18", num_classes=5) if library == "timm" else models.models.resnet18(num_classes=5)
+        models.create_model("resnet18", num_classes=5)
+        if library == "timm"
+        else models.models.resnet18(num_classes=5)
     )
     torch.manual_seed(0)
     assert_equal(quantize(turned(model, x), calibration=x), x, 0.8)
@@ -167,7 +185,8 @@ def test_resnet18(library):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["vgg11_bn", "alexnet", "densenet121", "resnet50", "googlenet", "shufflenet_v2_x0_5", "mnasnet0_5", "resnext50_32x4d"]
+    "name", ["vgg11_bn", "alexnet", "densenet121", "resnet50", "googlenet", "shufflenet_v2_x0_5",
+    "mnasnet0_5", "resnext50_32x4d"]
 )  # fmt: skip
 def test_torchvision(name):
     x = images(2, size=64)
@@ -185,7 +204,9 @@ def test_torchvision(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["densenet121", "resnetv2_50", "regnetx_002", "dla34", "resnet18d", "vovnet39a"])
+@pytest.mark.parametrize(
+    "name", ["densenet121", "resnetv2_50", "regnetx_002", "dla34", "resnet18d", "vovnet39a"]
+)
 def test_timm(name):
     x = images(2, size=64)
     model = pytest.importorskip("timm").create_model(name, num_classes=5)
@@ -206,7 +227,9 @@ def test_transformers(name, bits):
      ("qkformer_4_384", {"attention": "channel", "depth": 3})],
 )  # fmt: skip
 def test_attention_by_masks(name, options, bits):
-    """Sums of spikes before a neuron; in the Spike-driven Transformer a neuron behind the global pool (of 49 places too)."""
+    """Sums of spikes before a neuron; in the Spike-driven Transformer a neuron behind the global pool (of
+    49 places too).
+    """
     x = images(4, size=14 if "pools" in options else 16)
     check(name, x, {"width": 0.25, "time_steps": 2, **options}, 0.6, weight_bits=bits, membrane_bits=bits)
 
@@ -221,7 +244,12 @@ class PooledStream(nn.Module):
     def __init__(self, joined: bool):
         super().__init__()
         self.joined, self.stem, self.norm = joined, conv(3, 8), nn.BatchNorm2d(8)
-        self.conv, self.norm1, self.pool, self.fc = conv(8, 8), nn.BatchNorm2d(8), nn.AvgPool2d(2), nn.Linear(8, 5)
+        self.conv, self.norm1, self.pool, self.fc = (
+            conv(8, 8),
+            nn.BatchNorm2d(8),
+            nn.AvgPool2d(2),
+            nn.Linear(8, 5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.stem(x)))
@@ -246,7 +274,9 @@ def test_a_pooled_stream_charges_the_neuron_as_in_floats():
         assert (mine.tensors[path] != spikes).float().mean() < 2e-3, path
 
 
-@pytest.mark.parametrize("options", [{"downsampling": "original"}, {"neuron": {"type": "plif", "threshold": 0.7}}])
+@pytest.mark.parametrize(
+    "options", [{"downsampling": "original"}, {"neuron": {"type": "plif", "threshold": 0.7}}]
+)
 @pytest.mark.parametrize("name", ["spikformer_2_256", "spikingformer_2_256"])
 def test_transformers_on_frames(name, options):
     x = events(2, 4, size=32)
@@ -262,7 +292,9 @@ def test_attention_keeps_its_integers_under_autocast():
             assert torch.equal(q(x), plain)
 
 
-@pytest.mark.parametrize("options", [{}, {"dims": 2}, {"pooling": "avg"}, {"features": 8, "head": "spiking"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"dims": 2}, {"pooling": "avg"}, {"features": 8, "head": "spiking"}], ids=str
+)
 def test_sresnet8(options):
     x = torch.rand(4, 1, 8, 16) if options else torch.rand(4, 1, 1, 16)
     network = {"width": 0.2, "num_classes": 5} | options
@@ -317,7 +349,8 @@ class Between(nn.Module):
         nn.Conv2d(8, 8, 3, 2, 3, dilation=3), nn.Conv2d(8, 8, 3, 1, 2, dilation=2, groups=4),
         nn.Conv2d(8, 8, (1, 5), (2, 1), (0, 4), dilation=(5, 2), groups=8), nn.Conv2d(8, 8, 1, 2, dilation=4),
         nn.Conv2d(8, 8, 2, 2), nn.Conv2d(8, 8, (3, 2), (1, 2), (2, 1), groups=2),
-        nn.MaxPool2d(3, 1, 1, dilation=2), nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d((2, 3), (1, 2), (1, 1)),
+        nn.MaxPool2d(3, 1, 1, dilation=2), nn.MaxPool2d(3, 2, ceil_mode=True),
+        nn.MaxPool2d((2, 3), (1, 2), (1, 1)),
         nn.AvgPool2d(3, 2, 1), nn.AvgPool2d((2, 1), divisor_override=3), nn.AvgPool2d(2, 2, ceil_mode=True),
         nn.AdaptiveMaxPool2d(3), nn.AdaptiveAvgPool2d((4, 2)),
     ],
@@ -370,12 +403,15 @@ class Shifted(NormNeuron):
 
 @pytest.mark.parametrize("options", [{}, {"scheme": "mint"}], ids=str)
 @pytest.mark.parametrize(
-    "neuron, method", [(Doubled(), "simulate"), (Running(), "run"), (Calling(), "forward"), (SignedIF(), "simulate")]
+    "neuron, method",
+    [(Doubled(), "simulate"), (Running(), "run"), (Calling(), "forward"), (SignedIF(), "simulate")],
 )
 def test_neurons_with_equations_of_their_own_are_refused_by_path(neuron, method, options):
     network = sd.networks.create("vgg5", width=0.125)
     network.stage2[2].neuron = neuron
-    with pytest.raises(SpikedistillError, match=rf"cannot quantize stage2\.2: .*computes by {method}\(\) of its own"):
+    with pytest.raises(
+        SpikedistillError, match=rf"cannot quantize stage2\.2: .*computes by {method}\(\) of its own"
+    ):
         quantize(network, calibration=images(2), **options)
     alone = sd.networks.create("vgg5", width=0.125, head="spiking")
     alone.head.neuron = neuron
@@ -388,7 +424,9 @@ def test_neurons_with_equations_of_their_own_are_refused_by_path(neuron, method,
 def test_norms_with_equations_of_their_own_are_refused_by_path():
     network = sd.networks.create("vgg5", width=0.125)
     network.stage2[2] = Shifted(network.stage2[2].channels, sd.LIF())
-    with pytest.raises(SpikedistillError, match=r"cannot quantize stage2\.2: .*computes by affine\(\) of its own"):
+    with pytest.raises(
+        SpikedistillError, match=r"cannot quantize stage2\.2: .*computes by affine\(\) of its own"
+    ):
         quantize(network, calibration=images(2))
 
 

@@ -44,7 +44,8 @@ def small() -> dict[str, Any]:
         "stages": [
             {"name": "teacher", "network": {**NET, "ann": True}, "epochs": 2},
             {
-                "name": "student", "network": dict(NET), "init": {"from": "teacher"}, "teacher": "teacher", "epochs": 2,
+                "name": "student", "network": dict(NET), "init": {"from": "teacher"}, "teacher": "teacher",
+                "epochs": 2,
                 "objectives": [{"type": "cross_entropy"}, {"type": "logit_distillation"}],
             },
         ],
@@ -71,7 +72,8 @@ def child(work: Callable[[], Any]) -> int:
 
 
 def watch(folder: Path, kill_at: int, count: Path | None = None) -> None:
-    """From now on each change of the file system under ``folder`` is counted, and the process dies before number ``kill_at``.
+    """From now on each change of the file system under ``folder`` is counted, and the process dies before
+    number ``kill_at``.
 
     What is not yet fsynced is half lost with it.
     """
@@ -94,7 +96,10 @@ def watch(folder: Path, kill_at: int, count: Path | None = None) -> None:
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if (event in CHANGES and mine(args[0])) or (
-            event == "open" and mine(args[0]) and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+            event == "open"
+            and mine(args[0])
+            and isinstance(args[2], int)
+            and args[2] & (os.O_WRONLY | os.O_RDWR)
         ):
             strike()
 

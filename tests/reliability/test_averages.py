@@ -1,4 +1,6 @@
-"""Averaged weights have statistics of their own, and the best epoch's file is the network that was measured."""
+"""Averaged weights have statistics of their own, and the best epoch's file is the network that was
+measured.
+"""
 
 import numpy as np
 import pytest
@@ -50,10 +52,14 @@ def test_the_best_file_is_the_network_whose_accuracy_is_recorded(trained, easy):
     lines = metrics.read(trained.folder).epochs("student")
     each = [line["validation"]["accuracy"] for line in lines]
     assert row.best.validation_accuracy == max(each)
-    assert measured(trained, easy, sd.load(trained.folder, "student", best=True)) == row.best.validation_accuracy
+    assert (
+        measured(trained, easy, sd.load(trained.folder, "student", best=True)) == row.best.validation_accuracy
+    )
     assert measured(trained, easy, sd.load(trained.folder, "student@best")) == row.best.validation_accuracy
     assert measured(trained, easy, sd.load(trained.folder, "student")) == row.validation_accuracy == each[-1]
-    found = reevaluate(f"{trained.folder}:student@best", data=from_arrays(easy, read_claim(trained.folder)[1].data))
+    found = reevaluate(
+        f"{trained.folder}:student@best", data=from_arrays(easy, read_claim(trained.folder)[1].data)
+    )
     network = sd.load(trained.folder, best=True)
     assert found.columns["accuracy"][2] == measured(trained, easy, network, "test")
 
@@ -61,7 +67,9 @@ def test_the_best_file_is_the_network_whose_accuracy_is_recorded(trained, easy):
 def test_averaged_weights_have_statistics_of_their_own(trained, easy):
     network = sd.load(trained.folder, "student")
     _, recipe = read_claim(trained.folder)
-    batches = calibration_batches(from_arrays(easy, recipe.data), recipe.data.batch_size, CALIBRATION_IMAGES, "cpu")
+    batches = calibration_batches(
+        from_arrays(easy, recipe.data), recipe.data.batch_size, CALIBRATION_IMAGES, "cpu"
+    )
     again = recalibrated(network, batches)
     for name, value in network.state_dict().items():
         if name.endswith(("running_mean", "running_var")):
@@ -74,8 +82,17 @@ def test_an_anns_own_class_can_be_averaged(small, easy, tmp_path):
 
     small["optimizer"] = {"lr": 0.1, "ema": 0.5}
     small["stages"] = [{"name": "net", "network": {"name": "mine"}, "epochs": 1}]
-    layers = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
-    found = train(small, {"mine": lambda: nn.Sequential(*layers)}, easy, out=tmp_path / "run", quiet=True, device="cpu")
+    layers = (
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 4),
+    )
+    found = train(
+        small, {"mine": lambda: nn.Sequential(*layers)}, easy, out=tmp_path / "run", quiet=True, device="cpu"
+    )
     assert found.summary.stage("net").epochs == 1
 
 
@@ -85,7 +102,9 @@ def test_a_stage_without_validation_has_no_best(small, easy, tmp_path, capsys):
     folder = run(small, easy, tmp_path / "run").folder
     with pytest.raises(sd.SpikedistillError, match="keeps no best epoch"):
         sd.load(folder, best=True)
-    assert cli.main(["export", f"{folder}:student@best", "--to", "nir", "--out", str(tmp_path / "x.nir")]) == 2
+    assert (
+        cli.main(["export", f"{folder}:student@best", "--to", "nir", "--out", str(tmp_path / "x.nir")]) == 2
+    )
 
 
 @pytest.mark.parametrize("accumulate, updates, dropped", [(2, 1, 1), (3, 1, 0), (50, 1, 0)])

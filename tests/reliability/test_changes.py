@@ -29,7 +29,10 @@ def begun(small, images, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop.Training, "save", save)
         assert (
-            cli.main(["train", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "run"), "--device", "cpu"]) == 130
+            cli.main(
+                ["train", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "run"), "--device", "cpu"]
+            )
+            == 130
         )
     return tmp_path / "run"
 
@@ -40,7 +43,10 @@ def record(folder):
 
 @pytest.mark.parametrize("change", ["optimizer.lr=0.01", "student.optimizer.lr=0.01"])
 def test_the_learning_rate_of_a_run_may_change_and_the_record_says_from_where(begun, change):
-    assert cli.main(["resume", str(begun), change, "checkpoint.steps=3", "data.workers=0", "--device", "cpu"]) == 0
+    assert (
+        cli.main(["resume", str(begun), change, "checkpoint.steps=3", "data.workers=0", "--device", "cpu"])
+        == 0
+    )
     found = record(begun)
     assert found["changes"] == [
         {
@@ -56,9 +62,11 @@ def test_the_learning_rate_of_a_run_may_change_and_the_record_says_from_where(be
 
 
 @pytest.mark.parametrize("change, words", [
-    ("student.epochs=9", "cannot be changed"), ("data.batch_size=8", "cannot be changed"), ("seed=3", "cannot be changed"),
+    ("student.epochs=9", "cannot be changed"), ("data.batch_size=8", "cannot be changed"),
+    ("seed=3", "cannot be changed"),
     ("student.optimizer.momentum=0.5", "cannot be changed"), ("teacher.optimizer.lr=0.5", "is finished"),
-    ("nobody.optimizer.lr=0.5", "no stage"), ("optimizer.lr=-1", "optimizer.lr"), ("optimizer.lr", "not of the form"),
+    ("nobody.optimizer.lr=0.5", "no stage"), ("optimizer.lr=-1", "optimizer.lr"),
+    ("optimizer.lr", "not of the form"),
 ])  # fmt: skip
 def test_all_else_is_refused(begun, change, words, capsys):
     before = (begun / "recipe.yaml").read_bytes()
@@ -111,11 +119,19 @@ def test_data_given_by_the_caller_are_not_taken_for_the_recipes(small, images, t
 
 def test_arrays_obey_the_recipes_data_keys(small, images, tmp_path, monkeypatch):
     small["stages"] = small["stages"][:1]
-    small["data"] = {"batch_size": 16, "validation": 8, "mean": [0.25], "std": [0.5], "augment": {"cutout": 4}}
+    small["data"] = {
+        "batch_size": 16,
+        "validation": 8,
+        "mean": [0.25],
+        "std": [0.5],
+        "augment": {"cutout": 4},
+    }
     seen = []
     original = loop.Training.__init__
     monkeypatch.setattr(
-        loop.Training, "__init__", lambda self, d, data, *a: (seen.append(data), original(self, d, data, *a))[1]
+        loop.Training,
+        "__init__",
+        lambda self, d, data, *a: (seen.append(data), original(self, d, data, *a))[1],
     )
     found = run(small, images, tmp_path / "run")
     (data,) = seen

@@ -42,18 +42,23 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(small, images, tmp_pat
     stopped(small, images, tmp_path / "run", monkeypatch)
     last = tmp_path / "run" / "checkpoints" / "teacher"
     assert (
-        checkpoint.load(last)[1]["position"]["step"] > checkpoint.load(checkpoint.previous(last))[1]["position"]["step"]
+        checkpoint.load(last)[1]["position"]["step"]
+        > checkpoint.load(checkpoint.previous(last))[1]["position"]["step"]
     )
     content = (last / file).read_bytes()
     if harm == "gone":
         (last / file).unlink()
     else:
         where = content.index(b'"seconds": ') + 12 if file == "state.json" else len(content) - 9
-        flipped = content[:where] + (b"7" if content[where : where + 1] != b"7" else b"8") + content[where + 1 :]
+        flipped = (
+            content[:where] + (b"7" if content[where : where + 1] != b"7" else b"8") + content[where + 1 :]
+        )
         (last / file).write_bytes(flipped if harm == "flip" else content[: len(content) // 2])
     run(small, images, tmp_path / "run")
     lines = [line for line in metrics.read(tmp_path / "run").events if line["event"] == "warning"]
-    assert any(re.search(r"going on from the checkpoint before it, of step \d", line["text"]) for line in lines)
+    assert any(
+        re.search(r"going on from the checkpoint before it, of step \d", line["text"]) for line in lines
+    )
     whole = outcome_of_one(tmp_path / "whole")
     assert outcome_of_one(tmp_path / "run") == whole
 
@@ -96,7 +101,12 @@ def test_files_folders_and_parents_are_told_to_the_disk(tmp_path, monkeypatch):
 def test_leftovers_of_dead_processes_are_cleaned(small, images, tmp_path):
     small["stages"] = small["stages"][:1]
     folder = run(small, images, tmp_path / "run").folder
-    for left in (".summary.json.77.tmp", "stages/.teacher.new-77/x", "checkpoints/.teacher.new-1/x", "seed-1/.a.9.tmp"):
+    for left in (
+        ".summary.json.77.tmp",
+        "stages/.teacher.new-77/x",
+        "checkpoints/.teacher.new-1/x",
+        "seed-1/.a.9.tmp",
+    ):
         (folder / left).parent.mkdir(parents=True, exist_ok=True)
         (folder / left).write_text("half")
     clean(folder)
@@ -110,7 +120,9 @@ def test_cadence_by_steps(small, images, tmp_path, monkeypatch):
     small["stages"] = small["stages"][:1]
     steps = []
     original = loop.Training.save
-    monkeypatch.setattr(loop.Training, "save", lambda self: (steps.append(self.position.step), original(self))[1])
+    monkeypatch.setattr(
+        loop.Training, "save", lambda self: (steps.append(self.position.step), original(self))[1]
+    )
     run(small, images, tmp_path / "a")
     assert steps == [2, 4, 6]
     steps.clear()

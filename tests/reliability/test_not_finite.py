@@ -46,7 +46,9 @@ def late(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
-@pytest.mark.parametrize("optimizer", [{"name": "sgd"}, {"name": "adamw", "lr": 0.001, "clip": 1.0, "ema": None}])
+@pytest.mark.parametrize(
+    "optimizer", [{"name": "sgd"}, {"name": "adamw", "lr": 0.001, "clip": 1.0, "ema": None}]
+)
 def test_a_gradient_that_is_nan_is_not_applied_and_its_objective_named(
     alone, images, tmp_path, monkeypatch, on_gpu, optimizer
 ):

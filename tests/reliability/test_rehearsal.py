@@ -1,4 +1,6 @@
-"""Everything is checked before anything runs: each of these once trained a stage first, or ran on without a word."""
+"""Everything is checked before anything runs: each of these once trained a stage first, or ran on without
+a word.
+"""
 
 import time
 
@@ -36,14 +38,17 @@ def never(monkeypatch):
     (student(network={**NET, "num_classes": 2}), r"(2 classes|out of bounds)"),
     (student(network={"name": "vgg16", "width": 0.0625}), r"stages\.student: two images do not pass"),
     (student(network={"name": "mine"}), r"unknown network 'mine'"),
-    (student(teacher="teacher", objectives=[{"type": "feature_distillation", "taps": ["stage9x@out"]}]), r"stages\.student"),
+    (student(teacher="teacher", objectives=[{"type": "feature_distillation", "taps": ["stage9x@out"]}]),
+    r"stages\.student"),
     (student(quantize={"weight_bits": 99}), r"weight_bits"),
     (student(optimizer={"lr": float("inf")}), r"lr"),
     (student(optimizer={"clip": float("nan")}), r"clip"),
     (student(epochs=True), r"epochs"),
     (student(objectives=[{"type": "cross_entropy", "weight": float("nan")}]), r"weight"),
 ])  # fmt: skip
-def test_a_stage_that_cannot_run_is_refused_before_its_teacher_trains(small, images, tmp_path, never, stage, words):
+def test_a_stage_that_cannot_run_is_refused_before_its_teacher_trains(
+    small, images, tmp_path, never, stage, words
+):
     small["stages"] = [{"name": "teacher", "network": {**NET, "ann": True}, "epochs": 1}, stage]
     with pytest.raises(sd.SpikedistillError, match=words):
         run(small, images, tmp_path / "run")
@@ -51,9 +56,11 @@ def test_a_stage_that_cannot_run_is_refused_before_its_teacher_trains(small, ima
 
 
 @pytest.mark.parametrize("keys, words", [
-    ({"validation": True}, "validation"), ({"mean": [float("nan")]}, "mean"), ({"std": [float("inf")]}, "std"),
+    ({"validation": True}, "validation"), ({"mean": [float("nan")]}, "mean"),
+    ({"std": [float("inf")]}, "std"),
     ({"augment": {"randaugment": "nonsense"}}, "randaugment"), ({"augment": {"crop": True}}, "crop"),
-    ({"augment": {"crop": 9, "crop_fill": "reflect"}}, "two images do not pass"), ({"augment": {"blur": 31}}, "blur"),
+    ({"augment": {"crop": 9, "crop_fill": "reflect"}}, "two images do not pass"),
+    ({"augment": {"blur": 31}}, "blur"),
     ({"batch_size": True}, "batch_size"),
 ])  # fmt: skip
 def test_data_that_cannot_be_read_so_are_refused(small, images, tmp_path, never, keys, words):

@@ -74,14 +74,19 @@ def test_the_command_says_how_it_was_stopped(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr("spikedistill.training.run.train", stop)
     assert cli.main(["train", "digits", "--out", str(tmp_path / "a")]) == 75
-    assert capsys.readouterr().err == "stopped by SIGTERM; the state is kept: `spikedistill resume RUN` goes on\n"
+    assert (
+        capsys.readouterr().err
+        == "stopped by SIGTERM; the state is kept: `spikedistill resume RUN` goes on\n"
+    )
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("spikedistill.training.run.train", interrupt)
     assert cli.main(["train", "digits", "--out", str(tmp_path / "a")]) == 130
-    assert capsys.readouterr().err == "stopped; what was finished is kept: `spikedistill resume RUN` goes on\n"
+    assert (
+        capsys.readouterr().err == "stopped; what was finished is kept: `spikedistill resume RUN` goes on\n"
+    )
 
 
 @forks
@@ -109,7 +114,8 @@ def test_where_a_file_system_has_no_locks_it_is_said(tmp_path, monkeypatch):
     with locked(tmp_path, said.append):
         pass
     assert said == [
-        f"{tmp_path}: the file system has no locks (Operation not supported); see that no other process trains there"
+        f"{tmp_path}: the file system has no locks (Operation not supported); see that no other process "
+        "trains there"
     ]
 
 
@@ -127,7 +133,8 @@ def command(small, images, tmp_path):
     def start(*arguments: str) -> subprocess.Popen:
         environment = {**os.environ, "SPIKEDISTILL_EAGER": "1", "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
-            [sys.executable, "-m", "spikedistill.cli", *arguments], env=environment, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "spikedistill.cli", *arguments], env=environment, stderr=subprocess.PIPE,
+            text=True,
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -166,7 +173,8 @@ def test_interrupted_while_importing_and_twice(command, tmp_path, after):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode in (130, -2)
-    assert "Traceback" not in err or after < 0.3  # before a line of ours has run, the interpreter itself answers
+    # before a line of ours has run, the interpreter itself answers
+    assert "Traceback" not in err or after < 0.3
 
 
 # Devices
@@ -174,7 +182,9 @@ def test_interrupted_while_importing_and_twice(command, tmp_path, after):
 
 @pytest.mark.parametrize("device", ["banana", "cuda", "cuda:7", "cpu:x", "meta"])
 @pytest.mark.parametrize("command", ["train", "evaluate", "resume"])
-def test_a_device_that_is_not_there_is_an_error(device, command, small, images, tmp_path, capsys, monkeypatch):
+def test_a_device_that_is_not_there_is_an_error(
+    device, command, small, images, tmp_path, capsys, monkeypatch
+):
     import torch
 
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)

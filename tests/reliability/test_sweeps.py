@@ -49,7 +49,9 @@ def test_a_diverging_trial_is_marked_and_the_sweep_goes_on(recipe, tmp_path, mon
 def test_where_all_trials_fail_the_reason_is_said(recipe, tmp_path, monkeypatch):
     space = tmp_path / "space.yaml"
     space.write_text(yaml.safe_dump({"student.optimizer.lr": [0.01]}))
-    monkeypatch.setattr(module, "train", lambda *a, **k: (_ for _ in ()).throw(sd.SpikedistillError("broken")))
+    monkeypatch.setattr(
+        module, "train", lambda *a, **k: (_ for _ in ()).throw(sd.SpikedistillError("broken"))
+    )
     with pytest.raises(sd.SpikedistillError, match="broken"):
         module.sweep(recipe, space, 2, tmp_path / "sweep", device="cpu")
 
@@ -67,7 +69,9 @@ def test_a_killed_trial_is_tried_again_in_its_folder(recipe, tmp_path, monkeypat
     assert child(killed) == -9
     folders = []
     train = module.train
-    monkeypatch.setattr(module, "train", lambda *a, **k: (folders.append(k["out"].name), train(*a, **k, quiet=True))[1])
+    monkeypatch.setattr(
+        module, "train", lambda *a, **k: (folders.append(k["out"].name), train(*a, **k, quiet=True))[1]
+    )
     rows = module.sweep(recipe, space, 2, tmp_path / "sweep", device="cpu")
     assert folders[0] == "trial-0"
     assert len(rows) == 2

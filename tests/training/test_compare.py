@@ -1,4 +1,6 @@
-"""Methods on one data set: one teacher, equal budget, taken over where finished, resumed where killed, and an honest sentence."""
+"""Methods on one data set: one teacher, equal budget, taken over where finished, resumed where killed, and
+an honest sentence.
+"""
 
 import json
 import math
@@ -65,13 +67,17 @@ def test_an_image_is_the_finest_difference():
 
 
 def test_the_sentence():
-    two = judge({"a": [0.950, 0.951, 0.949], "b": [0.96, 0.961, 0.959], "c": [0.5, 0.9, 0.7]}, [0.9] * 3, 1000)
+    two = judge(
+        {"a": [0.950, 0.951, 0.949], "b": [0.96, 0.961, 0.959], "c": [0.5, 0.9, 0.7]}, [0.9] * 3, 1000
+    )
     text = sentence(two, 3)
     assert text.startswith("Take b: +6.00 [")
     assert "corrected for 3 methods, over 3 seeds" in text
     assert text.endswith("Shown to be better than alone too: a.")
     none = sentence(judge({"a": [0.95, 0.85, 0.93]}, [0.9] * 3, 1000), 3)
-    assert none.startswith("No difference shown: no method beats alone on the validation part (nearest: a, +1.00 [")
+    assert none.startswith(
+        "No difference shown: no method beats alone on the validation part (nearest: a, +1.00 ["
+    )
     assert "take alone" in none
     assert "one seed has no interval" in sentence(judge({"a": [0.95]}, [0.9], 1000), 1)
 
@@ -102,7 +108,9 @@ def test_data_alone_are_enough():
     whole = generated(base("mnist", ["data.root=there"]), chosen("logits"), 3)
     assert [s.name for s in whole.stages] == ["teacher", "alone", "logits"]
     assert str(whole.data.root) == "there"
-    bare = load({"stages": [{"name": "student", "network": {"name": "vgg5", "neuron": {"type": "if"}}, "epochs": 3}]})
+    bare = load(
+        {"stages": [{"name": "student", "network": {"name": "vgg5", "neuron": {"type": "if"}}, "epochs": 3}]}
+    )
     first = generated(bare, chosen("logits"), 1).stages[0]
     assert (first.name, dict(first.network), first.epochs) == ("teacher", {"name": "vgg5", "ann": True}, 3)
 
@@ -144,7 +152,9 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(place):
     said: list[str] = []
-    done = sd.compare(RECIPE, "logits,tet,attention-maps", seeds=2, out=place / "both", quiet=True, say=said.append)
+    done = sd.compare(
+        RECIPE, "logits,tet,attention-maps", seeds=2, out=place / "both", quiet=True, say=said.append
+    )
     return done, said
 
 
@@ -248,11 +258,20 @@ def test_without_a_validation_part_nothing_is_concluded(tmp_path):
 
 def test_the_command_and_the_page(found, place, capsys):
     (place / "mine.yaml").write_text(yaml.safe_dump(RECIPE))
-    arguments = ["compare", "--methods", "logits,tet,attention-maps", "--on", str(place / "mine.yaml"), "--seeds", "2"]
+    arguments = [
+        "compare",
+        "--methods",
+        "logits,tet,attention-maps",
+        "--on",
+        str(place / "mine.yaml"),
+        "--seeds",
+        "2",
+    ]
     assert cli.main([*arguments, "--out", str(place / "both")]) == 0
     out = capsys.readouterr().out
     assert found[0].sentence in out
-    assert [line.split()[0] for line in out.splitlines() if line.startswith(("grown-up", "alone", "logits", "tet"))] == [
+    assert [line.split()[0] for line in out.splitlines() if line.startswith(("grown-up", "alone", "logits",
+    "tet"))] == [
         "grown-up", "alone", "logits", "tet",
     ]  # fmt: skip
     assert "left out: attention-maps" in out
@@ -295,6 +314,7 @@ def test_recipes_side_by_side_train_an_equal_teacher_once(tmp_path, capsys):
     assert [e["stage"] for e in events if "taken" in e] == ["grown-up"]
     out = capsys.readouterr().out
     assert "Side by side" in out
-    assert [line.split()[:2] for line in out[out.index("Side by side") :].splitlines() if line.startswith("student")] == [
+    rows = out[out.index("Side by side") :].splitlines()
+    assert [line.split()[:2] for line in rows if line.startswith("student")] == [
         ["student", "one"], ["student", "other"],
     ]  # fmt: skip

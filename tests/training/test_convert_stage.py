@@ -38,7 +38,11 @@ def test_a_converted_stage_is_what_convert_gives(tmp_path, converting, arrays):
 def test_the_table_says_how_many_steps_conversion_needs(tmp_path, converting, arrays):
     summary = train(converting, data=arrays, out=tmp_path / "run", quiet=True).summary
     stages = {stage.name: stage for stage in summary.stages}
-    for accuracy, words in ((0.9, "needs T = 32"), (0.99, "has not reached, at T = 32,"), (0.3, "needs T = 1")):
+    for accuracy, words in (
+        (0.9, "needs T = 32"),
+        (0.99, "has not reached, at T = 32,"),
+        (0.3, "needs T = 1"),
+    ):
         stages["conversion"].accuracy_at = {1: 0.3, 4: 0.5, 32: 0.95}
         stages["student"].accuracy = accuracy
         (line,) = table.conversions(summary)
@@ -53,8 +57,14 @@ def test_the_table_says_how_many_steps_conversion_needs(tmp_path, converting, ar
     [
         ({"init": {"from": "teacher"}}, "stages.conversion.init"),
         ({"network": {"name": "conv6"}}, "exactly one of `network`, `from` and `convert`"),
-        ({"convert": {"from": "techer"}}, "stages.conversion.convert.from: no earlier stage 'techer'.*teacher"),
-        ({"convert": {"from": "teacher", "method": "magic"}}, "stages.conversion.convert.method: found 'magic'"),
+        (
+            {"convert": {"from": "techer"}},
+            "stages.conversion.convert.from: no earlier stage 'techer'.*teacher",
+        ),
+        (
+            {"convert": {"from": "teacher", "method": "magic"}},
+            "stages.conversion.convert.method: found 'magic'",
+        ),
         ({"convert": {"from": "teacher", "percentil": 9}}, "unknown key 'percentil'.*percentile"),
     ],
 )

@@ -1,4 +1,6 @@
-"""A student whose weights come from a spiking stage with another T starts with norm statistics of its own T."""
+"""A student whose weights come from a spiking stage with another T starts with norm statistics of its own
+T.
+"""
 
 import pytest
 import torch
@@ -29,7 +31,14 @@ def of_batches(network, batches):
 
 @pytest.mark.parametrize("asked", [None, False])
 def test_statistics_are_those_of_the_students_steps(tmp_path, recipe, arrays, asked):
-    first = {**recipe["stages"][1], "teacher": None, "objectives": [], "init": None, "name": "first", "epochs": 1}
+    first = {
+        **recipe["stages"][1],
+        "teacher": None,
+        "objectives": [],
+        "init": None,
+        "name": "first",
+        "epochs": 1,
+    }
     options = {} if asked is None else {"recalibrate": asked}
     stages = [
         first,

@@ -1,4 +1,6 @@
-"""A run with code of one's own: begun in one process, read in another that has not the code, continued where it is."""
+"""A run with code of one's own: begun in one process, read in another that has not the code, continued
+where it is.
+"""
 
 import hashlib
 import json
@@ -38,7 +40,9 @@ class Net(nn.Module):
 
     def __init__(self, num_classes: int, in_channels: int = 3, width: int = 1):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, 8 * width, 3, 2, 1), nn.BatchNorm2d(8 * width), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, 8 * width, 3, 2, 1), nn.BatchNorm2d(8 * width), nn.ReLU()
+        )
         self.stage1 = Block(8 * width)
         self.pool = nn.AvgPool2d(2)
         self.head = nn.Linear(32 * width, num_classes)
@@ -51,7 +55,9 @@ class Net(nn.Module):
 
 @pytest.fixture
 def place(tmp_path, arrays, monkeypatch) -> Path:
-    """A folder with data, code and a recipe; the process stands elsewhere, and may import nothing of it by itself."""
+    """A folder with data, code and a recipe; the process stands elsewhere, and may import nothing of it by
+    itself.
+    """
     folder = tmp_path / "project"
     folder.mkdir()
     np.savez(folder / "arrays.npz", **arrays)
@@ -81,9 +87,15 @@ def place(tmp_path, arrays, monkeypatch) -> Path:
 def cli(*args: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     """The command in a process of its own, without the folders that this process looks into."""
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    env |= {"PYTHONPATH": str(Path(sd.__file__).parents[1]), "SPIKEDISTILL_EAGER": "1", "OMP_NUM_THREADS": "1"}
+    env |= {
+        "PYTHONPATH": str(Path(sd.__file__).parents[1]),
+        "SPIKEDISTILL_EAGER": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     code = "import sys; from spikedistill.cli import main; sys.exit(main(sys.argv[1:]))"
-    return subprocess.run([sys.executable, "-P", "-c", code, *args], cwd=cwd, env=env, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code, *args], cwd=cwd, env=env, capture_output=True, text=True
+    )
 
 
 def own_logits(project: Path, run: Path, x: torch.Tensor, stage: str) -> torch.Tensor:
@@ -139,7 +151,8 @@ def test_from_one_process_to_the_next(place, tmp_path, monkeypatch):
     exec(code.replace("this folder", str(moved / "stages" / "student")), names)
     assert names["logits"].shape == (5, 4)
     assert {"mean", "std", "model.stem.0.weight", "model.head.bias"} <= set(loaded["student"].state_dict())
-    twice = sd.quantize(loaded["student"], weight_bits=2, calibration=x)  # what loads is a network like any other
+    # what loads is a network like any other
+    twice = sd.quantize(loaded["student"], weight_bits=2, calibration=x)
     assert twice(x).shape == (2, 5, 4)
     with pytest.raises(sd.SpikedistillError, match=r"holds for inputs of \(3, 8, 8\); found \(3, 16, 16\)"):
         loaded["student"](torch.rand(1, 3, 16, 16))
@@ -201,10 +214,14 @@ def test_classes_functions_and_modules_by_one_rule(tmp_path, arrays):
     held = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert held["networks"] == {"cls": f"{__name__}:Small"}  # the others have no address
     stages[0]["network"]["chanels"] = 3
-    with pytest.raises(sd.SpikedistillError, match="network 'cls' has no option 'chanels'; did you mean 'channels'"):
+    with pytest.raises(
+        sd.SpikedistillError, match="network 'cls' has no option 'chanels'; did you mean 'channels'"
+    ):
         sd.train(recipe, networks=mine, data=arrays, out=tmp_path / "other", quiet=True)
     del stages[0]["network"]["chanels"]
     with pytest.raises(sd.SpikedistillError, match="network 'module' has no option 'width'"):
-        sd.train(recipe, mine, arrays, out=tmp_path / "other", overrides=["copied.network.width=2"], quiet=True)
+        sd.train(
+            recipe, mine, arrays, out=tmp_path / "other", overrides=["copied.network.width=2"], quiet=True
+        )
     with pytest.raises(sd.SpikedistillError, match="network 'cls' is no network: found str"):
         sd.train(recipe, {**mine, "cls": lambda channels: "x"}, arrays, out=tmp_path / "other", quiet=True)

@@ -24,7 +24,9 @@ train(yaml.safe_load(open(f"{folder}/tiny.yaml")), data=arrays, out=f"{folder}/t
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(tmp_path: Path, recipe: dict, arrays: dict) -> None:
-    """Gradients accumulated over two batches, clipped, averaged weights: the same network from halves of each batch."""
+    """Gradients accumulated over two batches, clipped, averaged weights: the same network from halves of
+    each batch.
+    """
     recipe["precision"] = "float64"
     recipe["optimizer"] |= {"accumulate": 2, "ema": 0.8, "clip": 0.5, "warm_up": 1}
     recipe["stages"][1]["epochs"] = 2
@@ -48,10 +50,14 @@ def test_two_processes_train_what_one_trains(tmp_path: Path, recipe: dict, array
         mine, theirs = load(tmp_path / "one", stage).state_dict(), load(tmp_path / "two", stage).state_dict()
         assert mine.keys() == theirs.keys()
         for name, value in mine.items():
-            torch.testing.assert_close(theirs[name], value, rtol=1e-6, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                theirs[name], value, rtol=1e-6, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}"
+            )
     events = [line["event"] for line in metrics.read(tmp_path / "two").events]
     assert events == [line["event"] for line in metrics.read(one.folder).events]
-    for a, b in zip(metrics.read(one.folder).epochs("student"), metrics.read(tmp_path / "two").epochs("student")):
+    for a, b in zip(
+        metrics.read(one.folder).epochs("student"), metrics.read(tmp_path / "two").epochs("student")
+    ):
         assert b["train"]["accuracy"] == a["train"]["accuracy"], "of all processes, not the first's alone"
         assert b["train"]["loss"] == pytest.approx(a["train"]["loss"], rel=1e-6)
         assert b["train"]["parts"] == pytest.approx(a["train"]["parts"], rel=1e-6)

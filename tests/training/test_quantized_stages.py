@@ -1,4 +1,6 @@
-"""Every option of a stage's ``quantize``: trained with the shipped optimizers, saved, loaded, evaluated, exported."""
+"""Every option of a stage's ``quantize``: trained with the shipped optimizers, saved, loaded, evaluated,
+exported.
+"""
 
 from inspect import signature
 from pathlib import Path
@@ -15,8 +17,10 @@ from spikedistill.training.reevaluate import reevaluate
 from spikedistill.training.run import train
 
 CASES: dict[str, list[dict]] = {
-    "weight_bits": [{"weight_bits": None}, {"weight_bits": 2}, {"weight_bits": None, "first_last_bits": None}],
-    "membrane_bits": [{"membrane_bits": None}, {"membrane_bits": 8}, {"membrane_bits": None, "unit": "learned"}],
+    "weight_bits": [{"weight_bits": None}, {"weight_bits": 2},
+    {"weight_bits": None, "first_last_bits": None}],
+    "membrane_bits": [{"membrane_bits": None}, {"membrane_bits": 8},
+    {"membrane_bits": None, "unit": "learned"}],
     "norm_bits": [{"norm_bits": None}, {"norm_bits": 3}],
     "leak_bits": [{"leak_bits": None}, {"leak_bits": 2}],
     "fraction_bits": [{"fraction_bits": 1}, {"fraction_bits": 16}],
@@ -27,7 +31,8 @@ CASES: dict[str, list[dict]] = {
     "weight_range": [{"weight_range": r} for r in (None, "max", "percentile", "mse", "learned")],
     "unit": [{"unit": u} for u in ("threshold", "max", "percentile", "learned", "weights")],
     "percentile": [{"percentile": 50.0, "weight_range": "percentile", "unit": "percentile"}],
-    "scheme": [{"scheme": "mint"}, {"scheme": "mint", "weight_range": "max"}, {"scheme": "mint", "norm_bits": None}],
+    "scheme": [{"scheme": "mint"}, {"scheme": "mint", "weight_range": "max"},
+    {"scheme": "mint", "norm_bits": None}],
     "freeze_norms": [{"freeze_norms": True}, {"freeze_norms": True, "scheme": "mint"}],
     "input_size": [{"input_size": [3, 8, 8]}],
 }  # fmt: skip
@@ -52,8 +57,14 @@ def _recipe(base: dict, network: str, options: dict, optimizer: str) -> dict:
 @pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("network", ["vgg5", pytest.param("ms_resnet20", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", [o for cases in CASES.values() for o in cases], ids=str)
-def test_a_stage_trains_loads_and_is_taken_everywhere(tmp_path: Path, recipe, arrays, network, optimizer, options):
-    if network == "ms_resnet20" and {"scheme", "unit"} & options.keys() and options.get("unit") in (None, "weights"):
+def test_a_stage_trains_loads_and_is_taken_everywhere(
+    tmp_path: Path, recipe, arrays, network, optimizer, options
+):
+    if (
+        network == "ms_resnet20"
+        and {"scheme", "unit"} & options.keys()
+        and options.get("unit") in (None, "weights")
+    ):
         pytest.skip("folded norms refuse streams")
     given = _recipe(recipe, network, options, optimizer)
     x = torch.from_numpy(arrays["x_test"][:24]).permute(0, 3, 1, 2).float() / 255
@@ -68,7 +79,9 @@ def test_a_stage_trains_loads_and_is_taken_everywhere(tmp_path: Path, recipe, ar
     y = torch.from_numpy(small["y_test"])
     assert row.accuracy == pytest.approx(float((logits.argmax(1) == y).float().mean()), abs=1e-6)
     assert trained.config["quantize"]["weight_range"] is not None
-    reals = [name for name in ("weight_bits", "norm_bits", "leak_bits") if {**DEFAULTS, **options}[name] is None]
+    reals = [
+        name for name in ("weight_bits", "norm_bits", "leak_bits") if {**DEFAULTS, **options}[name] is None
+    ]
     again_measured = reevaluate(f"{run.folder}:few", data=datasets.from_arrays(small))
     assert [*again_measured.columns["accuracy"].values()] == [row.accuracy]
     assert (row.integer is None) == bool(reals)
@@ -103,6 +116,11 @@ def test_a_network_of_ones_own_is_loaded_quantized(tmp_path: Path, recipe, array
     run = train(given, {"own": Own}, arrays, out=tmp_path / "run", device="cpu", quiet=True)
     x = torch.from_numpy(arrays["x_test"]).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
-        right = store.load(run.folder, "few", Own()).predict(x).argmax(1) == torch.from_numpy(arrays["y_test"])
+        right = store.load(run.folder, "few", Own()).predict(x).argmax(1) == torch.from_numpy(
+            arrays["y_test"]
+        )
     assert float(right.float().mean()) == pytest.approx(summary.read(run.folder).stage("few").accuracy)
-    assert train(given, {"own": Own}, arrays, out=tmp_path / "run", device="cpu", quiet=True).folder == run.folder
+    assert (
+        train(given, {"own": Own}, arrays, out=tmp_path / "run", device="cpu", quiet=True).folder
+        == run.folder
+    )

@@ -16,7 +16,8 @@ from spikedistill.recipe import load as load_recipe
 from spikedistill.training import records, summary
 from spikedistill.training.run_folder import claim, read_whole_claim
 
-OLD = Path(__file__).parent / "data" / "record_1"  # digits, conv6 of width 1/16; stopped three steps before its end
+# digits, conv6 of width 1/16; stopped three steps before its end
+OLD = Path(__file__).parent / "data" / "record_1"
 
 
 @pytest.fixture
@@ -118,11 +119,17 @@ def test_a_networks_config_is_whole(other_defaults, monkeypatch):
 
 def test_a_config_of_record_1_keeps_the_neurons_of_its_time(other_defaults):
     spiking = {"spiking": {"neuron": {"type": "if"}, "time_steps": 2}}
-    assert records.upgraded_config(spiking, 1)["spiking"]["neuron"]["surrogate"] == {"name": "atan", "alpha": 2.0}
+    assert records.upgraded_config(spiking, 1)["spiking"]["neuron"]["surrogate"] == {
+        "name": "atan",
+        "alpha": 2.0,
+    }
     named = {"name": "ms_resnet18", "options": {"time_steps": 4}}
     assert records.upgraded_config(named, 1)["options"]["neuron"]["surrogate"]["name"] == "rectangle"
     given = {"name": "conv6", "options": {"neuron": {"type": "lif", "surrogate": "sigmoid"}}}
-    assert records.upgraded_config(given, 1)["options"]["neuron"]["surrogate"] == {"name": "sigmoid", "alpha": 4.0}
+    assert records.upgraded_config(given, 1)["options"]["neuron"]["surrogate"] == {
+        "name": "sigmoid",
+        "alpha": 4.0,
+    }
     ann = {"name": "conv6", "options": {"time_steps": None}}
     assert "neuron" not in records.upgraded_config(ann, 1)["options"]
     assert records.upgraded_config(named, records.RECORD) == named

@@ -122,7 +122,9 @@ def test_another_recipes_folder_is_refused_and_the_difference_named(tmp_path, re
     recipe["stages"] = recipe["stages"][:1]
     train(recipe, data=arrays, out=tmp_path / "run", quiet=True)
     recipe["stages"][0]["epochs"] = 5
-    with pytest.raises(sd.SpikedistillError, match=r"another recipe \(stages\.teacher\.epochs: 3 there, 5 here\)"):
+    with pytest.raises(
+        sd.SpikedistillError, match=r"another recipe \(stages\.teacher\.epochs: 3 there, 5 here\)"
+    ):
         train(recipe, data=arrays, out=tmp_path / "run", quiet=True)
 
 
@@ -137,7 +139,8 @@ def test_a_diverging_loss_stops_before_the_update(tmp_path, recipe, arrays):
     recipe["stages"] = recipe["stages"][:1]
     recipe["stages"][0]["optimizer"] = {"lr": 1e30}
     with pytest.raises(
-        sd.SpikedistillError, match=r"stage 'teacher': the loss is (nan|inf) at step \d+ .*Lower the learning rate"
+        sd.SpikedistillError,
+        match=r"stage 'teacher': the loss is (nan|inf) at step \d+ .*Lower the learning rate",
     ):
         train(recipe, data=arrays, out=tmp_path / "run", quiet=True)
 
@@ -173,7 +176,8 @@ def test_a_full_disk_loses_nothing(tmp_path, recipe, arrays, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(
-        sd.SpikedistillError, match=r"cannot write .*No space left on device; what was there before is unchanged"
+        sd.SpikedistillError,
+        match=r"cannot write .*No space left on device; what was there before is unchanged",
     ):
         checkpoint.save(tmp_path / "state", {"w": torch.zeros(3)}, {"position": 2})
     found, state = checkpoint.load(tmp_path / "state")
@@ -224,7 +228,17 @@ def test_learning_rate_is_a_function_of_position():
 @pytest.mark.slow
 def test_killed_and_resumed_from_the_command_line(tmp_path):
     env = {**os.environ, "SPIKEDISTILL_EAGER": "1"}
-    args = [sys.executable, "-m", "spikedistill.cli", "train", "digits", "--seeds", "1", "--out", str(tmp_path / "run")]
+    args = [
+        sys.executable,
+        "-m",
+        "spikedistill.cli",
+        "train",
+        "digits",
+        "--seeds",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     process = subprocess.Popen(args, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     log = tmp_path / "run" / "metrics.jsonl"

@@ -56,7 +56,9 @@ def test_tensorboard_files_lie_in_the_run(tmp_path: Path, recipe: dict, arrays: 
 
 
 def test_trackers_that_are_not_there(tmp_path: Path, recipe: dict, arrays: dict, capsys: Any) -> None:
-    with pytest.raises(sd.SpikedistillError, match="unknown tracker 'tensorbord': did you mean 'tensorboard'"):
+    with pytest.raises(
+        sd.SpikedistillError, match="unknown tracker 'tensorbord': did you mean 'tensorboard'"
+    ):
         train(recipe, data=arrays, out=tmp_path / "run", quiet=True, track="tensorbord")
     assert cli.main(["train", "digits", "--track", "wand", "--out", str(tmp_path / "d")]) == 2
     assert "did you mean 'wandb'" in capsys.readouterr().err

@@ -19,7 +19,10 @@ def test_a_dead_layer_comes_with_advice(tmp_path, initialisation: str, advice: s
                 "name": "silent",
                 "network": {"name": "vgg5", "width": 0.125, "pools": 1, "initialisation": initialisation},
                 "epochs": 2,
-                "objectives": [{"type": "cross_entropy"}, {"type": "activity_regularization", "weight": 1000.0}],
+                "objectives": [
+                    {"type": "cross_entropy"},
+                    {"type": "activity_regularization", "weight": 1000.0},
+                ],
             }
         ],
     }
@@ -27,5 +30,7 @@ def test_a_dead_layer_comes_with_advice(tmp_path, initialisation: str, advice: s
     dead = [line for line in stage.warnings if line.startswith("layer")]
     assert dead
     assert all("is dead: it fires at 0.0" in line for line in dead)
-    assert [line for line in stage.warnings if line not in dead] == [line for line in stage.warnings if advice in line]
+    assert [line for line in stage.warnings if line not in dead] == [
+        line for line in stage.warnings if advice in line
+    ]
     assert advice in stage.warnings[-1]

@@ -13,11 +13,14 @@ STEPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 @torch.no_grad()
-def accuracy_over_time(network: Network, batches: Iterable[Any], time_steps: Sequence[int] = STEPS) -> dict[int, float]:
-    """Accuracy (0..1) after the first T steps, for each T, from the logits summed so far; nothing is recalibrated.
+def accuracy_over_time(
+    network: Network, batches: Iterable[Any], time_steps: Sequence[int] = STEPS
+) -> dict[int, float]:
+    """Accuracy (0..1) after the first T steps, for each T, from the logits summed so far; nothing is
+    recalibrated.
 
-    One simulation of the largest T, streamed step by step, so memory does not grow with T. ``batches``: pairs of images
-    (N, C, H, W) and labels (N,). The network is used in eval mode and left as it was.
+    One simulation of the largest T, streamed step by step, so memory does not grow with T. ``batches``: pairs
+    of images (N, C, H, W) and labels (N,). The network is used in eval mode and left as it was.
     """
     wanted = sorted(set(time_steps))
     if not wanted or wanted[0] < 1:
@@ -37,7 +40,9 @@ def accuracy_over_time(network: Network, batches: Iterable[Any], time_steps: Seq
 
 
 def correct_over_time(network: Network, x: Tensor, y: Tensor, time_steps: Sequence[int]) -> dict[int, int]:
-    """How many of a batch (N, C, H, W) are classified as ``y`` (N,) by the logits summed over the first T steps, for each T."""
+    """How many of a batch (N, C, H, W) are classified as ``y`` (N,) by the logits summed over the first T
+    steps, for each T.
+    """
     correct: dict[int, int] = {}
     state: dict[str, Any] | None = None
     total: Tensor | float = 0.0

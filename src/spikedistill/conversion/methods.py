@@ -1,4 +1,6 @@
-"""``convert``: a trained ANN as spiking network; ``balance_thresholds``: a student that begins where its ANN stands."""
+"""``convert``: a trained ANN as spiking network; ``balance_thresholds``: a student that begins where its
+ANN stands.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -30,20 +32,23 @@ def convert(
     initial: float = 0.5,
     levels: int = 8,
 ) -> Network:
-    """A spiking copy of a trained ANN, without training; it is in eval mode, and its norms keep the ANN's statistics.
+    """A spiking copy of a trained ANN, without training; it is in eval mode, and its norms keep the ANN's
+    statistics.
 
-    ``threshold_balancing``: each IF neuron (soft reset) fires at the range theta of the ANN's activation there, measured on
-    ``calibration``: its ``percentile`` or "max" (Diehl et al., IJCNN 2015; Rueckauer et al., Frontiers in Neuroscience
-    2017, whose 99.9 is the default). ``qcfs``: theta is learned, the ANN's activations are :class:`QCFS` (Bu et al., ICLR
-    2022). Both start at ``initial * theta`` (1/2: Bu et al.). ``signed``: :class:`SignedIF` with ``levels`` (a QCFS network's
-    own) and theta as above; at T = 1 it is the quantized ANN itself (our reading of PMSM, arXiv 2508.14520).
+    ``threshold_balancing``: each IF neuron (soft reset) fires at the range theta of the ANN's activation
+    there, measured on ``calibration``: its ``percentile`` or "max" (Diehl et al., IJCNN 2015; Rueckauer et
+    al., Frontiers in Neuroscience 2017, whose 99.9 is the default). ``qcfs``: theta is learned, the ANN's
+    activations are :class:`QCFS` (Bu et al., ICLR 2022). Both start at ``initial * theta`` (1/2: Bu et al.).
+    ``signed``: :class:`SignedIF` with ``levels`` (a QCFS network's own) and theta as above; at T = 1 it is
+    the quantized ANN itself (our reading of PMSM, arXiv 2508.14520).
 
-    Spikes stay 0/1 (whole numbers); their worth theta moves into weights, norms and thresholds, see :mod:`.scales`.
-    Max-pooling takes the most active input of a window, see :mod:`.pooling`.
-    ``calibration``: a batch (N, C, H, W) in [0, 1], or batches, or (x, y) pairs. ``ann``: of ``networks.create(...,
-    time_steps=None)``, a wrapped one, or any ReLU network that :func:`spiking` turns.
-    Shape: (N, C, H, W) to (T, N, K). Raises, by path and with the nearest thing that is supported, for what has no spiking
-    counterpart (GELU, softmax, attention) and for what a scale cannot pass (layer, group and instance norms, products).
+    Spikes stay 0/1 (whole numbers); their worth theta moves into weights, norms and thresholds, see
+    :mod:`.scales`. Max-pooling takes the most active input of a window, see :mod:`.pooling`.
+    ``calibration``: a batch (N, C, H, W) in [0, 1], or batches, or (x, y) pairs. ``ann``: of
+    ``networks.create(..., time_steps=None)``, a wrapped one, or any ReLU network that :func:`spiking` turns.
+    Shape: (N, C, H, W) to (T, N, K). Raises, by path and with the nearest thing that is supported, for what
+    has no spiking counterpart (GELU, softmax, attention) and for what a scale cannot pass (layer, group and
+    instance norms, products).
     """
     if method not in METHODS:
         raise SpikedistillError(f"unknown conversion method {method!r}: {nearest(method, METHODS)}")
@@ -54,11 +59,14 @@ def convert(
     learned = _learned(ann)
     if method == "qcfs" and not learned:
         raise SpikedistillError(
-            "method='qcfs' converts an ANN trained with QCFS activations: networks.create(..., time_steps=None, "
+            "method='qcfs' converts an ANN trained with QCFS activations: networks.create(..., "
+            "time_steps=None, "
             "neuron={'type': 'qcfs', 'levels': 8}); use method='threshold_balancing' for a ReLU network"
         )
     if method == "threshold_balancing" and learned:
-        raise SpikedistillError("this ANN has QCFS activations with learned thresholds; use method='qcfs' or 'signed'")
+        raise SpikedistillError(
+            "this ANN has QCFS activations with learned thresholds; use method='qcfs' or 'signed'"
+        )
     batches = [x.to(_place(ann)) for x in images(calibration)]
     if not batches:
         raise SpikedistillError(
@@ -67,7 +75,9 @@ def convert(
     finite.check_batches(batches, "convert: calibration")
     depths = {q.levels for q in learned.values()}
     if method == "signed" and len(depths) > 1:
-        raise SpikedistillError(f"QCFS activations of several levels {sorted(depths)} in one network; use one")
+        raise SpikedistillError(
+            f"QCFS activations of several levels {sorted(depths)} in one network; use one"
+        )
     graph = trace(ann, batches[0][:2])
     refuse([node for node in graph if node.name in graph.live], gates="refuse", norms=True)
     prototype: Neuron = IF(reset="soft", initial=initial)
@@ -79,14 +89,17 @@ def convert(
     if learned:
         thetas = {path: float(learned[path].threshold.detach()) for path in layers(network)}
         if min(thetas.values()) <= 0:
-            raise SpikedistillError("a QCFS threshold of the ANN is not positive; its training diverged there")
+            raise SpikedistillError(
+                "a QCFS threshold of the ANN is not positive; its training diverged there"
+            )
     else:
         thetas = measure(network, ann, batches, percentile)
     graph = trace(network, batches[0][:2])
     thetas, pools = rescale(network, graph, thetas), behind_neurons(graph)
     pool_rates(network, pools)
     config = network.config
-    if isinstance(ann, Wrapped) and "name" in ann.config:  # timm:NAME, torchvision:NAME: made anew from its name
+    # timm:NAME, torchvision:NAME: made anew from its name
+    if isinstance(ann, Wrapped) and "name" in ann.config:
         config = {
             **ann.config,
             "options": {**ann.config["options"], "time_steps": time_steps, "neuron": prototype.spec()},
@@ -95,14 +108,17 @@ def convert(
         **config,
         "conversion": {
             "method": method, "percentile": percentile, "thetas": thetas, "pools": pools,
-            "neurons": {p: {"threshold": n.threshold, "initial": n.initial} for p, n in layers(network).items()},
+            "neurons": {p: {"threshold": n.threshold, "initial": n.initial} for p,
+            n in layers(network).items()},
         },
     }  # fmt: skip
     return network
 
 
 def restore(network: nn.Module, config: Mapping[str, Any]) -> nn.Module:
-    """A converted network's thresholds, initial membranes and pools, as ``config`` recorded them; its weights are in its file."""
+    """A converted network's thresholds, initial membranes and pools, as ``config`` recorded them; its
+    weights are in its file.
+    """
     made = config.get("conversion", {})
     pool_rates(network, made.get("pools", ()))
     for path, values in made.get("neurons", {}).items():
@@ -114,12 +130,14 @@ def restore(network: nn.Module, config: Mapping[str, Any]) -> nn.Module:
 def balance_thresholds(
     snn: Network, ann: nn.Module, calibration: Batches, percentile: Percentile = 99.9
 ) -> dict[str, float]:
-    """Start a student at its ANN: weights of equal names, scaled so that its neurons see the ANN's ranges; gives these.
+    """Start a student at its ANN: weights of equal names, scaled so that its neurons see the ANN's ranges;
+    gives these.
 
-    The neurons keep their thresholds, and all lands in parameters: the norm or layer before a neuron is multiplied by
-    threshold / theta, weights behind it by theta. In basic residual networks neurons that are added share the largest
-    theta; a neuron on a real-valued stream (MS form) fires where it did, its spikes worth its threshold. After LaSNN (Hong
-    et al., arXiv 2304.09101), which initialises its student from a converted ANN; how is not public, so this is our reading.
+    The neurons keep their thresholds, and all lands in parameters: the norm or layer before a neuron is
+    multiplied by threshold / theta, weights behind it by theta. In basic residual networks neurons that are
+    added share the largest theta; a neuron on a real-valued stream (MS form) fires where it did, its spikes
+    worth its threshold. After LaSNN (Hong et al., arXiv 2304.09101), which initialises its student from a
+    converted ANN; how is not public, so this is our reading.
     """
     batches = [x.to(_place(ann)) for x in images(calibration)]
     check_percentile(percentile)
@@ -154,7 +172,8 @@ def spiking_form(ann: nn.Module, time_steps: int, neuron: Neuron, example: Tenso
     name = ann.config.get("name")
     if name not in networks.names():
         raise SpikedistillError(
-            "convert rebuilds spikedistill's own ANNs from their config; make the ANN with networks.create(...), or pass a "
+            "convert rebuilds spikedistill's own ANNs from their config; "
+            "make the ANN with networks.create(...), or pass a "
             "plain nn.Module with ReLUs"
         )
     chosen = {"time_steps": time_steps, "neuron": neuron, "initialisation": "plain", "firing_rate": None}
@@ -166,7 +185,12 @@ def copy_weights(network: nn.Module, ann: nn.Module) -> None:
     theirs = ann.state_dict()
     if not isinstance(ann, Network) and isinstance(network, Wrapped):
         theirs = {f"model.{k}": v for k, v in theirs.items()}
-    own = {f"{p}.{n}" for p, m in network.named_modules() if isinstance(m, Neuron) for n, _ in m.named_parameters()}
+    own = {
+        f"{p}.{n}"
+        for p, m in network.named_modules()
+        if isinstance(m, Neuron)
+        for n, _ in m.named_parameters()
+    }
     optional = own | {"mean", "std"}
     mine = network.state_dict()
     for name, value in mine.items():
@@ -185,7 +209,9 @@ def _learned(ann: nn.Module) -> dict[str, QCFS]:
     """QCFS activations by the path of the neuron layer that takes their place."""
     found = {p: m for p, m in ann.named_modules() if isinstance(m, QCFS)}
     norms = {p for p, m in ann.named_modules() if isinstance(m, NormNeuron)}
-    return {p.removesuffix(".neuron") if p.removesuffix(".neuron") in norms else p: m for p, m in found.items()}
+    return {
+        p.removesuffix(".neuron") if p.removesuffix(".neuron") in norms else p: m for p, m in found.items()
+    }
 
 
 __all__ = ["METHODS", "balance_thresholds", "convert", "copy_weights", "images", "restore", "spiking_form"]

@@ -1,8 +1,9 @@
 """Max-pooling of firing rates: what a converted network needs in place of max-pooling of spikes.
 
-The maximum of single spikes is their OR, whose rate is higher than the largest of the rates: a converted network with it does
-not tend to its ANN however long it runs. Rueckauer et al. (Frontiers in Neuroscience 2017) let the input that has fired most
-so far through. Ours pools the spike counts so far and emits what the largest count has grown by:
+The maximum of single spikes is their OR, whose rate is higher than the largest of the rates: a converted
+network with it does not tend to its ANN however long it runs. Rueckauer et al. (Frontiers in Neuroscience
+2017) let the input that has fired most so far through. Ours pools the spike counts so far and emits what the
+largest count has grown by:
 
     M_t = pool(s_1 + ... + s_t),   out_t = M_t - M_(t-1),
 
@@ -23,7 +24,8 @@ POOLS = ("max_pool", "adaptive_max_pool")
 
 
 class RateMaxPool(nn.Module):
-    """Spikes (T*N, C, ...) to spikes of the most active input of each window; ``pool``: the max-pooling module.
+    """Spikes (T*N, C, ...) to spikes of the most active input of each window; ``pool``: the max-pooling
+    module.
 
     Keeps no state between passes; streamed, it continues from the counts in the simulation's state.
     """
@@ -58,7 +60,9 @@ def pool_rates(network: nn.Module, paths: Iterable[str]) -> None:
 
 
 def behind_neurons(graph: Graph) -> list[str]:
-    """Paths of the max-pooling modules that a neuron stands before; warns of functions, which stay as they are."""
+    """Paths of the max-pooling modules that a neuron stands before; warns of functions, which stay as they
+    are.
+    """
     spiking: set[str] = set()
     found: dict[str, None] = {}
     for node in graph:
@@ -70,7 +74,8 @@ def behind_neurons(graph: Graph) -> list[str]:
                 found[node.path] = None
             else:
                 warnings.warn(
-                    f"{node.source}: {node.kind} of spikes stays as it is, and its rate is higher than the largest rate; make it "
+                    f"{node.source}: {node.kind} of spikes stays as it is, and its rate is higher than the "
+                    "largest rate; make it "
                     "a max-pooling module for conversion to tend to the ANN",
                     stacklevel=2,
                 )

@@ -46,11 +46,15 @@ def percentile_of(x: Tensor, percentile: Percentile) -> float:
 def check_percentile(percentile: Percentile) -> None:
     """Raise unless it is "max" or a percentile."""
     if percentile != "max" and not (isinstance(percentile, int | float) and 0 < percentile <= 100):
-        raise SpikedistillError(f"percentile must be 'max' or more than 0 and at most 100, found {percentile!r}")
+        raise SpikedistillError(
+            f"percentile must be 'max' or more than 0 and at most 100, found {percentile!r}"
+        )
 
 
 def with_activations(network: Network, make: Any) -> tuple[Network, dict[str, nn.Module]]:
-    """A copy whose neurons are ``make(path)`` instead: run for one time step it is the ANN. Also these, by path."""
+    """A copy whose neurons are ``make(path)`` instead: run for one time step it is the ANN. Also these, by
+    path.
+    """
     twin = copy.deepcopy(network)
     made: dict[str, nn.Module] = {}
     for path in layers(network):
@@ -85,9 +89,10 @@ def measure(
 ) -> dict[str, float]:
     """Range of the ANN's activation at each neuron layer of ``network``, whose weights are the ANN's.
 
-    A layer that is silent on all batches gets 1. Percentiles are over all values, zeros included (after Rueckauer et al.,
-    "Conversion of continuous-valued deep networks to efficient event-driven networks for image classification", Frontiers
-    in Neuroscience 2017, whose 99.9 is the default), averaged over batches (our reading); "max" is over all batches.
+    A layer that is silent on all batches gets 1. Percentiles are over all values, zeros included (after
+    Rueckauer et al., "Conversion of continuous-valued deep networks to efficient event-driven networks for
+    image classification", Frontiers in Neuroscience 2017, whose 99.9 is the default), averaged over batches
+    (our reading); "max" is over all batches.
     """
     check_percentile(percentile)
     twin, meters = with_activations(network, lambda path: Meter(percentile))

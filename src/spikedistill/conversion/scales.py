@@ -1,14 +1,16 @@
-"""Give every spike its worth without changing the spikes: scales move along the graph into weights, norms, thresholds.
+"""Give every spike its worth without changing the spikes: scales move along the graph into weights, norms,
+thresholds.
 
-A neuron layer with range theta emits spikes worth ``theta / levels``. Inside the network they stay whole numbers, so every
-value on an edge is in some unit, and
+A neuron layer with range theta emits spikes worth ``theta / levels``. Inside the network they stay whole
+numbers, so every value on an edge is in some unit, and
 
     weights behind a neuron                       are multiplied by what its spikes are worth
     the norm or layer that feeds a neuron         is divided by theta (threshold stays as it is)
-    a norm that is added to a neuron's spikes     is divided by what these are worth; the sum is in that unit, and the
-                                                  threshold of the neuron behind becomes theta / unit
+    a norm that is added to a neuron's spikes     is divided by what these are worth; the sum is in that unit,
+                                                  and the threshold of the neuron behind becomes theta / unit
     neurons whose spikes are added or joined      share one theta (the largest)
-    spikes joined with real values (DenseNet)     each channel keeps its unit, up to the norm or convolution behind
+    spikes joined with real values (DenseNet)     each channel keeps its unit, up to the norm or convolution
+                                                  behind
 """
 
 from collections.abc import Mapping
@@ -27,14 +29,16 @@ from ..union_find import UnionFind
 
 # f(c x) = c f(x) for c > 0.
 HOMOGENEOUS = frozenset({
-    "max_pool", "average_pool", "adaptive_max_pool", "adaptive_average_pool", "mean", "sum", "upsample", "pad", "reshape",
+    "max_pool", "average_pool", "adaptive_max_pool", "adaptive_average_pool", "mean", "sum", "upsample",
+    "pad", "reshape",
     "permute", "slice", "split", "repeat", "expand", "pass", "cast",
 })  # fmt: skip
 
 
 @dataclass
 class Edge:
-    """What stands on an edge: ``unit``, the worth of 1; who could rescale it (None: nobody); whose spikes it is.
+    """What stands on an edge: ``unit``, the worth of 1; who could rescale it (None: nobody); whose spikes it
+    is.
 
     ``channels``: the worth of 1 in each channel (C,), where they differ.
     """
@@ -52,7 +56,13 @@ class Scaler:
     """
 
     def __init__(
-        self, network: nn.Module, graph: Graph, thetas: Mapping[str, float], tied: bool, groups: "Groups", apply: bool
+        self,
+        network: nn.Module,
+        graph: Graph,
+        thetas: Mapping[str, float],
+        tied: bool,
+        groups: "Groups",
+        apply: bool,
     ) -> None:
         self.network, self.graph, self.tied, self.groups, self.apply = network, graph, tied, groups, apply
         self.thetas = groups.shared(thetas)
@@ -66,7 +76,8 @@ class Scaler:
         out = self.edges[self.graph.output]
         if out.owner is not None:
             raise SpikedistillError(
-                f"conversion: the logits are spikes of {out.owner}, whose worth no later weight could carry; convert a "
+                f"conversion: the logits are spikes of {out.owner}, whose worth no later weight could carry; "
+                "convert a "
                 "network that ends in a linear layer or convolution"
             )
 
@@ -105,8 +116,10 @@ class Scaler:
     def unknown(node: Node) -> SpikedistillError:
         """The error for an operation that no worth can pass."""
         return SpikedistillError(
-            f"conversion does not know how spikes of a worth pass {node.kind} at {node.path or node.scope or '(top)'} "
-            f"({node.source}); convert a network of convolutions, linear layers, norms, pools, sums and concatenations"
+            f"conversion does not know how spikes of a worth pass {node.kind} at "
+            f"{node.path or node.scope or '(top)'} "
+            f"({node.source}); convert a network of convolutions, linear layers, norms, pools, "
+            "sums and concatenations"
         )
 
     def single(self, node: Node, by: list[nn.Module] | None) -> list[nn.Module] | None:
@@ -149,7 +162,9 @@ class Scaler:
         neuron: Any = module.neuron if isinstance(module, NormNeuron) else module
         theta = self.thetas[path]
         first = id(module) not in self.scaled
-        fixed = next((e for e in (given[1:] if isinstance(module, NormNeuron) else given) if e.by is None), None)
+        fixed = next(
+            (e for e in (given[1:] if isinstance(module, NormNeuron) else given) if e.by is None), None
+        )
         reused = len(self.graph.of_path(path)) > 1
         if isinstance(module, NormNeuron):
             self.absorb(module, given[0], node)
@@ -166,7 +181,9 @@ class Scaler:
                 _divide(module, unit)
             given = given[1:]
         elif reused and fixed is None:
-            raise SpikedistillError(f"conversion: the neuron at {path} is called several times; give each call its own")
+            raise SpikedistillError(
+                f"conversion: the neuron at {path} is called several times; give each call its own"
+            )
         for e in given:
             if e.by is not None:
                 self.rescale(e, unit)
@@ -213,7 +230,9 @@ class Scaler:
         if len(self.graph.of_path(str(node.path))) == 1 or node.call == 0:
             return True
         if abs(before / unit - 1) > 1e-6:
-            raise SpikedistillError(f"conversion: {node.path} is used several times on spikes of different worth")
+            raise SpikedistillError(
+                f"conversion: {node.path} is used several times on spikes of different worth"
+            )
         return False
 
 
@@ -241,8 +260,11 @@ class Groups(UnionFind[str]):
 
 
 @torch.no_grad()
-def rescale(network: nn.Module, graph: Graph, thetas: Mapping[str, float], tied: bool = False) -> dict[str, float]:
-    """Give the spikes of each neuron layer the worth theta (``/ levels``), in place; returns the thetas after sharing.
+def rescale(
+    network: nn.Module, graph: Graph, thetas: Mapping[str, float], tied: bool = False
+) -> dict[str, float]:
+    """Give the spikes of each neuron layer the worth theta (``/ levels``), in place; returns the thetas after
+    sharing.
 
     The function of the network with real-valued activations is unchanged. ``tied``: no threshold changes, see
     :class:`Scaler`. Raises for operations that scales cannot pass.

@@ -34,8 +34,8 @@ NPZ_FREE, NPZ_RATIO, NPZ_BYTES = 1 << 30, 500, 32 << 30
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     """All arrays of an .npz file; a missing, cut or foreign file is named in the error.
 
-    Every array's size is known before it is read: refused are more than 32 GiB, and more than 1 GiB that is more than 500
-    times the file; arrays whose header says another size than the archive; objects.
+    Every array's size is known before it is read: refused are more than 32 GiB, and more than 1 GiB that is
+    more than 500 times the file; arrays whose header says another size than the archive; objects.
     """
     if not path.exists():
         raise SpikedistillError(f"no file {path}")
@@ -45,7 +45,8 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
             total, own = sum(member.file_size for member in members), path.stat().st_size
             if total > NPZ_BYTES or total > max(NPZ_FREE, NPZ_RATIO * own):
                 raise SpikedistillError(
-                    f"cannot read {path}: its {own:,} bytes unpack to {total:,}; at most 32 GiB are read, and above 1 GiB "
+                    f"cannot read {path}: its {own:,} bytes unpack to {total:,}; at most 32 GiB are read, "
+                    "and above 1 GiB "
                     f"at most {NPZ_RATIO} times the file"
                 )
             return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
@@ -99,7 +100,9 @@ def plain(values: Any, where: str) -> NDArray[Any]:
 
 
 def whole(values: Any, where: str, low: int = 0, high: int = 1 << 62, dims: int = 1) -> NDArray[np.int64]:
-    """Whole numbers from ``low`` to ``high`` as int64, of ``dims`` axes; text, fractions and others are refused."""
+    """Whole numbers from ``low`` to ``high`` as int64, of ``dims`` axes; text, fractions and others are
+    refused.
+    """
     array = plain(values, where)
     if array.dtype.kind not in "uifb" or array.ndim != dims:
         raise SpikedistillError(
@@ -109,7 +112,9 @@ def whole(values: Any, where: str, low: int = 0, high: int = 1 << 62, dims: int 
     if array.size == 0:
         return array.astype(np.int64)
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.floor(array)).all()):
-        raise SpikedistillError(f"{where}: found numbers that are not whole, such as {_odd(array)}; give integers")
+        raise SpikedistillError(
+            f"{where}: found numbers that are not whole, such as {_odd(array)}; give integers"
+        )
     if array.min() < low or array.max() > high:
         raise SpikedistillError(f"{where}: found {array.min()} to {array.max()}; allowed are {low} to {high}")
     return array.astype(np.int64)
@@ -121,18 +126,22 @@ def _odd(array: NDArray[Any]) -> Any:
 
 
 def images(x: Any, where: str) -> Tensor:
-    """Images (N, H, W), (N, H, W, C) or (N, C, H, W), or frames (N, F, C, H, W), as uint8 or float32 (N, [F,] C, H, W).
+    """Images (N, H, W), (N, H, W, C) or (N, C, H, W), or frames (N, F, C, H, W), as uint8 or float32 (N, [F,]
+    C, H, W).
 
-    Of four axes the last is taken for channels if it has 1 to 4 entries (and the second does not stand before a
-    square), else the second. Integers are 0..255, floats
-    0..1; frames are counts, not below zero.
+    Of four axes the last is taken for channels if it has 1 to 4 entries (and the second does not stand before
+    a square), else the second. Integers are 0..255, floats 0..1; frames are counts, not below zero.
     """
     array = plain(x, where)
     if array.dtype.kind not in "uifb":
         raise SpikedistillError(f"{where}: found numbers of type {array.dtype}; give uint8 or float32")
     if array.ndim == 3:
         array = array[:, None]
-    elif array.ndim == 4 and array.shape[-1] <= 4 and not (array.shape[1] <= 4 and array.shape[2] == array.shape[3]):
+    elif (
+        array.ndim == 4
+        and array.shape[-1] <= 4
+        and not (array.shape[1] <= 4 and array.shape[2] == array.shape[3])
+    ):
         array = array.transpose(0, 3, 1, 2)
     elif array.ndim not in (4, 5):
         raise SpikedistillError(
@@ -159,11 +168,15 @@ def labels(y: Any, count: int, where: str) -> Labels:
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or len(array) != count:
-        raise SpikedistillError(f"{where}: found shape {array.shape} for {count} samples; give one class number each")
+        raise SpikedistillError(
+            f"{where}: found shape {array.shape} for {count} samples; give one class number each"
+        )
     if count == 0:
         raise SpikedistillError(f"{where}: no samples")
     if array.dtype.kind not in "uif" or not np.all(array == np.floor(array)):
-        raise SpikedistillError(f"{where}: found {array.dtype} values that are no whole numbers; give class numbers")
+        raise SpikedistillError(
+            f"{where}: found {array.dtype} values that are no whole numbers; give class numbers"
+        )
     if array.min() < 0:
         raise SpikedistillError(f"{where}: found the label {array.min()}; labels count from 0")
     if array.max() > LARGEST_LABEL:
@@ -215,7 +228,9 @@ def spelled(arrays: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def source(arrays: Mapping[str, Any], where: str, name: str = "arrays") -> Source:
-    """A data set from arrays x_train, y_train, x_test, y_test and, where given, x_validation, y_validation."""
+    """A data set from arrays x_train, y_train, x_test, y_test and, where given, x_validation,
+    y_validation.
+    """
     found = spelled(arrays, where)
     missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in found]
     if missing:
@@ -242,7 +257,9 @@ def source(arrays: Mapping[str, Any], where: str, name: str = "arrays") -> Sourc
 
 
 def from_files(train: Path, test: Path | None, name: str) -> Source:
-    """A data set from one .npz, or from two that each hold their part (as x, y or x_train, y_train / x_test, y_test)."""
+    """A data set from one .npz, or from two that each hold their part (as x, y or x_train, y_train /
+    x_test, y_test).
+    """
     if test is None:
         return source(read_npz(train), str(train), name)
     merged: dict[str, Any] = {}

@@ -20,8 +20,8 @@ def mel(hertz: Tensor) -> Tensor:
 def mel_filters(bands: int, bins: int, rate: int, low: float, high: float) -> Tensor:
     """Triangles of height 1, equally spaced and half overlapping on the mel scale.
 
-    Filter k rises from edge k to edge k+1 and falls to edge k+2; the edges are ``bands + 2`` points from ``low`` to
-    ``high`` Hz; the bins stand at 0 .. rate/2.
+    Filter k rises from edge k to edge k+1 and falls to edge k+2; the edges are ``bands + 2`` points from
+    ``low`` to ``high`` Hz; the bins stand at 0 .. rate/2.
 
     Shape: -> (bands, bins).
     """
@@ -35,7 +35,8 @@ def mel_filters(bands: int, bins: int, rate: int, low: float, high: float) -> Te
 
 
 def cosine_transform(bands: int, coefficients: int) -> Tensor:
-    """The orthonormal DCT-II matrix, ``D[k, n] = s_k cos(pi k (n + 1/2) / bands)``, s_0 = sqrt(1/bands), else sqrt(2/bands).
+    """The orthonormal DCT-II matrix, ``D[k, n] = s_k cos(pi k (n + 1/2) / bands)``, s_0 = sqrt(1/bands), else
+    sqrt(2/bands).
 
     Shape: -> (coefficients, bands).
     """
@@ -61,12 +62,14 @@ class Features:
         high = config.high_hz or rate / 2
         if self.columns < 1 or self.hop < 1:
             raise SpikedistillError(
-                f"data.audio: {config.seconds} s in windows of {config.window_ms} ms every {config.hop_ms} ms "
+                f"data.audio: {config.seconds} s in windows of {config.window_ms} ms every "
+                f"{config.hop_ms} ms "
                 f"do not give {multiple} columns at {rate} Hz; take more seconds or a smaller hop_ms"
             )
         if not config.low_hz < high <= rate / 2:
             raise SpikedistillError(
-                f"data.audio: bands from {config.low_hz} to {high} Hz; at {rate} Hz allowed are 0 to {rate / 2:g}"
+                f"data.audio: bands from {config.low_hz} to {high} Hz; at {rate} Hz allowed are 0 to "
+                f"{rate / 2:g}"
             )
         if config.feature == "mfcc" and config.coefficients > config.mels:
             raise SpikedistillError(
@@ -74,7 +77,9 @@ class Features:
             )
         self.fft = 1 << (self.window - 1).bit_length()
         self.filters = mel_filters(config.mels, self.fft // 2 + 1, rate, config.low_hz, high)
-        self.transform = cosine_transform(config.mels, config.coefficients) if config.feature == "mfcc" else None
+        self.transform = (
+            cosine_transform(config.mels, config.coefficients) if config.feature == "mfcc" else None
+        )
         self.hann = torch.hann_window(self.window)
 
     @property
@@ -104,7 +109,8 @@ class Features:
 def ranges(features: Features, waves: Tensor, chunk: int = 256) -> tuple[Tensor, Tensor]:
     """Lowest and highest value of each row over recordings, without the outer 1 % on either side.
 
-    Log-mel has one pair for all bands, whose differences carry the sound; each coefficient of MFCC has its own.
+    Log-mel has one pair for all bands, whose differences carry the sound; each coefficient of MFCC has its
+    own.
 
     Shape: (N, samples) -> (rows, 1), (rows, 1).
     """

@@ -24,7 +24,8 @@ RANGE_SAMPLES = 2000
 
 @dataclass
 class Waves:
-    """Recordings of one length in memory as 16-bit samples; features are made a batch at a time, on the device.
+    """Recordings of one length in memory as 16-bit samples; features are made a batch at a time, on the
+    device.
 
     Features become whole steps of 1/255 in [0, 1], as an image's, or integers 0..127 in frames.
     """
@@ -78,7 +79,9 @@ def read_wav(path: Path) -> tuple[NDArray[np.int16], int]:
             )
             body = file.readframes(promised)
     except Exception as error:  # the wave module raises whatever a forged header leads it to
-        raise SpikedistillError(f"cannot read {path}: cut short or no PCM WAV file ({arrays.short(error)})") from error
+        raise SpikedistillError(
+            f"cannot read {path}: cut short or no PCM WAV file ({arrays.short(error)})"
+        ) from error
     if width > 4:
         raise SpikedistillError(f"{path}: samples of {8 * width} bits; 8, 16, 24 and 32 are read")
     _rate(rate, str(path))
@@ -89,7 +92,9 @@ def read_wav(path: Path) -> tuple[NDArray[np.int16], int]:
     if width == 1:
         samples = (np.frombuffer(body, np.uint8).astype(np.int32) - 128) << 8
     elif width == 3:  # the two upper bytes of three
-        samples = np.frombuffer(np.frombuffer(body, np.uint8).reshape(-1, 3)[:, 1:].tobytes(), "<i2").astype(np.int32)
+        samples = np.frombuffer(np.frombuffer(body, np.uint8).reshape(-1, 3)[:, 1:].tobytes(), "<i2").astype(
+            np.int32
+        )
     else:
         samples = np.frombuffer(body, f"<i{width}").astype(np.int64) >> (8 * (width - 2))
     return (samples.reshape(-1, channels).sum(1) // channels).astype(np.int16), rate
@@ -136,7 +141,9 @@ def source(
     some = torch.from_numpy(splits.order(len(packed["train"]), 3)[:RANGE_SAMPLES])
     low, high = ranges(features, packed["train"][some].float() / 32768)
     made = {
-        role: Part(Waves(Memory(data), features, low, high, frames, disturbance), parts[role][1], parts[role][2])
+        role: Part(
+            Waves(Memory(data), features, low, high, frames, disturbance), parts[role][1], parts[role][2]
+        )
         for role, data in packed.items()
     }
     kind = "frames" if frames else "image"
@@ -144,7 +151,9 @@ def source(
 
 
 def npz_audio(config: DataConfig, steps: int) -> Source:
-    """``train`` and ``test`` .npz (or ``NAME_train.npz``, ``NAME_test.npz`` in ``root``): audio, off, label, rate."""
+    """``train`` and ``test`` .npz (or ``NAME_train.npz``, ``NAME_test.npz`` in ``root``): audio, off,
+    label, rate.
+    """
     train, test = config.train, config.test
     if config.root is not None and train is None:
         train, test = (config.root / f"{config.name}_{role}.npz" for role in ("train", "test"))
@@ -165,7 +174,9 @@ def npz_audio(config: DataConfig, steps: int) -> Source:
         groups = None
         if config.group is not None and role == "train":
             if config.group not in z or z[config.group].shape != (len(recordings),):
-                raise SpikedistillError(f"data.group: no {config.group!r} with one entry a recording in {path}")
+                raise SpikedistillError(
+                    f"data.group: no {config.group!r} with one entry a recording in {path}"
+                )
             groups = arrays.grouped(z[config.group], f"{path}, {config.group}")
         parts[role] = (recordings, arrays.labels(z["label"], len(recordings), f"{path}, label"), groups)
         rate = arrays.whole(z["rate"].reshape(-1), f"{path}, rate")
@@ -184,14 +195,20 @@ def _recordings(paths: Sequence[Path]) -> tuple[list[NDArray[np.int16]], int]:
     rates = {rate for _, rate in found}
     if len(rates) > 1:
         odd = next(path for path, (_, rate) in zip(paths, found) if rate != found[0][1])
-        raise SpikedistillError(f"{odd}: rate differs from {paths[0]}: {sorted(rates)} Hz; resample them first")
+        raise SpikedistillError(
+            f"{odd}: rate differs from {paths[0]}: {sorted(rates)} Hz; resample them first"
+        )
     return [samples for samples, _ in found], rates.pop()
 
 
 def wav_folder(config: DataConfig, steps: int) -> Source:
-    """``root``/train/CLASS/*.wav and ``root``/test/CLASS/*.wav, or ``root``/CLASS/*.wav, of which 10 % become test."""
+    """``root``/train/CLASS/*.wav and ``root``/test/CLASS/*.wav, or ``root``/CLASS/*.wav, of which 10 %
+    become test.
+    """
     if config.root is None:
-        raise SpikedistillError("data set 'wavfolder' needs data.root, a folder with one folder of WAV files per class")
+        raise SpikedistillError(
+            "data set 'wavfolder' needs data.root, a folder with one folder of WAV files per class"
+        )
     root = config.root
     split = (root / "train").is_dir() and (root / "test").is_dir()
     top = root / "train" if split else root
@@ -235,12 +252,16 @@ TWELVE = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 def speech_commands(config: DataConfig, steps: int) -> Source:
     """Speech Commands: WORD/*.wav, validation_list.txt, testing_list.txt; the rest trains.
 
-    35 classes are the words in alphabetical order. 12 classes are ten commands, "unknown" (of the other words as many
-    as a command has on average, a fixed choice) and "silence" (as many pieces of _background_noise_, where present).
-    Warden, "Speech commands", 2018; the 12-class task from there, the fixed choices are ours.
+    35 classes are the words in alphabetical order. 12 classes are ten commands, "unknown" (of the other words
+    as many as a command has on average, a fixed choice) and "silence" (as many pieces of _background_noise_,
+    where present). Warden, "Speech commands", 2018; the 12-class task from there, the fixed choices are ours.
     """
     root = config.root
-    if root is None or not (root / "testing_list.txt").exists() or not (root / "validation_list.txt").exists():
+    if (
+        root is None
+        or not (root / "testing_list.txt").exists()
+        or not (root / "validation_list.txt").exists()
+    ):
         raise SpikedistillError(
             "data set 'speechcommands' needs data.root, the folder with testing_list.txt, validation_list.txt"
         )
@@ -249,11 +270,17 @@ def speech_commands(config: DataConfig, steps: int) -> Source:
         for role, file in (("validation", "validation"), ("test", "testing"))
     }
     words = sorted(sub.name for sub in root.iterdir() if sub.is_dir() and not sub.name.startswith("_"))
-    found = {path.relative_to(root).as_posix(): path for word in words for path in sorted((root / word).glob("*.wav"))}
+    found = {
+        path.relative_to(root).as_posix(): path
+        for word in words
+        for path in sorted((root / word).glob("*.wav"))
+    }
     for role, listed in lists.items():
         lost = sorted(listed - set(found))
         if lost:
-            raise SpikedistillError(f"{root}: {lost[0]} stands in the {role} list but is no file ({len(lost)} such)")
+            raise SpikedistillError(
+                f"{root}: {lost[0]} stands in the {role} list but is no file ({len(lost)} such)"
+            )
     members = {**lists, "train": set(found) - lists["validation"] - lists["test"]}
     if config.classes == 35:
         roles = {}
@@ -265,7 +292,9 @@ def speech_commands(config: DataConfig, steps: int) -> Source:
     return _twelve(config, steps, root, found, members)
 
 
-def _twelve(config: DataConfig, steps: int, root: Path, found: dict[str, Path], members: dict[str, set[str]]) -> Source:
+def _twelve(
+    config: DataConfig, steps: int, root: Path, found: dict[str, Path], members: dict[str, set[str]]
+) -> Source:
     noises = [read_wav(path)[0] for path in sorted(root.glob("_background_noise_/*.wav"))]
     parts: dict[str, tuple[Sequence[NDArray[np.int16]], Labels, Any]] = {}
     rate = 0

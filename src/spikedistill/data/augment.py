@@ -1,7 +1,7 @@
 """Augmentation of whole batches of images, one draw per image.
 
-All draws are made on the CPU from torch's global generator, so they do not depend on the device and a training loop
-that seeds it before every step gets the same batch again.
+All draws are made on the CPU from torch's global generator, so they do not depend on the device and a
+training loop that seeds it before every step gets the same batch again.
 """
 
 import random
@@ -34,7 +34,9 @@ def crop(x: Tensor, padding: int, fill: str = "zero") -> Tensor:
 
 
 def resized_crop(x: Tensor, area: tuple[float, float]) -> Tensor:
-    """Each image (N, C, H, W): a random part of its area, sides 3:4 to 4:3, stretched to the old size (bilinear)."""
+    """Each image (N, C, H, W): a random part of its area, sides 3:4 to 4:3, stretched to the old size
+    (bilinear).
+    """
     n, _, h, w = x.shape
     part = drawn(lambda n: torch.empty(n).uniform_(*area), n)
     aspect = drawn(lambda n: torch.empty(n).uniform_(float(np.log(3 / 4)), float(np.log(4 / 3))), n).exp()
@@ -76,7 +78,8 @@ def cutout(x: Tensor, side: int) -> Tensor:
 
 
 def erase(x: Tensor, probability: float, fill: Tensor | None = None) -> Tensor:
-    """Some images (N, C, H, W) with a rectangle of ``fill`` (C,) or uniform noise, 2 to 33 % of the area, sides 3:10 to 10:3.
+    """Some images (N, C, H, W) with a rectangle of ``fill`` (C,) or uniform noise, 2 to 33 % of the area,
+    sides 3:10 to 10:3.
 
     Zhong, Zheng, Kang, Li, Yang, "Random erasing data augmentation", AAAI 2020; area and sides from there.
     """
@@ -92,7 +95,9 @@ def erase(x: Tensor, probability: float, fill: Tensor | None = None) -> Tensor:
     return torch.where(mask, fill.view(-1, 1, 1), x)
 
 
-def mix(x: Tensor, y: Tensor, classes: int, mixup: float, cutmix: float, probability: float) -> tuple[Tensor, Tensor]:
+def mix(
+    x: Tensor, y: Tensor, classes: int, mixup: float, cutmix: float, probability: float
+) -> tuple[Tensor, Tensor]:
     """A batch mixed with itself in another order; labels become (N, K) floats that sum to one.
 
     mixup: ``lam x + (1 - lam) x'``; cutmix: a box of the part ``1 - lam`` of the area from ``x'``;
@@ -112,7 +117,9 @@ def mix(x: Tensor, y: Tensor, classes: int, mixup: float, cutmix: float, probabi
 
 @dataclass(frozen=True)
 class Mixing:
-    """How a batch is mixed: with which ``other`` samples (N,), ``keep`` of its own; ``box`` (H, W): where cutmix cuts."""
+    """How a batch is mixed: with which ``other`` samples (N,), ``keep`` of its own; ``box`` (H, W): where
+    cutmix cuts.
+    """
 
     keep: float
     other: Tensor
@@ -144,7 +151,9 @@ def mixing(n: int, size: tuple[int, int], mixup: float, cutmix: float, probabili
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """All three global generators (torch's, numpy's, Python's) start from ``seed`` inside and are put back after."""
+    """All three global generators (torch's, numpy's, Python's) start from ``seed`` inside and are put back
+    after.
+    """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm draws from the legacy generator
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -160,8 +169,9 @@ def seeded(seed: int) -> Iterator[None]:
 def policy(config: AugmentConfig) -> Callable[[Tensor], Tensor] | None:
     """RandAugment or AutoAugment as a function of one uint8 image (C, H, W), or None.
 
-    A string is timm's notation (its operations, their probability and magnitude noise); numbers are torchvision's
-    RandAugment. Cubuk, Zoph, Shlens, Le, "RandAugment", 2020; Cubuk, Zoph, Mane, Vasudevan, Le, "AutoAugment", 2019.
+    A string is timm's notation (its operations, their probability and magnitude noise); numbers are
+    torchvision's RandAugment. Cubuk, Zoph, Shlens, Le, "RandAugment", 2020; Cubuk, Zoph, Mane, Vasudevan, Le,
+    "AutoAugment", 2019.
     """
     if config.autoaugment and config.randaugment:
         raise SpikedistillError("data.augment: autoaugment and randaugment are both given; keep one")
@@ -179,7 +189,9 @@ def policy(config: AugmentConfig) -> Callable[[Tensor], Tensor] | None:
 
 
 class _timm:
-    """timm's RandAugment on a uint8 tensor (C, H, W); shifts go up to 45 % of the side, as timm's own loader has it."""
+    """timm's RandAugment on a uint8 tensor (C, H, W); shifts go up to 45 % of the side, as timm's own
+    loader has it.
+    """
 
     def __init__(self, words: str) -> None:
         self.words = words if words.startswith("rand") else f"rand-{words}"
@@ -200,7 +212,8 @@ class _timm:
                 made = rand_augment_transform(self.words, settings)
             except (AssertionError, ValueError, KeyError) as error:
                 raise SpikedistillError(
-                    f"data.augment.randaugment: cannot read {self.words!r}; write it as in 'rand-m9-mstd0.5-inc1'"
+                    f"data.augment.randaugment: cannot read {self.words!r}; "
+                    "write it as in 'rand-m9-mstd0.5-inc1'"
                 ) from error
             for operation in made.ops:
                 if operation.name.startswith("Posterize"):

@@ -23,9 +23,9 @@ SPLITS = ("train", "validation", "test")
 class DataInfo:
     """What a network, a report and a cache need to know of a data set.
 
-    ``mean``, ``std``: per channel, of the training images in [0, 1] (frames: 0 and 1). ``sizes``: samples per split.
-    ``hash``: sha256 of the contents; ``split_hash``: of which sample stands in which split; ``split_file``: the shipped list
-    of test files, with its sha256, of a set without an official split.
+    ``mean``, ``std``: per channel, of the training images in [0, 1] (frames: 0 and 1). ``sizes``: samples per
+    split. ``hash``: sha256 of the contents; ``split_hash``: of which sample stands in which split;
+    ``split_file``: the shipped list of test files, with its sha256, of a set without an official split.
     """
 
     name: str
@@ -76,14 +76,15 @@ class Data:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass over a split, from batch ``start`` on (the earlier ones cost nothing).
 
-        ``train``: shuffled, the order a pure function of (seed, epoch), and augmented; augmentation of whole batches
-        draws from torch's global generator when the batch is asked for, what workers do is seeded by
-        (seed, epoch, sample). ``scattered``: unaugmented, in one fixed mixed order, for calibration on a few batches: files
-        often come sorted by class. ``shard`` (rank, world): every world-th sample of each batch, as it
-        is in the whole one: draws are made for all and sliced; no other sample is read but partners to mix with.
+        ``train``: shuffled, the order a pure function of (seed, epoch), and augmented; augmentation of whole
+        batches draws from torch's global generator when the batch is asked for, what workers do is seeded by
+        (seed, epoch, sample). ``scattered``: unaugmented, in one fixed mixed order, for calibration on a few
+        batches: files often come sorted by class. ``shard`` (rank, world): every world-th sample of each
+        batch, as it is in the whole one: draws are made for all and sliced; no other sample is read but
+        partners to mix with.
 
-        Shape: x (N, C, H, W) in [0, 1], or frames (N, F, C, H, W) of counts; y (N,) int64, or (N, K) float where
-        mixup or cutmix is on.
+        Shape: x (N, C, H, W) in [0, 1], or frames (N, F, C, H, W) of counts; y (N,) int64, or (N, K) float
+        where mixup or cutmix is on.
         """
         source, where = self._split(split), torch.device(device)
         n = len(source)
@@ -109,7 +110,9 @@ class Data:
 
     def _split(self, name: str) -> Split:
         if name not in self.splits:
-            raise SpikedistillError(f"no split {name!r} in data set {self.info.name!r}; {nearest(name, self.splits)}")
+            raise SpikedistillError(
+                f"no split {name!r} in data set {self.info.name!r}; {nearest(name, self.splits)}"
+            )
         return self.splits[name]
 
     def _read(
@@ -132,15 +135,25 @@ class Data:
             batch_sampler=plan,  # type: ignore[arg-type]
             num_workers=min(self.workers if workers is None else workers, len(plan)),
             pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # the loader must not draw its workers' seed from the global generator
+            # the loader must not draw its workers' seed from the global generator
+            generator=torch.Generator(),
         )
         for positions, batch in zip(plan, loader):
             yield positions, batch.to(device, non_blocking=True)
 
     def _share(
-        self, source: Split, batch: Tensor, x: Tensor, y: Tensor, epoch: int, seed: int, shard: tuple[int, int]
+        self,
+        source: Split,
+        batch: Tensor,
+        x: Tensor,
+        y: Tensor,
+        epoch: int,
+        seed: int,
+        shard: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
-        """A process's part of an augmented ``batch`` (positions): the rows that it would have in the whole one."""
+        """A process's part of an augmented ``batch`` (positions): the rows that it would have in the whole
+        one.
+        """
         rank, world = shard
         n, rows, config = len(batch), torch.arange(len(batch))[rank::world], self.augment
         begin = torch.get_rng_state()
@@ -154,13 +167,16 @@ class Data:
         if plan is None:
             return x, target
         partners, end = plan.other[rows], torch.get_rng_state()
-        # Partners are augmented as their own process does it: the same draws from the batch's beginning, other rows.
+        # Partners are augmented as their own process does it: the same draws from the batch's beginning,
+        # other rows.
         (positions, other) = next(self._read(source, [batch[partners]], x.device, True, seed, workers=0))
         torch.set_rng_state(begin)
         with share(partners, n):
             other = self._alter(other, source.streams)
         torch.set_rng_state(end)
-        others = torch.nn.functional.one_hot(source.labels[positions].to(y.device), self.info.num_classes).float()
+        others = torch.nn.functional.one_hot(
+            source.labels[positions].to(y.device), self.info.num_classes
+        ).float()
         return plan(x, other, target, others)
 
     def _mixes(self, epoch: int) -> bool:
@@ -171,7 +187,9 @@ class Data:
     def _augment(self, x: Tensor, y: Tensor, epoch: int, streams: bool) -> tuple[Tensor, Tensor]:
         config, x = self.augment, self._alter(x, streams)
         if self._mixes(epoch):
-            return augment.mix(x, y, self.info.num_classes, config.mixup, config.cutmix, config.mix_probability)
+            return augment.mix(
+                x, y, self.info.num_classes, config.mixup, config.cutmix, config.mix_probability
+            )
         return x, y
 
     def _alter(self, x: Tensor, streams: bool) -> Tensor:

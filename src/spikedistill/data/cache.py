@@ -30,6 +30,7 @@ def written(path: Path) -> Iterator[Path]:
             temporary = stack.enter_context(written_whole(path))
         except OSError as error:
             raise SpikedistillError(
-                f"cannot write to the cache {path.parent} ({error}); set the environment variable SPIKEDISTILL_CACHE"
+                f"cannot write to the cache {path.parent} ({error}); set the environment variable "
+                "SPIKEDISTILL_CACHE"
             ) from error
         yield temporary

@@ -35,11 +35,12 @@ Polarity = Literal["two", "merged"]
 class FramesConfig(Strict):
     """How events become frames.
 
-    ``number`` frames a sample (default: the least common multiple of all time steps of the recipe). They are cut at
-    equal times between the first and the last event (``split_by: time``), at equal numbers of events (``number``), or
-    every ``duration`` microseconds from the first event (later events are dropped, missing frames stay empty).
-    ``size`` (H, W): ``resize: sum`` moves every event to its place on the smaller sensor, so that none is lost;
-    ``nearest`` keeps one pixel of each cell, as interpolating a frame does. ``polarity: merged`` makes one channel.
+    ``number`` frames a sample (default: the least common multiple of all time steps of the recipe). They are
+    cut at equal times between the first and the last event (``split_by: time``), at equal numbers of events
+    (``number``), or every ``duration`` microseconds from the first event (later events are dropped, missing
+    frames stay empty). ``size`` (H, W): ``resize: sum`` moves every event to its place on the smaller sensor,
+    so that none is lost; ``nearest`` keeps one pixel of each cell, as interpolating a frame does. ``polarity:
+    merged`` makes one channel.
     """
 
     number: PositiveInt | None = None
@@ -54,9 +55,10 @@ class FramesConfig(Strict):
 class AudioConfig(Strict):
     """How a recording becomes an image ``(N, 1, mels or coefficients, columns)`` or frames.
 
-    ``seconds`` of sound at ``rate`` Hz (default: the rate of the data), windows of ``window_ms`` every ``hop_ms``.
-    ``feature: mfcc`` keeps the first ``coefficients`` of the cosine transform of the ``mels`` log bands.
-    ``output: frames`` cuts the columns into as many steps as the recipe asks, as integer levels 0..127.
+    ``seconds`` of sound at ``rate`` Hz (default: the rate of the data), windows of ``window_ms`` every
+    ``hop_ms``. ``feature: mfcc`` keeps the first ``coefficients`` of the cosine transform of the ``mels`` log
+    bands. ``output: frames`` cuts the columns into as many steps as the recipe asks, as integer levels
+    0..127.
     """
 
     feature: Literal["logmel", "mfcc"] = "logmel"
@@ -81,9 +83,10 @@ class RandAugmentConfig(Strict):
 class EventAugmentConfig(Strict):
     """Augmentations of event frames, one draw per sample, the same for all of its frames.
 
-    Each is drawn uniformly from -value..value: ``roll`` pixels in both directions, ``rotate`` degrees, ``shear``
-    degrees along x; ``cutout`` is the largest side of an empty square; ``flip`` is horizontal, probability 1/2.
-    ``pick: one`` applies one of those given (flip always has its own coin); ``all`` applies each.
+    Each is drawn uniformly from -value..value: ``roll`` pixels in both directions, ``rotate`` degrees,
+    ``shear`` degrees along x; ``cutout`` is the largest side of an empty square; ``flip`` is horizontal,
+    probability 1/2. ``pick: one`` applies one of those given (flip always has its own coin); ``all`` applies
+    each.
     """
 
     roll: NonNegativeInt = 0
@@ -96,25 +99,27 @@ class EventAugmentConfig(Strict):
 
 
 class AudioAugmentConfig(Strict):
-    """Augmentations of sound: ``shift_ms`` in either direction; ``noise``: largest amplitude, of the largest sample."""
+    """Augmentations of sound: ``shift_ms`` in either direction; ``noise``: largest amplitude, of the
+    largest sample.
+    """
 
     shift_ms: NonNegativeFloat = 0.0
     noise: NonNegativeFloat = 0.0
 
 
 class AugmentConfig(Strict):
-    """Augmentations of training images (event frames: ``events``; sound: ``audio``). Nothing is on by itself, but
-    what a data set's name brings (:func:`augmentation`).
+    """Augmentations of training images (event frames: ``events``; sound: ``audio``). Nothing is on by itself,
+    but what a data set's name brings (:func:`augmentation`).
 
-    ``crop``: padding in pixels before a random crop of the old size; ``resized_crop``: smallest and largest part of
-    the area; ``cutout``: side of the empty square; ``erasing``: probability of a rectangle of noise, or of the training
-    images' mean colour (``erasing_fill: mean``); ``mixup``, ``cutmix``: alpha of the Beta distribution (both: one of
-    them at random), with ``mix_probability`` a batch, until epoch ``mix_until``.
+    ``crop``: padding in pixels before a random crop of the old size; ``resized_crop``: smallest and largest
+    part of the area; ``cutout``: side of the empty square; ``erasing``: probability of a rectangle of noise,
+    or of the training images' mean colour (``erasing_fill: mean``); ``mixup``, ``cutmix``: alpha of the Beta
+    distribution (both: one of them at random), with ``mix_probability`` a batch, until epoch ``mix_until``.
     ``randaugment``: ``rand-m9-mstd0.5-inc1`` (timm's words) or ``{n: 2, m: 9}`` (torchvision's).
     ``centre_crop``: part of the side that remains of a test image after resizing (folders of large images).
-    ``rotate``: largest angle in degrees, either way; ``vertical_flip``: probability 1/2; ``brightness``, ``contrast``: b,
-    for a factor from 1 - b to 1 + b; ``sharpness``: a factor (1: none), with probability 1/2; ``blur``: side in pixels,
-    odd, of a Gaussian whose deviation is 0.1 to 2 pixels.
+    ``rotate``: largest angle in degrees, either way; ``vertical_flip``: probability 1/2; ``brightness``,
+    ``contrast``: b, for a factor from 1 - b to 1 + b; ``sharpness``: a factor (1: none), with probability
+    1/2; ``blur``: side in pixels, odd, of a Gaussian whose deviation is 0.1 to 2 pixels.
     """
 
     crop: NonNegativeInt = 0
@@ -145,12 +150,13 @@ class DataConfig(Strict):
     """The ``data`` part of a recipe.
 
     ``name``: one of :data:`spikedistill.data.NAMES`; ``root``: the data set's folder, or a folder that holds
-    ``NAME.npz``; ``train``, ``test``: files instead. ``validation``: part of the training samples (or their number)
-    set aside, the same for every seed, by whole ``group`` s where given; a set that brings its own validation part
-    uses it. ``train_samples``: only so many of the remaining training samples (or such a part of them), stratified,
-    the same for every seed: for work with few labels. ``test_from_train``: so many training samples join the test
-    part. ``size``: images are resized to it. ``mean``, ``std``: instead of the training images' own, per channel, of
-    values in [0, 1]. ``name`` may be ``module:function`` too, which ``options`` are given to.
+    ``NAME.npz``; ``train``, ``test``: files instead. ``validation``: part of the training samples (or their
+    number) set aside, the same for every seed, by whole ``group`` s where given; a set that brings its own
+    validation part uses it. ``train_samples``: only so many of the remaining training samples (or such a part
+    of them), stratified, the same for every seed: for work with few labels. ``test_from_train``: so many
+    training samples join the test part. ``size``: images are resized to it. ``mean``, ``std``: instead of the
+    training images' own, per channel, of values in [0, 1]. ``name`` may be ``module:function`` too, which
+    ``options`` are given to.
     """
 
     name: str = "digits"
@@ -176,7 +182,8 @@ class DataConfig(Strict):
 
 _CIFAR: dict[str, Any] = {"crop": 4, "flip": True}
 _EVENTS: dict[str, Any] = {}
-# Crop and flip are what every paper on these sets has; no set has more by default. Digits and letters must not flip.
+# Crop and flip are what every paper on these sets has; no set has more by default. Digits and letters must
+# not flip.
 DEFAULT_AUGMENTATION: dict[str, dict[str, Any]] = {
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,

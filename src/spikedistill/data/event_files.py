@@ -22,7 +22,9 @@ GESTURES = 11
 
 @dataclass(frozen=True)
 class Events:
-    """Events of one sample: time in microseconds, column, row (0 on top), polarity (1 = ON), each (n,) int64."""
+    """Events of one sample: time in microseconds, column, row (0 on top), polarity (1 = ON), each (n,)
+    int64.
+    """
 
     t: NDArray[np.int64]
     x: NDArray[np.int64]
@@ -35,7 +37,9 @@ class Events:
         fields = found if isinstance(found, Mapping) else getattr(found, "dtype", np.dtype(int)).names or ()
         missing = [key for key in "txyp" if key not in fields]
         if missing:
-            raise SpikedistillError(f"{where}: events need the fields t, x, y, p; missing: {', '.join(missing)}")
+            raise SpikedistillError(
+                f"{where}: events need the fields t, x, y, p; missing: {', '.join(missing)}"
+            )
         columns = [whole(np.asarray(found[key]).reshape(-1), f"{where}, {key}", -(1 << 62)) for key in "txyp"]
         if len({len(column) for column in columns}) > 1:
             raise SpikedistillError(f"{where}: t, x, y, p differ in length: {[len(c) for c in columns]}")
@@ -57,12 +61,14 @@ def _bytes(path: Path) -> bytes:
 def read_bin(path: Path) -> Events:
     """The .bin files of N-MNIST and N-Caltech101 (Orchard et al., Frontiers in Neuroscience 2015).
 
-    Five bytes an event: x, y, then one bit polarity and 23 bits of time. Row 240 stands for an overflow of the sensor's
-    counter: later events are 2**13 us later, as in the authors' reader.
+    Five bytes an event: x, y, then one bit polarity and 23 bits of time. Row 240 stands for an overflow of
+    the sensor's counter: later events are 2**13 us later, as in the authors' reader.
     """
     raw = np.frombuffer(_bytes(path), dtype=np.uint8)
     if len(raw) == 0 or len(raw) % 5:
-        raise SpikedistillError(f"{path}: {len(raw)} bytes is no whole number of 5-byte events: empty or cut short")
+        raise SpikedistillError(
+            f"{path}: {len(raw)} bytes is no whole number of 5-byte events: empty or cut short"
+        )
     x, y, high, middle, low = raw.reshape(-1, 5).T.astype(np.int64)
     t = ((high & 127) << 16) | (middle << 8) | low
     marks = y == 240
@@ -73,10 +79,12 @@ def read_bin(path: Path) -> Events:
 
 
 def read_aedat2(path: Path) -> Events:
-    """An AEDAT 2.0 file of a DVS128, as CIFAR10-DVS's: big-endian pairs of address and time after lines with '#'.
+    """An AEDAT 2.0 file of a DVS128, as CIFAR10-DVS's: big-endian pairs of address and time after lines with
+    '#'.
 
-    Address: bit 0 is 1 for OFF, bits 1-7 and 8-14 the two axes from the far corner; anything with a higher bit is no
-    pixel. Rows count from the top. Li, Liu, Ji, Li, Shi, "CIFAR10-DVS", Frontiers in Neuroscience 2017.
+    Address: bit 0 is 1 for OFF, bits 1-7 and 8-14 the two axes from the far corner; anything with a higher
+    bit is no pixel. Rows count from the top. Li, Liu, Ji, Li, Shi, "CIFAR10-DVS", Frontiers in Neuroscience
+    2017.
     """
     body = _bytes(path)
     if not body.startswith(b"#!AER-DAT2."):
@@ -94,7 +102,8 @@ def read_aedat2(path: Path) -> Events:
     pixel = address < 1 << 15
     if 2 * pixel.sum() < len(pixel):  # a DVS128 itself gives a few others, synchronisation
         raise SpikedistillError(
-            f"{path}: {len(pixel) - pixel.sum()} of {len(pixel)} addresses are no pixels of a DVS128; it is of another sensor"
+            f"{path}: {len(pixel) - pixel.sum()} of {len(pixel)} addresses are no pixels of a DVS128; "
+            "it is of another sensor"
         )
     address, t = address[pixel], t[pixel]
     return Events(t, 127 - ((address >> 8) & 127), 127 - ((address >> 1) & 127), 1 - (address & 1))
@@ -107,14 +116,17 @@ def _of_a_dvs128(header: str, path: Path) -> None:
         raise SpikedistillError(f"{path}: of the sensor {chip[1]}; only recordings of a DVS128 are read")
     tick = re.search(r"Timestamps tick(?: is|:) *(\S+ *\S*)", header)
     if tick and tick[1].split() != ["1", "us"]:
-        raise SpikedistillError(f"{path}: its times are in units of {tick[1].strip()}; only those of 1 us are read")
+        raise SpikedistillError(
+            f"{path}: its times are in units of {tick[1].strip()}; only those of 1 us are read"
+        )
 
 
 def read_aedat3(path: Path) -> Events:
-    """The polarity events of an AEDAT 3.1 file, as DVS Gesture's: little-endian packets of 28 bytes of header, events.
+    """The polarity events of an AEDAT 3.1 file, as DVS Gesture's: little-endian packets of 28 bytes of
+    header, events.
 
-    Event: bit 0 valid, bit 1 polarity, bits 2-16 y, bits 17-31 x, then the time in microseconds, 31 bits and the
-    packet's overflow counter.
+    Event: bit 0 valid, bit 1 polarity, bits 2-16 y, bits 17-31 x, then the time in microseconds, 31 bits and
+    the packet's overflow counter.
     """
     body = _bytes(path)
     end = body.find(b"#!END-HEADER\r\n")
@@ -130,7 +142,8 @@ def read_aedat3(path: Path) -> Events:
         position += 28
         if not valid <= number <= capacity or overflow >= 1 << 31 or (kind == 1 and (size, place) != (8, 4)):
             raise SpikedistillError(
-                f"{path}: the packet at byte {position - 28} says {valid} valid of {number} events in room for {capacity} of "
+                f"{path}: the packet at byte {position - 28} says {valid} valid of {number} events in room "
+                f"for {capacity} of "
                 f"{size} bytes, time at byte {place}, overflow {overflow}: damaged"
             )
         if len(body) - position < size * capacity:
@@ -139,7 +152,9 @@ def read_aedat3(path: Path) -> Events:
             words = np.frombuffer(body, "<u4", number * 2, position).reshape(-1, 2).astype(np.int64)
             words = words[words[:, 0] & 1 == 1]
             if (words[:, 1] >= 1 << 31).any():
-                raise SpikedistillError(f"{path}: times beyond 31 bits in the packet at byte {position - 28}: damaged")
+                raise SpikedistillError(
+                    f"{path}: times beyond 31 bits in the packet at byte {position - 28}: damaged"
+                )
             data.append(words[:, 0])
             times.append(words[:, 1] | overflow << 31)
         position += size * capacity
@@ -150,7 +165,9 @@ def read_aedat3(path: Path) -> Events:
 
 
 def read_gesture_labels(path: Path) -> list[tuple[int, int, int]]:
-    """Rows (class from 0, start, end in microseconds) of a label file of DVS Gesture, whose classes count from 1."""
+    """Rows (class from 0, start, end in microseconds) of a label file of DVS Gesture, whose classes count
+    from 1.
+    """
     try:
         rows = list(csv.DictReader(io.StringIO(_bytes(path).decode())))
         found = [(int(r["class"]) - 1, int(r["startTime_usec"]), int(r["endTime_usec"])) for r in rows]
@@ -160,5 +177,7 @@ def read_gesture_labels(path: Path) -> list[tuple[int, int, int]]:
         ) from error
     for label, start, end in found:
         if not (0 <= label < GESTURES and 0 <= start < end < 1 << 62):
-            raise SpikedistillError(f"{path}: class {label + 1} from {start} to {end} us; there are 1 to {GESTURES}")
+            raise SpikedistillError(
+                f"{path}: class {label + 1} from {start} to {end} us; there are 1 to {GESTURES}"
+            )
     return found

@@ -82,7 +82,9 @@ class EventFiles:
 
 
 def files_digest(paths: Sequence[Path], config: FramesConfig) -> str:
-    """sha256 over the bytes of files, in order; kept in the cache under their names, sizes and times of change."""
+    """sha256 over the bytes of files, in order; kept in the cache under their names, sizes and times of
+    change.
+    """
     unique = list(dict.fromkeys(paths))
     try:
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in unique]
@@ -109,7 +111,8 @@ class GestureTrials:
     sensor_size: tuple[int, int] = (128, 128)
 
     def __post_init__(self) -> None:
-        self._recording = functools.lru_cache(maxsize=1)(read_aedat3)  # trials of one recording follow each other
+        # trials of one recording follow each other
+        self._recording = functools.lru_cache(maxsize=1)(read_aedat3)
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -191,15 +194,25 @@ def packed(path: Path, group: str | None = None) -> tuple[PackedEvents, Labels, 
         raise SpikedistillError(f"{path}: t, x, y, p have one axis; found {[z[key].shape for key in 'txyp']}")
     columns = {key: _column(z[key], f"{path}, {key}") for key in "txyp"}
     off, n = arrays.whole(z["off"], f"{path}, off"), len(z["t"])
-    if len(off) < 2 or off[0] != 0 or off[-1] != n or (np.diff(off) < 0).any() or any(len(z[k]) != n for k in "xyp"):
-        raise SpikedistillError(f"{path}: off must rise from 0 to the number of events, equal in t, x, y and p ({n})")
+    if (
+        len(off) < 2
+        or off[0] != 0
+        or off[-1] != n
+        or (np.diff(off) < 0).any()
+        or any(len(z[k]) != n for k in "xyp")
+    ):
+        raise SpikedistillError(
+            f"{path}: off must rise from 0 to the number of events, equal in t, x, y and p ({n})"
+        )
     labels = arrays.labels(z["label"], len(off) - 1, f"{path}, label")
     groups = None
     name = group or ("rec" if "rec" in z else None)
     if name is not None:
         if name not in z or z[name].shape != labels.shape:
             allowed = sorted(key for key, value in z.items() if value.shape == labels.shape)
-            raise SpikedistillError(f"data.group: no {name!r} with one entry a sample in {path}; there are {allowed}")
+            raise SpikedistillError(
+                f"data.group: no {name!r} with one entry a sample in {path}; there are {allowed}"
+            )
         groups = arrays.grouped(z[name], f"{path}, {name}")
     return (
         PackedEvents(columns["t"], columns["x"], columns["y"], columns["p"], off, (width, height), str(path)),
@@ -247,7 +260,11 @@ def _folder(config: DataConfig, *candidates: str) -> Path:
 def _classes(folder: Path, suffix: str) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise SpikedistillError(f"{folder}: no folder; it needs one folder of *{suffix} files per class")
-    found = {sub.name: sorted(sub.glob(f"*{suffix}"), key=_natural) for sub in sorted(folder.iterdir()) if sub.is_dir()}
+    found = {
+        sub.name: sorted(sub.glob(f"*{suffix}"), key=_natural)
+        for sub in sorted(folder.iterdir())
+        if sub.is_dir()
+    }
     found = {name: paths for name, paths in found.items() if paths}
     if not found:
         raise SpikedistillError(f"{folder}: no folders of *{suffix} files, one a class")
@@ -256,7 +273,9 @@ def _classes(folder: Path, suffix: str) -> dict[str, list[Path]]:
 
 def _listed(classes: dict[str, list[Path]]) -> tuple[list[Path], Labels]:
     paths = [path for group in classes.values() for path in group]
-    return paths, np.concatenate([np.full(len(group), i) for i, group in enumerate(classes.values())]).astype(np.int64)
+    return paths, np.concatenate([np.full(len(group), i) for i, group in enumerate(classes.values())]).astype(
+        np.int64
+    )
 
 
 def nmnist(config: DataConfig, number: int) -> Source:
@@ -270,15 +289,20 @@ def nmnist(config: DataConfig, number: int) -> Source:
         paths, labels = _listed(classes)
         words = tuple(classes) if role == "Train" else words
         if tuple(classes) != words:
-            raise SpikedistillError(f"{config.root}: Train has the classes {list(words)}, Test has {list(classes)}")
-        parts.append(_part(EventFiles(paths, (34, 34), read_bin, frames_config(config)), labels, number, config))
+            raise SpikedistillError(
+                f"{config.root}: Train has the classes {list(words)}, Test has {list(classes)}"
+            )
+        parts.append(
+            _part(EventFiles(paths, (34, 34), read_bin, frames_config(config)), labels, number, config)
+        )
     return Source(config.name, parts[0], parts[1], words, "frames")
 
 
 def shipped_split(name: str, classes: dict[str, list[Path]]) -> tuple[list[dict[str, list[Path]]], str]:
     """([train, test] files by class, which list said so) of a set without an official split.
 
-    The shipped list names the test files. A class of which none of them is there (a part of the set) tests its last tenth.
+    The shipped list names the test files. A class of which none of them is there (a part of the set) tests
+    its last tenth.
     """
     listed, sha = splits.split_file(name)
     train, test, without = {}, {}, []
@@ -312,7 +336,9 @@ def _split_folder(
 
 
 def ncaltech101(config: DataConfig, number: int) -> Source:
-    """N-Caltech101: Caltech101/CLASS/image_0001.bin ..., at most 240x180 pixels; tested: ``split_ncaltech101.txt``."""
+    """N-Caltech101: Caltech101/CLASS/image_0001.bin ..., at most 240x180 pixels; tested:
+    ``split_ncaltech101.txt``.
+    """
     return _split_folder(config, number, _folder(config, "Caltech101"), ".bin", (240, 180), read_bin)
 
 
@@ -343,7 +369,9 @@ def dvsgesture(config: DataConfig, number: int) -> Source:
     for role in ("train", "test"):
         listing = folder / f"trials_to_{role}.txt"
         if not listing.exists():
-            raise SpikedistillError(f"no file {listing}; data.root is the folder of the official DvsGesture files")
+            raise SpikedistillError(
+                f"no file {listing}; data.root is the folder of the official DvsGesture files"
+            )
         trials, labels, groups = [], [], []
         for i, line in enumerate(filter(None, map(str.strip, read_text(listing).splitlines()))):
             path = folder / line
@@ -352,12 +380,19 @@ def dvsgesture(config: DataConfig, number: int) -> Source:
                 labels.append(label)
                 groups.append(i)
         recordings = GestureTrials(trials, frames_config(config))
-        parts.append(_part(recordings, np.asarray(labels, np.int64), number, config, np.asarray(groups, np.int64)))
+        parts.append(
+            _part(recordings, np.asarray(labels, np.int64), number, config, np.asarray(groups, np.int64))
+        )
     return Source(config.name, parts[0], parts[1], GESTURES, "frames")
 
 
 def from_objects(
-    train: Any, test: Any, sensor_size: Sequence[int], number: int, config: DataConfig, class_names: Any = None
+    train: Any,
+    test: Any,
+    sensor_size: Sequence[int],
+    number: int,
+    config: DataConfig,
+    class_names: Any = None,
 ) -> Source:
     """Two sequences (or generators) of (events, label), events with fields t, x, y, p."""
     width, height = (int(v) for v in arrays.whole(list(sensor_size[:2]), "sensor_size", 1, LARGEST_SENSOR))

@@ -54,8 +54,9 @@ def decode(path: Path) -> Any:
 class Files:
     """Images read from files when they are asked for, one size for all.
 
-    Training: a random part of the image (``area``, sides 3:4 to 4:3) is stretched to the size, as every ImageNet
-    paper does; else the image is resized so that the middle ``centre`` part of its shorter side fills the size.
+    Training: a random part of the image (``area``, sides 3:4 to 4:3) is stretched to the size, as every
+    ImageNet paper does; else the image is resized so that the middle ``centre`` part of its shorter side
+    fills the size.
     """
 
     paths: Sequence[Path]
@@ -86,7 +87,9 @@ class Files:
         enlarge = max(height / image.height, width / image.width) / self.centre
         target = [max(round(image.height * enlarge), height), max(round(image.width * enlarge), width)]
         if target[0] * target[1] > LARGEST:
-            raise SpikedistillError(f"{path}: {image.width} x {image.height} pixels cannot be brought to {self.size}")
+            raise SpikedistillError(
+                f"{path}: {image.width} x {image.height} pixels cannot be brought to {self.size}"
+            )
         return T.pil_to_tensor(T.center_crop(T.resize(image, target), [height, width]))
 
     def take(self, index: Tensor, device: torch.device, train: bool = False) -> Tensor:
@@ -100,7 +103,9 @@ class Files:
 
 
 def loaded(files: Files) -> Memory:
-    """All images decoded into one array, kept in the cache under the files' names, sizes and times of change."""
+    """All images decoded into one array, kept in the cache under the files' names, sizes and times of
+    change.
+    """
     listing = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.paths]
     key = hashlib.sha256(json.dumps([listing, files.size, files.centre]).encode()).hexdigest()
     path = cache_folder() / "images" / f"{key}.npy"
@@ -135,7 +140,9 @@ def _source(
     for role, (paths, labels) in roles.items():
         empty = np.setdiff1d(np.arange(len(words)), labels)
         if role == "train" and len(empty):
-            raise SpikedistillError(f"no training images of class {words[int(empty[0])]!r} ({len(empty)} such classes)")
+            raise SpikedistillError(
+                f"no training images of class {words[int(empty[0])]!r} ({len(empty)} such classes)"
+            )
         if not paths:
             raise SpikedistillError(f"no images in the {role} part of data set {config.name!r}")
     first = decode(roles["train"][0][0])
@@ -148,11 +155,14 @@ def _source(
         files = Files(paths, size, augment.resized_crop, augment.centre_crop if stream else 1.0)
         parts[role] = Part(files if stream else loaded(files), labels)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if stream else (None, None)
-    return Source(config.name, parts["train"], parts["test"], words, "image", parts.get("validation"), mean, std)
+    return Source(
+        config.name, parts["train"], parts["test"], words, "image", parts.get("validation"), mean, std
+    )
 
 
 def folder(config: DataConfig, frames: int) -> Source:
-    """Folders of images per class: ``root``/train and ``root``/test (or val), or ``root`` alone, of which 10 % test.
+    """Folders of images per class: ``root``/train and ``root``/test (or val), or ``root`` alone, of which 10
+    % test.
 
     All are brought to ``data.size``, by default the first image's. Folders over 2 GiB, decoded, stream.
     """
@@ -161,10 +171,14 @@ def folder(config: DataConfig, frames: int) -> Source:
         top, other = config.train, config.test
     elif config.root is not None:
         top = config.root / "train" if (config.root / "train").is_dir() else config.root
-        found = [config.root / name for name in ("test", "val", "validation") if (config.root / name).is_dir()]
+        found = [
+            config.root / name for name in ("test", "val", "validation") if (config.root / name).is_dir()
+        ]
         other = found[0] if found and top != config.root else None
     else:
-        raise SpikedistillError(f"data set {config.name!r} needs data.root, or the folders data.train and data.test")
+        raise SpikedistillError(
+            f"data set {config.name!r} needs data.root, or the folders data.train and data.test"
+        )
     words = _words(top)
     paths, labels = _listed(top, words)
     if other is not None:
@@ -179,7 +193,9 @@ def folder(config: DataConfig, frames: int) -> Source:
 
 
 def tiny_imagenet(config: DataConfig, frames: int) -> Source:
-    """Tiny ImageNet: train/WNID/images/*.JPEG, val/images/*.JPEG with val/val_annotations.txt; val is the test part."""
+    """Tiny ImageNet: train/WNID/images/*.JPEG, val/images/*.JPEG with val/val_annotations.txt; val is the
+    test part.
+    """
     if config.train is not None or npz_in(config) is not None:
         return from_arrays_file(config, frames)
     if config.root is None:
@@ -187,7 +203,9 @@ def tiny_imagenet(config: DataConfig, frames: int) -> Source:
     root = config.root / "tiny-imagenet-200" if (config.root / "tiny-imagenet-200").is_dir() else config.root
     notes = root / "val" / "val_annotations.txt"
     if not notes.exists() or not (root / "train").is_dir():
-        raise SpikedistillError(f"{root}: no train folder or no val/val_annotations.txt; give the official folder")
+        raise SpikedistillError(
+            f"{root}: no train folder or no val/val_annotations.txt; give the official folder"
+        )
     wnids = _words(root / "train")
     number = {wnid: k for k, wnid in enumerate(wnids)}
     paths, labels = [], []

@@ -50,11 +50,12 @@ def frame_shape(number: int, sensor: tuple[int, int], config: FramesConfig) -> t
 def bin_events(
     events: Events, number: int, sensor: tuple[int, int], config: FramesConfig, where: str = "a sample"
 ) -> NDArray[np.int64]:
-    """Counts of events in ``number`` frames; ``where``: what to call the sample if its events do not fit the sensor.
+    """Counts of events in ``number`` frames; ``where``: what to call the sample if its events do not fit the
+    sensor.
 
     Event i of n at time t_i stands in frame ``floor(F (t_i - t_first) / (t_last - t_first + 1))`` (by time),
-    ``floor(F i / n)`` (by number), or ``floor((t_i - t_first) / duration)``. So summing groups of F/T frames gives
-    exactly the frames that binning at T gives.
+    ``floor(F i / n)`` (by number), or ``floor((t_i - t_first) / duration)``. So summing groups of F/T frames
+    gives exactly the frames that binning at T gives.
 
     Shape: n events -> (F, C, H, W).
     """
@@ -74,7 +75,8 @@ def bin_events(
     since = events.t - events.t.min()
     if since.max() >= DAY:
         raise SpikedistillError(
-            f"{where}: its times span {since.max() / DAY:.3g} days if they are microseconds; give t in microseconds"
+            f"{where}: its times span {since.max() / DAY:.3g} days if they are microseconds; "
+            "give t in microseconds"
         )
     if config.duration is not None:
         step = since // config.duration
@@ -86,7 +88,9 @@ def bin_events(
     p = np.minimum(events.p, channels - 1)
     keep = (step < frames) & (x >= 0) & (y >= 0)
     flat = (((step * channels + p) * height + y) * width + x)[keep]
-    return np.bincount(flat, minlength=frames * channels * height * width).reshape(frames, channels, height, width)
+    return np.bincount(flat, minlength=frames * channels * height * width).reshape(
+        frames, channels, height, width
+    )
 
 
 def _place(position: NDArray[np.int64], old: int, new: int, config: FramesConfig) -> NDArray[np.int64]:
@@ -96,7 +100,9 @@ def _place(position: NDArray[np.int64], old: int, new: int, config: FramesConfig
         return position * new // old
     table = np.full(old, -1)  # nearest: only the pixels that interpolation would take
     if new > old:
-        raise SpikedistillError(f"data.frames: cannot enlarge {old} pixels to {new} by 'nearest'; use resize: sum")
+        raise SpikedistillError(
+            f"data.frames: cannot enlarge {old} pixels to {new} by 'nearest'; use resize: sum"
+        )
     table[np.arange(new) * old // new] = np.arange(new)
     return table[position]
 

@@ -31,8 +31,8 @@ MEDMNIST = (
 def digits(config: DataConfig, frames: int) -> Source:
     """8x8 digits, 0..16 stretched to 0..255: 600 samples to train and validate, 1,197 to test.
 
-    The test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, UCI Machine Learning Repository
-    1998, doi:10.24432/C50P49, CC BY 4.0), in the order in which scikit-learn gives it.
+    The test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, UCI Machine Learning
+    Repository 1998, doi:10.24432/C50P49, CC BY 4.0), in the order in which scikit-learn gives it.
     """
     held = arrays.read_npz(DIGITS)
     x = np.round(held["images"] * (255 / 16)).astype(np.uint8)
@@ -43,13 +43,16 @@ def digits(config: DataConfig, frames: int) -> Source:
 
 
 def from_arrays_file(config: DataConfig, frames: int) -> Source:
-    """An .npz of arrays: ``train`` (and ``test``) files, ``root`` itself, or ``NAME.npz`` in the folder ``root``."""
+    """An .npz of arrays: ``train`` (and ``test``) files, ``root`` itself, or ``NAME.npz`` in the folder
+    ``root``.
+    """
     if config.train is not None:
         return arrays.from_files(config.train, config.test, config.name)
     path = npz_in(config)
     if path is None:
         raise SpikedistillError(
-            f"data set {config.name!r} needs data.root (a folder with {config.name}.npz, or the file) or data.train"
+            f"data set {config.name!r} needs data.root (a folder with {config.name}.npz, "
+            "or the file) or data.train"
         )
     return arrays.from_files(path, None, config.name)
 
@@ -64,16 +67,24 @@ def npz_in(config: DataConfig) -> Path | None:
     return path if path.exists() else None
 
 
-TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+TORCHVISION = {
+    "mnist": "MNIST",
+    "fashion-mnist": "FashionMNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+}
 
 
 def torchvision_set(config: DataConfig, frames: int) -> Source:
-    """MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100: an .npz, torchvision's folder, or the official CIFAR batches."""
+    """MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100: an .npz, torchvision's folder, or the official CIFAR
+    batches.
+    """
     if config.train is not None or npz_in(config) is not None:
         return from_arrays_file(config, frames)
     if config.root is None:
         raise SpikedistillError(
-            f"data set {config.name!r} needs data.root: torchvision's folder (data.download: true fetches it), "
+            f"data set {config.name!r} needs data.root: torchvision's folder (data.download: "
+            "true fetches it), "
             f"or a folder with {config.name}.npz"
         )
     if config.name.startswith("cifar"):
@@ -97,7 +108,12 @@ def torchvision_set(config: DataConfig, frames: int) -> Source:
 
 
 _CIFAR = {
-    "cifar10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"], "batches.meta"),
+    "cifar10": (
+        "cifar-10-batches-py",
+        [f"data_batch_{i}" for i in range(1, 6)],
+        ["test_batch"],
+        "batches.meta",
+    ),
     "cifar100": ("cifar-100-python", ["train"], ["test"], "meta"),
 }
 
@@ -127,12 +143,15 @@ class _PlainPickle(pickle.Unpickler):
 
 
 def read_batch(path: Path, *keys: str) -> dict[str, Any]:
-    """One official batch file, in which all ``keys`` must stand; a cut or foreign file is named in the error."""
+    """One official batch file, in which all ``keys`` must stand; a cut or foreign file is named in the
+    error.
+    """
     if not path.exists():
         raise SpikedistillError(f"no file {path}; the official folder holds it")
     try:
         with path.open("rb") as file:
-            for opcode, number, _ in pickletools.genops(file):  # places in a table that unpickling makes that long
+            # places in a table that unpickling makes that long
+            for opcode, number, _ in pickletools.genops(file):
                 if "PUT" in opcode.name and isinstance(number, int) and number > 1 << 20:
                     raise pickle.UnpicklingError(f"it remembers {number} values")
                 if isinstance(number, int) and abs(number) > 1 << 32:
@@ -147,7 +166,9 @@ def read_batch(path: Path, *keys: str) -> dict[str, Any]:
     found = {_text(key): value for key, value in found.items()} if isinstance(found, dict) else {}
     missing = [key for key in keys if key not in found]
     if missing:
-        raise SpikedistillError(f"{path}: no {', '.join(missing)} in it; found {sorted(found)}: no official batch")
+        raise SpikedistillError(
+            f"{path}: no {', '.join(missing)} in it; found {sorted(found)}: no official batch"
+        )
     return found
 
 
@@ -167,7 +188,11 @@ def cifar_batches(folder: Path, name: str) -> Source:
         batches = [read_batch(folder / file, "data", key) for file in files]
         for batch, file in zip(batches, files):
             images, labels = batch["data"], arrays.plain(batch[key], f"{folder / file}, {key}")
-            if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape != (*labels.shape, 3072):
+            if (
+                not isinstance(images, np.ndarray)
+                or images.dtype != np.uint8
+                or images.shape != (*labels.shape, 3072)
+            ):
                 found_shape = getattr(images, "shape", type(images).__name__)
                 raise SpikedistillError(
                     f"{folder / file}: images {found_shape}, {labels.size} labels: no official batch"

@@ -60,8 +60,9 @@ def read(config: DataConfig, frames: int = 1) -> Source:
 def open(config: DataConfig | None = None, time_steps: Sequence[int] = (4,)) -> Data:
     """Open the data set that a recipe names.
 
-    ``time_steps``: all numbers of time steps in the recipe; events are binned at their least common multiple, and a
-    network sums consecutive groups of frames. Raises :class:`SpikedistillError` that names the file or the key.
+    ``time_steps``: all numbers of time steps in the recipe; events are binned at their least common multiple,
+    and a network sums consecutive groups of frames. Raises :class:`SpikedistillError` that names the file or
+    the key.
     """
     config = config or DataConfig()
     frames = math.lcm(*time_steps)
@@ -81,7 +82,8 @@ def open(config: DataConfig | None = None, time_steps: Sequence[int] = (4,)) -> 
 def _called(config: DataConfig, time_steps: Sequence[int]) -> "Data | Mapping[str, Any]":
     """What a function of somebody's own gives: :class:`Data`, or a mapping as :func:`from_arrays` takes it.
 
-    It gets the recipe's ``options``, checked by its signature, and ``root`` and ``time_steps`` where that names them.
+    It gets the recipe's ``options``, checked by its signature, and ``root`` and ``time_steps`` where that
+    names them.
     """
     function: Any = OTHERS.get(config.name) or own_code.find(config.name, "data.name:")
     if not callable(function):
@@ -92,7 +94,8 @@ def _called(config: DataConfig, time_steps: Sequence[int]) -> "Data | Mapping[st
     found = whole(**checked(whole, config.options, "data.options"))
     if not isinstance(found, Data | Mapping):
         raise SpikedistillError(
-            f"data.name: {config.name!r} gives {type(found).__name__}; a mapping with x_train, y_train, x_test and y_test is "
+            f"data.name: {config.name!r} gives {type(found).__name__}; a mapping with x_train, y_train, "
+            "x_test and y_test is "
             "needed, or sd.data.from_arrays(...)"
         )
     return found
@@ -107,7 +110,8 @@ def from_arrays(
     group_train`` (recordings, of which validation takes whole ones). ``config`` says the rest (validation,
     augmentation, ...). Frames have to be as many as a multiple of all ``time_steps``.
 
-    Shape: images (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or float in [0, 1]; frames (N, F, C, H, W); labels (N,).
+    Shape: images (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or float in [0, 1]; frames (N, F, C, H, W);
+    labels (N,).
     """
     if not isinstance(data, Mapping):
         known = [*(s for spellings in arrays.SPELLINGS.values() for s in spellings), *arrays.EXTRA]
@@ -134,7 +138,9 @@ def from_events(
     """
     config = config or DataConfig(name="objects")
     number = (config.frames and config.frames.number) or math.lcm(*time_steps)
-    return assemble(events.from_objects(train, test, sensor_size, number, config, class_names), config, number)
+    return assemble(
+        events.from_objects(train, test, sensor_size, number, config, class_names), config, number
+    )
 
 
 def assemble(source: Source, config: DataConfig, frames: int) -> Data:
@@ -148,14 +154,17 @@ def assemble(source: Source, config: DataConfig, frames: int) -> Data:
             f"data set {source.name!r} has {shape[0]} frames; the time steps need a multiple of {frames}"
         )
     if config.size and shape[-2:] != config.size:
-        raise SpikedistillError(f"data.size: samples of {source.name!r} stay {shape[-2:]}; {config.size} cannot be had")
+        raise SpikedistillError(
+            f"data.size: samples of {source.name!r} stay {shape[-2:]}; {config.size} cannot be had"
+        )
     channels = shape[-3]
     mean, std = _statistics(source, pieces["train"], channels)
     for given, name in ((config.mean, "mean"), (config.std, "std")):
         if given is not None and len(given) != channels:
             raise SpikedistillError(f"data.{name}: {len(given)} values for {channels} channels")
     rows = {
-        split: np.concatenate([np.zeros(0, np.int64), *(own for _, own in parts)]) for split, parts in pieces.items()
+        split: np.concatenate([np.zeros(0, np.int64), *(own for _, own in parts)])
+        for split, parts in pieces.items()
     }
     everything = [p for p in (source.train, source.validation, source.test) if p is not None]
     content = hashlib.sha256()
@@ -176,7 +185,9 @@ def assemble(source: Source, config: DataConfig, frames: int) -> Data:
         split_hash=splits.digest(rows, source.split_file),
         split_file=source.split_file,
     )
-    return Data(info, {name: Split(parts) for name, parts in pieces.items()}, augmentation(config), config.workers)
+    return Data(
+        info, {name: Split(parts) for name, parts in pieces.items()}, augmentation(config), config.workers
+    )
 
 
 def _cut(source: Source, config: DataConfig) -> dict[str, list[tuple[Part, np.ndarray]]]:
@@ -191,7 +202,9 @@ def _cut(source: Source, config: DataConfig) -> dict[str, list[tuple[Part, np.nd
     if source.validation is not None:
         held = [(source.validation, np.arange(len(source.validation.labels)))]
     else:
-        kept, out = splits.hold_out(train.labels[rows], config.validation, None if groups is None else groups[rows])
+        kept, out = splits.hold_out(
+            train.labels[rows], config.validation, None if groups is None else groups[rows]
+        )
         rows, held = rows[kept], [(train, rows[out])]
     if config.train_samples is not None:
         rows = rows[_few(train.labels[rows], config.train_samples, None if groups is None else groups[rows])]
@@ -199,16 +212,22 @@ def _cut(source: Source, config: DataConfig) -> dict[str, list[tuple[Part, np.nd
 
 
 def _few(labels: splits.Index, amount: float | int, groups: np.ndarray | None) -> splits.Index:
-    """Indices of ``amount`` samples (a part below 1, or a number), every class with its share, whole groups."""
+    """Indices of ``amount`` samples (a part below 1, or a number), every class with its share, whole
+    groups.
+    """
     if amount >= len(labels):
-        raise SpikedistillError(f"data.train_samples: found {amount}, but there are {len(labels)} training samples")
+        raise SpikedistillError(
+            f"data.train_samples: found {amount}, but there are {len(labels)} training samples"
+        )
     _, chosen = splits.hold_out(labels, amount, groups, salt=5)
     if not len(chosen):
         raise SpikedistillError(f"data.train_samples: {amount} of {len(labels)} training samples is none")
     return chosen
 
 
-def _statistics(source: Source, train: list[tuple[Part, np.ndarray]], channels: int) -> tuple[tuple[float, ...], ...]:
+def _statistics(
+    source: Source, train: list[tuple[Part, np.ndarray]], channels: int
+) -> tuple[tuple[float, ...], ...]:
     if source.kind == "frames":
         return (0.0,) * channels, (1.0,) * channels
     if source.mean is not None and source.std is not None:
@@ -233,12 +252,16 @@ def _resized(source: Source, size: tuple[int, int]) -> Source:
             return part
         return replace(part, store=Memory(_interpolate(part.store.data, size)))
 
-    return replace(source, train=resize(source.train), test=resize(source.test), validation=resize(source.validation))
+    return replace(
+        source, train=resize(source.train), test=resize(source.test), validation=resize(source.validation)
+    )
 
 
 def _interpolate(x: Tensor, size: tuple[int, int]) -> Tensor:
     chunks = []
     for chunk in x.split(1024):
-        big = torch.nn.functional.interpolate(chunk.float(), size, mode="bilinear", antialias=True, align_corners=False)
+        big = torch.nn.functional.interpolate(
+            chunk.float(), size, mode="bilinear", antialias=True, align_corners=False
+        )
         chunks.append(big.round().clamp(0, 255).to(torch.uint8) if x.dtype == torch.uint8 else big)
     return torch.cat(chunks)

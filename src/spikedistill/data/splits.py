@@ -1,4 +1,6 @@
-"""Fixed splits: stratified, by whole groups, a pure function of the labels, so the same on every machine and seed."""
+"""Fixed splits: stratified, by whole groups, a pure function of the labels, so the same on every machine
+and seed.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,8 +17,8 @@ Index = NDArray[np.int64]
 def scramble(values: NDArray[np.uint64] | int) -> NDArray[np.uint64]:
     """The output function of the SplitMix64 generator, elementwise: 64 well-mixed bits from 64.
 
-    Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014. Numpy promises no stable
-    streams between versions; a split has to outlive them.
+    Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014. Numpy promises no
+    stable streams between versions; a split has to outlive them.
     """
     z = np.atleast_1d(np.asarray(values, dtype=np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -25,7 +27,9 @@ def scramble(values: NDArray[np.uint64] | int) -> NDArray[np.uint64]:
 
 
 def key(*parts: int) -> int:
-    """One 63-bit seed from several integers, order included: what a draw at (seed, epoch, index) starts from."""
+    """One 63-bit seed from several integers, order included: what a draw at (seed, epoch, index) starts
+    from.
+    """
     state = np.zeros(1, dtype=np.uint64)
     for part in parts:
         state = scramble(state ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF))
@@ -52,9 +56,9 @@ def hold_out(
 ) -> tuple[Index, Index]:
     """(kept, held out) indices, ascending; every class gives its share, and no group stands on both sides.
 
-    ``amount``: part below 1, or a number of samples; ceilings and floors balance over classes. With ``groups`` whole
-    groups are taken while that brings a class nearer to its share, at least one where a class has several, never all.
-    Raises :class:`SpikedistillError` where nothing would remain to train on.
+    ``amount``: part below 1, or a number of samples; ceilings and floors balance over classes. With
+    ``groups`` whole groups are taken while that brings a class nearer to its share, at least one where a
+    class has several, never all. Raises :class:`SpikedistillError` where nothing would remain to train on.
     """
     n = len(labels)
     total = round(amount * n) if amount < 1 else int(amount)
@@ -80,7 +84,8 @@ def _whole_groups(labels: Index, groups: NDArray[np.int64], part: float, salt: i
         raise SpikedistillError("cannot hold out whole groups: all training samples are of one group")
     members = {int(g): np.flatnonzero(groups == g) for g in names[order(len(names), salt)]}
     pure = all(len(np.unique(labels[rows])) == 1 for rows in members.values())
-    strata = np.unique(labels) if pure else [None]  # groups of mixed classes (speakers) cannot be stratified by class
+    # groups of mixed classes (speakers) cannot be stratified by class
+    strata = np.unique(labels) if pure else [None]
     taken = [np.zeros(0, dtype=np.int64)]
     for stratum in strata:
         own = [rows for rows in members.values() if stratum is None or labels[rows[0]] == stratum]
@@ -93,13 +98,16 @@ def _whole_groups(labels: Index, groups: NDArray[np.int64], part: float, salt: i
             taken.append(min(own, key=len))
     if len(taken) == 1:
         raise SpikedistillError(
-            "cannot hold out whole groups: every class has but one; set data.validation: 0, or leave out data.group"
+            "cannot hold out whole groups: every class has but one; set data.validation: 0, "
+            "or leave out data.group"
         )
     return taken
 
 
 def split_file(name: str) -> tuple[frozenset[str], str]:
-    """(test files as CLASS/FILE, sha256 of the list) of a set without an official split: ``split_NAME.txt``, shipped."""
+    """(test files as CLASS/FILE, sha256 of the list) of a set without an official split:
+    ``split_NAME.txt``, shipped.
+    """
     content = (resources.files(__package__) / f"split_{name}.txt").read_bytes()
     lines = content.decode().splitlines()
     return frozenset(line for line in lines if not line.startswith("#")), hashlib.sha256(content).hexdigest()

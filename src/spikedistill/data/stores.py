@@ -33,7 +33,9 @@ class Store(Protocol):
 
 @dataclass
 class Memory:
-    """A tensor in memory, copied once to the device that asks for it where it takes less than a quarter of it."""
+    """A tensor in memory, copied once to the device that asks for it where it takes less than a quarter of
+    it.
+    """
 
     data: Tensor
     content: str = ""
@@ -105,7 +107,9 @@ def sha256(*arrays: NDArray[Any]) -> str:
 
 @dataclass
 class Part:
-    """The samples of one official part of a data set, with their labels and, where known, groups (recordings)."""
+    """The samples of one official part of a data set, with their labels and, where known, groups
+    (recordings).
+    """
 
     store: Store
     labels: Labels

@@ -54,10 +54,14 @@ class Report:
         return not self.bad
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: {'all readable' if self.ok else f'{len(self.bad)} bad'}, {self.files} files read"]
+        lines = [
+            f"{self.name}: {'all readable' if self.ok else f'{len(self.bad)} bad'}, {self.files} files read"
+        ]
         for split, classes in self.counts.items():
             few, many = (min(classes.values()), max(classes.values())) if classes else (0, 0)
-            lines.append(f"  {split}: {sum(classes.values())} samples, {len(classes)} classes of {few} to {many}")
+            lines.append(
+                f"  {split}: {sum(classes.values())} samples, {len(classes)} classes of {few} to {many}"
+            )
         if self.hash:
             lines += [f"  content sha256 {self.hash}", f"  split   sha256 {self.split_hash}"]
         lines += [f"  split file {self.split_file}"] if self.split_file else []
@@ -124,7 +128,9 @@ def verify(config: DataConfig) -> Report:
             if path.name in sums and hashlib.md5(path.read_bytes()).hexdigest() != sums[path.name]:
                 report.notes.append(f"{path}: its MD5 is not that of the official file")
         except (SpikedistillError, OSError) as error:
-            report.bad.append((str(path), str(error).removeprefix(f"{path}: ").removeprefix(f"cannot read {path}: ")))
+            report.bad.append(
+                (str(path), str(error).removeprefix(f"{path}: ").removeprefix(f"cannot read {path}: "))
+            )
     if report.bad:
         return report
     try:
@@ -135,7 +141,11 @@ def verify(config: DataConfig) -> Report:
     for split in data.splits:
         numbers, counts = np.unique(data.labels(split).numpy(), return_counts=True)
         report.counts[split] = {data.info.class_names[k]: int(n) for k, n in zip(numbers, counts)}
-    report.hash, report.split_hash, report.split_file = data.info.hash, data.info.split_hash, data.info.split_file
+    report.hash, report.split_hash, report.split_file = (
+        data.info.hash,
+        data.info.split_hash,
+        data.info.split_file,
+    )
     report.notes += _unusual(data, config)
     return report
 

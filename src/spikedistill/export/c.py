@@ -21,11 +21,13 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 def to_c(network: IntegerNetwork | Network, path: str | os.PathLike[str]) -> list[Path]:
-    """Write an integer network (or a quantized one) as C99 that computes the same integers; returns the files.
+    """Write an integer network (or a quantized one) as C99 that computes the same integers; returns the
+    files.
 
-    ``path``: ``FOLDER/NAME.c`` for NAME.c and NAME.h; else a folder (created where its parent exists) for network.c,
-    network.h and network_main.c, a program that reads samples from its standard input. All files are written or none.
-    Raises :class:`SpikedistillError`, naming the operation, where numbers may not fit 64 bits, and for what has no form in C.
+    ``path``: ``FOLDER/NAME.c`` for NAME.c and NAME.h; else a folder (created where its parent exists) for
+    network.c, network.h and network_main.c, a program that reads samples from its standard input. All files
+    are written or none. Raises :class:`SpikedistillError`, naming the operation, where numbers may not fit 64
+    bits, and for what has no form in C.
     """
     folder, name = _place(Path(path))
     integer = network if isinstance(network, IntegerNetwork) else to_integer(network)
@@ -44,9 +46,13 @@ def to_c(network: IntegerNetwork | Network, path: str | os.PathLike[str]) -> lis
 def _place(path: Path) -> tuple[Path, str]:
     folder, name = (path.parent, path.stem) if path.suffix == ".c" else (path, "network")
     if not NAME.fullmatch(name):
-        raise SpikedistillError(f"cannot write {path}: {name!r} is no name in C; take letters, digits and underscores")
+        raise SpikedistillError(
+            f"cannot write {path}: {name!r} is no name in C; take letters, digits and underscores"
+        )
     if path.suffix != ".c" and path.exists() and not path.is_dir():
-        raise SpikedistillError(f"cannot write {path}: it is a file; give a folder, or a file that ends in .c")
+        raise SpikedistillError(
+            f"cannot write {path}: it is a file; give a folder, or a file that ends in .c"
+        )
     if not path.parent.is_dir():
         raise SpikedistillError(f"cannot write {path}: there is no folder {path.parent}; create it first")
     return folder, name
@@ -58,8 +64,12 @@ def sources(integer: IntegerNetwork, name: str = "network") -> dict[str, str]:
     builder = Builder(header, integer.tensors, shapes)
     out = builder.build()
     T = header.time_steps
-    logit = width((out.range[0] * T, out.range[1] * T), least=32, where="the logits, summed over the time steps")
-    builder.program.call(True, builder.library.use("logits", IN=out.bits, OUT=logit), out.size, out.buffer, "logits")
+    logit = width(
+        (out.range[0] * T, out.range[1] * T), least=32, where="the logits, summed over the time steps"
+    )
+    builder.program.call(
+        True, builder.library.use("logits", IN=out.bits, OUT=logit), out.size, out.buffer, "logits"
+    )
     memory = builder.program.memory()
     starts = [
         Call(builder.library.use("fill", OUT=buffer.bits), (buffer.size, number(initial), buffer))
@@ -72,7 +82,8 @@ def sources(integer: IntegerNetwork, name: str = "network") -> dict[str, str]:
         "int8_t column": (builder.most_columns, 1),
     }
     arrays = {
-        f"int{key.rpartition('_')[2]}_t {key}": (n, int(key.rpartition("_")[2]) // 8) for key, n in memory.items()
+        f"int{key.rpartition('_')[2]}_t {key}": (n, int(key.rpartition("_")[2]) // 8)
+        for key, n in memory.items()
     }
     arrays |= scratch
     size = sum(n * b for n, b in arrays.values())
@@ -93,7 +104,11 @@ def sources(integer: IntegerNetwork, name: str = "network") -> dict[str, str]:
         "}\n",
         _run(entry),
     ])  # fmt: skip
-    for word, text in (("FACTOR", f"int{builder.factor}_t"), ("OFFSET", f"int{builder.offset}_t"), ("PLACE", place)):
+    for word, text in (
+        ("FACTOR", f"int{builder.factor}_t"),
+        ("OFFSET", f"int{builder.offset}_t"),
+        ("PLACE", place),
+    ):
         source = re.sub(rf"\b{word}\b", text, source)
     return {
         f"{name}.h": _header(integer, entry, out, logit, size),
@@ -150,11 +165,15 @@ def _header(integer: IntegerNetwork, entry: Entry, out: Value, logit: int, size:
     sizes = " x ".join(str(n) for n in form["size"])
     what = {
         "image": f"image: {sizes} bytes, levels of 0 to 255, channels first",
-        "frames": f"frame: {sizes} counts of events of one time step, channels first, clipped at {form['limit']}",
-        "spikes": f"frame: {sizes} spikes (0 or 1) of one time step, channels first, as the network's encoding draws them",
+        "frames": f"frame: {sizes} counts of events of one time step, channels first, "
+        f"clipped at {form['limit']}",
+        "spikes": f"frame: {sizes} spikes (0 or 1) of one time step, channels first, "
+        "as the network's encoding draws them",
     }[form["kind"]]
     count = prod(form["size"])
-    whole = "A whole image" if image else f"A whole sample, frames of {upper}_INPUTS counts one after the other"
+    whole = (
+        "A whole image" if image else f"A whole sample, frames of {upper}_INPUTS counts one after the other"
+    )
     weights = sum(integer.tensors[key].numel() for key in integer.tensors if key.endswith(".weight"))
     return f"""\
 /* {name}.h: an integer network. Generated by spikedistill.

@@ -12,7 +12,8 @@ from .c_plan import Value
 class Builder(LayerBuilder):
     """All operations."""
 
-    # -- pools ------------------------------------------------------------------------------------------------------
+    # -- pools
+    # ------------------------------------------------------------------------------------------------------
 
     def maps(self) -> Value:
         """The input of a pool."""
@@ -53,13 +54,16 @@ class Builder(LayerBuilder):
         out = self.made(x.range, least=x.bits)
         if max(a * b for a, b in zip(x.shape[-2:], self.shape[-2:])) > MOST_INDEX // 2:
             raise self.refused("has maps too large to index")
-        window = self.window(prod(x.shape[:-2]), x.shape[-2:], self.shape[-2:], [1, 1], [1, 1], [0, 0], [1, 1])
+        window = self.window(
+            prod(x.shape[:-2]), x.shape[-2:], self.shape[-2:], [1, 1], [1, 1], [0, 0], [1, 1]
+        )
         address = self.constant("window", "pool", window)
         comment = f"largest values, {by(x.shape)} to {by(self.shape)}"
         self.call("adaptive_max", address, x.buffer, out.buffer, comment=comment, IN=x.bits)
         return out
 
-    # -- sums, products and shapes ----------------------------------------------------------------------------------
+    # -- sums, products and shapes
+    # ----------------------------------------------------------------------------------
 
     def _add(self, op: Join) -> Value:
         a, b = (self.spread(v, self.shape) for v in self.given)
@@ -81,7 +85,14 @@ class Builder(LayerBuilder):
         w = self.width(a.range, b.range, out.range, least=32)
         buffers = a.buffer, b.buffer, out.buffer
         self.call(
-            "mul", out.size, *buffers, comment=f"product of {by(self.shape)}", A=a.bits, B=b.bits, OUT=out.bits, W=w
+            "mul",
+            out.size,
+            *buffers,
+            comment=f"product of {by(self.shape)}",
+            A=a.bits,
+            B=b.bits,
+            OUT=out.bits,
+            W=w,
         )
         return out
 
@@ -103,7 +114,10 @@ class Builder(LayerBuilder):
         if len(a.shape) < 2 or len(b.shape) < 2:
             raise self.refused(f"multiplies {a.shape} by {b.shape}; matrices of each image are multiplied")
         rows, inner, columns = a.shape[-2], a.shape[-1], b.shape[-1]
-        a, b = self.spread(a, (*self.shape[:-2], rows, inner)), self.spread(b, (*self.shape[:-2], inner, columns))
+        a, b = (
+            self.spread(a, (*self.shape[:-2], rows, inner)),
+            self.spread(b, (*self.shape[:-2], inner, columns)),
+        )
         one = times(a.range, b.range)
         out = self.made((min(0, one[0] * inner), max(0, one[1] * inner)), least=max(a.bits, b.bits, 32))
         numbers = prod(self.shape[:-2]), rows, inner, columns
@@ -130,7 +144,9 @@ class Builder(LayerBuilder):
 
     def _slice(self, op: Slice) -> Value:
         x, out = self.given[0], self.made(self.given[0].range)
-        picked = [slice(*op.index[d + 1]) if d + 1 < len(op.index) else slice(None) for d in range(len(x.shape))]
+        picked = [
+            slice(*op.index[d + 1]) if d + 1 < len(op.index) else slice(None) for d in range(len(x.shape))
+        ]
         every = [s.indices(n) for s, n in zip(picked, x.shape)]
         read = [stride * step for stride, (_, _, step) in zip(x.strides, every)]
         start = sum(stride * first for stride, (first, _, _) in zip(x.strides, every))

@@ -9,7 +9,20 @@ from torch import Tensor
 from ..errors import SpikedistillError
 from ..quantization.bit_packing import pack, unpack
 from ..quantization.header import Header, Layer, Neuron, Norm, Op, Rescaled
-from .c_numbers import Range, braces, by, hull, membrane, number, per_channel, plus, range_of, sums, times, width
+from .c_numbers import (
+    Range,
+    braces,
+    by,
+    hull,
+    membrane,
+    number,
+    per_channel,
+    plus,
+    range_of,
+    sums,
+    times,
+    width,
+)
 from .c_operations import Library, neuron_text
 from .c_plan import Buffer, Program, Shape, Value, array
 
@@ -17,14 +30,18 @@ MOST_INDEX = (1 << 31) - 1
 
 
 class LayerBuilder:
-    """Reads the operations once; ``shapes``: what each gives for one image at one step, with a first dimension of 1."""
+    """Reads the operations once; ``shapes``: what each gives for one image at one step, with a first
+    dimension of 1.
+    """
 
     def __init__(self, header: Header, tensors: dict[str, Tensor], shapes: list[Shape]) -> None:
         self.header, self.tensors, self.shapes = header, tensors, [shape[1:] for shape in shapes]
         self.program, self.library = Program(), Library()
         self.values: list[Value] = []
         self.most_places = self.most_columns = 1
-        scales = [(tensors[f"{i}.M"], tensors[f"{i}.B"]) for i in range(len(header.ops)) if f"{i}.M" in tensors]
+        scales = [
+            (tensors[f"{i}.M"], tensors[f"{i}.B"]) for i in range(len(header.ops)) if f"{i}.M" in tensors
+        ]
         offsets = [b for _, b in scales] + [t for name, t in tensors.items() if name.endswith(".bias")]
         self.factor = max((width(range_of(m), least=16) for m, _ in scales), default=16)
         self.offset = max((width(range_of(b), least=32) for b in offsets), default=32)
@@ -37,7 +54,9 @@ class LayerBuilder:
             self.i, self.shape, self.given = i, self.shapes[i], [self.values[j] for j in op.inputs]
             self.stepped = any(value.stepped for value in self.given)
             if not hasattr(self, f"_{op.op}"):
-                raise self.refused("has no form in C: it weighs currents over time; LIF, IF and PLIF have one")
+                raise self.refused(
+                    "has no form in C: it weighs currents over time; LIF, IF and PLIF have one"
+                )
             value = getattr(self, f"_{op.op}")(op)
             if value.shape != self.shape or max(value.size, value.buffer.size) > MOST_INDEX:
                 raise self.refused(f"gives {value.shape} where {self.shape} is expected")
@@ -71,7 +90,8 @@ class LayerBuilder:
         self.program.constants.append(array(f"{name}_{self.i}", kind, [int(n) for n in numbers]))
         return f"{name}_{self.i}"
 
-    # -- copies -----------------------------------------------------------------------------------------------------
+    # -- copies
+    # -----------------------------------------------------------------------------------------------------
 
     def copy(
         self, value: Value, out: Value, shape: Shape, read: list[int], write: list[int],
@@ -85,7 +105,9 @@ class LayerBuilder:
         self.call("copy", walk, factor, value.buffer, out.buffer, IN=value.bits, OUT=out.bits, W=w)
         return out
 
-    def walk(self, shape: Shape, read: list[int], write: list[int], starts: tuple[int, int], name: str) -> str:
+    def walk(
+        self, shape: Shape, read: list[int], write: list[int], starts: tuple[int, int], name: str
+    ) -> str:
         """A ``struct walk``."""
         rows = [braces(v or [0]) for v in (shape, read, write)]
         name = f"{name}_{len(self.program.constants)}"
@@ -110,12 +132,15 @@ class LayerBuilder:
         return self.copy(value, out, shape, read, out.strides, name="spread")
 
     def window(self, channels: int, *pairs: Any) -> str:
-        """A ``struct window``: sizes before and after, kernel, stride, padding, dilation; 1-D as maps of height 1."""
+        """A ``struct window``: sizes before and after, kernel, stride, padding, dilation; 1-D as maps of
+        height 1.
+        """
         fill = (1, 1, 1, 1, 0, 1)
         both = [[f, *pair] if len(pair) == 1 else list(pair) for f, pair in zip(fill, pairs)]
         return f"{{{channels}, {', '.join(braces(pair) for pair in both)}}}"
 
-    # -- input ------------------------------------------------------------------------------------------------------
+    # -- input
+    # ------------------------------------------------------------------------------------------------------
 
     def _input(self, op: Op) -> Value:
         form = self.header.input
@@ -124,11 +149,15 @@ class LayerBuilder:
             out = self.made(range_of(table))
             name = self.table(f"int{out.bits}_t", "levels", table.flatten().tolist())
             places = prod(self.shape[1:])
-            self.call("levels", name, self.shape[0], places, "image", out.buffer, comment="input", OUT=out.bits)
+            self.call(
+                "levels", name, self.shape[0], places, "image", out.buffer, comment="input", OUT=out.bits
+            )
             return out
         self.stepped = True
         out = self.made((-form.limit, form.limit))
-        self.call("clipped", out.size, form.limit, "frame", out.buffer, comment="input", IN=self.frame, OUT=out.bits)
+        self.call(
+            "clipped", out.size, form.limit, "frame", out.buffer, comment="input", IN=self.frame, OUT=out.bits
+        )
         return out
 
     @property
@@ -136,7 +165,8 @@ class LayerBuilder:
         """Bits of one count of a frame."""
         return 16 if self.header.input.limit < 1 << 15 else 32
 
-    # -- layers, norms and neurons ----------------------------------------------------------------------------------
+    # -- layers, norms and neurons
+    # ----------------------------------------------------------------------------------
 
     def _layer(self, op: Layer) -> Value:
         x, convolves = self.logical(self.given[0]), len(op.shape) > 2
@@ -146,7 +176,9 @@ class LayerBuilder:
             raise self.refused("is a linear layer of maps with a bias")
         outputs, inputs, groups = op.shape[0] // op.groups, op.shape[1], op.groups
         if prod(op.shape) * op.bits > MOST_INDEX:
-            raise self.refused(f"has {prod(op.shape):,} weights; at most {MOST_INDEX // op.bits:,} are indexed")
+            raise self.refused(
+                f"has {prod(op.shape):,} weights; at most {MOST_INDEX // op.bits:,} are indexed"
+            )
         # [output][input][kernel] to [group and input][kernel][output]
         ordered = weight.reshape(groups, outputs, inputs, -1).permute(0, 2, 3, 1).contiguous()
         packed = [*pack(ordered, op.bits).tolist(), 0]
@@ -197,7 +229,18 @@ class LayerBuilder:
         view = self.constant("view", "norm_view", x.view)
         limits = number(low), number(high)
         comment = f"{op.path}: multiplier and offset, saturated from {low} to {high}"
-        self.call("norm", address, view, *limits, x.buffer, made.buffer, comment=comment, IN=x.bits, OUT=made.bits, W=w)
+        self.call(
+            "norm",
+            address,
+            view,
+            *limits,
+            x.buffer,
+            made.buffer,
+            comment=comment,
+            IN=x.bits,
+            OUT=made.bits,
+            W=w,
+        )
         return made
 
     def scale(self, op: Rescaled, x: Value) -> tuple[str, list[Range], Range]:
@@ -250,15 +293,29 @@ class LayerBuilder:
         (l, L), q = op.leak, op.shift if op.bits is not None else 0
         low, high = (-(1 << (op.bits - 1)), (1 << (op.bits - 1)) - 1) if op.bits is not None else (0, 0)
         seen = residual.view if residual is not None else "{0, 0, 0, 0}"
-        numbers = [scale, x.view, seen, *map(number, (multiplier, op.threshold, op.by, low, high)), l, L, q, unit]
+        numbers = [
+            scale,
+            x.view,
+            seen,
+            *map(number, (multiplier, op.threshold, op.by, low, high)),
+            l,
+            L,
+            q,
+            unit,
+        ]
         address = self.constant("neuron", "neuron", "{" + ", ".join(map(str, numbers)) + "}")
-        text = neuron_text(op.reset, (l, L) != (1, 0), op.leak_first, op.bits is not None, norm, residual is not None)
+        text = neuron_text(
+            op.reset, (l, L) != (1, 0), op.leak_first, op.bits is not None, norm, residual is not None
+        )
         self.program.kept.append((kept, op.initial >> unit))
         out = self.made((0, 1), x.shape)
         buffers = [x.buffer, *([residual.buffer] if residual is not None else []), kept, out.buffer]
-        widths = {"IN": x.bits, "V": kept.bits, "W": w} | ({"R": residual.bits} if residual is not None else {})
+        widths = {"IN": x.bits, "V": kept.bits, "W": w} | (
+            {"R": residual.bits} if residual is not None else {}
+        )
         comment = (
-            f"{op.path}: neurons {by(x.shape)}, membranes of {op.bits or kept.bits} bits, threshold {op.threshold}"
+            f"{op.path}: neurons {by(x.shape)}, membranes of {op.bits or kept.bits} bits, "
+            f"threshold {op.threshold}"
         )
         self.call(text, address, *buffers, comment=comment, **widths)
         return out

@@ -17,7 +17,9 @@ def width(*ranges: Range, least: int = 8, where: str = "") -> int:
     for bits in (8, 16, 32, 64):
         if bits >= least and low >= -(1 << (bits - 1)) and high < 1 << (bits - 1):
             return bits
-    raise SpikedistillError(f"to_c: {where}: numbers from {low:.3g} to {high:.3g} do not fit 64 bits; use fewer bits")
+    raise SpikedistillError(
+        f"to_c: {where}: numbers from {low:.3g} to {high:.3g} do not fit 64 bits; use fewer bits"
+    )
 
 
 def times(a: Range, b: Range) -> Range:
@@ -74,7 +76,9 @@ def membrane(op: Neuron, current: Range, T: int) -> tuple[Range, int, list[Range
 
 
 def sums(codes: np.ndarray, x: Range, bias: Tensor | None) -> Range:
-    """Range of all sums on the way of an accumulator: products of a column, in any order, zeros among them."""
+    """Range of all sums on the way of an accumulator: products of a column, in any order, zeros among
+    them.
+    """
     low, high = min(x[0], 0), max(x[1], 0)
     positive, negative = np.maximum(codes, 0).sum(1), np.minimum(codes, 0).sum(1)
     b = [0] * len(codes) if bias is None else bias.tolist()

@@ -1,6 +1,7 @@
 """The C functions of an integer network, one text an operation.
 
-``@X@`` is a type's width in bits and ``$X`` the type; a function is written once for each set of widths that a network uses.
+``@X@`` is a type's width in bits and ``$X`` the type; a function is written once for each set of widths that
+a network uses.
 """
 
 import re
@@ -309,15 +310,20 @@ static void logits_@IN@_@OUT@(int32_t n, const $IN *in, $OUT *logits)
 }
 
 
-def neuron_text(reset: str | None, leaks: bool, leak_first: bool, saturates: bool, norm: bool, residual: bool) -> str:
+def neuron_text(
+    reset: str | None, leaks: bool, leak_first: bool, saturates: bool, norm: bool, residual: bool
+) -> str:
     """A neuron's function: one step of every membrane; only the lines that its kind needs."""
-    current = "rescaled_@W@(($W)in[i], &n->scale, c)" if norm else "($W)in[i]" if residual else "($W)in[i] * ratio"
+    current = (
+        "rescaled_@W@(($W)in[i], &n->scale, c)" if norm else "($W)in[i]" if residual else "($W)in[i] * ratio"
+    )
     joined = f"{current} + ($W)residual[c * n->residual.channel + p * n->residual.place] * ratio"
     before = leaks and not leak_first
     lines = [
         "const int32_t i = c * n->view.channel + p * n->view.place, o = c * n->view.places + p;",
         f"$W v = ($W)membrane[o]{' * unit' if saturates else ''};",
-        f"const $W h = {'right_@W@(v * leak, n->leak_shift)' if before else 'v'} + {joined if residual else current};",
+        f"const $W h = {'right_@W@(v * leak, n->leak_shift)' if before else 'v'} + "
+        f"{joined if residual else current};",
         "const int8_t s = h >= threshold;",
         {"hard": "v = s ? 0 : h;", "soft": "v = s ? h - by : h;", None: "v = h;"}[reset],
     ]
@@ -338,7 +344,14 @@ def neuron_text(reset: str | None, leaks: bool, leak_first: bool, saturates: boo
     if saturates:
         numbers += ["unit = ($W)1 << n->unit", "step = ($W)1 << (n->shift - n->unit)"]
     words = [
-        w for w, on in (("norm", norm), ("leak", leaks), ("first", leak_first and leaks), ("rounded", saturates)) if on
+        w
+        for w, on in (
+            ("norm", norm),
+            ("leak", leaks),
+            ("first", leak_first and leaks),
+            ("rounded", saturates),
+        )
+        if on
     ]
     name = "_".join(["neuron", *words, reset or "free", "@IN@", *(["@R@"] if residual else []), "@V@_@W@"])
     body = "\n".join(f"            {line}" for line in lines)

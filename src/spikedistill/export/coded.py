@@ -1,4 +1,6 @@
-"""Quantized networks for exchange formats: the same operations on codes, without the roundings between them."""
+"""Quantized networks for exchange formats: the same operations on codes, without the roundings between
+them.
+"""
 
 from typing import Any
 
@@ -37,7 +39,9 @@ class CodedBuilder(GraphBuilder):
         return self.rounded(super().norm(node), m.grid if isinstance(m, NormNeuron) else m)
 
     def rounded(self, terms: Terms, part: Any) -> Terms:
-        """Note that the layer whose output ``part`` rescales is rounded there; a stream that spikes join has its values."""
+        """Note that the layer whose output ``part`` rescales is rounded there; a stream that spikes join
+        has its values.
+        """
         if getattr(part, "rescale", None) is not None:
             for name in terms:
                 self.layers[name].step = 1.0
@@ -96,7 +100,11 @@ class CodedBuilder(GraphBuilder):
                 gain = float(coded.ratio())
         grid = n.grid
         self.refusals.append(
-            Refusal(str(node.path), "a quantized membrane; NIR's neurons have no grid and round no current", lossy=True)
+            Refusal(
+                str(node.path),
+                "a quantized membrane; NIR's neurons have no grid and round no current",
+                lossy=True,
+            )
         )
         return self.of(
             node, "neuron", {name: f * gain for name, f in charge.items()}, decay=grid.decay,

@@ -17,7 +17,9 @@ from ..quantization.temporal import TemporalMembrane
 
 
 class Known:
-    """A number in the place of a buffer of one value: what reads it gets a Python number, which a trace keeps."""
+    """A number in the place of a buffer of one value: what reads it gets a Python number, which a trace
+    keeps.
+    """
 
     def __init__(self, value: Tensor) -> None:
         self.value = value
@@ -32,7 +34,9 @@ class Known:
 
 
 def freeze(network: Network) -> Network:
-    """Fix weight codes, multipliers, offsets and grids of a quantized network, in place; sum pools of any network."""
+    """Fix weight codes, multipliers, offsets and grids of a quantized network, in place; sum pools of any
+    network.
+    """
     for module in network.modules():
         if isinstance(module, AdaptiveSumPool2d):
             module.forward = _Sums(module.window, module.window, 0, module.divisor)  # type: ignore[method-assign]
@@ -136,7 +140,9 @@ class _Sums:
             x = F.pad(x, (pw, pw, ph, ph))
             h, w = (x.shape[-2] - kh) // sh + 1, (x.shape[-1] - kw) // sw + 1
             parts = [
-                x[..., i : i + sh * h : sh, j : j + sw * w : sw][..., :h, :w] for i in range(kh) for j in range(kw)
+                x[..., i : i + sh * h : sh, j : j + sw * w : sw][..., :h, :w]
+                for i in range(kh)
+                for j in range(kw)
             ]
             total = parts[0]
             for part in parts[1:]:
@@ -147,8 +153,8 @@ class _Sums:
 class _Pieces:
     """A convolution whose sums need float64, from float32 ones that are exact: runtimes have no other.
 
-    ``x = sum_i piece_i base^i`` with ``0 <= piece_i < base`` (the last one signed), so small that each sum of products
-    stays below 2^24.
+    ``x = sum_i piece_i base^i`` with ``0 <= piece_i < base`` (the last one signed), so small that each sum of
+    products stays below 2^24.
     """
 
     def __init__(self, coded: CodedLayer) -> None:
@@ -168,7 +174,10 @@ class _Pieces:
         for i in range(self.count):
             above = (rest / self.base).floor() if i + 1 < self.count else torch.zeros_like(rest)
             piece = (rest - above * self.base).float()
-            part = F.conv2d(piece, weight, None, m.stride, m.padding, m.dilation, m.groups).double() * self.base**i
+            part = (
+                F.conv2d(piece, weight, None, m.stride, m.padding, m.dilation, m.groups).double()
+                * self.base**i
+            )
             total, rest = part if total is None else total + part, above
         assert total is not None
         return total

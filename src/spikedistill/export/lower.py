@@ -11,7 +11,9 @@ from .lowering import GraphBuilder
 
 
 def lower(network: Network, example: Tensor) -> Lowered:
-    """The layers of one time step of ``network``; raises what no exchange format has a form for, with its path."""
+    """The layers of one time step of ``network``; raises what no exchange format has a form for, with its
+    path.
+    """
     if not isinstance(network, Network):
         raise SpikedistillError(
             f"found a {type(network).__name__}; give a spikedistill network (sd.spiking turns others)"

@@ -1,8 +1,8 @@
 """A network as the few operations that exchange formats know, for one time step.
 
-The traced graph becomes layers joined by weighted edges: norms fold into the convolution before them, sums become several
-edges into one layer, a neuron's gain becomes a factor on its edges and from there moves into weights and biases. What has
-no such form is collected, with the module's path, and raised all at once.
+The traced graph becomes layers joined by weighted edges: norms fold into the convolution before them, sums
+become several edges into one layer, a neuron's gain becomes a factor on its edges and from there moves into
+weights and biases. What has no such form is collected, with the module's path, and raised all at once.
 """
 
 from collections.abc import Callable
@@ -69,7 +69,9 @@ class GraphBuilder:
                 continue
         if self.graph.output in self.terms:
             out = self.terms[self.graph.output]
-            self.layers["output"] = Layer("output", "output", self.graph[self.graph.output].shape[1:], dict(out))
+            self.layers["output"] = Layer(
+                "output", "output", self.graph[self.graph.output].shape[1:], dict(out)
+            )
             self.prune()
         return Lowered(self.layers, self.refusals)
 
@@ -80,7 +82,9 @@ class GraphBuilder:
 
     def no_form(self, node: Node) -> _Refused:
         """The refusal of an operation that formats do not know."""
-        return _Refused(f"{node.kind} ({node.source})" if node.module is None else f"{node.kind} has no form here")
+        return _Refused(
+            f"{node.kind} ({node.source})" if node.module is None else f"{node.kind} has no form here"
+        )
 
     def input(self, node: Node) -> Terms:
         return self.add(Layer("input", "input", node.shape[1:], {}))
@@ -154,7 +158,9 @@ class GraphBuilder:
         return a, -as_array(m.running_mean) * a + (as_array(m.bias) if m.bias is not None else 0)
 
     def affine(self, node: Node, a: np.ndarray, b: np.ndarray) -> Terms:
-        """``a * x + b`` per channel, inside the layer before it where that is weighted and read by nobody else."""
+        """``a * x + b`` per channel, inside the layer before it where that is weighted and read by nobody
+        else.
+        """
         terms = self.given(node)
         shape = node.in_shapes[0][1:]
         if len(terms) == 1:
@@ -174,7 +180,9 @@ class GraphBuilder:
                 )  # fmt: skip
         return self.diagonal(node, terms, a, b, shape)
 
-    def diagonal(self, node: Node, terms: Terms, a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> Terms:
+    def diagonal(
+        self, node: Node, terms: Terms, a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]
+    ) -> Terms:
         """A channel-wise affine map as a layer of its own."""
         return self.add(diagonal((node.path or node.scope).replace(".", "_") + "_affine", terms, a, b, shape))
 
@@ -185,7 +193,9 @@ class GraphBuilder:
         if type(n) not in (IF, LIF, PLIF):
             raise _Refused(f"{type(n).__name__} is no IF, LIF or PLIF")
         if n.smooth:
-            raise _Refused("smooth=True puts the surrogate's primitive into the forward pass; spikes are not 0 or 1")
+            raise _Refused(
+                "smooth=True puts the surrogate's primitive into the forward pass; spikes are not 0 or 1"
+            )
         charge = self.given(node) if charge is None else charge
         gain = _number(n.gain)
         return self.of(
@@ -270,7 +280,9 @@ class GraphBuilder:
             raise _Refused(f"{node.kind} of a constant ({node.source})")
         shapes = node.in_shapes
         if shapes[0] != shapes[1]:
-            raise _Refused(f"{node.kind} of different shapes {shapes[0][1:]} and {shapes[1][1:]} ({node.source})")
+            raise _Refused(
+                f"{node.kind} of different shapes {shapes[0][1:]} and {shapes[1][1:]} ({node.source})"
+            )
         return total(self.given(node), scaled(self.given(node, 1), 1.0 if node.op == "add" else -1.0))
 
     def scale(self, node: Node) -> Terms:
@@ -284,7 +296,9 @@ class GraphBuilder:
         if node.kind.lower() not in ("flatten", "reshape", "view"):
             raise self.no_form(node)
         if len(node.shape) != 2 or node.shape[0] != before[0]:
-            raise _Refused(f"{node.kind} from {before[1:]} to {node.shape[1:]}; formats flatten all but the batch")
+            raise _Refused(
+                f"{node.kind} from {before[1:]} to {node.shape[1:]}; formats flatten all but the batch"
+            )
         return self.given(node) if len(before) == 2 else self.of(node, "flatten", self.given(node))
 
     def mean(self, node: Node) -> Terms:
@@ -303,7 +317,9 @@ class GraphBuilder:
         return self.given(node)
 
     def pad(self, node: Node) -> Terms:
-        """The parameter-free shortcut: every second pixel, zero channels around: a 1x1 convolution of ones."""
+        """The parameter-free shortcut: every second pixel, zero channels around: a 1x1 convolution of
+        ones.
+        """
         m = self.shortcut(node)
         return self.placed(node, self.given(node), node.in_shapes[0][1], m.before, m.stride)
 
@@ -311,7 +327,9 @@ class GraphBuilder:
         """A sum of 1x1 convolutions of ones, each of which puts its channels in their place."""
         parts = node.args[0] if node.args else node.kwargs["tensors"]
         if node.settings["dim"] != 1 or not all(isinstance(p, Ref) and p.index is None for p in parts):
-            raise _Refused(f"{node.kind} over something else than the channels of layers' outputs ({node.source})")
+            raise _Refused(
+                f"{node.kind} over something else than the channels of layers' outputs ({node.source})"
+            )
         terms: Terms = {}
         start = 0
         for k, part in enumerate(parts):
@@ -320,7 +338,9 @@ class GraphBuilder:
             start += channels
         return terms
 
-    def placed(self, node: Node, terms: Terms, channels: int, start: int, stride: int = 1, suffix: str = "") -> Terms:
+    def placed(
+        self, node: Node, terms: Terms, channels: int, start: int, stride: int = 1, suffix: str = ""
+    ) -> Terms:
         """Channels at ``start`` of the node's, zeros elsewhere."""
         weight = np.zeros((node.shape[1], channels))
         weight[np.arange(channels) + start, np.arange(channels)] = 1
@@ -371,7 +391,9 @@ def _square(
     kh, kw = weight.shape[2:]
     size = max(kh, kw)
     if (size - kh) % 2 or (size - kw) % 2:
-        raise _Refused(f"a kernel of {kh}x{kw}; NIR's reader takes kernels for square, and this one is not odd by odd")
+        raise _Refused(
+            f"a kernel of {kh}x{kw}; NIR's reader takes kernels for square, and this one is not odd by odd"
+        )
     dh, dw = (size - kh) // 2, (size - kw) // 2
     padded = np.pad(weight, ((0, 0), (0, 0), (dh, dh), (dw, dw)))
     return padded, (padding[0] + dh * dilation[0], padding[1] + dw * dilation[1])

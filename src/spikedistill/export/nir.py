@@ -1,8 +1,9 @@
 """Networks as NIR files, in the dialect that snnTorch's and SpikingJelly's readers run spike for spike.
 
-NIR: Pedersen et al., "Neuromorphic intermediate representation: a unified instruction set for interoperable brain-inspired
-computing", Nature Communications 2024. Both readers discretise with ``dt = 1e-4``, ``V <- (1 - dt/tau) V + (r dt/tau) I``;
-``r = tau/dt`` makes the factor on the current 1, so the neuron's gain is in the weights and biases before it.
+NIR: Pedersen et al., "Neuromorphic intermediate representation: a unified instruction set for interoperable
+brain-inspired computing", Nature Communications 2024. Both readers discretise with ``dt = 1e-4``, ``V <- (1 -
+dt/tau) V + (r dt/tau) I``; ``r = tau/dt`` makes the factor on the current 1, so the neuron's gain is in the
+weights and biases before it.
 """
 
 import dataclasses
@@ -28,8 +29,8 @@ from .rounding import round_weights
 if TYPE_CHECKING:
     import nir as nir_package
 
-# Both readers compare differently at H = threshold (snnTorch fires above, SpikingJelly at and above): as far below as
-# float32 tells apart from rounding errors, and far less than any grid's step.
+# Both readers compare differently at H = threshold (snnTorch fires above, SpikingJelly at and above): as far
+# below as float32 tells apart from rounding errors, and far less than any grid's step.
 BELOW = 1 - 2.0**-20
 # A time constant in steps at which float32 knows no leak any more; readers take no infinite one.
 NO_LEAK, ALL_LEAK = 2.0**40, 1 + 2.0**-30
@@ -43,19 +44,21 @@ def to_nir(
     allow_lossy: bool = False,
     weight_bits: int | None = None,
 ) -> list[str]:
-    """Write one time step of a convolutional SNN as a NIR graph; returns what the file cannot say (an empty list: nothing).
+    """Write one time step of a convolutional SNN as a NIR graph; returns what the file cannot say (an empty
+    list: nothing).
 
-    ``example``: a batch as the network takes it, (N, C, H, W) or (N, F, C, H, W); it fixes the map sizes and measures what
-    is lost. A network with image input is to be fed the same image at each step. Norms fold into the convolution before
-    them; a normalisation of the input other than 0 and 1 becomes a 1x1 convolution (folded into the first layer, zero
-    padding would no longer be exact). ``weight_bits``: integer weights of that many bits, ``W_q = round(W s)``, one
-    ``s = (2^(bits-1) - 1) / max|W|`` for all layers that charge a neuron, thresholds ``V_th s``, and sum pools in place of
-    means (after Arfa et al., "SpiNNaker2 deployment via NIR", NICE 2025; the maximum is our reading of the percentile).
+    ``example``: a batch as the network takes it, (N, C, H, W) or (N, F, C, H, W); it fixes the map sizes and
+    measures what is lost. A network with image input is to be fed the same image at each step. Norms fold
+    into the convolution before them; a normalisation of the input other than 0 and 1 becomes a 1x1
+    convolution (folded into the first layer, zero padding would no longer be exact). ``weight_bits``: integer
+    weights of that many bits, ``W_q = round(W s)``, one ``s = (2^(bits-1) - 1) / max|W|`` for all layers that
+    charge a neuron, thresholds ``V_th s``, and sum pools in place of means (after Arfa et al., "SpiNNaker2
+    deployment via NIR", NICE 2025; the maximum is our reading of the percentile).
 
-    Raises :class:`SpikedistillError` before anything is written: for what has no form in the format, with its path; and,
-    unless ``allow_lossy``, for soft reset or none, an initial membrane, max pooling. With ``allow_lossy`` these go into the
-    file's metadata, which :func:`from_nir` obeys and other readers do not, and a warning gives the share of neuron-steps
-    whose spike changes in those readers.
+    Raises :class:`SpikedistillError` before anything is written: for what has no form in the format, with its
+    path; and, unless ``allow_lossy``, for soft reset or none, an initial membrane, max pooling. With
+    ``allow_lossy`` these go into the file's metadata, which :func:`from_nir` obeys and other readers do not,
+    and a warning gives the share of neuron-steps whose spike changes in those readers.
     """
     nir = nir_module()
     target = destination(path)
@@ -97,7 +100,8 @@ def to_nir(
     if lossy:
         said = [*summed_up(lowered.refusals), *lossy[len(lowered.refusals) :]]
         warnings.warn(
-            f"{target}: {share:.2%} of spikes differ for readers that do not know this file's metadata ({'; '.join(said)}), "
+            f"{target}: {share:.2%} of spikes differ for readers that do not know this file's metadata "
+            f"({'; '.join(said)}), "
             f"measured on {len(example)} examples over {network.time_steps} steps",
             stacklevel=2,
         )
@@ -115,7 +119,9 @@ def _input(network: Network) -> str:
 
 
 def _codes(network: Network) -> dict[str, Any] | None:
-    """How a quantized network makes codes of its input: a table for an image's levels, else half-up and clipped."""
+    """How a quantized network makes codes of its input: a table for an image's levels, else half-up and
+    clipped.
+    """
     codes: Any = network.input_codes
     if codes is None:
         return None
@@ -134,7 +140,9 @@ def summed_up(refusals: list[Refusal]) -> list[str]:
 def _lossy(layer: Layer) -> list[Refusal]:
     out = []
     if layer.kind == "maxpool":
-        out.append(Refusal(layer.path, "max pooling of what are no single spikes; use pooling='avg'", lossy=True))
+        out.append(
+            Refusal(layer.path, "max pooling of what are no single spikes; use pooling='avg'", lossy=True)
+        )
     if layer.kind == "neuron" and layer.reset != "hard":
         form = "soft reset (by subtraction)" if layer.reset == "soft" else "no reset"
         out.append(Refusal(layer.path, f"{form}; NIR's LIF resets to a value", lossy=True))
@@ -144,7 +152,9 @@ def _lossy(layer: Layer) -> list[Refusal]:
 
 
 def _extras(lowered: Lowered) -> dict[str, dict[str, Any]]:
-    """What :func:`from_nir` restores, by node: reset, initial membrane, grid and roundings, max pooling of real values."""
+    """What :func:`from_nir` restores, by node: reset, initial membrane, grid and roundings, max pooling of
+    real values.
+    """
     extras: dict[str, dict[str, Any]] = {}
     for layer in lowered.layers.values():
         extra: dict[str, Any] = {"path": layer.path, "call": layer.call}
@@ -172,7 +182,9 @@ def _max_of_spikes(lowered: Lowered) -> None:
             layer.kind = "avgpool"
             any_spike = 0.5 / (layer.window["kernel"][0] * layer.window["kernel"][1])
             name = f"{layer.name}_any"
-            layers[name] = Layer(name, "neuron", layer.shape, {layer.name: 1.0}, decay=0.0, threshold=any_spike)
+            layers[name] = Layer(
+                name, "neuron", layer.shape, {layer.name: 1.0}, decay=0.0, threshold=any_spike
+            )
             for user in lowered.users(layer.name):
                 user.sources = {name if s == layer.name else s: f for s, f in user.sources.items()}
             lowered.layers[name] = layers[name]
@@ -260,7 +272,9 @@ def _changed(network: Network, path: os.PathLike[str], example: Tensor, lowered:
 
 
 def encoded(network: Network, example: Tensor) -> Tensor:
-    """The frames (N, T, C, H, W) that the file's network sees: the image itself, or what its encoding or sums make of it."""
+    """The frames (N, T, C, H, W) that the file's network sees: the image itself, or what its encoding or
+    sums make of it.
+    """
     T = network.time_steps
     assert T is not None
     if network.once:

@@ -1,4 +1,6 @@
-"""NIR files as graphs: what the HDF5 file holds is measured before it is read, our own notes are a typed model."""
+"""NIR files as graphs: what the HDF5 file holds is measured before it is read, our own notes are a typed
+model.
+"""
 
 import os
 from pathlib import Path
@@ -62,7 +64,9 @@ class Notes(_Notes):
 
 
 def read_graph(nir: Any, path: str | os.PathLike[str]) -> tuple[Any, Notes | None]:
-    """(graph, notes of ours or None) of a file. Raises: SpikedistillError for anything else than one NIR graph."""
+    """(graph, notes of ours or None) of a file. Raises: SpikedistillError for anything else than one NIR
+    graph.
+    """
     try:
         _measure(path)
         graph = nir.read(path)
@@ -78,7 +82,9 @@ def read_graph(nir: Any, path: str | os.PathLike[str]) -> tuple[Any, Notes | Non
         return graph, None
     advice = "; metadata=False reads the graph alone"
     if not isinstance(given, str | bytes):
-        raise SpikedistillError(f"{path}: its metadata 'spikedistill' is {type(given).__name__}, no text{advice}")
+        raise SpikedistillError(
+            f"{path}: its metadata 'spikedistill' is {type(given).__name__}, no text{advice}"
+        )
     try:
         return graph, Notes.model_validate(parse_json(given, f"{path}: its metadata"))
     except ValidationError as error:
@@ -103,7 +109,9 @@ def _measure(path: str | os.PathLike[str]) -> None:
             for name in group:
                 count += 1
                 if count > MOST_OBJECTS or not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                    raise ValueError(f"{name!r} is a link to elsewhere, or there are more than {MOST_OBJECTS:,} parts")
+                    raise ValueError(
+                        f"{name!r} is a link to elsewhere, or there are more than {MOST_OBJECTS:,} parts"
+                    )
                 item = group[name]
                 if isinstance(item, h5py.Group):
                     waiting.append((item, depth + 1))
@@ -114,7 +122,8 @@ def _measure(path: str | os.PathLike[str]) -> None:
     own = Path(path).stat().st_size
     if total > MOST_BYTES or total > max(FREE_BYTES, RATIO * own):
         raise ValueError(
-            f"its {own:,} bytes unpack to {total:,}; at most 8 GiB, and above 1 GiB at most {RATIO} times the file"
+            f"its {own:,} bytes unpack to {total:,}; at most 8 GiB, and above 1 GiB at most {RATIO} times "
+            "the file"
         )
 
 
@@ -122,5 +131,7 @@ def finite(values: Any, name: str, what: str) -> Any:
     """An array of a node without NaN and infinity; raises SpikedistillError."""
     array = np.asarray(values)
     if array.dtype.kind not in "uifb" or not np.isfinite(array).all():
-        raise SpikedistillError(f"node {name!r}: {what} holds NaN, infinity or no numbers; write the file anew")
+        raise SpikedistillError(
+            f"node {name!r}: {what} holds NaN, infinity or no numbers; write the file anew"
+        )
     return array

@@ -28,13 +28,15 @@ def from_nir(
 ) -> Network:
     """The network of a NIR file: convolutions, linear layers, pools, LIF and IF neurons, without loops.
 
-    ``metadata``: what :func:`to_nir` noted beside the graph is obeyed (soft reset, initial membranes, max pooling, image
-    input, the scale of integer logits); without it, and for files that others wrote, the graph alone is run as their
-    readers do, one frame (N, F, C, H, W) a step. ``time_steps``: None is the file's own T, or 4.
-    Neurons are ``V <- (1 - dt/tau) V + (r dt/tau) I`` (IF: ``V + r dt I``), firing at and above the threshold.
-    ``time_step``: dt, in the unit of the file's time constants. None is 1e-4, as other readers assume and :func:`to_nir`
-    writes; of a file by others whose neurons could then never fire (r = 1: one step is its unit of time), 1, with a warning.
-    Raises :class:`SpikedistillError` for a file that is no such graph, naming the node.
+    ``metadata``: what :func:`to_nir` noted beside the graph is obeyed (soft reset, initial membranes, max
+    pooling, image input, the scale of integer logits); without it, and for files that others wrote, the graph
+    alone is run as their readers do, one frame (N, F, C, H, W) a step. ``time_steps``: None is the file's own
+    T, or 4.
+    Neurons are ``V <- (1 - dt/tau) V + (r dt/tau) I`` (IF: ``V + r dt I``), firing at and above the
+    threshold. ``time_step``: dt, in the unit of the file's time constants. None is 1e-4, as other readers
+    assume and :func:`to_nir` writes; of a file by others whose neurons could then never fire (r = 1: one step
+    is its unit of time), 1, with a warning. Raises :class:`SpikedistillError` for a file that is no such
+    graph, naming the node.
     """
     nir = nir_module()
     if time_step is not None and not 0 < time_step < float("inf"):
@@ -82,7 +84,9 @@ class NIRNetwork(Network):
             ) from None
         unfed = [name for name in self.order if not self.sources[name] and name != self_input]
         if unfed or self.sources[self_input]:
-            raise SpikedistillError(f"node {(unfed or [self_input])[0]!r} must{' not' * (not unfed)} be fed by others")
+            raise SpikedistillError(
+                f"node {(unfed or [self_input])[0]!r} must{' not' * (not unfed)} be fed by others"
+            )
         for name, node in graph.nodes.items():
             for what in ("weight", "bias", "tau", "r", "v_threshold", "v_reset", "v_leak", "scale"):
                 if getattr(node, what, None) is not None:
@@ -108,7 +112,9 @@ class NIRNetwork(Network):
         self._try(shape, time_steps)
 
     def _try(self, shape: tuple[int, ...], time_steps: int) -> None:
-        """One step without data, on torch's meta device: every shape must fit, and no map be larger than allowed."""
+        """One step without data, on torch's meta device: every shape must fit, and no map be larger than
+        allowed.
+        """
         values = {self.graph_input: torch.empty(1, *shape, device="meta")}
         with torch.no_grad():
             for name in self.order:
@@ -117,24 +123,31 @@ class NIRNetwork(Network):
                 given = [values[source] for source in self.sources[name]]
                 try:
                     out = sum(given[1:], given[0])
-                    if name != self.graph_output and not isinstance(self.nodes[self.keys[name]], LIF):  # keeps shapes
+                    # keeps shapes
+                    if name != self.graph_output and not isinstance(self.nodes[self.keys[name]], LIF):
                         module = self.nodes[self.keys[name]]
                         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-                        nowhere = {key: torch.empty_like(value, device="meta") for key, value in tensors.items()}
+                        nowhere = {
+                            key: torch.empty_like(value, device="meta") for key, value in tensors.items()
+                        }
                         out = torch.func.functional_call(module, nowhere, (out,))
                 except (RuntimeError, ValueError, IndexError, TypeError) as error:
                     shapes = ", ".join(str(tuple(v.shape[1:])) for v in given)
                     words = " ".join(str(error).split())[:160]
-                    raise SpikedistillError(f"node {name!r} does not fit its input {shapes}: {words}") from None
+                    raise SpikedistillError(
+                        f"node {name!r} does not fit its input {shapes}: {words}"
+                    ) from None
                 if out.numel() * time_steps > MOST_VALUES or out.numel() == 0:
                     raise SpikedistillError(
-                        f"node {name!r} gives the shape {tuple(out.shape[1:])} at {time_steps} steps; at most "
+                        f"node {name!r} gives the shape {tuple(out.shape[1:])} at {time_steps} steps; "
+                        "at most "
                         f"{MOST_VALUES:,} values are run"
                     )
                 values[name] = out
         if values[self.graph_output].dim() != 2:
             raise SpikedistillError(
-                f"node {self.graph_output!r} gives the shape {tuple(values[self.graph_output].shape[1:])}; logits have one axis"
+                f"node {self.graph_output!r} gives the shape {tuple(values[self.graph_output].shape[1:])}; "
+                "logits have one axis"
             )
 
     def body(self, x: Tensor) -> Tensor:
@@ -205,7 +218,8 @@ def _neuron(name: str, node: Any, extra: NodeNotes, time_steps: int, dt: float) 
         tau = _uniform(name, "tau", node.tau)
         if not tau * (1 + 1e-6) >= dt:
             raise SpikedistillError(
-                f"node {name!r}: its time constant tau = {tau:g} is below the time step {dt:g}; give another time_step"
+                f"node {name!r}: its time constant tau = {tau:g} is below the time step {dt:g}; "
+                "give another time_step"
             )
         decay, gain = max(0.0, 1 - dt / tau), _uniform(name, "r", node.r) * dt / tau
         if np.any(node.v_leak):
@@ -224,7 +238,9 @@ def _few(values: Any) -> str:
 
 
 class Codes(nn.Module):
-    """The input of a quantized network as codes: an image's levels by ``table`` (C, 256), counts half-up and clipped."""
+    """The input of a quantized network as codes: an image's levels by ``table`` (C, 256), counts half-up
+    and clipped.
+    """
 
     def __init__(self, kind: str, limit: int, table: list[list[int]] | None) -> None:
         super().__init__()
@@ -270,7 +286,8 @@ def _conv(node: Any, extra: NodeNotes) -> nn.Module:
     conv: Any = nn.Conv1d if n == 1 else nn.Conv2d
     return _filled(
         conv(
-            per_group * groups, out, tuple(kernel), _ints(node.stride, n), padding, _ints(node.dilation, n), groups,
+            per_group * groups, out, tuple(kernel), _ints(node.stride, n), padding, _ints(node.dilation, n),
+            groups,
             bias=node.bias is not None,
         ),
         node,
@@ -287,7 +304,9 @@ def _pool(node: Any, extra: NodeNotes) -> nn.Module:
     if extra.max:
         return nn.MaxPool2d(*window)
     kernel, stride, padding = window
-    return nn.AvgPool2d(kernel, stride, padding, divisor_override=1 if type(node).__name__ == "SumPool2d" else None)
+    return nn.AvgPool2d(
+        kernel, stride, padding, divisor_override=1 if type(node).__name__ == "SumPool2d" else None
+    )
 
 
 class Scale(nn.Module):

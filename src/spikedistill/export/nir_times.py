@@ -15,10 +15,10 @@ TOGETHER = 1e-2  # the charge of all inputs at once, in thresholds, that goes wi
 def time_step(graph: Any, order: list[str], sources: dict[str, list[str]], path: Any) -> float:
     """1e-4; where neurons could then never fire, 1, with a warning.
 
-    NIR's equations are in seconds; sinabs and others write one step as their unit of time, so that an IF has r = 1 and a
-    LIF's tau counts steps. A neuron could never fire if at 1e-4 a single input of 1 charges it by less than 1/1000 of its
-    threshold, and all inputs at once (the weights before it say how much that is) by less than 1/100. A LIF counts only if
-    its tau is at least 1: less cannot count steps.
+    NIR's equations are in seconds; sinabs and others write one step as their unit of time, so that an IF has
+    r = 1 and a LIF's tau counts steps. A neuron could never fire if at 1e-4 a single input of 1 charges it by
+    less than 1/1000 of its threshold, and all inputs at once (the weights before it say how much that is) by
+    less than 1/100. A LIF counts only if its tau is at least 1: less cannot count steps.
     """
     bounds: dict[str, float] = {}
     silent, short = [], []
@@ -40,11 +40,13 @@ def time_step(graph: Any, order: list[str], sources: dict[str, list[str]], path:
     words = f"{path}: at a time step of 1e-4 the neurons {', '.join(map(repr, silent[:4]))} could never fire"
     if short:
         raise SpikedistillError(
-            f"{words}, and at a step of 1 {short[0]!r} has a time constant below the step; give time_step=..., in the unit of "
+            f"{words}, and at a step of 1 {short[0]!r} has a time constant below the step; "
+            "give time_step=..., in the unit of "
             "the file's time constants"
         )
     warnings.warn(
-        f"{words}: read with time_step=1, one step as the unit of time; give time_step=... to choose", stacklevel=4
+        f"{words}: read with time_step=1, one step as the unit of time; give time_step=... to choose",
+        stacklevel=4,
     )
     return 1.0
 

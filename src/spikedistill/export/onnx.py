@@ -1,4 +1,6 @@
-"""Networks as ONNX files: the whole simulation in one graph, or one time step with the membranes as inputs and outputs."""
+"""Networks as ONNX files: the whole simulation in one graph, or one time step with the membranes as inputs
+and outputs.
+"""
 
 import copy
 import json
@@ -25,18 +27,24 @@ NEXT, SPIKES = ".next", ".spikes"
 
 
 def to_onnx(
-    network: Network, path: str | os.PathLike[str], example: Tensor, per_step: bool = False, spikes: bool = False
+    network: Network,
+    path: str | os.PathLike[str],
+    example: Tensor,
+    per_step: bool = False,
+    spikes: bool = False,
 ) -> None:
     """Write an SNN (or ANN) in eval mode as an ONNX graph with a free batch dimension.
 
-    Whole: ``input`` to ``logits`` (T, N, K) (ANN: (N, K)). ``per_step``: ``input`` (N, C, H, W), one step's frame or the same
-    image at each step, and one input a neuron, named as in the state of ``network.step`` ("path#k"), to ``logits`` (N, K)
-    and the new membranes, named "path#k.next"; the first step's are the file's metadata ``states`` (0 but where a neuron
-    has an initial value). ``spikes`` adds an output "path#k.spikes" a neuron: (T, N, ...), per step (N, ...).
+    Whole: ``input`` to ``logits`` (T, N, K) (ANN: (N, K)). ``per_step``: ``input`` (N, C, H, W), one step's
+    frame or the same image at each step, and one input a neuron, named as in the state of ``network.step``
+    ("path#k"), to ``logits`` (N, K) and the new membranes, named "path#k.next"; the first step's are the
+    file's metadata ``states`` (0 but where a neuron has an initial value). ``spikes`` adds an output
+    "path#k.spikes" a neuron: (T, N, ...), per step (N, ...).
 
-    ``example``: a batch as the network takes it. Quantized networks are written with their integer codes as constants, so
-    that a runtime with exact float32 sums of integers below 2^24 gives the same spikes. Metadata: ``spikedistill`` (JSON).
-    Raises :class:`SpikedistillError`, naming the module, for what cannot be traced, before anything is written.
+    ``example``: a batch as the network takes it. Quantized networks are written with their integer codes as
+    constants, so that a runtime with exact float32 sums of integers below 2^24 gives the same spikes.
+    Metadata: ``spikedistill`` (JSON). Raises :class:`SpikedistillError`, naming the module, for what cannot
+    be traced, before anything is written.
     """
     from .frozen import freeze
 
@@ -59,7 +67,9 @@ def _packages() -> None:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError:
-        raise SpikedistillError("ONNX files need onnx and onnxscript: pip install 'spikedistill[export]'") from None
+        raise SpikedistillError(
+            "ONNX files need onnx and onnxscript: pip install 'spikedistill[export]'"
+        ) from None
 
 
 def _check(network: Any, per_step: bool) -> None:
@@ -72,13 +82,18 @@ def _check(network: Any, per_step: bool) -> None:
     parallel = next((m for m in network.modules() if isinstance(m, Parallel)), None)
     if per_step and parallel is not None:
         raise SpikedistillError(
-            f"{parallel.kind} weighs several time steps and has no membrane that a step's graph could carry on; export the whole "
+            f"{parallel.kind} weighs several time steps and has no membrane that a step's graph could carry "
+            "on; export the whole "
             "simulation"
         )
     if network.encoding == "poisson":
-        raise SpikedistillError("encoding 'poisson' draws at random and a file cannot repeat its draws; use 'direct'")
+        raise SpikedistillError(
+            "encoding 'poisson' draws at random and a file cannot repeat its draws; use 'direct'"
+        )
     if network.encoding == "latency" and per_step:
-        raise SpikedistillError("encoding 'latency' depends on the step's number; export the whole simulation")
+        raise SpikedistillError(
+            "encoding 'latency' depends on the step's number; export the whole simulation"
+        )
 
 
 class _Whole(nn.Module):
@@ -124,7 +139,8 @@ class _Step(_Whole):
     def metadata(self) -> dict[str, Any]:
         initial = [_initial(self.network.get_submodule(key.rsplit("#", 1)[0])) for key in self.keys]
         states = {
-            key: {"shape": list(shape), "initial": value} for key, shape, value in zip(self.keys, self.shapes, initial)
+            key: {"shape": list(shape), "initial": value}
+            for key, shape, value in zip(self.keys, self.shapes, initial)
         }
         return {**super().metadata(), "per_step": True, "states": states}
 
@@ -157,7 +173,11 @@ def _initial(module: nn.Module) -> float:
 
 def _export(wrapper: _Whole) -> Any:
     batch = torch.export.Dim("batch")
-    free = ({0: batch},) if type(wrapper) is _Whole else ({0: batch}, tuple({0: batch} for _ in wrapper.arguments[1:]))
+    free = (
+        ({0: batch},)
+        if type(wrapper) is _Whole
+        else ({0: batch}, tuple({0: batch} for _ in wrapper.arguments[1:]))
+    )
     entered: list[str] = []
     with torch.no_grad(), warnings.catch_warnings(), eager(), _watched(wrapper.network, entered):
         warnings.simplefilter("ignore")  # of the exporter, about itself
@@ -170,7 +190,12 @@ def _export(wrapper: _Whole) -> Any:
             raise SpikedistillError(f"{where}: cannot be traced for ONNX: {_first_line(why)}") from why
         try:
             return torch.onnx.export(
-                traced, (), dynamo=True, verbose=False, input_names=wrapper.inputs, output_names=wrapper.outputs
+                traced,
+                (),
+                dynamo=True,
+                verbose=False,
+                input_names=wrapper.inputs,
+                output_names=wrapper.outputs,
             )
         except Exception as why:
             raise SpikedistillError(f"{_blamed(why)}: has no ONNX form: {_first_line(why)}") from why
@@ -198,7 +223,9 @@ def _watched(network: nn.Module, entered: list[str]) -> Iterator[None]:
 
 
 def _blamed(why: BaseException | None) -> str:
-    """The path of the module whose operation the exporter could not translate, from the operation's own notes."""
+    """The path of the module whose operation the exporter could not translate, from the operation's own
+    notes.
+    """
     while why is not None:
         node = getattr(why, "node", None)
         stack = getattr(node, "meta", {}).get("nn_module_stack") if node is not None else None

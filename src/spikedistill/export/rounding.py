@@ -7,10 +7,12 @@ from .layers import WEIGHTED, Layer, Lowered, diagonal
 
 
 def round_weights(lowered: Lowered, bits: int) -> dict[str, float]:
-    """Round all weights and biases to integers, in place; returns each layer's scale (the normalisation stays real).
+    """Round all weights and biases to integers, in place; returns each layer's scale (the normalisation stays
+    real).
 
-    ``W_q = floor(W s + 1/2)``, ``b_q = floor(b s + 1/2)``, ``V_th <- V_th s``, with one ``s = (2^(bits-1) - 1) / max|W|`` for
-    all layers that charge the same neuron. Means become sums whose divisor moves into the next weights first.
+    ``W_q = floor(W s + 1/2)``, ``b_q = floor(b s + 1/2)``, ``V_th <- V_th s``, with one ``s = (2^(bits-1) -
+    1) / max|W|`` for all layers that charge the same neuron. Means become sums whose divisor moves into the
+    next weights first.
     """
     if not 2 <= bits <= 16:
         raise SpikedistillError(f"weight_bits must be from 2 to 16, found {bits}")
@@ -28,7 +30,8 @@ def round_weights(lowered: Lowered, bits: int) -> dict[str, float]:
         if layer.kind in WEIGHTED and layer.name in scales:
             if found != {1.0}:
                 raise SpikedistillError(
-                    f"{layer.path}: reads real values from another weighted layer, and rounded weights would need a second "
+                    f"{layer.path}: reads real values from another weighted layer, and rounded weights would "
+                    "need a second "
                     "scale there; weight_bits is for networks whose layers read spikes or the input"
                 )
             scale = scales[layer.name]
@@ -62,14 +65,18 @@ def _sums(lowered: Lowered) -> None:
 
 
 def _spikes_through_weights(lowered: Lowered) -> None:
-    """Spikes that charge a neuron directly, beside weights, get an identity layer that can carry the scale."""
+    """Spikes that charge a neuron directly, beside weights, get an identity layer that can carry the
+    scale.
+    """
     layers: dict[str, Layer] = {}
     for layer in lowered.layers.values():
         if layer.kind == "neuron" and len(layer.sources) > 1:
             for name in [*layer.sources]:
                 source = lowered.layers[name]
                 if source.kind not in WEIGHTED:
-                    one = diagonal(f"{name}_to_{layer.name}", {name: 1.0}, np.array(1.0), np.array(0.0), source.shape)
+                    one = diagonal(
+                        f"{name}_to_{layer.name}", {name: 1.0}, np.array(1.0), np.array(0.0), source.shape
+                    )
                     layers[one.name] = one
                     layer.sources = {one.name if s == name else s: f for s, f in layer.sources.items()}
         layers[layer.name] = layer

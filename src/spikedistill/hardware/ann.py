@@ -15,11 +15,12 @@ def activation_bits(time_steps: int) -> int:
 
 
 def twin(layers: Sequence[Layer]) -> list[Layer]:
-    """The quantized ANN of the same shape: equal weight bits, one execution, activations of ceil(log2(T + 1)) bits.
+    """The quantized ANN of the same shape: equal weight bits, one execution, activations of ceil(log2(T + 1))
+    bits.
 
-    Where the SNN has spikes or small integers the twin has real values of that many bits (more for a sum of small
-    integers), fed bit by bit on a crossbar; what is real in the SNN keeps its bits. Neurons become ReLU; widths measured in the
-    SNN are not the twin's.
+    Where the SNN has spikes or small integers the twin has real values of that many bits (more for a sum of
+    small integers), fed bit by bit on a crossbar; what is real in the SNN keeps its bits. Neurons become
+    ReLU; widths measured in the SNN are not the twin's.
     """
     out = []
     for layer in layers:
@@ -31,16 +32,24 @@ def twin(layers: Sequence[Layer]) -> list[Layer]:
             changed |= {"kept_steps": 0, "kept_values": 0, "kept_bits": 0, "current_bits": None}
         if layer.kind in ("conv", "linear", "add") and layer.input_kind != "real":
             bits = activation_bits(layer.time_steps * max(1, layer.input_max))
-            changed |= {"input_kind": "real", "input_bits": bits, "spikes_in": None, "nonzero_in": None, "events": None}
+            changed |= {
+                "input_kind": "real",
+                "input_bits": bits,
+                "spikes_in": None,
+                "nonzero_in": None,
+                "events": None,
+            }
         out.append(replace(layer, **changed))  # type: ignore[arg-type]
     return out
 
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Firing rate (spikes per input value and step) below which the SNN needs less energy than its ANN twin, per model.
+    """Firing rate (spikes per input value and step) below which the SNN needs less energy than its ANN twin,
+    per model.
 
-    Spikes are taken as independent and equally frequent in all layers. 0: the SNN never wins; 1: it always does.
+    Spikes are taken as independent and equally frequent in all layers. 0: the SNN never wins; 1: it always
+    does.
     """
 
     operations: float
@@ -72,7 +81,9 @@ def _straight(snn: Callable[[float], float], ann: float) -> float:
 def break_even(
     layers: Sequence[Layer], config: Config | None = None, memory_config: memory.MemoryConfig | None = None
 ) -> BreakEven:
-    """Break-even rates against `twin` by operation counts (all terms), memory-inclusive energy and SpikeSim event energy."""
+    """Break-even rates against `twin` by operation counts (all terms), memory-inclusive energy and
+    SpikeSim event energy.
+    """
     chip = (config or Config()).model_copy(update={"activity": "event"})
     ann = twin(layers)
     rates: dict[float, list[Layer]] = {}
@@ -83,9 +94,12 @@ def break_even(
     return BreakEven(
         operations=_straight(lambda r: operations.count(spiking(r)).total_pj, operations.count(ann).total_pj),
         memory=_straight(
-            lambda r: memory.estimate(spiking(r), memory_config).total_pj, memory.estimate(ann, memory_config).total_pj
+            lambda r: memory.estimate(spiking(r), memory_config).total_pj,
+            memory.estimate(ann, memory_config).total_pj,
         ),
         spikesim=_crossing(
-            lambda r: spikesim.evaluate(spiking(r), chip).energy_pj, spikesim.evaluate(ann, chip).energy_pj, steps=16
+            lambda r: spikesim.evaluate(spiking(r), chip).energy_pj,
+            spikesim.evaluate(ann, chip).energy_pj,
+            steps=16,
         ),
     )

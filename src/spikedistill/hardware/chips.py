@@ -1,7 +1,8 @@
-"""Chip models of other packages and of one's own: functions from a network's layers to figures, beside those shipped here.
+"""Chip models of other packages and of one's own: functions from a network's layers to figures, beside those
+shipped here.
 
-A recipe names them under ``hardware.chips``, by the name of an entry point of the group ``spikedistill.chips`` or by
-``module:function``, each with its options::
+A recipe names them under ``hardware.chips``, by the name of an entry point of the group
+``spikedistill.chips`` or by ``module:function``, each with its options::
 
     hardware: {chips: {my_chip: {clock_mhz: 100}, "mine:chip": {}}}
 """
@@ -27,18 +28,27 @@ def find(name: str) -> Chip:
     if name not in TYPES and not own_code.is_address(name):
         known = f"; {nearest(name, TYPES)}" if TYPES else ""
         raise SpikedistillError(
-            f"hardware.chips: unknown chip model {name!r}{known}; give module:function, or install its package"
+            f"hardware.chips: unknown chip model {name!r}{known}; give module:function, "
+            "or install its package"
         )
     found: Any = TYPES.get(name) or own_code.find(name, "hardware.chips:")
     if not callable(found) or not inspect.signature(found).parameters:
-        raise SpikedistillError(f"hardware.chips: {name!r} is no function of layers, found {type(found).__name__}")
+        raise SpikedistillError(
+            f"hardware.chips: {name!r} is no function of layers, found {type(found).__name__}"
+        )
     return found
 
 
 def check(chips: Any, where: str) -> None:
-    """Names and options of a recipe's chips, looked at before anything runs; code that is not imported stays unseen."""
-    if not isinstance(chips, Mapping) or not all(isinstance(options, Mapping | None) for options in chips.values()):
-        raise SpikedistillError(f"{where}: a mapping of chip models to their options is needed, found {chips!r:.80}")
+    """Names and options of a recipe's chips, looked at before anything runs; code that is not imported
+    stays unseen.
+    """
+    if not isinstance(chips, Mapping) or not all(
+        isinstance(options, Mapping | None) for options in chips.values()
+    ):
+        raise SpikedistillError(
+            f"{where}: a mapping of chip models to their options is needed, found {chips!r:.80}"
+        )
     for name, options in chips.items():
         if name in TYPES or not own_code.is_shut():
             checked(partial(find(str(name)), ()), options or {}, f"{where}.{name}")
@@ -47,7 +57,8 @@ def check(chips: Any, where: str) -> None:
 def evaluate(layers: Sequence[Layer], chips: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What each chip model says of the layers, by its name.
 
-    Raises: SpikedistillError for a model that fails, or whose result is not JSON-able with an ``energy_pj`` of at least 0.
+    Raises: SpikedistillError for a model that fails, or whose result is not JSON-able with an ``energy_pj``
+    of at least 0.
     """
     found = {}
     for name, options in chips.items():
@@ -61,9 +72,15 @@ def evaluate(layers: Sequence[Layer], chips: Mapping[str, Any]) -> dict[str, dic
         except Exception as error:  # whatever somebody's model does
             raise SpikedistillError(f"{where}: {type(error).__name__}: {error}") from error
         energy = figures.get("energy_pj")
-        if isinstance(energy, bool) or not isinstance(energy, int | float) or not isfinite(energy) or energy < 0:
+        if (
+            isinstance(energy, bool)
+            or not isinstance(energy, int | float)
+            or not isfinite(energy)
+            or energy < 0
+        ):
             raise SpikedistillError(
-                f"{where}: a number `energy_pj` of at least 0 is needed, pJ per inference of one image; found {energy!r}"
+                f"{where}: a number `energy_pj` of at least 0 is needed, pJ per inference of one image; "
+                f"found {energy!r}"
             )
         found[name] = figures
     return found

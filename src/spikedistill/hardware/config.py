@@ -13,7 +13,8 @@ class Technology(Strict):
     """Constants of the published evaluator (energies in pJ, areas in um2); each description is its source.
 
     SpikeSim: A. Moitra, A. Bhattacharjee, R. Kuang, G. Krishnan, Y. Cao, P. Panda, "SpikeSim: an end-to-end
-    compute-in-memory hardware evaluation tool for benchmarking spiking neural networks", IEEE TCAD 2023, 65 nm.
+    compute-in-memory hardware evaluation tool for benchmarking spiking neural networks", IEEE TCAD 2023, 65
+    nm.
     """
 
     rram_array_pj: float = 1.76423
@@ -63,7 +64,9 @@ class Technology(Strict):
     cycle_clocks: float = 26
     """clocks of a PE cycle; SpikeSim, ela_spikesim.py, unexplained in the source."""
     layer_overlap: float = 0.75
-    """part of a layer after which the next one starts; SpikeSim, ela_spikesim.py, unexplained in the source."""
+    """part of a layer after which the next one starts; SpikeSim, ela_spikesim.py, unexplained in the
+    source.
+    """
     array_rows: float = 64
     """array size that the array constants are for; SpikeSim's README."""
     adc_reference_bits: float = 4
@@ -91,59 +94,74 @@ class Switches(Strict):
     linear_layers: bool = True
     """Linear layers run on the arrays too: a 1x1 convolution at one site."""
     grouped_layers: bool = True
-    """Grouped convolutions fill arrays block-diagonally with as many groups as fit; the published code has none."""
+    """Grouped convolutions fill arrays block-diagonally with as many groups as fit; the published code has
+    none.
+    """
     residual_layers: bool = True
-    """Residual additions cost one add an element and a stream of real values is stored; the published code has
-    none."""
+    """Residual additions cost one add an element and a stream of real values is stored; the published code
+    has none.
+    """
     conv_positions: bool = True
-    """A layer computes every output position of its convolution; the published example lists sizes after pooling
-    and charges a quarter of them."""
+    """A layer computes every output position of its convolution; the published example lists sizes after
+    pooling and charges a quarter of them.
+    """
     run_once: bool = True
     """A layer whose input is the same at every step (the stem on a still image) runs once, not T times."""
     bit_serial_inputs: bool = True
-    """Arrays take 0/1 rows: a real value of b bits is fed in b cycles, a small integer in as many as its largest
-    value; the published code charges one."""
+    """Arrays take 0/1 rows: a real value of b bits is fed in b cycles, a small integer in as many as its
+    largest value; the published code charges one.
+    """
     bit_slicing: bool = True
-    """A weight of b bits needs ceil(b / bits per cell) columns; the published code gives every weight one column."""
+    """A weight of b bits needs ceil(b / bits per cell) columns; the published code gives every weight one
+    column.
+    """
     array_scaling: bool = True
-    """Array energy and area grow with the number of cells; the published constants are those of a 64x64 array at
-    every size."""
+    """Array energy and area grow with the number of cells; the published constants are those of a 64x64 array
+    at every size.
+    """
     adc_turns: bool = True
-    """Eight columns share an ADC, so a cycle has 8 turns; the published code uses X/8 turns, right only for X =
-    64."""
+    """Eight columns share an ADC, so a cycle has 8 turns; the published code uses X/8 turns, right only for X
+    = 64.
+    """
     adc_bits: bool = True
     """ADC energy and area follow the ADC's bits by a stated law; the published constants never change."""
     adc_per_array: bool = True
-    """Each of a PE's k*k arrays has its partial sum converted, as the accuracy evaluation rounds it; the published
-    energy converts one column set a PE."""
+    """Each of a PE's k*k arrays has its partial sum converted, as the accuracy evaluation rounds it; the
+    published energy converts one column set a PE.
+    """
     digital_accumulation: bool = True
-    """Partial sums of arrays, input tiles, bit planes and weight slices are added by adders; the published code
-    adds them for nothing."""
+    """Partial sums of arrays, input tiles, bit planes and weight slices are added by adders; the published
+    code adds them for nothing.
+    """
     tile_charge: bool = True
     """Tile buffer and H-tree belong to a tile (the H-tree's factor 8 is the PEs of a tile: our reading); the
     published code charges both for every PE."""
     tile_sharing: bool = True
     """A tile holds only one layer, as the paper says; the published code lets layers share tiles."""
     neuron_updates: bool = True
-    """A neuron is updated once a step, after the partial sums of all input tiles; the published code charges it
-    for every PE cycle."""
+    """A neuron is updated once a step, after the partial sums of all input tiles; the published code charges
+    it for every PE cycle.
+    """
     membrane_all_layers: bool = True
     """Membranes of all layers are stored; the published code stores those of the first five."""
     memory_bits: bool = True
     """Input memory is 1 bit a spike (b bits a real value), membrane memory and the neuron's datapath have the
     membrane's bits; the published code has 22 bits everywhere."""
     potential_bits: bool = True
-    """The neuron's datapath has the bits of the charged membrane H as the integer network was seen to hold it, not those
-    that are stored between steps; where H was not measured nothing changes."""
+    """The neuron's datapath has the bits of the charged membrane H as the integer network was seen to hold
+    it, not those that are stored between steps; where H was not measured nothing changes.
+    """
     norm: bool = True
-    """A norm costs a multiplication and an addition an output and stores two values a channel; the published code
-    has none."""
+    """A norm costs a multiplication and an addition an output and stores two values a channel; the published
+    code has none.
+    """
     sram_energy: bool = True
     """The published SRAM array energy is the array's area; no value is published, so the RRAM array's energy
     stands in and the report says so."""
     latency_cycles: bool = True
-    """A layer takes as many PE cycles as it has sites to feed, all PEs and columns working at once; the published
-    latency counts every output element."""
+    """A layer takes as many PE cycles as it has sites to feed, all PEs and columns working at once; the
+    published latency counts every output element.
+    """
     latest_end: bool = True
     """The inference ends with the layer that ends last; the published code takes the last in the list."""
     diff_unit: bool = False
@@ -154,13 +172,15 @@ RELEASED = Switches(**dict.fromkeys(Switches.model_fields, False))
 
 
 class Config(Strict):
-    """Settings of one pricing: ``mode`` picks the defaults of all switches, ``switches`` overrides single ones.
+    """Settings of one pricing: ``mode`` picks the defaults of all switches, ``switches`` overrides single
+    ones.
 
-    ``activity``: ``dense`` charges every cycle, ``event`` only what measured spikes touch. ``cell_bits``: bits a memory
-    cell holds. ``adc_bits``: None means the lossless number for ``crossbar_size`` rows. ``adc_law``: how ADC energy and
-    area grow with bits: ``walden`` 2^bits (R. H. Walden, "Analog-to-digital converter survey and analysis", IEEE JSAC
-    1999: energy a conversion at a constant figure of merit; we let the area follow, as the comparators of a flash and
-    the capacitors of a SAR converter double a bit), ``linear`` bits, or ``constant``.
+    ``activity``: ``dense`` charges every cycle, ``event`` only what measured spikes touch. ``cell_bits``:
+    bits a memory cell holds. ``adc_bits``: None means the lossless number for ``crossbar_size`` rows.
+    ``adc_law``: how ADC energy and area grow with bits: ``walden`` 2^bits (R. H. Walden, "Analog-to-digital
+    converter survey and analysis", IEEE JSAC 1999: energy a conversion at a constant figure of merit; we let
+    the area follow, as the comparators of a flash and the capacitors of a SAR converter double a bit),
+    ``linear`` bits, or ``constant``.
     """
 
     mode: Literal["released", "corrected"] = "corrected"
@@ -192,12 +212,16 @@ class Config(Strict):
 
     @property
     def lossless_adc_bits(self) -> int:
-        """Bits that hold every sum of ``crossbar_size`` 0/1 rows times cells: ``ceil(log2(X (2^cell_bits - 1) + 1))``."""
+        """Bits that hold every sum of ``crossbar_size`` 0/1 rows times cells: ``ceil(log2(X (2^cell_bits -
+        1) + 1))``.
+        """
         return (self.crossbar_size * (2**self.cell_bits - 1)).bit_length()
 
     @property
     def adc_factor(self) -> float:
-        """What the ADC law makes of the published ADC's energy and area; 1 when the switch ``adc_bits`` is off."""
+        """What the ADC law makes of the published ADC's energy and area; 1 when the switch ``adc_bits`` is
+        off.
+        """
         if not self.switches.adc_bits or self.adc_law == "constant":
             return 1.0
         bits, reference = self.adc_bits or self.lossless_adc_bits, self.technology.adc_reference_bits

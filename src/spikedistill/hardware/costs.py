@@ -1,7 +1,8 @@
 """Energy of one addition and one multiplication at any width, 45 nm.
 
-M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014: integer add 0.03 pJ (8 bits), 0.1 pJ
-(32 bits); integer multiply 0.2 pJ (8 bits), 3.1 pJ (32 bits); float32 add 0.9 pJ, multiply 3.7 pJ.
+M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014: integer add 0.03 pJ (8
+bits), 0.1 pJ (32 bits); integer multiply 0.2 pJ (8 bits), 3.1 pJ (32 bits); float32 add 0.9 pJ, multiply 3.7
+pJ.
 """
 
 from math import log, sqrt
@@ -19,7 +20,8 @@ def _power_law(points: dict[int, float], bits: float) -> float:
 
 
 def add_energy(bits: float, floating: bool = False) -> float:
-    """Energy of one addition, pJ: Horowitz's two points, and between and beyond them the power law through both (ours).
+    """Energy of one addition, pJ: Horowitz's two points, and between and beyond them the power law through
+    both (ours).
 
     ``bits``: width of the result. ``floating``: float32 whatever ``bits`` says.
     """
@@ -27,5 +29,7 @@ def add_energy(bits: float, floating: bool = False) -> float:
 
 
 def multiply_energy(bits_a: float, bits_b: float, floating: bool = False) -> float:
-    """Energy of one multiplication, pJ, at the geometric mean of the two widths: the power law of `add_energy` (ours)."""
+    """Energy of one multiplication, pJ, at the geometric mean of the two widths: the power law of
+    `add_energy` (ours).
+    """
     return FLOAT_MULTIPLY_PJ if floating else _power_law(INTEGER_MULTIPLY_PJ, sqrt(bits_a * bits_b))

@@ -1,9 +1,10 @@
 """What a quantized network computes when every array's partial sum goes through an ADC of few bits.
 
-An array holds one kernel position, X input rows and, for each output channel, ``ceil(b / cell_bits)`` columns: slices of the
-offset-binary code ``w + 2^(b-1)`` (after ISAAC: A. Shafiee et al., ISCA 2016; the offset times the number of active rows is
-subtracted digitally and exactly). Rows take 0/1: small integers are fed level by level, other codes as two's-complement
-bit planes. The sum of a column lies in ``0 .. X (2^cell_bits - 1)``; an ADC of B bits, lossless at L, gives
+An array holds one kernel position, X input rows and, for each output channel, ``ceil(b / cell_bits)``
+columns: slices of the offset-binary code ``w + 2^(b-1)`` (after ISAAC: A. Shafiee et al., ISCA 2016; the
+offset times the number of active rows is subtracted digitally and exactly). Rows take 0/1: small integers are
+fed level by level, other codes as two's-complement bit planes. The sum of a column lies in ``0 .. X
+(2^cell_bits - 1)``; an ADC of B bits, lossless at L, gives
 
     ``min(floor(sum / 2^(L-B) + 1/2), 2^B - 1) * 2^(L-B)``.
 
@@ -38,7 +39,9 @@ def convert(sums: Tensor, config: Config) -> Tensor:
 
 
 def planes(x: Tensor, bound: int) -> Iterator[tuple[int, Tensor]]:
-    """0/1 planes of integer codes and the integer each counts for: levels up to ``bound`` if small, else bits."""
+    """0/1 planes of integer codes and the integer each counts for: levels up to ``bound`` if small, else
+    bits.
+    """
     if bound <= SMALL and bool((x >= 0).all()):
         for level in range(1, bound + 1):
             yield 1, (x >= level).to(x.dtype)
@@ -68,8 +71,11 @@ def accumulate(
     slices = _slices(codes, bits, config.cell_bits)
     S, c_out, c_in, kh, kw = slices.shape
     tiles = ceil(c_in / size)
-    weights = F.pad(slices, (0, 0, 0, 0, 0, tiles * size - c_in)).view(S, groups, c_out // groups, tiles, size, kh, kw)
-    # One group of the convolution below is one array: (groups, tiles) arrays with C' / groups * S columns of X rows each.
+    weights = F.pad(slices, (0, 0, 0, 0, 0, tiles * size - c_in)).view(
+        S, groups, c_out // groups, tiles, size, kh, kw
+    )
+    # One group of the convolution below is one array: (groups, tiles) arrays with C' / groups * S columns of
+    # X rows each.
     weights = weights.permute(1, 3, 2, 0, 4, 5, 6).reshape(-1, size, kh, kw)
     worth = (2.0 ** (config.cell_bits * torch.arange(S, device=x.device))).to(x.dtype)
     height = (x.shape[2] + 2 * padding[0] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
@@ -80,7 +86,9 @@ def accumulate(
         total = part.new_zeros(part.shape[0], groups, c_out // groups, height, width)
         for value, plane in planes(part, bound):
             padded = F.pad(plane, (padding[1], padding[1], padding[0], padding[0]))
-            rows = F.pad(padded.unflatten(1, (groups, c_in)), (0, 0, 0, 0, 0, tiles * size - c_in)).flatten(1, 2)
+            rows = F.pad(padded.unflatten(1, (groups, c_in)), (0, 0, 0, 0, 0, tiles * size - c_in)).flatten(
+                1, 2
+            )
             for i in range(kh):
                 for j in range(kw):
                     at = rows[
@@ -88,7 +96,9 @@ def accumulate(
                         i * dilation[0] : i * dilation[0] + stride[0] * (height - 1) + 1 : stride[0],
                         j * dilation[1] : j * dilation[1] + stride[1] * (width - 1) + 1 : stride[1],
                     ]  # fmt: skip
-                    sums = convert(F.conv2d(at, weights[:, :, i : i + 1, j : j + 1], groups=groups * tiles), config)
+                    sums = convert(
+                        F.conv2d(at, weights[:, :, i : i + 1, j : j + 1], groups=groups * tiles), config
+                    )
                     sums = sums.view(-1, groups, tiles, c_out // groups, S, height, width).sum(2)
                     active = at.unflatten(1, (groups, tiles * size)).sum(2).unsqueeze(2)
                     total += value * (torch.einsum("ngcshw,s->ngchw", sums, worth) - 2 ** (bits - 1) * active)
@@ -108,10 +118,13 @@ def _of_layer(coded: CodedLayer, config: Config, x: Tensor, codes: Tensor) -> Te
     maps, kernel = (x.unsqueeze(2), codes.unsqueeze(2)) if one_dimensional else (x, codes)
     pads = layer.padding
     if isinstance(pads, str):
-        pads = tuple(d * (k - 1) // 2 if pads == "same" else 0 for k, d in zip(layer.kernel_size, layer.dilation))
+        pads = tuple(
+            d * (k - 1) // 2 if pads == "same" else 0 for k, d in zip(layer.kernel_size, layer.dilation)
+        )
     fill = (1, 0, 1) if one_dimensional else ()
     stride, padding, dilation = (
-        (fill[i], value[0]) if fill else tuple(value) for i, value in enumerate((layer.stride, pads, layer.dilation))
+        (fill[i], value[0]) if fill else tuple(value)
+        for i, value in enumerate((layer.stride, pads, layer.dilation))
     )
     out = accumulate(maps, kernel, bits, config, coded.bound_in, stride, padding, dilation, layer.groups)
     return out.squeeze(2) if one_dimensional else out
@@ -119,18 +132,23 @@ def _of_layer(coded: CodedLayer, config: Config, x: Tensor, codes: Tensor) -> Te
 
 @contextmanager
 def simulate(network: nn.Module, config: Config | None = None) -> Iterator[nn.Module]:
-    """Inside, every convolution and linear layer of a quantized network computes on arrays with ``config.adc_bits``.
+    """Inside, every convolution and linear layer of a quantized network computes on arrays with
+    ``config.adc_bits``.
 
-    For evaluation: rounding has no gradient here. Raises: SpikedistillError when the network is not quantized, or a layer's
-    weights are real.
+    For evaluation: rounding has no gradient here. Raises: SpikedistillError when the network is not
+    quantized, or a layer's weights are real.
     """
     config = config or Config()
     quantization: Quantization | None = getattr(network, "quantization", None)
     if quantization is None:
-        raise SpikedistillError("crossbars hold integer weights, and this network is not quantized; quantize it first")
+        raise SpikedistillError(
+            "crossbars hold integer weights, and this network is not quantized; quantize it first"
+        )
     layers = quantization.layers
     if real := [name for name, layer in layers.items() if layer.format.bits is None]:
-        raise SpikedistillError(f"crossbars hold integer weights; {', '.join(real)} has real ones: give it weight bits")
+        raise SpikedistillError(
+            f"crossbars hold integer weights; {', '.join(real)} has real ones: give it weight bits"
+        )
     for layer in layers.values():
         layer.__dict__["accumulate"] = partial(_of_layer, layer, config)
     try:

@@ -1,4 +1,6 @@
-"""Which rows and patches of a crossbar a layer's input touches: measured, or expected for independent spikes."""
+"""Which rows and patches of a crossbar a layer's input touches: measured, or expected for independent
+spikes.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -45,15 +47,22 @@ def measure(layer: Layer, x: Tensor, images: int) -> Events:
 
 
 def _touching(layer: Layer) -> tuple[Tensor, Tensor]:
-    """How many kernel taps lie inside the input: (each number that occurs, at how many output positions), (n,) each."""
+    """How many kernel taps lie inside the input: (each number that occurs, at how many output positions),
+    (n,) each.
+    """
     if layer.kind != "conv":
-        return torch.ones(1, dtype=torch.float64), torch.tensor([float(prod(layer.in_size))], dtype=torch.float64)
+        return torch.ones(1, dtype=torch.float64), torch.tensor(
+            [float(prod(layer.in_size))], dtype=torch.float64
+        )
     axes = []
     for n, m, kernel, stride, pad, d in zip(
         layer.in_size, layer.positions, layer.kernel_size, layer.stride, layer.pads, layer.dilation
     ):
         start = torch.arange(m) * stride - pad
-        first, last = (-start.div(d, rounding_mode="floor")).clamp_min(0), (n - 1 - start).div(d, rounding_mode="floor")
+        first, last = (
+            (-start.div(d, rounding_mode="floor")).clamp_min(0),
+            (n - 1 - start).div(d, rounding_mode="floor"),
+        )
         axes.append((last.clamp_max(kernel - 1) - first + 1).clamp_min(0).unique(return_counts=True))
     (rows, row_counts), (columns, column_counts) = axes
     return (
@@ -65,7 +74,8 @@ def _touching(layer: Layer) -> tuple[Tensor, Tensor]:
 def expected(layer: Layer, rate: float) -> Events:
     """Expected events when every input value is a spike with probability ``rate``, independent of all others.
 
-    ``rows = rate * taps * channels``; ``patches = sum over sites of 1 - (1 - rate)^(taps * channels of a tile)``.
+    ``rows = rate * taps * channels``; ``patches = sum over sites of 1 - (1 - rate)^(taps * channels of a
+    tile)``.
     """
     block = _block(layer)
     taps, places = _touching(layer)
@@ -75,10 +85,14 @@ def expected(layer: Layer, rate: float) -> Events:
     patches: dict[int, float] = {}
     width = block
     while len(channels) > 1:
-        patches[width] = sum(n * _hit(taps, places, c, rate) for c, n in Counter(channels).items()) * layer.runs
+        patches[width] = (
+            sum(n * _hit(taps, places, c, rate) for c, n in Counter(channels).items()) * layer.runs
+        )
         channels = [sum(channels[i : i + 2]) for i in range(0, len(channels), 2)]
         width *= 2
-    return Events(block=block, rows=rows, patches=patches, sites=_hit(taps, places, channels[0], rate) * layer.runs)
+    return Events(
+        block=block, rows=rows, patches=patches, sites=_hit(taps, places, channels[0], rate) * layer.runs
+    )
 
 
 def _hit(taps: Tensor, places: Tensor, channels: int, rate: float) -> float:
@@ -86,10 +100,11 @@ def _hit(taps: Tensor, places: Tensor, channels: int, rate: float) -> float:
 
 
 def at_rate(layers: Sequence[Layer], rate: float) -> list[Layer]:
-    """The same layers with the activity of independent spikes at ``rate`` per value and step, in place of what was measured.
+    """The same layers with the activity of independent spikes at ``rate`` per value and step, in place of
+    what was measured.
 
-    Layers with real inputs stay as they are; small integers become 0/1. For sweeps and break-even points, not for prices
-    of a trained network.
+    Layers with real inputs stay as they are; small integers become 0/1. For sweeps and break-even points, not
+    for prices of a trained network.
     """
     out = []
     for layer in layers:
@@ -104,6 +119,8 @@ def at_rate(layers: Sequence[Layer], rate: float) -> list[Layer]:
                 events=expected(layer, rate),
             )
         if layer.kind == "neuron" or layer.neuron not in (None, "relu"):
-            layer = replace(layer, spikes_out=rate * layer.out_channels * prod(layer.positions) * layer.time_steps)
+            layer = replace(
+                layer, spikes_out=rate * layer.out_channels * prod(layer.positions) * layer.time_steps
+            )
         out.append(layer)
     return out

@@ -7,8 +7,9 @@
     time_steps: 5
     spikesim: {mode: released, crossbar_size: 64, pe_per_tile: 8, clock_mhz: 250, device: rram}
 
-Optional keys of a layer are the fields of `Layer`; besides, ``bits`` is one number for weights or a mapping ``{weight,
-membrane, norm}``, and ``input`` is ``spikes``, ``integers`` or ``real``, or a mapping ``{kind, bits, max}``.
+Optional keys of a layer are the fields of `Layer`; besides, ``bits`` is one number for weights or a mapping
+``{weight, membrane, norm}``, and ``input`` is ``spikes``, ``integers`` or ``real``, or a mapping ``{kind,
+bits, max}``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,9 @@ class _File(Strict):
 
 
 def _expand(entry: Mapping[str, Any], time_steps: int, where: str) -> dict[str, Any]:
-    """Write the short keys out; in a file every conv and linear layer feeds a neuron unless it says ``neuron: null``."""
+    """Write the short keys out; in a file every conv and linear layer feeds a neuron unless it says
+    ``neuron: null``.
+    """
     layer = {"time_steps": time_steps, **entry}
     if layer.get("kind", "conv") in ("conv", "linear"):
         layer.setdefault("neuron", "lif")
@@ -60,8 +63,12 @@ def _expand(entry: Mapping[str, Any], time_steps: int, where: str) -> dict[str, 
         layer.update({f"{key}_bits": value for key, value in read.model_dump(exclude_unset=True).items()})
     if "input" in layer:
         given = layer.pop("input")
-        read_input = parse(_Input, given if isinstance(given, Mapping) else {"kind": given}, f"{where}: input")
-        layer.update({f"input_{key}": value for key, value in read_input.model_dump(exclude_unset=True).items()})
+        read_input = parse(
+            _Input, given if isinstance(given, Mapping) else {"kind": given}, f"{where}: input"
+        )
+        layer.update(
+            {f"input_{key}": value for key, value in read_input.model_dump(exclude_unset=True).items()}
+        )
     return layer
 
 
@@ -75,15 +82,20 @@ def _layer(entry: Mapping[str, Any], index: int, time_steps: int, path: str) -> 
 
 
 def check_geometry(layers: Sequence[Layer], where: str) -> None:
-    """Refuse an ``out_size`` that neither the convolution nor a pooling after it can give (not asked in released mode).
+    """Refuse an ``out_size`` that neither the convolution nor a pooling after it can give (not asked in
+    released mode).
 
     Raises: SpikedistillError.
     """
     for layer in layers:
-        if layer.kind == "conv" and any(typed > made for typed, made in zip(layer.typed_size, layer.positions)):
+        if layer.kind == "conv" and any(
+            typed > made for typed, made in zip(layer.typed_size, layer.positions)
+        ):
             raise SpikedistillError(
-                f"{where}: {layer.name}: out_size {layer.typed_size} is larger than the {layer.positions} positions that "
-                f"kernel {layer.kernel_size}, stride {layer.stride}, padding {layer.pads} make of in_size {layer.in_size}; "
+                f"{where}: {layer.name}: out_size {layer.typed_size} is larger than the {layer.positions} "
+                "positions that "
+                f"kernel {layer.kernel_size}, stride {layer.stride}, padding {layer.pads} make of in_size "
+                f"{layer.in_size}; "
                 "correct one of them"
             )
         if layer.kind == "conv" and prod(layer.positions) < 1:
@@ -106,7 +118,8 @@ def read_layers(path: str | Path) -> tuple[list[Layer], dict[str, Any]]:
     blocks = sum(layer.groups if layer.groups > 1 else -(-layer.in_channels // 8) for layer in layers)
     if blocks > MOST_BLOCKS:
         raise SpikedistillError(
-            f"{path}: {blocks:,} groups, or blocks of 8 input channels, in all layers; at most {MOST_BLOCKS:,} are priced"
+            f"{path}: {blocks:,} groups, or blocks of 8 input channels, in all layers; "
+            f"at most {MOST_BLOCKS:,} are priced"
         )
     parse(Config, data.spikesim, f"{path}: spikesim")
     return layers, data.spikesim
@@ -119,11 +132,15 @@ def write_layers(layers: Sequence[Layer], path: str | Path, config: Config | Non
         plain = asdict(layer)
         defaults = {field.name: field.default for field in fields(Layer)}
         # `neuron` is always said: in a file its absence means a neuron.
-        entries.append({k: v for k, v in plain.items() if k in ("kind", "neuron", "time_steps") or v != defaults[k]})
+        entries.append(
+            {k: v for k, v in plain.items() if k in ("kind", "neuron", "time_steps") or v != defaults[k]}
+        )
     data: dict[str, Any] = {"layers": [_plain(entry) for entry in entries]}
     if config is not None:
         data["spikesim"] = config.model_dump(exclude_unset=True)
-    Path(path).write_text(yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120), encoding="utf-8")
+    Path(path).write_text(
+        yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120), encoding="utf-8"
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -133,7 +150,8 @@ def _plain(value: Any) -> Any:
 
 
 def resolve(*sources: tuple[str, Mapping[str, Any]]) -> Config:
-    """One `Config` from several raw settings, later ones over earlier ones key by key: recipe, layer file, ``--config``.
+    """One `Config` from several raw settings, later ones over earlier ones key by key: recipe, layer file,
+    ``--config``.
 
     Each source is (its name for errors, its settings). Raises: SpikedistillError.
     """

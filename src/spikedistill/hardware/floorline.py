@@ -1,12 +1,14 @@
-"""Floorline: a time step lasts as long as its busiest core, in synaptic operations, neuron updates or messages.
+"""Floorline: a time step lasts as long as its busiest core, in synaptic operations, neuron updates or
+messages.
 
-J. Yik et al., "Modeling and optimizing performance bottlenecks for neuromorphic accelerators" (arXiv 2511.21549), from runs on
-AKD1000, Speck and Loihi 2: network-wide sparsity does not tell the time of a step, the largest load of one core does::
+J. Yik et al., "Modeling and optimizing performance bottlenecks for neuromorphic accelerators" (arXiv
+2511.21549), from runs on AKD1000, Speck and Loihi 2: network-wide sparsity does not tell the time of a step,
+the largest load of one core does::
 
     step = max over cores of  max(synop_ns synops, update_ns updates, message_ns messages)
 
-The paper's constants are not known to us: each is a setting, None until given, and without all three the model says loads, not
-times. Loads are averages over the T steps of an inference; a single step may be busier.
+The paper's constants are not known to us: each is a setting, None until given, and without all three the
+model says loads, not times. Loads are averages over the T steps of an inference; a single step may be busier.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +31,9 @@ BOUNDS: dict[str, Literal["memory", "compute", "traffic"]] = {
 
 
 class FloorlineConfig(Strict):
-    """Settings of the model (recipe key ``hardware.floorline``). Constants are None: no public source of them was found."""
+    """Settings of the model (recipe key ``hardware.floorline``). Constants are None: no public source of
+    them was found.
+    """
 
     synop_ns: float | None = Field(None, gt=0)
     """Time of one synaptic operation in a core: a weight is fetched and added."""
@@ -38,11 +42,15 @@ class FloorlineConfig(Strict):
     message_ns: float | None = Field(None, gt=0)
     """Time of one message that a core sends."""
     cores: dict[str, Annotated[int, Field(ge=1)]] = {}
-    """Cores of a weight layer and the neurons it charges, by the layer's name; others have as many as they need."""
+    """Cores of a weight layer and the neurons it charges, by the layer's name; others have as many as they
+    need.
+    """
     neurons_per_core: int | None = Field(None, ge=1)
     """A layer that ``cores`` does not name has one core for so many outputs; None: one core in all."""
     multicast: bool = False
-    """One message reaches all cores of the next layer; else each of them gets its own (our reading of both)."""
+    """One message reaches all cores of the next layer; else each of them gets its own (our reading of
+    both).
+    """
 
     @property
     def timed(self) -> bool:
@@ -52,7 +60,9 @@ class FloorlineConfig(Strict):
 
 @dataclass(frozen=True)
 class Load:
-    """What the busiest core of one layer does in a step, on average; ``time_ns`` and ``bound`` need the constants."""
+    """What the busiest core of one layer does in a step, on average; ``time_ns`` and ``bound`` need the
+    constants.
+    """
 
     name: str
     cores: int
@@ -67,8 +77,9 @@ class Load:
 class Floorline:
     """Loads by layer, and of the whole network the largest of each.
 
-    ``step_ns``: time of a step, ``inference_ns``: of T steps (layers work at once, each on its own step), ``slowest``: the layer
-    that decides, ``bound`` by what; None without constants. ``busiest``: the layer with the largest load of each kind.
+    ``step_ns``: time of a step, ``inference_ns``: of T steps (layers work at once, each on its own step),
+    ``slowest``: the layer that decides, ``bound`` by what; None without constants. ``busiest``: the layer
+    with the largest load of each kind.
     """
 
     layers: list[Load]
@@ -187,15 +198,21 @@ def _load(whole: _Whole, cores: Mapping[str, int], steps: int, config: Floorline
     times = {key: load * (factors[key] or 0.0) for key, load in loads.items()}
     slowest = max(times, key=times.__getitem__)
     return Load(
-        name, cores[name], loads["synops"], loads["updates"], loads["messages"], times[slowest], BOUNDS[slowest]
+        name,
+        cores[name],
+        loads["synops"],
+        loads["updates"],
+        loads["messages"],
+        times[slowest],
+        BOUNDS[slowest],
     )
 
 
 def evaluate(layers: Sequence[Layer], config: FloorlineConfig | None = None) -> Floorline:
     """Loads and, with constants, times of one inference of one image.
 
-    A layer's outputs are spread evenly over its cores, its synaptic operations, updates and messages with them; layers with
-    real inputs count every connection, the last layer one update and one message an output.
+    A layer's outputs are spread evenly over its cores, its synaptic operations, updates and messages with
+    them; layers with real inputs count every connection, the last layer one update and one message an output.
 
     Raises: SpikedistillError for cores of a layer that is not there, or more cores than it has outputs.
     """
@@ -220,7 +237,9 @@ def evaluate(layers: Sequence[Layer], config: FloorlineConfig | None = None) -> 
     busiest = {key: max(loads, key=lambda load: getattr(load, key)) for key in BOUNDS}
     slowest = max(loads, key=lambda load: load.time_ns or 0.0) if config.timed else None
     if not config.timed:
-        notes.append("no times: no public source of synop_ns, update_ns and message_ns was found; give all three")
+        notes.append(
+            "no times: no public source of synop_ns, update_ns and message_ns was found; give all three"
+        )
     return Floorline(
         layers=loads,
         cores=sum(cores.values()),
@@ -237,7 +256,8 @@ def evaluate(layers: Sequence[Layer], config: FloorlineConfig | None = None) -> 
 
 
 def partition(layers: Sequence[Layer], cores: int, config: FloorlineConfig) -> dict[str, int]:
-    """Cores for each layer, ``cores`` in all at most: one each, then one more to the slowest while a step gets shorter.
+    """Cores for each layer, ``cores`` in all at most: one each, then one more to the slowest while a step
+    gets shorter.
 
     Raises: SpikedistillError without constants, or with fewer cores than layers.
     """

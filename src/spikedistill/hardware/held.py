@@ -1,4 +1,6 @@
-"""How wide the values of a quantized network are on a batch: what its integer network holds, not what it stores."""
+"""How wide the values of a quantized network are on a batch: what its integer network holds, not what it
+stores.
+"""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,8 +27,8 @@ def signed_bits(low: int, high: int) -> int:
 
 @dataclass
 class Widths:
-    """Bits by name of the graph's node: accumulators of weight layers, charged membranes H of neurons, and the currents of
-    those with weights over time.
+    """Bits by name of the graph's node: accumulators of weight layers, charged membranes H of neurons, and
+    the currents of those with weights over time.
     """
 
     accumulators: dict[str, int] = field(default_factory=dict)
@@ -72,7 +74,8 @@ def _accumulators(layers: dict[str, CodedLayer], found: dict[str, int]) -> Itera
 def measure(network: nn.Module, batch: Tensor, graph: Graph) -> Widths:
     """Widths on ``batch``, in one forward pass in eval mode; none where the network is not quantized.
 
-    They are those of the integer network on the same batch, whose integers are the same. Generators are left as they were.
+    They are those of the integer network on the same batch, whose integers are the same. Generators are left
+    as they were.
     """
     widths = Widths()
     quantization: Quantization | None = getattr(network, "quantization", None)
@@ -91,9 +94,13 @@ def measure(network: nn.Module, batch: Tensor, graph: Graph) -> Widths:
             _accumulators(quantization.layers, widths.accumulators),
         ):
             currents = {
-                name: replace(tap, what="current") for name, (tap, n) in neurons.items() if isinstance(n, Parallel)
+                name: replace(tap, what="current")
+                for name, (tap, n) in neurons.items()
+                if isinstance(n, Parallel)
             }
-            _, captured = taps.run(network, batch, [*(tap for tap, _ in neurons.values()), *currents.values()])
+            _, captured = taps.run(
+                network, batch, [*(tap for tap, _ in neurons.values()), *currents.values()]
+            )
     finally:
         for module, flag in training.items():
             module.training = flag
@@ -106,7 +113,9 @@ def measure(network: nn.Module, batch: Tensor, graph: Graph) -> Widths:
 
 
 def with_potentials(layers: list[Layer]) -> list[Layer]:
-    """Give each weight layer and norm the width of the neuron's potential that it charges, and each norm its accumulators'."""
+    """Give each weight layer and norm the width of the neuron's potential that it charges, and each norm
+    its accumulators'.
+    """
     by_name = {layer.name: layer for layer in layers}
     potentials: dict[str, int] = {}
     for layer in layers:

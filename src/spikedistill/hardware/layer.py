@@ -24,12 +24,15 @@ LARGEST_INPUT = 1 << 31
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Events:
-    """What measured spikes touch in one inference of one image, summed over time steps (and over levels of small integers).
+    """What measured spikes touch in one inference of one image, summed over time steps (and over levels of
+    small integers).
 
-    A row is one input value under one kernel tap at one output site; a patch is one site and one tile of input channels.
+    A row is one input value under one kernel tap at one output site; a patch is one site and one tile of
+    input channels.
 
-    ``rows[b]``: rows that hold a spike, for the b-th block of ``block`` input channels; ``patches[w]``: patches that hold a
-    spike when tiles are ``w`` channels wide; ``sites``: sites with a spike in any channel.
+    ``rows[b]``: rows that hold a spike, for the b-th block of ``block`` input channels; ``patches[w]``:
+    patches that hold a spike when tiles are ``w`` channels wide; ``sites``: sites with a spike in any
+    channel.
     """
 
     block: int
@@ -51,7 +54,9 @@ class Events:
         return [sum(self.rows[i : i + step]) for i in range(0, len(self.rows), step)]
 
     def tile_patches(self, width: int) -> float | None:
-        """Patches for tiles of ``width`` channels; the sites where one tile holds all channels; None where not measured."""
+        """Patches for tiles of ``width`` channels; the sites where one tile holds all channels; None where
+        not measured.
+        """
         if width >= self.block * len(self.rows):
             return self.sites
         return self.patches.get(width)
@@ -59,22 +64,25 @@ class Events:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Layer:
-    """One layer: geometry, precision, kind of input, measured activity (per image and inference), and its place in the graph.
+    """One layer: geometry, precision, kind of input, measured activity (per image and inference), and its
+    place in the graph.
 
-    ``in_size`` and ``out_size`` are (H, W); ``out_size`` may be a size after pooling, which `positions` ignores.
-    ``executions``: runs per inference, T or, where the input never changes, 1. ``input_bits``: bits of a real input value;
-    ``input_max``: largest value of a small-integer input. ``spikes_in``: sum of the input's values, ``nonzero_in`` the number
-    of values that are not 0, ``spikes_out`` the spikes of the layer (of its ``neuron``), None where not measured.
-    ``neuron``: the neuron that the layer feeds one to one, when it is no layer of its own. ``inputs``: names of the layers
-    that feed this one; ``shortcut``: on a residual branch; ``operator``: class or function that it was read from.
-    ``accumulator_bits``: of the sums that a weight layer makes (or a norm reads), ``potential_bits``: of the charged membrane H
-    that a neuron compares (or a weight layer charges), as measured in the integer network; None where there is none.
+    ``in_size`` and ``out_size`` are (H, W); ``out_size`` may be a size after pooling, which `positions`
+    ignores. ``executions``: runs per inference, T or, where the input never changes, 1. ``input_bits``: bits
+    of a real input value; ``input_max``: largest value of a small-integer input. ``spikes_in``: sum of the
+    input's values, ``nonzero_in`` the number of values that are not 0, ``spikes_out`` the spikes of the layer
+    (of its ``neuron``), None where not measured. ``neuron``: the neuron that the layer feeds one to one, when
+    it is no layer of its own. ``inputs``: names of the layers that feed this one; ``shortcut``: on a residual
+    branch; ``operator``: class or function that it was read from. ``accumulator_bits``: of the sums that a
+    weight layer makes (or a norm reads), ``potential_bits``: of the charged membrane H that a neuron compares
+    (or a weight layer charges), as measured in the integer network; None where there is none.
     ``norm_stored_bits``: of a norm's two values a channel as they are kept. 32 bits mean floating point.
 
-    Of a neuron with weights over time and no membrane (`past`): ``terms``, products in one H, averaged over steps (0: it has a
-    membrane); ``temporal_weights``, how many weights, of ``weight_bits``; ``kept_steps`` of ``kept_values`` of ``kept_bits``
-    bits, what it keeps of the past; ``current_bits``, of its currents as measured. ``passes`` of the weight layer and norm
-    before it: how often each sum is computed, more than once where past ones are computed again.
+    Of a neuron with weights over time and no membrane (`past`): ``terms``, products in one H, averaged over
+    steps (0: it has a membrane); ``temporal_weights``, how many weights, of ``weight_bits``; ``kept_steps``
+    of ``kept_values`` of ``kept_bits`` bits, what it keeps of the past; ``current_bits``, of its currents as
+    measured. ``passes`` of the weight layer and norm before it: how often each sum is computed, more than
+    once where past ones are computed again.
     """
 
     name: str
@@ -174,7 +182,9 @@ class Layer:
 
     @property
     def word_bits(self) -> int:
-        """Width of the word that inputs are added to and that becomes H: the wider of both; unmeasured, the stored bits."""
+        """Width of the word that inputs are added to and that becomes H: the wider of both; unmeasured,
+        the stored bits.
+        """
         return max(self.accumulator_bits or 0, self.potential_bits or 0) or self.membrane_bits
 
     @property
@@ -184,7 +194,9 @@ class Layer:
 
     @property
     def kept_memory_bits(self) -> int:
-        """Bits that a neuron with weights over time keeps for one image between steps, in place of membranes."""
+        """Bits that a neuron with weights over time keeps for one image between steps, in place of
+        membranes.
+        """
         return self.kept_steps * self.kept_values * self.kept_bits
 
     @property
@@ -232,7 +244,9 @@ class Layer:
 
     @property
     def connections(self) -> int:
-        """Pairs of an input value and an output that it reaches, edges counted exactly; `macs` without the padding."""
+        """Pairs of an input value and an output that it reaches, edges counted exactly; `macs` without the
+        padding.
+        """
         if self.kind == "linear":
             return self.macs
         if self.kind != "conv":

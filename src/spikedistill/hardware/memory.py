@@ -1,19 +1,21 @@
 """Energy with memory accesses: synapses, potentials, parameters, messages and addressing.
 
-E. Lemaire, L. Cordone, A. Castagnetti, P.-E. Novac, J. Courtois, B. Miramond, "An analytical estimation of spiking neural
-networks energy efficiency", ICONIP 2022 (arXiv 2210.13107). For one spiking convolution with theta input spikes::
+E. Lemaire, L. Cordone, A. Castagnetti, P.-E. Novac, J. Courtois, B. Miramond, "An analytical estimation of
+spiking neural networks energy efficiency", ICONIP 2022 (arXiv 2210.13107). For one spiking convolution with
+theta input spikes::
 
-    adds        theta ceil(kh/s) ceil(kw/s) Cout + T Cout H W + theta_out        leaks (multiply-add)  T Cout H W
+    adds        theta ceil(kh/s) ceil(kw/s) Cout + T Cout H W + theta_out    leaks (multiply-add) T Cout H W
     weights     theta Cout kh kw reads        potentials  theta Cout kh kw + T Cout H W reads, as many writes
     messages    theta reads, theta_out writes        addresses   2 theta multiply-adds, theta Cout kh kw adds
 
-A neuron with weights over time keeps no potentials. It keeps bits of spikes, or currents, of past steps (`past`): words of
-them are read at each step (all) and written (the newest); the sums of the layer before it are made, with all their accesses,
-once more for each past step that they are needed for; its own products are multiply-adds (ours; the paper has no such
-neurons).
+A neuron with weights over time keeps no potentials. It keeps bits of spikes, or currents, of past steps
+(`past`): words of them are read at each step (all) and written (the newest); the sums of the layer before it
+are made, with all their accesses, once more for each past step that they are needed for; its own products are
+multiply-adds (ours; the paper has no such neurons).
 
-A layer with real inputs (the first one) does ``macs`` multiply-adds and reads an input and a weight for each. Operations are
-integers at the layer's bits (`costs`); norms are folded, pools and residual additions are not part of the model.
+A layer with real inputs (the first one) does ``macs`` multiply-adds and reads an input and a weight for each.
+Operations are integers at the layer's bits (`costs`); norms are folded, pools and residual additions are not
+part of the model.
 """
 
 from collections.abc import Sequence
@@ -29,21 +31,25 @@ from spikedistill.hardware.layer import Layer
 from spikedistill.hardware.operations import membrane_updates, synaptic_events
 from spikedistill.typed import Strict
 
-POINTS = ((0.0, 0.0), (8 * 1024.0, 10.0), (32 * 1024.0, 20.0), (1024 * 1024.0, 100.0))  # bytes, pJ a 32-bit word
+# bytes, pJ a 32-bit word
+POINTS = ((0.0, 0.0), (8 * 1024.0, 10.0), (32 * 1024.0, 20.0), (1024 * 1024.0, 100.0))
 
 WORD = 32  # bits of what is kept of past steps that one access moves
 
 
 class MemoryConfig(Strict):
-    """Where the paper, its authors' code and SpikingJelly's counter differ; the defaults follow the authors' code.
+    """Where the paper, its authors' code and SpikingJelly's counter differ; the defaults follow the authors'
+    code.
 
     The authors' code is Qualia's ``EnergyEstimationMetric`` (qualia-plugin-snn).
     """
 
     sram_law: Literal["interpolated", "linear", "blocks"] = "interpolated"
-    """``interpolated``: 10, 20, 100 pJ a 32-bit word at 8 KiB, 32 KiB, 1 MiB (after Horowitz, ISSCC 2014), straight lines
-    between, 0 at 0, constant above, in proportion to the word's bits; ``linear``: 1.09e-5 pJ a bit of capacity + 13.2 pJ a
-    word (the authors' first code); ``blocks``: 10 pJ for each 64-bit access that holds 64 // bits words (T. Louis)."""
+    """``interpolated``: 10, 20, 100 pJ a 32-bit word at 8 KiB, 32 KiB, 1 MiB (after Horowitz, ISSCC 2014),
+    straight lines between, 0 at 0, constant above, in proportion to the word's bits; ``linear``: 1.09e-5 pJ a
+    bit of capacity + 13.2 pJ a word (the authors' first code); ``blocks``: 10 pJ for each 64-bit access that
+    holds 64 // bits words (T. Louis).
+    """
     fifo_elements: int = Field(1000, ge=1)
     """Messages that a layer's input and output queue holds: the paper's experiments have 1000."""
     message_bits: int = Field(32, ge=1)
@@ -53,16 +59,24 @@ class MemoryConfig(Strict):
     bias_each_step: bool = True
     """A bias is read at each step, as it is added; the authors' code reads it once an inference."""
     addresses_of_channels: bool = True
-    """An input spike computes an address for each output channel (equation 16.3); the authors' code leaves Cout out."""
+    """An input spike computes an address for each output channel (equation 16.3); the authors' code leaves
+    Cout out.
+    """
     dense_linear_addresses: Literal["product", "sum"] = "product"
-    """Addresses of a linear layer with real inputs: N_in N_out (the authors' code) or N_in + N_out (SpikingJelly)."""
+    """Addresses of a linear layer with real inputs: N_in N_out (the authors' code) or N_in + N_out
+    (SpikingJelly).
+    """
     exact_synapses: bool = False
-    """Additions, weight reads and potential accesses as measured (strides and edges exact) instead of theta k k Cout."""
+    """Additions, weight reads and potential accesses as measured (strides and edges exact) instead of
+    theta k k Cout.
+    """
     reset_adds: bool = True
     """theta_out additions for the resets."""
     potentials: Literal["held", "stored"] = "held"
-    """``held``: potentials are added, read and written at the width that the integer network holds: the wider of a layer's
-    sums and the charged membrane H, as measured; ``stored``: at the bits of the membrane between steps, as the papers do."""
+    """``held``: potentials are added, read and written at the width that the integer network holds: the wider
+    of a layer's sums and the charged membrane H, as measured; ``stored``: at the bits of the membrane between
+    steps, as the papers do.
+    """
 
     def word_bits(self, layer: Layer) -> int:
         """Bits of one potential of a layer."""
@@ -85,7 +99,8 @@ SPIKINGJELLY = MemoryConfig(adds_without_bias=False, dense_linear_addresses="sum
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """Energy of one layer per inference and image, pJ, by term; ``counts``: operations and accesses behind it.
+    """Energy of one layer per inference and image, pJ, by term; ``counts``: operations and accesses behind
+    it.
 
     ``potential_bits``: the width at which its potentials were priced.
     """
@@ -104,7 +119,13 @@ class LayerMemory:
     @property
     def total_pj(self) -> float:
         """Sum of the terms."""
-        priced = self.operations_pj + self.addressing_pj + self.messages_pj + self.parameters_pj + self.potentials_pj
+        priced = (
+            self.operations_pj
+            + self.addressing_pj
+            + self.messages_pj
+            + self.parameters_pj
+            + self.potentials_pj
+        )
         return priced + self.history_pj
 
 
@@ -179,7 +200,9 @@ def _spiking(layer: Layer, config: MemoryConfig, spikes: float) -> dict[str, flo
     if config.exact_synapses and exact is not None:
         uses = strided = exact
     outputs = float(layer.outputs_per_run * layer.runs)
-    addresses = spikes * layer.taps * (per_group if config.addresses_of_channels or layer.kind == "linear" else 1)
+    addresses = (
+        spikes * layer.taps * (per_group if config.addresses_of_channels or layer.kind == "linear" else 1)
+    )
     # Past sums are made again from kept spikes, which are no messages.
     uses, strided, addresses, outputs = (n * layer.passes for n in (uses, strided, addresses, outputs))
     return {
@@ -219,7 +242,9 @@ def _price(layer: Layer, counts: dict[str, float], config: MemoryConfig, real: b
     word = config.word_bits(layer)
     operations, addressing = _operations(layer, counts, config.message_bits, word)
     fifo, message = config.fifo_elements * config.message_bits, config.message_bits
-    input_bits, input_size = (layer.input_bits, layer.inputs_per_run * layer.input_bits) if real else (message, fifo)
+    input_bits, input_size = (
+        (layer.input_bits, layer.inputs_per_run * layer.input_bits) if real else (message, fifo)
+    )
     weights = layer.weights + layer.temporal_weights
     parameters = weights * layer.weight_bits + (layer.out_channels * layer.membrane_bits if layer.bias else 0)
     membranes = layer.outputs_per_run * word
@@ -244,7 +269,9 @@ def _price(layer: Layer, counts: dict[str, float], config: MemoryConfig, real: b
 
 
 def estimate(layers: Sequence[Layer], config: MemoryConfig | None = None) -> MemoryEstimate:
-    """Price every weight layer and neuron; where spikes were not measured every input counts as active, and a note says so."""
+    """Price every weight layer and neuron; where spikes were not measured every input counts as active,
+    and a note says so.
+    """
     config = config or MemoryConfig()
     ann = not any(membrane_updates(layer) for layer in layers)
     priced: list[LayerMemory] = []
@@ -265,7 +292,9 @@ def estimate(layers: Sequence[Layer], config: MemoryConfig | None = None) -> Mem
             priced.append(_price(layer, _neuron(layer, config), config, real=False))
     unseen = [layer for layer in layers if membrane_updates(layer) and layer.potential_bits is None]
     if config.potentials == "held" and any(layer.membrane_bits < 32 for layer in unseen):
-        notes.append("charged membranes were not measured: their potentials have the stored bits, which is too few")
+        notes.append(
+            "charged membranes were not measured: their potentials have the stored bits, which is too few"
+        )
     if beyond := [layer.name for layer in layers if layer.kind in ("add", "other")]:
         notes.append(f"not part of this model: {', '.join(beyond)}")
     counts: dict[str, float] = {}

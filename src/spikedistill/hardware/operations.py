@@ -1,8 +1,9 @@
 """Operation counts and the 45 nm energy of multiply-accumulates and accumulates.
 
-``E = E_MAC * MACs + E_AC * ACs``: a real input value costs a MAC for every weight it meets, a spike an AC for every output it
-reaches, a small integer as many ACs as its value. Costs: `costs`. Names of the figures are those of NeuroBench (J. Yik et al.,
-"The neurobench framework for benchmarking neuromorphic computing algorithms and systems", Nature Communications 2025).
+``E = E_MAC * MACs + E_AC * ACs``: a real input value costs a MAC for every weight it meets, a spike an AC for
+every output it reaches, a small integer as many ACs as its value. Costs: `costs`. Names of the figures are
+those of NeuroBench (J. Yik et al., "The neurobench framework for benchmarking neuromorphic computing
+algorithms and systems", Nature Communications 2025).
 """
 
 from collections.abc import Sequence
@@ -20,19 +21,25 @@ def accumulator_bits(layer: Layer, operand_bits: int) -> int:
 
 
 def accumulate_energy(layer: Layer) -> float:
-    """Energy of one accumulate of the layer, pJ: float32 at 32 weight bits, else an integer add of the accumulator's width."""
+    """Energy of one accumulate of the layer, pJ: float32 at 32 weight bits, else an integer add of the
+    accumulator's width.
+    """
     return add_energy(accumulator_bits(layer, layer.weight_bits), layer.weight_bits >= 32)
 
 
 def mac_energy(layer: Layer) -> float:
-    """Energy of one multiply-accumulate of the layer, pJ: float32 at 32 weight bits or 32 input bits, else integer."""
+    """Energy of one multiply-accumulate of the layer, pJ: float32 at 32 weight bits or 32 input bits, else
+    integer.
+    """
     floating = layer.weight_bits >= 32 or layer.input_bits >= 32
     add = add_energy(accumulator_bits(layer, layer.weight_bits + layer.input_bits), floating)
     return multiply_energy(layer.weight_bits, layer.input_bits, floating) + add
 
 
 def energy_per_spike(layer: Layer) -> float:
-    """Energy that one input spike causes, pJ: fan-out times `accumulate_energy`. What an energy objective differentiates."""
+    """Energy that one input spike causes, pJ: fan-out times `accumulate_energy`. What an energy objective
+    differentiates.
+    """
     return layer.fan_out * accumulate_energy(layer)
 
 
@@ -40,10 +47,11 @@ def energy_per_spike(layer: Layer) -> float:
 class LayerCount:
     """Operations of one layer per inference and image.
 
-    ``dense``: weight uses if every input were active, padding included (as FLOP counters count). ``macs``, ``acs``: what the
-    energy charges; ``effective_macs``: those whose input is not zero (the layer's mean fan-out for each), None where not
-    measured. ``measured``: False where spikes were not measured and every input counts as active. ``updates``: membranes
-    updated; ``additions``, ``normalisations``: elements of residual additions and norms.
+    ``dense``: weight uses if every input were active, padding included (as FLOP counters count). ``macs``,
+    ``acs``: what the energy charges; ``effective_macs``: those whose input is not zero (the layer's mean
+    fan-out for each), None where not measured. ``measured``: False where spikes were not measured and every
+    input counts as active. ``updates``: membranes updated; ``additions``, ``normalisations``: elements of
+    residual additions and norms.
     """
 
     name: str
@@ -66,9 +74,10 @@ class LayerCount:
 class Operations:
     """Counts and energy of a network per inference and image.
 
-    ``energy_pj`` is the usual estimate, synaptic operations only: ``E_MAC * macs + E_AC * acs``; ``total_pj`` adds membrane
-    updates, residual additions and norms. ``footprint_bytes``: weights, biases, norms and membranes at their bits.
-    ``activation_sparsity``: 1 - spikes / (neurons * T), over neurons with measured spikes.
+    ``energy_pj`` is the usual estimate, synaptic operations only: ``E_MAC * macs + E_AC * acs``; ``total_pj``
+    adds membrane updates, residual additions and norms. ``footprint_bytes``: weights, biases, norms and
+    membranes at their bits. ``activation_sparsity``: 1 - spikes / (neurons * T), over neurons with measured
+    spikes.
     """
 
     layers: list[LayerCount]
@@ -111,7 +120,9 @@ class Operations:
 
 
 def synaptic_events(layer: Layer) -> float | None:
-    """Accumulates per inference: measured rows times outputs of a group, edges exact; else spikes times mean fan-out."""
+    """Accumulates per inference: measured rows times outputs of a group, edges exact; else spikes times
+    mean fan-out.
+    """
     if layer.events is not None:
         return sum(layer.events.rows) * layer.out_channels / layer.groups
     return None if layer.spikes_in is None else layer.spikes_in * layer.fan_out
@@ -121,11 +132,16 @@ def _weights(layer: Layer) -> LayerCount:
     dense = round(layer.macs * layer.runs * layer.passes)
     if layer.input_kind == "real":
         effective = None if layer.nonzero_in is None else layer.nonzero_in * layer.fan_out
-        return LayerCount(layer.name, layer.kind, dense, dense, 0.0, effective, synaptic_pj=dense * mac_energy(layer))
+        return LayerCount(
+            layer.name, layer.kind, dense, dense, 0.0, effective, synaptic_pj=dense * mac_energy(layer)
+        )
     events = synaptic_events(layer)
-    acs = (float(layer.connections * layer.runs * layer.input_max) if events is None else events) * layer.passes
+    acs = (
+        float(layer.connections * layer.runs * layer.input_max) if events is None else events
+    ) * layer.passes
     return LayerCount(
-        layer.name, layer.kind, dense, 0, acs, 0.0, synaptic_pj=acs * accumulate_energy(layer), measured=events is not None
+        layer.name, layer.kind, dense, 0, acs, 0.0, synaptic_pj=acs * accumulate_energy(layer),
+        measured=events is not None
     )  # fmt: skip
 
 
@@ -138,13 +154,17 @@ def membrane_updates(layer: Layer) -> int:
 
 
 def update_energy(layer: Layer) -> float:
-    """Energy of one membrane update, pJ: a multiply-add where the membrane leaks, else an addition; at the bits of H.
+    """Energy of one membrane update, pJ: a multiply-add where the membrane leaks, else an addition; at the
+    bits of H.
 
-    With weights over time and no membrane: a product of a weight and a current, added to H, for each of its ``terms``.
+    With weights over time and no membrane: a product of a weight and a current, added to H, for each of its
+    ``terms``.
     """
     if layer.terms:
         current, real = layer.current_bits or 32, layer.weight_bits >= 32
-        product = multiply_energy(layer.weight_bits, current, real) + add_energy(layer.potential_bits or 32, real)
+        product = multiply_energy(layer.weight_bits, current, real) + add_energy(
+            layer.potential_bits or 32, real
+        )
         return layer.terms * product
     bits, floating = layer.potential_bits or layer.membrane_bits, layer.membrane_bits >= 32
     return add_energy(bits, floating) + (multiply_energy(bits, bits, floating) if layer.leaky else 0.0)
@@ -164,22 +184,26 @@ def _count(layer: Layer) -> LayerCount:
 
 
 def addition_energy(layer: Layer) -> float:
-    """Energy of one residual addition, pJ, at the stream's bits (a sum of small integers: the bits of its largest value)."""
+    """Energy of one residual addition, pJ, at the stream's bits (a sum of small integers: the bits of its
+    largest value).
+    """
     if layer.input_kind == "real":
         return add_energy(layer.input_bits, layer.input_bits >= 32)
     return add_energy((2 * layer.input_max).bit_length())
 
 
 def norm_energy(layer: Layer) -> float:
-    """Energy of one normalised value, pJ: a sum times a value of ``norm_bits``, and an addition to the potential."""
+    """Energy of one normalised value, pJ: a sum times a value of ``norm_bits``, and an addition to the
+    potential.
+    """
     bits, floating = layer.norm_bits, layer.norm_bits >= 32
     read, written = layer.accumulator_bits or layer.membrane_bits, layer.potential_bits or layer.membrane_bits
     return multiply_energy(bits, read, floating) + add_energy(written, floating)
 
 
 def footprint(layers: Sequence[Layer]) -> float:
-    """Bytes of weights, biases (32 bits), norms (two values a channel, as they are kept) and stored membranes, or what neurons
-    without one keep of the past.
+    """Bytes of weights, biases (32 bits), norms (two values a channel, as they are kept) and stored
+    membranes, or what neurons without one keep of the past.
     """
     bits = 0
     for layer in layers:

@@ -1,8 +1,9 @@
 """What a neuron with weights over time keeps of the past, and what it computes again: in place of membranes.
 
-Where the layer before it reads spikes, these are kept as bits and the layer's sums (and the norm behind them) are computed again
-for every step that a potential reaches back to; else (an image, a sum, a residual) the currents themselves are kept. The rule is
-that of the integer network (:func:`spikedistill.quantization.temporal.history`). Behind a constant image nothing is kept.
+Where the layer before it reads spikes, these are kept as bits and the layer's sums (and the norm behind them)
+are computed again for every step that a potential reaches back to; else (an image, a sum, a residual) the
+currents themselves are kept. The rule is that of the integer network
+(:func:`spikedistill.quantization.temporal.history`). Behind a constant image nothing is kept.
 """
 
 from collections.abc import Callable
@@ -21,8 +22,9 @@ _VIEWS = ("pass", "reshape", "permute", "max_pool", "average_pool", "adaptive_av
 
 @dataclass(frozen=True)
 class Past:
-    """``terms``: products in one H, averaged over steps; ``steps``, ``values``, ``bits`` of what is kept: so many steps of so
-    many values of so many bits for one image; ``source``: the weight layer whose sums are computed again, or None.
+    """``terms``: products in one H, averaged over steps; ``steps``, ``values``, ``bits`` of what is kept: so
+    many steps of so many values of so many bits for one image; ``source``: the weight layer whose sums are
+    computed again, or None.
     """
 
     terms: float
@@ -33,17 +35,22 @@ class Past:
 
 
 def terms(neuron: Parallel, T: int) -> float:
-    """Products of a weight and a current in one H, averaged over T steps; one where the current is constant."""
+    """Products of a weight and a current in one H, averaged over T steps; one where the current is
+    constant.
+    """
     if neuron.encode:
         return 1.0
     return sum(min(t + 1, neuron.taps) for t in range(T)) / T if neuron.causal else float(T)
 
 
 def past(
-    node: Node, neuron: Parallel, graph: Graph, T: int, levels: Callable[[str], int | None], current_bits: int | None,
+    node: Node, neuron: Parallel, graph: Graph, T: int, levels: Callable[[str], int | None],
+    current_bits: int | None,
     quantization: Quantization | None,
 ) -> Past:  # fmt: skip
-    """What the neuron at ``node`` keeps. ``levels``: the largest spike count on a tensor by name, None where it is real."""
+    """What the neuron at ``node`` keeps. ``levels``: the largest spike count on a tensor by name, None
+    where it is real.
+    """
     count, steps = terms(neuron, T), neuron.taps - 1 if neuron.causal else T
     outputs = prod(node.shape[1:])
     if neuron.encode or steps == 0:

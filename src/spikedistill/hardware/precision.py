@@ -16,11 +16,13 @@ def at_bits(
     residual_bits: int = DEFAULTS["residual_bits"],
     first_last_bits: int | None = DEFAULTS["first_last_bits"],
 ) -> list[Layer]:
-    """Layers with the widths of ``sd.quantize``'s options and their defaults; None is floating point, 32 bits.
+    """Layers with the widths of ``sd.quantize``'s options and their defaults; None is floating point, 32
+    bits.
 
-    First and last weight layer have ``first_last_bits`` where weights are quantized (None: no exception). Real values on
-    residual streams and shortcuts get ``residual_bits``; images and pooled spikes keep the bits they need. Activity stays as
-    it was measured; widths that an integer network was seen to hold do not, as other bits hold others.
+    First and last weight layer have ``first_last_bits`` where weights are quantized (None: no exception).
+    Real values on residual streams and shortcuts get ``residual_bits``; images and pooled spikes keep the
+    bits they need. Activity stays as it was measured; widths that an integer network was seen to hold do not,
+    as other bits hold others.
     """
     weighted = [layer.name for layer in layers if layer.kind in ("conv", "linear")]
     outer = {weighted[0], weighted[-1]} if weighted and weight_bits and first_last_bits else set()

@@ -1,4 +1,6 @@
-"""The whole price of a network, never one number alone: what ``summary.json``, the report page and the terminal show."""
+"""The whole price of a network, never one number alone: what ``summary.json``, the report page and the
+terminal show.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,7 +20,17 @@ from spikedistill.hardware.operations import membrane_updates
 from spikedistill.typed import parse
 
 Tree = dict[str, Any]
-FIGURES = ("pes", "tiles", "area_um2", "energy_pj", "latency_ns", "edap", "tops", "tops_per_w", "tops_per_mm2")
+FIGURES = (
+    "pes",
+    "tiles",
+    "area_um2",
+    "energy_pj",
+    "latency_ns",
+    "edap",
+    "tops",
+    "tops_per_w",
+    "tops_per_mm2",
+)
 DEFINITIONS = {
     "energy_pj": "pJ per inference of one image",
     "latency_ns": "ns per inference of one image",
@@ -41,7 +53,9 @@ class Price(dict[str, Any]):
 
 def _chips(layers: Sequence[Layer], config: Config) -> Tree:
     """Reports for dense activity, and for events where anything was measured."""
-    found: Tree = {"dense": spikesim.evaluate(layers, config.model_copy(update={"activity": "dense"})).as_dict()}
+    found: Tree = {
+        "dense": spikesim.evaluate(layers, config.model_copy(update={"activity": "dense"})).as_dict()
+    }
     if any(layer.events is not None for layer in layers):
         event = spikesim.evaluate(layers, config.model_copy(update={"activity": "event"})).as_dict()
         counted = operations.count(layers)
@@ -54,7 +68,9 @@ def _chips(layers: Sequence[Layer], config: Config) -> Tree:
     return found
 
 
-def _all(layers: Sequence[Layer], config: Config, memory_config: MemoryConfig, chips: Mapping[str, Any] | None) -> Tree:
+def _all(
+    layers: Sequence[Layer], config: Config, memory_config: MemoryConfig, chips: Mapping[str, Any] | None
+) -> Tree:
     return {
         "spikesim": _chips(layers, config),
         "operations": operations.count(layers).as_dict(),
@@ -70,13 +86,16 @@ def price(
     floorline_config: FloorlineConfig | None = None,
     chips: Mapping[str, Any] | None = None,
 ) -> Tree:
-    """Everything this package says of a network, as JSON-able values; keys are those of ``docs/run_folder.md``.
+    """Everything this package says of a network, as JSON-able values; keys are those of
+    ``docs/run_folder.md``.
 
-    ``config``: the chip, or a recipe's ``hardware`` section (``{spikesim: ..., memory: ..., floorline: ..., chips: ...}``).
-    ``chips``: chip models of your own by name or address, each with its options (:mod:`.chips`).
+    ``config``: the chip, or a recipe's ``hardware`` section (``{spikesim: ..., memory: ..., floorline: ...,
+    chips: ...}``). ``chips``: chip models of your own by name or address, each with its options
+    (:mod:`.chips`).
 
-    ``spikesim.dense`` and ``.event``, ``operations``, ``memory``, ``floorline``; for an SNN in corrected mode also
-    ``ann_twin`` (all but the last at equal bits, activations of ceil(log2(T + 1)) bits) and ``break_even`` (firing rates).
+    ``spikesim.dense`` and ``.event``, ``operations``, ``memory``, ``floorline``; for an SNN in corrected mode
+    also ``ann_twin`` (all but the last at equal bits, activations of ceil(log2(T + 1)) bits) and
+    ``break_even`` (firing rates).
 
     Raises: SpikedistillError when no layer can be priced.
     """
@@ -101,7 +120,9 @@ def price(
 
 
 def headline(tree: Mapping[str, Any], activity: str = "dense") -> Tree:
-    """The ``--json`` object: the figures of one SpikeSim report at the top, everything else of `price` beside them."""
+    """The ``--json`` object: the figures of one SpikeSim report at the top, everything else of `price`
+    beside them.
+    """
     report = tree["spikesim"].get(activity) or tree["spikesim"]["dense"]
     return Price({**report, **{key: value for key, value in tree.items() if key not in report}})
 
@@ -116,11 +137,14 @@ def settings(*sources: tuple[str, Mapping[str, Any] | None]) -> tuple[Config, Me
     for name, source in given:
         if unknown := set(source) - {"chips", "spikesim", "memory", "floorline"}:
             raise SpikedistillError(
-                f"{name}: unknown key {sorted(unknown)[0]!r}; known: 'chips', 'floorline', 'memory', 'spikesim'"
+                f"{name}: unknown key {sorted(unknown)[0]!r}; known: 'chips', 'floorline', 'memory', "
+                "'spikesim'"
             )
         parse(FloorlineConfig, source.get("floorline") or {}, f"{name}: floorline")
         chip_models.check(source.get("chips") or {}, f"{name}: chips")
-    chip = resolve(*((f"{name}: spikesim", source["spikesim"]) for name, source in given if source.get("spikesim")))
+    chip = resolve(
+        *((f"{name}: spikesim", source["spikesim"]) for name, source in given if source.get("spikesim"))
+    )
     merged: dict[str, Any] = {}
     for name, source in given:
         parse(MemoryConfig, source.get("memory") or {}, f"{name}: memory")
@@ -129,9 +153,11 @@ def settings(*sources: tuple[str, Mapping[str, Any] | None]) -> tuple[Config, Me
 
 
 def price_file(path: str | Path, config_path: str | Path | None = None) -> Tree:
-    """`headline` of a layer file; ``--config`` over the file. ``reasons`` is not empty where a figure has no value.
+    """`headline` of a layer file; ``--config`` over the file. ``reasons`` is not empty where a figure has no
+    value.
 
-    Raises: SpikedistillError for anything wrong in either file; in corrected mode also for sizes that do not fit.
+    Raises: SpikedistillError for anything wrong in either file; in corrected mode also for sizes that do not
+    fit.
     """
     layers, chip = read_layers(path)
     over = {"spikesim": read_config(config_path)} if config_path else None
@@ -142,7 +168,9 @@ def price_file(path: str | Path, config_path: str | Path | None = None) -> Tree:
 
 
 def against(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, float | None]:
-    """Figures of one report divided by those of another, A / B: below 1 means A needs less (TOPS figures: gives less)."""
+    """Figures of one report divided by those of another, A / B: below 1 means A needs less (TOPS figures:
+    gives less).
+    """
     ratios: dict[str, float | None] = {}
     for key in FIGURES:
         a, b = mine.get(key), theirs.get(key)
@@ -161,6 +189,7 @@ def iso_accuracy(
     if not reaching:
         best = max((item[1] for item in others), default=float("nan"))
         raise SpikedistillError(
-            f"none of {len(others)} runs reaches accuracy {accuracy:.4f} (best {best:.4f}); add runs, or leave --iso-accuracy out"
+            f"none of {len(others)} runs reaches accuracy {accuracy:.4f} (best {best:.4f}); add runs, "
+            "or leave --iso-accuracy out"
         )
     return min(reaching, key=lambda item: item[2][figure])

@@ -25,7 +25,10 @@ def figures_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
     for key in FIGURES:
         unit = DEFINITIONS.get(key, "-")
         if key in SCALED and not exact:
-            values, unit = [SCALED[key](report.get(key)) for report in columns.values()], unit.split(" ", 1)[1]
+            values, unit = (
+                [SCALED[key](report.get(key)) for report in columns.values()],
+                unit.split(" ", 1)[1],
+            )
         else:
             values = [_number(report.get(key), exact) for report in columns.values()]
         rows.append([key, *values, unit])
@@ -52,7 +55,9 @@ def layers_table(report: Mapping[str, Any]) -> Table:
 
 
 def beside_table(tree: Mapping[str, Any]) -> Table:
-    """The other estimates, for the network and its ANN twin at equal bits; the least favourable one is marked."""
+    """The other estimates, for the network and its ANN twin at equal bits; the least favourable one is
+    marked.
+    """
     rows: list[list[str]] = []
     ratios: dict[int, float] = {}
     twin, rates = tree.get("ann_twin") or {}, tree.get("break_even") or {}
@@ -112,7 +117,9 @@ def ratios_table(ratios: Mapping[str, Mapping[str, float | None]]) -> Table:
 
 
 def show(tree: Mapping[str, Any], console: "Console | None" = None) -> None:
-    """Print a `price` (or `headline`) in full: figures, layers, the other estimates, what has no price, and notes."""
+    """Print a `price` (or `headline`) in full: figures, layers, the other estimates, what has no price,
+    and notes.
+    """
     reports = {name: report for name, report in tree["spikesim"].items() if report}
     mode = next(iter(reports.values()))["mode"]
     tables = [figures_table({f"{mode}, {name}": report for name, report in reports.items()})]
@@ -126,6 +133,10 @@ def show(tree: Mapping[str, Any], console: "Console | None" = None) -> None:
     if dense := [item["name"] for item in tree["operations"]["layers"] if not item["measured"]]:
         lines.append(f"operations: spikes not measured, every input counts as active: {', '.join(dense)}")
     lines += [f"memory: {note}" for note in tree["memory"]["notes"]]
-    lines += [f"{name}: {note}" for name, one in (tree.get("chips") or {}).items() for note in one.get("notes") or []]
+    lines += [
+        f"{name}: {note}"
+        for name, one in (tree.get("chips") or {}).items()
+        for note in one.get("notes") or []
+    ]
     lines += [f"floorline: {note}" for note in (tree.get("floorline") or {}).get("notes", [])]
     terminal.show(*tables, *lines, console=console)

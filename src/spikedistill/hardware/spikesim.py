@@ -1,8 +1,10 @@
-"""Energy, latency and area of a network on a SpikeSim chip: one evaluator, from the published formulas to the corrected ones.
+"""Energy, latency and area of a network on a SpikeSim chip: one evaluator, from the published formulas to the
+corrected ones.
 
-A. Moitra, A. Bhattacharjee, R. Kuang, G. Krishnan, Y. Cao, P. Panda, "SpikeSim: an end-to-end compute-in-memory hardware
-evaluation tool for benchmarking spiking neural networks", IEEE TCAD 2023. Every `config.Switches` off gives the figures of
-the published ``ela_spikesim.py``; each one switched on is one deviation, explained beside the switch.
+A. Moitra, A. Bhattacharjee, R. Kuang, G. Krishnan, Y. Cao, P. Panda, "SpikeSim: an end-to-end
+compute-in-memory hardware evaluation tool for benchmarking spiking neural networks", IEEE TCAD 2023. Every
+`config.Switches` off gives the figures of the published ``ela_spikesim.py``; each one switched on is one
+deviation, explained beside the switch.
 """
 
 from collections.abc import Sequence
@@ -24,7 +26,9 @@ __all__ = ["HardwareReport", "evaluate", "place"]
 
 @dataclass(frozen=True)
 class _Activity:
-    """Cycles of one layer per inference that cost something: of PEs, of tiles, of patches, and rows as arrays' worth."""
+    """Cycles of one layer per inference that cost something: of PEs, of tiles, of patches, and rows as
+    arrays' worth.
+    """
 
     pe_cycles: float
     tile_cycles: float
@@ -49,7 +53,9 @@ def _dense(layer: Layer, placed: Placement, config: Config) -> _Activity:
 
 
 def _event(layer: Layer, placed: Placement, config: Config) -> _Activity | None:
-    """Activity by measured spikes; None where the layer's input is real or nothing was measured for this tile width."""
+    """Activity by measured spikes; None where the layer's input is real or nothing was measured for this
+    tile width.
+    """
     events = layer.events
     if layer.input_kind == "real" or events is None:
         return None
@@ -60,7 +66,8 @@ def _event(layer: Layer, placed: Placement, config: Config) -> _Activity | None:
     dense = _dense(layer, placed, config)
     q = placed.output_tiles
     widths = [
-        min(placed.tile_rows, layer.in_channels - start) for start in range(0, layer.in_channels, placed.tile_rows)
+        min(placed.tile_rows, layer.in_channels - start)
+        for start in range(0, layer.in_channels, placed.tile_rows)
     ]
     # A tile that is not full costs a full array when all its rows are active, as in the dense count.
     reads = sum(rows / width for rows, width in zip(events.tile_rows(placed.tile_rows), widths))
@@ -100,11 +107,17 @@ def _energy(layer: Layer, placed: Placement, activity: _Activity, config: Config
         "tile_buffer": tech.tile_buffer_pj * tile_cycles,
         "htree": tech.htree_pj * tile_cycles,
         "memory_fetch": tech.memory_fetch_pj * activity.pe_cycles,
-        "neuron": tech.neuron_pj * membrane_factor(layer, config) * activity.neuron_cycles if has_neuron else 0.0,
+        "neuron": tech.neuron_pj * membrane_factor(layer, config) * activity.neuron_cycles
+        if has_neuron
+        else 0.0,
     }
     if on.digital_accumulation:
-        columns = layer.out_channels / placed.blocks * placed.slices * (placed.taps if on.adc_per_array else 1)
-        bits = min(32, (config.adc_bits or config.lossless_adc_bits) + placed.slices + layer.fan_in.bit_length())
+        columns = (
+            layer.out_channels / placed.blocks * placed.slices * (placed.taps if on.adc_per_array else 1)
+        )
+        bits = min(
+            32, (config.adc_bits or config.lossless_adc_bits) + placed.slices + layer.fan_in.bit_length()
+        )
         energy["accumulation"] = columns * activity.patches * add_energy(bits)
     return energy
 
@@ -132,21 +145,26 @@ def _sum(parts: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def _nothing_to_price(layers: Sequence[Layer], unpriced: Sequence[Unpriced]) -> SpikedistillError:
     kinds = ", ".join(f"{item.name}: {item.reason}" for item in unpriced[:3]) or "the list is empty"
-    return SpikedistillError(f"none of {len(layers)} layers can be priced ({kinds}); give at least one conv layer")
+    return SpikedistillError(
+        f"none of {len(layers)} layers can be priced ({kinds}); give at least one conv layer"
+    )
 
 
 def evaluate(layers: Sequence[Layer], config: Config | None = None) -> HardwareReport:
     """Price layers on one chip: PEs, tiles, energy (pJ), latency (ns), area (um2) and what follows from them.
 
-    ``EDAP = energy * latency * area`` (uJ ms mm2); ``TOPS = 2 * dense MACs of an inference / latency``; TOPS/W is operations
-    over energy, TOPS/mm2 is TOPS over area. With ``activity="event"`` a layer whose spikes were not measured, or whose
-    input is real, is charged densely; a note names it. Latency is that of a fixed schedule in both activities.
+    ``EDAP = energy * latency * area`` (uJ ms mm2); ``TOPS = 2 * dense MACs of an inference / latency``;
+    TOPS/W is operations over energy, TOPS/mm2 is TOPS over area. With ``activity="event"`` a layer whose
+    spikes were not measured, or whose input is real, is charged densely; a note names it. Latency is that of
+    a fixed schedule in both activities.
 
     Raises: SpikedistillError when no layer can be priced.
     """
     config = config or Config()
     unpriced = [
-        Unpriced(layer.name, layer.kind, reason) for layer in layers if (reason := why_unpriced(layer, layers, config))
+        Unpriced(layer.name, layer.kind, reason)
+        for layer in layers
+        if (reason := why_unpriced(layer, layers, config))
     ]
     skipped = {item.name for item in unpriced}
     priced = [layer for layer in layers if layer.name not in skipped]
@@ -170,7 +188,9 @@ def evaluate(layers: Sequence[Layer], config: Config | None = None) -> HardwareR
             activity = _event(layer, placed, config) if config.activity == "event" else None
             if activity is None and config.activity == "event":
                 cause = (
-                    "its input is real" if layer.input_kind == "real" else "no events measured for this crossbar size"
+                    "its input is real"
+                    if layer.input_kind == "real"
+                    else "no events measured for this crossbar size"
                 )
                 notes.append(f"{layer.name}: charged densely in event mode ({cause})")
             energy = _energy(layer, placed, activity or _dense(layer, placed, config), config)
@@ -189,11 +209,14 @@ def evaluate(layers: Sequence[Layer], config: Config | None = None) -> HardwareR
             )
         )
     if config.device == "sram":
-        stand_in = "the RRAM array's energy stands in" if config.switches.sram_energy else "it is the array's area"
+        stand_in = (
+            "the RRAM array's energy stands in" if config.switches.sram_energy else "it is the array's area"
+        )
         notes.append(f"no source gives the SRAM array's energy: {stand_in}")
     if config.switches.adc_bits and config.adc_bits and config.adc_bits < config.lossless_adc_bits:
         notes.append(
-            f"{config.adc_bits}-bit ADCs lose information (lossless: {config.lossless_adc_bits} bits): read this price beside "
+            f"{config.adc_bits}-bit ADCs lose information (lossless: {config.lossless_adc_bits} bits): "
+            "read this price beside "
             "the accuracy that `spikedistill evaluate RUN --crossbar` gives"
         )
     ends = [time.end for time in times.values() if time.end is not None] if times else []
@@ -203,7 +226,8 @@ def evaluate(layers: Sequence[Layer], config: Config | None = None) -> HardwareR
         tiles=tiles,
         latency_ns=(max(ends) if config.switches.latest_end else ends[-1]) if ends else None,
         area=area,
-        dense_operations=2 * sum(layer.weights * placed.sites * placed.executions for layer, placed in mapped),
+        dense_operations=2
+        * sum(layer.weights * placed.sites * placed.executions for layer, placed in mapped),
         layers=rows,
         components=_sum([row.components for row in rows]),
         unpriced=unpriced,
@@ -212,10 +236,14 @@ def evaluate(layers: Sequence[Layer], config: Config | None = None) -> HardwareR
     )
 
 
-def _count_tiles(placed: Sequence[Placement], config: Config, reasons: dict[str, str]) -> tuple[int | None, int | None]:
+def _count_tiles(
+    placed: Sequence[Placement], config: Config, reasons: dict[str, str]
+) -> tuple[int | None, int | None]:
     counts = [place.pes for place in placed]
     if not config.switches.any_order and counts != sorted(counts):
-        reasons["pes"] = reasons["tiles"] = "PE counts decrease along the list, where the published code stops"
+        reasons["pes"] = reasons["tiles"] = (
+            "PE counts decrease along the list, where the published code stops"
+        )
         return None, None
     if config.switches.tile_sharing:
         return sum(counts), sum(place.tiles for place in placed)

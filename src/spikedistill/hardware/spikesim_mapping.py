@@ -12,9 +12,10 @@ from spikedistill.hardware.layer import Layer
 class Placement:
     """Where one layer lies. A PE holds ``taps`` arrays: one kernel position each, X input rows by X columns.
 
-    ``blocks``: sets of groups packed block-diagonally into one PE (1 without groups); ``input_tiles`` and ``output_tiles``:
-    PEs along input and output of one block; ``tile_rows``: input channels of one PE; ``sites``: output positions;
-    ``executions``: runs per inference; ``passes``: PE cycles of one site per inference (executions times fed planes).
+    ``blocks``: sets of groups packed block-diagonally into one PE (1 without groups); ``input_tiles`` and
+    ``output_tiles``: PEs along input and output of one block; ``tile_rows``: input channels of one PE;
+    ``sites``: output positions; ``executions``: runs per inference; ``passes``: PE cycles of one site per
+    inference (executions times fed planes).
     """
 
     blocks: int
@@ -45,7 +46,9 @@ class Placement:
 
     @property
     def input_tiles_a_tile(self) -> int:
-        """Input tiles whose PEs share one chip tile, a power of two (our placement: measured patches exist for those)."""
+        """Input tiles whose PEs share one chip tile, a power of two (our placement: measured patches exist
+        for those).
+        """
         return 2 ** max(0, (self.pe_per_tile // self.output_tiles).bit_length() - 1)
 
     @property
@@ -83,17 +86,23 @@ def place(layer: Layer, config: Config) -> Placement:
 
 
 def planes(layer: Layer) -> int:
-    """Cycles that feed one input value: 1 for 0/1 spikes, the largest value for small integers, b for real values."""
+    """Cycles that feed one input value: 1 for 0/1 spikes, the largest value for small integers, b for real
+    values.
+    """
     return {"spikes": 1, "integers": max(1, layer.input_max), "real": layer.input_bits}[layer.input_kind]
 
 
 def input_width(layer: Layer) -> int:
     """Bits that store one input value."""
-    return {"spikes": 1, "integers": max(1, layer.input_max).bit_length(), "real": layer.input_bits}[layer.input_kind]
+    return {"spikes": 1, "integers": max(1, layer.input_max).bit_length(), "real": layer.input_bits}[
+        layer.input_kind
+    ]
 
 
 def membrane_factor(layer: Layer, config: Config) -> float:
-    """The neuron's datapath against the published one: bits of H (or of the stored membrane) over 22, linear as an adder's."""
+    """The neuron's datapath against the published one: bits of H (or of the stored membrane) over 22,
+    linear as an adder's.
+    """
     if not config.switches.memory_bits:
         return 1.0
     bits = (config.switches.potential_bits and layer.potential_bits) or layer.membrane_bits
@@ -108,12 +117,18 @@ def why_unpriced(layer: Layer, layers: Sequence[Layer], config: Config) -> str |
         return f"{layer.operator or 'this operator'} is not supported by the hardware models"
     if layer.terms:
         return (
-            f"{layer.neuron} has no membrane that SpikeSim's neuron module could hold; what it keeps and computes again is in "
+            f"{layer.neuron} has no membrane that SpikeSim's neuron module could hold; "
+            "what it keeps and computes again is in "
             "`operations` and `memory`"
         )
     if layer.kind == "pool":
         return "pooling has no arithmetic in this model"
-    switch = {"linear": on.linear_layers, "norm": on.norm, "add": on.residual_layers, "neuron": on.neuron_updates}
+    switch = {
+        "linear": on.linear_layers,
+        "norm": on.norm,
+        "add": on.residual_layers,
+        "neuron": on.neuron_updates,
+    }
     if layer.kind != "conv" and not switch[layer.kind]:
         own_cost = "charged with its convolution by the published code"
         return own_cost if layer.kind == "neuron" else "not modelled by the published code"
@@ -121,6 +136,7 @@ def why_unpriced(layer: Layer, layers: Sequence[Layer], config: Config) -> str |
         return "grouped convolutions are not modelled by the published code"
     if layer.kind == "conv" and first and layer.kernel_size != first.kernel_size and not on.layer_kernels:
         return (
-            f"kernel {layer.kernel_size} differs from the first layer's {first.kernel_size}; the published code has one"
+            f"kernel {layer.kernel_size} differs from the first layer's {first.kernel_size}; "
+            "the published code has one"
         )
     return None

@@ -18,7 +18,9 @@ class Unpriced:
 
 @dataclass(frozen=True)
 class LayerPrice:
-    """Price of one layer per inference: PEs, tiles of its own, energy (pJ) in all and by component, times (ns)."""
+    """Price of one layer per inference: PEs, tiles of its own, energy (pJ) in all and by component, times
+    (ns).
+    """
 
     name: str
     kind: str
@@ -35,10 +37,10 @@ class LayerPrice:
 class HardwareReport:
     """Figures of one network on one chip, per inference of one image.
 
-    ``energy_pj``, ``latency_ns``, ``area_um2``; ``edap`` in uJ ms mm2; ``dense_operations`` are dense (2 a MAC, zero inputs
-    included), so are ``tops``, ``tops_per_w``, ``tops_per_mm2``. ``components``: energy by component, pJ;
-    ``area``: area by component, um2. A figure that the published code cannot give is None and ``reasons`` says why;
-    ``unpriced`` lists layers without a price; ``notes`` what a reader should know.
+    ``energy_pj``, ``latency_ns``, ``area_um2``; ``edap`` in uJ ms mm2; ``dense_operations`` are dense (2 a
+    MAC, zero inputs included), so are ``tops``, ``tops_per_w``, ``tops_per_mm2``. ``components``: energy by
+    component, pJ; ``area``: area by component, um2. A figure that the published code cannot give is None and
+    ``reasons`` says why; ``unpriced`` lists layers without a price; ``notes`` what a reader should know.
     """
 
     mode: str
@@ -80,7 +82,11 @@ class HardwareReport:
         energy = sum(layer.energy_pj for layer in layers)
         area_um2 = sum(area.values()) if area is not None else None
         tops = dense_operations / latency_ns / 1e3 if latency_ns is not None else None
-        edap = energy * latency_ns * area_um2 * 1e-18 if latency_ns is not None and area_um2 is not None else None
+        edap = (
+            energy * latency_ns * area_um2 * 1e-18
+            if latency_ns is not None and area_um2 is not None
+            else None
+        )
         for figure, value, parts in (
             ("edap", edap, ("latency_ns", "area_um2")),
             ("tops", tops, ("latency_ns",)),

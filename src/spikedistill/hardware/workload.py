@@ -1,4 +1,6 @@
-"""What a network asks of a chip: its layers, read from the traced graph, with activity measured on a real batch."""
+"""What a network asks of a chip: its layers, read from the traced graph, with activity measured on a real
+batch.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,11 +22,13 @@ from spikedistill.networks.graph import Graph, trace
 from spikedistill.networks.operations import Node
 from spikedistill.neurons import Neuron, NormNeuron, Parallel, SignedIF
 
-SMALL = 8  # the largest integer that is fed pulse by pulse; above it a value is real, of as many bits as it needs
+# the largest integer that is fed pulse by pulse; above it a value is real, of as many bits as it needs
+SMALL = 8
 
 # Operations without arithmetic: they only bring values to other places.
 _FREE = frozenset({
-    "pass", "cast", "reshape", "permute", "slice", "split", "unbind", "concat", "stack", "repeat", "expand", "pad",
+    "pass", "cast", "reshape", "permute", "slice", "split", "unbind", "concat", "stack", "repeat", "expand",
+    "pad",
     "upsample",
 })  # fmt: skip
 
@@ -71,7 +75,9 @@ def _look(x: Tensor) -> _Seen:
 
 @contextmanager
 def _watch(network: nn.Module, see: Callable[[str, nn.Module, Tensor, Tensor], None]) -> Iterator[None]:
-    """Call ``see(name, module, input, output)`` at each call of a weight layer or neuron; names are those of the graph."""
+    """Call ``see(name, module, input, output)`` at each call of a weight layer or neuron; names are those
+    of the graph.
+    """
     counts: dict[str, int] = {}
 
     def hook(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -98,13 +104,15 @@ def _watch(network: nn.Module, see: Callable[[str, nn.Module, Tensor, Tensor], N
 
 
 def layers(network: nn.Module, batch: Tensor, image_bits: int = 8) -> list[Layer]:
-    """The layers of a network with everything measured on ``batch``, in one forward pass (eval mode, no gradients).
+    """The layers of a network with everything measured on ``batch``, in one forward pass (eval mode, no
+    gradients).
 
     Of a quantized network a second pass measures how wide accumulators and charged membranes are (`held`).
 
-    Whether an input is 0/1 spikes, small integers or real follows from the graph: a neuron makes spikes, adding spikes makes
-    integers, a convolution, norm, mean or image makes real values; where the graph cannot tell (event frames, other
-    people's modules), from the batch. What cannot be priced is returned as a layer of kind ``other``, never left out.
+    Whether an input is 0/1 spikes, small integers or real follows from the graph: a neuron makes spikes,
+    adding spikes makes integers, a convolution, norm, mean or image makes real values; where the graph cannot
+    tell (event frames, other people's modules), from the batch. What cannot be priced is returned as a layer
+    of kind ``other``, never left out.
 
     ``image_bits``: bits of an image's pixels. Shape: batch as the network takes it, N images.
 
@@ -134,7 +142,9 @@ def layers(network: nn.Module, batch: Tensor, image_bits: int = 8) -> list[Layer
             found.append(layer)
         inputs.pop(node.name, None)
     if not any(layer.kind in ("conv", "linear") for layer in found):
-        raise SpikedistillError(f"{type(network).__name__} has no convolution and no linear layer: nothing to price")
+        raise SpikedistillError(
+            f"{type(network).__name__} has no convolution and no linear layer: nothing to price"
+        )
     found = [replace(layer, passes=reader.passes.get(layer.name, 1.0)) for layer in found]
     shortcuts = _shortcuts(graph)
     found = [replace(layer, shortcut=True) if layer.name in shortcuts else layer for layer in found]
@@ -163,7 +173,9 @@ class _Reader:
         self.holds: dict[str, _Value] = {}
         self.passes: dict[str, float] = {}  # of layers whose past sums are computed again
         self.sources: dict[str, tuple[str, ...]] = {}
-        direct_image = isinstance(network, Network) and network.input == "image" and network.encoding == "direct"
+        direct_image = (
+            isinstance(network, Network) and network.input == "image" and network.encoding == "direct"
+        )
         self.input = _Value("real", bits=image_bits) if direct_image else _Value("unknown")
         self.quantization = quantization = getattr(network, "quantization", None)
         self.precision: Callable[[str | None, str], int | None] | None = getattr(quantization, "bits", None)
@@ -180,7 +192,9 @@ class _Reader:
         return tuple(dict.fromkeys(found))
 
     def _given(self, node: Node) -> _Value:
-        values = [self.holds.get(name, _Value("real")) for name in node.inputs if not name.startswith("parameter:")]
+        values = [
+            self.holds.get(name, _Value("real")) for name in node.inputs if not name.startswith("parameter:")
+        ]
         for kind in ("real", "unknown", "integers", "spikes"):
             same = [value for value in values if value.kind == kind]
             if same:
@@ -267,7 +281,9 @@ class _Reader:
                 "out_size": _hw(out),
             }
             channels = (module.in_channels, module.out_channels)
-        layer = self._base(node, _name(node), in_channels=channels[0], out_channels=channels[1], **geometry, **common)
+        layer = self._base(
+            node, _name(node), in_channels=channels[0], out_channels=channels[1], **geometry, **common
+        )
         return [layer], _Value("real", bits=self._real_bits(node))
 
     def _norm_neuron(self, node: Node, module: NormNeuron) -> tuple[list[Layer], _Value]:
@@ -289,11 +305,14 @@ class _Reader:
     def _neuron(self, node: Node, neuron: Neuron, name: str) -> Layer:
         if isinstance(neuron, Parallel) and neuron.binary:
             return self._parallel(node, neuron, name)
-        if type(neuron).simulate not in (Neuron.simulate, SignedIF.simulate):  # other equations than those priced
+        # other equations than those priced
+        if type(neuron).simulate not in (Neuron.simulate, SignedIF.simulate):
             return self._base(node, name, kind="other", operator=type(neuron).__name__)
         return self._base(
-            node, name, kind="neuron", neuron=type(neuron).__name__.lower(), leaky=neuron.leaky, encoding=neuron.encode,
-            membrane_bits=self._bits(node, "membrane_bits", 32), potential_bits=self.widths.potentials.get(node.name),
+            node, name, kind="neuron", neuron=type(neuron).__name__.lower(), leaky=neuron.leaky,
+            encoding=neuron.encode,
+            membrane_bits=self._bits(node, "membrane_bits", 32),
+            potential_bits=self.widths.potentials.get(node.name),
         )  # fmt: skip
 
     def _parallel(self, node: Node, neuron: Parallel, name: str) -> Layer:
@@ -319,7 +338,9 @@ class _Reader:
 
     def _norm(self, node: Node, name: str) -> Layer:
         bits = self._bits(node, "norm_bits", 32)
-        rescales = getattr(getattr(node.module, "grid", node.module), "rescale", None) is not None and bits < 32
+        rescales = (
+            getattr(getattr(node.module, "grid", node.module), "rescale", None) is not None and bits < 32
+        )
         return self._base(
             node, name, kind="norm", norm_bits=bits, membrane_bits=self._bits(node, "membrane_bits", 32),
             norm_stored_bits=STORED_NORM_BITS if rescales else None,
@@ -354,8 +375,14 @@ class _Reader:
     def _add(self, node: Node, name: str, value: _Value, shape: tuple[int, ...] | None = None) -> Layer:
         """Additions, one for each element of ``shape`` (None: of the output)."""
         kind: InputKind = "real" if value.kind in ("real", "unknown") else value.kind  # type: ignore[assignment]
-        size = {} if shape is None else {"in_channels": shape[1], "out_channels": shape[1], "out_size": _hw(shape)}
-        return self._base(node, name, kind="add", input_kind=kind, input_bits=value.bits, input_max=value.max, **size)
+        size = (
+            {}
+            if shape is None
+            else {"in_channels": shape[1], "out_channels": shape[1], "out_size": _hw(shape)}
+        )
+        return self._base(
+            node, name, kind="add", input_kind=kind, input_bits=value.bits, input_max=value.max, **size
+        )
 
     def _other(self, node: Node) -> Layer:
         return self._base(node, _name(node), kind="other")
@@ -379,7 +406,9 @@ def _two(value: tuple[int, ...], fill: int) -> tuple[int, int]:
 
 
 def _shortcuts(graph: Graph) -> set[str]:
-    """Weight layers on the shorter side of a residual addition: the branch with fewer weight layers since the fork."""
+    """Weight layers on the shorter side of a residual addition: the branch with fewer weight layers since
+    the fork.
+    """
     ancestors: dict[str, frozenset[str]] = {}
     for node in graph:
         parents = [name for name in node.inputs if name in ancestors]
@@ -390,7 +419,9 @@ def _shortcuts(graph: Graph) -> set[str]:
         if len(branches) != 2 or node.op not in ("add", "subtract", "norm_neuron"):
             continue
         own = [ancestors[name] | {name} for name in branches]
-        weights = [{n for n in mine - other if graph[n].op in ("conv", "linear")} for mine, other in (own, own[::-1])]
+        weights = [
+            {n for n in mine - other if graph[n].op in ("conv", "linear")} for mine, other in (own, own[::-1])
+        ]
         if len(weights[0]) != len(weights[1]):
             found |= {_name(graph[n]) for n in min(weights, key=len)}
     return found

@@ -45,10 +45,10 @@ def options(name: str) -> dict[str, inspect.Parameter]:
 def create(name: str, **given: Any) -> Network:
     """A network by name; ``time_steps=None`` gives its ANN twin with the same parameter names.
 
-    Options common to all (defaults): ``num_classes=10, in_channels=3, input="image"|"frames", time_steps=4, width=1.0,
-    neuron=None`` (an instance, copied per site, or a recipe's mapping; None: the family's own), ``encoding="direct"|
-    "poisson"|"latency", head="linear"|"spiking", mean=None, std=None`` (0 and 1), ``initialisation="balanced"|"plain",
-    firing_rate=None``.
+    Options common to all (defaults): ``num_classes=10, in_channels=3, input="image"|"frames", time_steps=4,
+    width=1.0, neuron=None`` (an instance, copied per site, or a recipe's mapping; None: the family's own),
+    ``encoding="direct"| "poisson"|"latency", head="linear"|"spiking", mean=None, std=None`` (0 and 1),
+    ``initialisation="balanced"|"plain", firing_rate=None``.
     Raises :class:`SpikedistillError` for an unknown name or option, with the nearest known one.
     """
     allowed = options(name)
@@ -58,7 +58,8 @@ def create(name: str, **given: Any) -> Network:
     network = BUILDERS[name](**given)
     if not isinstance(network, Network):
         raise SpikedistillError(
-            f"network {name!r} gives {type(network).__name__}; a name's builder returns a spikedistill Network (a plain module "
+            f"network {name!r} gives {type(network).__name__}; a name's builder returns a spikedistill "
+            "Network (a plain module "
             "is named by its address, module:Name)"
         )
     # Every value in force: a default that changes later must not change what this network is.

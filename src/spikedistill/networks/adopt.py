@@ -1,4 +1,6 @@
-"""``adopt``: a network of SpikingJelly, snnTorch or Norse becomes one of ours, and is checked by running both."""
+"""``adopt``: a network of SpikingJelly, snnTorch or Norse becomes one of ours, and is checked by running
+both.
+"""
 
 import copy
 import logging
@@ -22,7 +24,8 @@ from .sites import Site, entrance, norm_before
 from .surgery import Spiking, explained, repeat_after, sharing_copy, turn, words
 
 log = logging.getLogger("spikedistill")
-LEARNED = 1e-4  # share of spikes that may differ in float64 where a learned decay is stored in another form, in float32
+# share of spikes that may differ in float64 where a learned decay is stored in another form, in float32
+LEARNED = 1e-4
 
 
 class Adopted(Spiking):
@@ -48,22 +51,27 @@ def adopt(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
 ) -> Network:
-    """A copy of a network of SpikingJelly, snnTorch or Norse with our layers and neurons, for everything that follows.
+    """A copy of a network of SpikingJelly, snnTorch or Norse with our layers and neurons, for everything that
+    follows.
 
-    Neurons: SpikingJelly's IFNode, LIFNode, ParametricLIFNode, snnTorch's Leaky, Norse's LIFBoxCell (:mod:`.peers` has the
-    equations); cells with a second state are refused by name. A batch norm read by one neuron becomes a
-    :class:`NormNeuron` with it, so that in training its statistics are those of all time steps together.
+    Neurons: SpikingJelly's IFNode, LIFNode, ParametricLIFNode, snnTorch's Leaky, Norse's LIFBoxCell
+    (:mod:`.peers` has the equations); cells with a second state are refused by name. A batch norm read by one
+    neuron becomes a :class:`NormNeuron` with it, so that in training its statistics are those of all time
+    steps together.
 
-    ``example``: images (N, C, H, W) in [0, 1], or frames (N, F, C, H, W), F a multiple of T; at least two samples. Other
-    spaces too: (N, C), (N, F, C), (N, C, L). On it both networks run, in float64 and in float32: spikes and logits are
-    equal in float64, else it is refused; ``.differs`` has the share of spikes that differ, which in float32 rounding makes.
+    ``example``: images (N, C, H, W) in [0, 1], or frames (N, F, C, H, W), F a multiple of T; at least two
+    samples. Other spaces too: (N, C), (N, F, C), (N, C, L). On it both networks run, in float64 and in
+    float32: spikes and logits are equal in float64, else it is refused; ``.differs`` has the share of spikes
+    that differ, which in float32 rounding makes.
 
-    ``layout``: what the network takes: "step" (one time step, (N, C, H, W)), "TNCHW" (all, time first) or "NCHW" (an image; it
-    runs its time steps by itself, which are taken out: T is then ``time_steps`` too). None finds it. ``output``: index or
-    key of the spikes or logits where the network returns several things (None: the first). mean, std: None is 0 and 1.
+    ``layout``: what the network takes: "step" (one time step, (N, C, H, W)), "TNCHW" (all, time first) or
+    "NCHW" (an image; it runs its time steps by itself, which are taken out: T is then ``time_steps`` too).
+    None finds it. ``output``: index or key of the spikes or logits where the network returns several things
+    (None: the first). mean, std: None is 0 and 1.
 
-    Shape: (N, C, H, W) in [0, 1], or frames, to logits (T, N, K); a sum or mean over time of the network's own is left to
-    ``predict``. Raises :class:`SpikedistillError` naming path and reason of what has no form here.
+    Shape: (N, C, H, W) in [0, 1], or frames, to logits (T, N, K); a sum or mean over time of the network's
+    own is left to ``predict``. Raises :class:`SpikedistillError` naming path and reason of what has no form
+    here.
     """
     if isinstance(network, Foreign):
         layout = layout or (network.layout if network.layout in LAYOUTS else None)
@@ -72,13 +80,16 @@ def adopt(
         std = network.std.tolist() if std is None else std
         network = network.model
     elif isinstance(network, Network):
-        raise SpikedistillError("this network is one of ours already; adopt takes a network of another library")
+        raise SpikedistillError(
+            "this network is one of ours already; adopt takes a network of another library"
+        )
     if layout is not None and layout not in LAYOUTS:
         raise SpikedistillError(f"unknown layout {layout!r}: {nearest(layout, LAYOUTS)}")
     space = 3 if input == "frames" else 2
     if not isinstance(example, Tensor) or example.dim() < space or len(example) < 2:
         raise SpikedistillError(
-            "adopt runs both networks on an example: give example= a batch of at least two images (N, C, H, W) in [0, 1], "
+            "adopt runs both networks on an example: give example= a batch of at least two images (N, C, H, "
+            "W) in [0, 1], "
             "or of frames (N, F, C, H, W) with input='frames'"
         )
     for module in network.modules():
@@ -87,7 +98,8 @@ def adopt(
     cells, notes = peers.translate(converted)
     if not cells:
         raise SpikedistillError(
-            f"{type(network).__name__} has no neuron of SpikingJelly, snnTorch or Norse; known are {peers.KNOWN}"
+            f"{type(network).__name__} has no neuron of SpikingJelly, snnTorch or Norse; "
+            f"known are {peers.KNOWN}"
         )
     dims = example.dim() - space
     channels = example.shape[-1 - dims]
@@ -123,7 +135,14 @@ def adopt(
         adopted.initialisation = "plain"  # its weights are the original's
         try:
             _verify(
-                adopted.eval(), original, example, given, truth, sites, places, any(c.learned for c in cells.values())
+                adopted.eval(),
+                original,
+                example,
+                given,
+                truth,
+                sites,
+                places,
+                any(c.learned for c in cells.values()),
             )
         except SpikedistillError as error:
             failure = failure or error
@@ -133,7 +152,8 @@ def adopt(
             log.info(note)
         adopted.config = {
             "adopted": {
-                "network": type(network).__name__, "time_steps": time_steps, "input": input, "layout": original.layout,
+                "network": type(network).__name__, "time_steps": time_steps, "input": input,
+                "layout": original.layout,
                 "mean": adopted.mean.tolist(), "std": adopted.std.tolist(), "example": list(example.shape),
             }
         }  # fmt: skip
@@ -164,10 +184,13 @@ def _cut_off(module: nn.Module) -> None:
 
 
 def _verify(
-    network: Adopted, original: Original, example: Tensor, given: Tensor, truth: Truth, sites: list[Site], places: list[str],
+    network: Adopted, original: Original, example: Tensor, given: Tensor, truth: Truth, sites: list[Site],
+    places: list[str],
     learned: bool,
 ) -> None:  # fmt: skip
-    """Both networks on the example, in float64 and in float32, and at another batch size; images and steps stay apart."""
+    """Both networks on the example, in float64 and in float32, and at another batch size; images and steps
+    stay apart.
+    """
     network.differs = {}
     wide = copy.deepcopy(original)
     before = torch.get_default_dtype()
@@ -175,19 +198,24 @@ def _verify(
     try:
         wide.model.double()
         exact = wide.once(given.double(), str(wide.layout))
-        share, logits, worst = _compare(copy.deepcopy(network).double(), example.double(), exact, sites, places)
+        share, logits, worst = _compare(
+            copy.deepcopy(network).double(), example.double(), exact, sites, places
+        )
     finally:
         torch.set_default_dtype(before)
     limit = LEARNED if learned else 0.0
     if share > limit:
         raise SpikedistillError(
-            f"{share:.2%} of the spikes differ from the original's in float64, most at {worst}: the network does something "
-            "that its layers and neurons alone do not say (a state or a change between time steps?); sd.foreign takes it as it is"
+            f"{share:.2%} of the spikes differ from the original's in float64, most at {worst}: "
+            "the network does something "
+            "that its layers and neurons alone do not say (a state or a change between time steps?); "
+            "sd.foreign takes it as it is"
         )
     network.differs["float64"] = share
     if not _same_logits(logits, exact.logits, 1e-9 if not learned else 1e-5):
         raise SpikedistillError(
-            f"all spikes are the original's, but the logits {tuple(logits.shape)} are not, nor is their mean or sum over time; "
+            f"all spikes are the original's, but the logits {tuple(logits.shape)} are not, "
+            "nor is their mean or sum over time; "
             "sd.foreign takes the network as it is"
         )
     if network.std.dtype is not torch.float64:
@@ -215,7 +243,8 @@ def _compare(
             logits = network(example)
     except Exception as error:  # somebody else's code
         raise SpikedistillError(
-            f"the network does not run with all time steps in the batch, as if its code knew the batch size: {error}"
+            "the network does not run with all time steps in the batch, as if its code knew the batch size: "
+            f"{error}"
         ) from error
     different = total = 0
     worst, most = "", 0.0

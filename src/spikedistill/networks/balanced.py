@@ -1,15 +1,16 @@
 """The balanced start: neurons that fire, gradients that arrive, whatever the neuron, T and depth.
 
-With an ANN's initial weights few neurons of a spiking network fire (3 to 7 % with LIF, tau = 2) and the surrogate passes a
-fraction of the gradient, layer by layer: what reaches the first layers is a hundredth of the ANN's. Two numbers cure it, both
-functions of the neuron and T alone (:mod:`.mean_field`): the initial weight of the norms, at which neurons fire at the rate
-wanted, and the width of the rectangular surrogate, at which a layer multiplies the gradients' variance by a number near 1.
-Nothing is left of either at inference: norms have the weights they have learned, a surrogate is a matter of training.
+With an ANN's initial weights few neurons of a spiking network fire (3 to 7 % with LIF, tau = 2) and the
+surrogate passes a fraction of the gradient, layer by layer: what reaches the first layers is a hundredth of
+the ANN's. Two numbers cure it, both functions of the neuron and T alone (:mod:`.mean_field`): the initial
+weight of the norms, at which neurons fire at the rate wanted, and the width of the rectangular surrogate, at
+which a layer multiplies the gradients' variance by a number near 1. Nothing is left of either at inference:
+norms have the weights they have learned, a surrogate is a matter of training.
 
-A third number belongs to the classifier. It reads spikes averaged over T (and space), of the size of the firing rate, where
-the ANN's reads values of about 0.6; at the same learning rate its function moves 16 times slower. So its weights start, and
-learn, as if the inputs were ``HEAD_INPUT / rate`` times larger: ``linear.input_factor``, which
-:func:`spikedistill.parameter_groups` turns into a learning rate of its own.
+A third number belongs to the classifier. It reads spikes averaged over T (and space), of the size of the
+firing rate, where the ANN's reads values of about 0.6; at the same learning rate its function moves 16 times
+slower. So its weights start, and learn, as if the inputs were ``HEAD_INPUT / rate`` times larger:
+``linear.input_factor``, which :func:`spikedistill.parameter_groups` turns into a learning rate of its own.
 """
 
 import json
@@ -23,16 +24,18 @@ from ..neurons import Neuron, build
 from .mean_field import MOST_STEPS, MeanField, crossing, normals
 
 FIRING_RATE = 0.16
-# What a layer (a residual block) multiplies the gradients' variance by. Pools and strides take back what is above 1 in
-# plain networks; a residual network has as many layers behind each other as it has blocks, and stays closer to 1.
-PLAIN_GAIN, BLOCK_GAIN, SUMMED_GAIN = 2.0, 1.2, 1.2  # summed: branches of transformers that add spikes to a stream
+# What a layer (a residual block) multiplies the gradients' variance by. Pools and strides take back what is
+# above 1 in plain networks; a residual network has as many layers behind each other as it has blocks, and
+# stays closer to 1.
+# summed: branches of transformers that add spikes to a stream
+PLAIN_GAIN, BLOCK_GAIN, SUMMED_GAIN = 2.0, 1.2, 1.2
 HEAD_INPUT = 0.6
 
 
 @dataclass(frozen=True)
 class Balance:
-    """Of one kind of neuron: the rate it is to fire at, the norms' initial weight (the first one's, whose current is
-    constant, apart), the shift of a block's last norm, the width of the rectangular surrogate.
+    """Of one kind of neuron: the rate it is to fire at, the norms' initial weight (the first one's, whose
+    current is constant, apart), the shift of a block's last norm, the width of the rectangular surrogate.
     """
 
     rate: float
@@ -42,10 +45,16 @@ class Balance:
     width: float
 
 
-def balance_of(neuron: Neuron, rate: float | None = None, residual: bool = False, gain: float | None = None) -> Balance:
-    """The balance of a network of such neurons at their ``time_steps``; ``rate``, ``gain``: None for the default."""
+def balance_of(
+    neuron: Neuron, rate: float | None = None, residual: bool = False, gain: float | None = None
+) -> Balance:
+    """The balance of a network of such neurons at their ``time_steps``; ``rate``, ``gain``: None for the
+    default.
+    """
     gain = gain or (BLOCK_GAIN if residual else PLAIN_GAIN)
-    return _balance(json.dumps(neuron.spec(), sort_keys=True), neuron.time_steps, rate or FIRING_RATE, residual, gain)
+    return _balance(
+        json.dumps(neuron.spec(), sort_keys=True), neuron.time_steps, rate or FIRING_RATE, residual, gain
+    )
 
 
 def _like(spec: str, time_steps: int) -> Neuron:
@@ -81,7 +90,9 @@ def _threshold(spec: str, time_steps: int, rate: float, mean: float, deviation: 
 
 
 def attention_threshold(neuron: Neuron, rate: float, mean: float) -> float:
-    """The threshold at which a neuron fires at ``rate`` on positive currents of that mean, such as attention's sums."""
+    """The threshold at which a neuron fires at ``rate`` on positive currents of that mean, such as
+    attention's sums.
+    """
     return _threshold(json.dumps(neuron.spec(), sort_keys=True), neuron.time_steps, rate, mean, 0.6 * mean)
 
 
@@ -92,4 +103,6 @@ def check_options(initialisation: str, firing_rate: float | None) -> None:
     if firing_rate is not None and not 0 < firing_rate < 0.5:
         raise SpikedistillError(f"firing_rate must lie between 0 and 0.5, found {firing_rate}")
     if firing_rate is not None and initialisation == "plain":
-        raise SpikedistillError("firing_rate aims a balanced start; leave it out, or set initialisation: balanced")
+        raise SpikedistillError(
+            "firing_rate aims a balanced start; leave it out, or set initialisation: balanced"
+        )

@@ -1,4 +1,6 @@
-"""``balance``: a network's neurons and classifier balanced on a batch, whatever its weights are and where they came from."""
+"""``balance``: a network's neurons and classifier balanced on a batch, whatever its weights are and where
+they came from.
+"""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -18,16 +20,19 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, NormNeuron)
 
 
 @torch.no_grad()
-def balance(network: Network, batch: "Tensor | Sequence[Tensor]", firing_rate: float | None = None) -> Network:
+def balance(
+    network: Network, batch: "Tensor | Sequence[Tensor]", firing_rate: float | None = None
+) -> Network:
     """Make every layer of neurons fire at about ``firing_rate`` on ``batch``, in place; returns the network.
 
-    For networks whose balance is no function of the neuron alone: without norms, with attention, on raw counts, with copied
-    or pretrained weights. One pass in training mode (norms use the batch's statistics, which are not tracked), layer by
-    layer: a layer's current is multiplied by the factor at which it fires as wanted. The factor lands in the norm in front
-    of the neuron (weight and bias), or, where the current is a sum or comes from no norm, in the neuron's threshold, which
-    ``network.config`` records. Neurons without a surrogate of the user's choice get the rectangular one that suits them.
-    Last, the classifier learns as if its input were as large as an ANN's (``input_factor``, see
-    :func:`spikedistill.parameter_groups`), and its weight is multiplied alike.
+    For networks whose balance is no function of the neuron alone: without norms, with attention, on raw
+    counts, with copied or pretrained weights. One pass in training mode (norms use the batch's statistics,
+    which are not tracked), layer by layer: a layer's current is multiplied by the factor at which it fires as
+    wanted. The factor lands in the norm in front of the neuron (weight and bias), or, where the current is a
+    sum or comes from no norm, in the neuron's threshold, which ``network.config`` records. Neurons without a
+    surrogate of the user's choice get the rectangular one that suits them. Last, the classifier learns as if
+    its input were as large as an ANN's (``input_factor``, see :func:`spikedistill.parameter_groups`), and its
+    weight is multiplied alike.
 
     ``batch``: images (N, C, H, W) or frames, as the network takes them; of several batches the first counts.
     ``firing_rate``: spikes a neuron and step (None: the network's own aim, else 0.16).
@@ -36,7 +41,11 @@ def balance(network: Network, batch: "Tensor | Sequence[Tensor]", firing_rate: f
     rate = firing_rate or getattr(network, "firing_rate", None) or FIRING_RATE
     first = next(network.parameters())
     x = (batch if isinstance(batch, Tensor) else batch[0]).to(first.device, first.dtype)
-    owners = {id(m.neuron): m for m in network.modules() if isinstance(m, NormNeuron) and isinstance(m.neuron, Neuron)}
+    owners = {
+        id(m.neuron): m
+        for m in network.modules()
+        if isinstance(m, NormNeuron) and isinstance(m.neuron, Neuron)
+    }
     neurons = {name: m for name, m in network.named_modules() if isinstance(m, Neuron)}
     if not neurons:
         raise SpikedistillError("this network has no neurons to balance; an ANN needs no balance")
@@ -48,7 +57,11 @@ def balance(network: Network, batch: "Tensor | Sequence[Tensor]", firing_rate: f
     flags = {m: m.training for m in network.modules()}
     head_input: list[Tensor] = []
     head = _head(network)
-    hook = head.register_forward_pre_hook(lambda _, args: head_input.append(args[0])) if head is not None else None
+    hook = (
+        head.register_forward_pre_hook(lambda _, args: head_input.append(args[0]))
+        if head is not None
+        else None
+    )
     frozen = {k: v.clone() for k, v in network.named_buffers()}
     try:
         network.eval()
@@ -95,7 +108,9 @@ class _Residuals:
 
 
 class _Fit:
-    """Stands in for a neuron's ``simulate`` during one pass: finds the factor, applies it, goes on with what then fires."""
+    """Stands in for a neuron's ``simulate`` during one pass: finds the factor, applies it, goes on with
+    what then fires.
+    """
 
     def __init__(
         self, name: str, neuron: Neuron, norm: NormNeuron | None, rate: float, residuals: _Residuals,
@@ -142,7 +157,8 @@ class _Fit:
             return float(spikes.float().mean())
 
         low, high = 1e-4, 1e4
-        # Where most currents are negative (a trained network's late layers), nearly all that can fire is all there is.
+        # Where most currents are negative (a trained network's late layers), nearly all that can fire is all
+        # there is.
         rate = min(self.rate, 0.8 * rate_of(high))
         return crossing(lambda f: rate_of(f) < rate, low, high, halvings=20) if rate > 0 else 1.0
 

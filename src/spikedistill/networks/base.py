@@ -35,13 +35,16 @@ class Quantized(Protocol):
 class Network(nn.Module):
     """A network that owns its normalisation and its time steps.
 
-    Subclasses build their layers with :class:`.builder.Builder` and define ``body(x)``: from the normalised input,
-    ``(N, C, H, W)`` where the stem runs once (``once``) and else ``(T*N, C, H, W)``, to folded logits ``(T*N, K)``.
+    Subclasses build their layers with :class:`.builder.Builder` and define ``body(x)``: from the normalised
+    input, ``(N, C, H, W)`` where the stem runs once (``once``) and else ``(T*N, C, H, W)``, to folded logits
+    ``(T*N, K)``.
 
-    ``initialisation``: "balanced" (:mod:`.balanced`) or "plain"; ``firing_rate``: what a balanced start aims at (None: 0.16).
+    ``initialisation``: "balanced" (:mod:`.balanced`) or "plain"; ``firing_rate``: what a balanced start aims
+    at (None: 0.16).
 
-    Shape: image input (N, C, H, W), frames input (N, F, C, H, W) with F a multiple of T (consecutive groups are summed);
-    ``forward`` gives (T, N, K), the ANN twin (``time_steps=None``) (N, K), averaged over frames where it sees frames.
+    Shape: image input (N, C, H, W), frames input (N, F, C, H, W) with F a multiple of T (consecutive groups
+    are summed); ``forward`` gives (T, N, K), the ANN twin (``time_steps=None``) (N, K), averaged over frames
+    where it sees frames.
     """
 
     def __init__(
@@ -64,7 +67,9 @@ class Network(nn.Module):
         if encoding not in ENCODINGS:
             raise SpikedistillError(f"unknown encoding {encoding!r}: {nearest(encoding, ENCODINGS)}")
         if encoding != "direct" and input == "frames":
-            raise SpikedistillError(f"encoding {encoding!r} turns images into frames; the input already is frames")
+            raise SpikedistillError(
+                f"encoding {encoding!r} turns images into frames; the input already is frames"
+            )
         self.num_classes, self.in_channels, self.input = num_classes, in_channels, input
         self.encoding = encoding
         self._time_steps: int | None = _checked_steps(time_steps)
@@ -89,7 +94,9 @@ class Network(nn.Module):
         return notebook.network(self)
 
     def stage_paths(self) -> list[str]:
-        """Paths of the modules whose outputs are the taps ``stage1``, ``stage2`` ..., from input to output."""
+        """Paths of the modules whose outputs are the taps ``stage1``, ``stage2`` ..., from input to
+        output.
+        """
         return [name for name, _ in self.named_children() if re.fullmatch(r"(stage|layer)\d+", name)]
 
     @property
@@ -170,7 +177,9 @@ class Network(nn.Module):
         return out.mean(0) if out.dim() == 3 else out
 
     def requantize(self) -> None:
-        """Between epochs: a quantized network chooses anew what stands still within them (the binary shifts)."""
+        """Between epochs: a quantized network chooses anew what stands still within them (the binary
+        shifts).
+        """
         if self.quantization is not None:
             self.quantization.requantize()
 
@@ -178,8 +187,9 @@ class Network(nn.Module):
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One time step of a stream, in eval mode only: ``out, state = network.step(x, state)``.
 
-        ``x`` (N, C, H, W): the image, the same at each step, or one step's frame. ``state`` is None at the start, then what
-        the last step gave: ``{"step": t, "path#k": V}``. Returns logits (N, K). T chained steps equal one forward.
+        ``x`` (N, C, H, W): the image, the same at each step, or one step's frame. ``state`` is None at the
+        start, then what the last step gave: ``{"step": t, "path#k": V}``. Returns logits (N, K). T chained
+        steps equal one forward.
         """
         if not self.spiking:
             raise SpikedistillError("an ANN has no time steps to stream")
@@ -191,14 +201,17 @@ class Network(nn.Module):
 
 
 def frames(x: Tensor, own: int | None, T: int | None) -> Tensor:
-    """Event frames (N, F, C, H, W) to (T, N, C, H, W): F/own consecutive ones summed, then the first T (cyclic beyond)."""
+    """Event frames (N, F, C, H, W) to (T, N, C, H, W): F/own consecutive ones summed, then the first T
+    (cyclic beyond).
+    """
     x = x.transpose(0, 1)
     if own is None or T is None:
         return x
     F = x.shape[0]
     if F % own:
         raise SpikedistillError(
-            f"{F} frames cannot be summed in equal groups to T = {own} steps; give a multiple of {own} frames "
+            f"{F} frames cannot be summed in equal groups to T = {own} steps; give a multiple of {own} "
+            "frames "
             "(data.frames bins at the least common multiple of all T in a recipe)"
         )
     if own != F:
@@ -210,18 +223,23 @@ def frames(x: Tensor, own: int | None, T: int | None) -> Tensor:
 
 def _checked_steps(value: int | None) -> int | None:
     if value is not None and (not isinstance(value, int) or value < 1):
-        raise SpikedistillError(f"time_steps must be a whole number from 1, or None for an ANN; found {value!r}")
+        raise SpikedistillError(
+            f"time_steps must be a whole number from 1, or None for an ANN; found {value!r}"
+        )
     return value
 
 
 def _per_channel(value: float | Sequence[float] | None, default: float, channels: int, name: str) -> Tensor:
     if value is None:
         value = default
-    out = torch.as_tensor(value, dtype=torch.float32, device="cpu").flatten()  # values are looked at: not on "meta"
+    # values are looked at: not on "meta"
+    out = torch.as_tensor(value, dtype=torch.float32, device="cpu").flatten()
     if out.numel() == 1:
         out = out.expand(channels).clone()
     if out.numel() != channels:
-        raise SpikedistillError(f"{name} has {out.numel()} values for {channels} input channels; give one per channel")
+        raise SpikedistillError(
+            f"{name} has {out.numel()} values for {channels} input channels; give one per channel"
+        )
     if name == "std" and not bool((out > 0).all()):
         raise SpikedistillError(f"std must be more than 0, found {out.tolist()}")
     return out.to(torch.get_default_device())

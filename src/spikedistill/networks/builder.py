@@ -12,8 +12,8 @@ from ..neurons import LIF, QCFS, Neuron, NormNeuron, Parallel, Repeat, Surrogate
 from .balanced import HEAD_INPUT, Balance, attention_threshold, balance_of
 from .base import Network
 
-# A 3x3 max-pool over neighbours on a map, which are correlated, is one over about six independent values: mean and
-# deviation of the largest of six standard normals.
+# A 3x3 max-pool over neighbours on a map, which are correlated, is one over about six independent values:
+# mean and deviation of the largest of six standard normals.
 POOLED_PLACES = 6
 POOLED_MEAN, POOLED_DEVIATION = 1.27, 0.64
 
@@ -21,14 +21,14 @@ POOLED_MEAN, POOLED_DEVIATION = 1.27, 0.64
 class Builder:
     """The parts of one network.
 
-    ``norm_neuron(channels)`` is a :class:`NormNeuron`; ``activation()`` a neuron alone; the first one asked for with
-    ``first=True`` is the encoding neuron where the network's stem runs once. ``neuron`` is the user's choice, ``default`` the
-    family's. ``residual``: blocks add the spikes that entered them to their last neuron's current; ``gain``: of the gradients'
-    variance in a layer (None: the usual).
+    ``norm_neuron(channels)`` is a :class:`NormNeuron`; ``activation()`` a neuron alone; the first one asked
+    for with ``first=True`` is the encoding neuron where the network's stem runs once. ``neuron`` is the
+    user's choice, ``default`` the family's. ``residual``: blocks add the spikes that entered them to their
+    last neuron's current; ``gain``: of the gradients' variance in a layer (None: the usual).
 
-    A balanced network (``network.initialisation``, see :mod:`.balanced`) starts its norms so that neurons fire at the
-    network's firing rate and gradients neither vanish nor explode; where the user names no surrogate it gets the
-    rectangular one of the width that follows. A plain one starts as an ANN does.
+    A balanced network (``network.initialisation``, see :mod:`.balanced`) starts its norms so that neurons
+    fire at the network's firing rate and gradients neither vanish nor explode; where the user names no
+    surrogate it gets the rectangular one of the width that follows. A plain one starts as an ANN does.
     """
 
     def __init__(
@@ -79,19 +79,23 @@ class Builder:
             neuron.reset_parameters()  # each layer draws its own
         if first and self.network.once:
             if not isinstance(neuron, Neuron):
-                raise SpikedistillError(f"{type(neuron).__name__} cannot be the encoding neuron; use IF, LIF or PLIF")
+                raise SpikedistillError(
+                    f"{type(neuron).__name__} cannot be the encoding neuron; use IF, LIF or PLIF"
+                )
             neuron.encode = True
         return neuron
 
     def attention_neuron(self, tokens: int, channels: int, scale: float) -> nn.Module:
-        """The neuron behind ``scale * sum_j (q_i . k_j) v_j`` of spikes over ``tokens`` j, with ``channels`` a head.
+        """The neuron behind ``scale * sum_j (q_i . k_j) v_j`` of spikes over ``tokens`` j, with ``channels``
+        a head.
 
         See :meth:`summing_neuron`.
         """
         return self.summing_neuron(scale * tokens * channels * self.rate**3)
 
     def summing_neuron(self, mean: float) -> nn.Module:
-        """The neuron behind a sum of spikes or of their products, of that size on average in a balanced network.
+        """The neuron behind a sum of spikes or of their products, of that size on average in a balanced
+        network.
 
         Plain: half the others' threshold (Spikformer's official code). Balanced: one that suits ``mean``.
         """
@@ -99,11 +103,14 @@ class Builder:
         if self.balance is not None and isinstance(neuron, Neuron):
             neuron.threshold = attention_threshold(neuron, self.balance.rate, mean)
         if self.balance is not None and isinstance(neuron, Parallel):
-            neuron.weight.data.abs_()  # its currents are never negative: with weights that are it could not fire
+            # its currents are never negative: with weights that are it could not fire
+            neuron.weight.data.abs_()
         return neuron
 
     def _weight(self, scale: float | None, first: bool = False) -> float:
-        """A norm's initial weight; ``scale`` is what the family asks for in units of what charges a neuron."""
+        """A norm's initial weight; ``scale`` is what the family asks for in units of what charges a
+        neuron.
+        """
         if not self.network.spiking:
             return 1.0 if scale is None else scale
         if self.balance is not None:
@@ -119,9 +126,11 @@ class Builder:
         residual: bool = False,
         pooled: bool = False,
     ) -> NormNeuron:
-        """Norm and neuron; ``scale``: of the norm's initial weight (plain: times the threshold; None: 1, no threshold).
+        """Norm and neuron; ``scale``: of the norm's initial weight (plain: times the threshold; None: 1, no
+        threshold).
 
-        ``residual``: the block's spikes are added behind the norm; ``pooled``: behind a 3x3 max-pool, so that they are more.
+        ``residual``: the block's spikes are added behind the norm; ``pooled``: behind a 3x3 max-pool, so that
+        they are more.
         """
         out = NormNeuron(channels, self.activation(first))
         nn.init.constant_(out.weight, self._weight(scale, first))
@@ -132,18 +141,23 @@ class Builder:
         return out
 
     def norm(self, channels: int, scale: float | None = None, pooled: bool = False) -> nn.BatchNorm2d:
-        """A norm that stands alone; ``scale`` as for :meth:`norm_neuron`; ``pooled``: a 3x3 max-pool and a neuron follow."""
+        """A norm that stands alone; ``scale`` as for :meth:`norm_neuron`; ``pooled``: a 3x3 max-pool and a
+        neuron follow.
+        """
         out = nn.BatchNorm2d(channels)
         weight = self._weight(scale)
         if pooled and self.balance is not None:
-            # The largest of nine neighbours is no longer centred, and varies less: back to what a norm alone would give.
+            # The largest of nine neighbours is no longer centred, and varies less: back to what a norm alone
+            # would give.
             weight /= POOLED_DEVIATION
             nn.init.constant_(out.bias, -weight * POOLED_MEAN)
         nn.init.constant_(out.weight, weight)
         return out
 
     def repeat(self) -> nn.Module:
-        """Gives each step the stem's result where the stem runs once and no neuron dominates; else nothing."""
+        """Gives each step the stem's result where the stem runs once and no neuron dominates; else
+        nothing.
+        """
         return Repeat(self.network.time_steps or 1) if self.network.once else nn.Identity()
 
     @property
@@ -152,7 +166,8 @@ class Builder:
         return 0.0 if self.balance is None else self.balance.rate
 
     def start_without_norm(self, layer: nn.Conv2d | nn.Linear, mean_square: float) -> None:
-        """Balance the weights of a layer with a bare neuron behind it: what it gives charges the neuron as a norm would.
+        """Balance the weights of a layer with a bare neuron behind it: what it gives charges the neuron as a
+        norm would.
 
         ``mean_square``: of its inputs.
         """
@@ -163,9 +178,10 @@ class Builder:
     def linear(self, c_in: int, c_out: int) -> nn.Linear:
         """A hidden linear layer with a bare neuron behind it; reads pooled rates.
 
-        What a global pool gives are rates of a few percent, on which torch's initial weights leave that neuron silent; in a
-        plain SNN they start 16 thresholds as large (ours: on digits svgg11 hardly learns without). In a balanced one its
-        bias takes back what equal rates would add, and it learns as if its inputs were that much larger.
+        What a global pool gives are rates of a few percent, on which torch's initial weights leave that
+        neuron silent; in a plain SNN they start 16 thresholds as large (ours: on digits svgg11 hardly learns
+        without). In a balanced one its bias takes back what equal rates would add, and it learns as if its
+        inputs were that much larger.
         """
         out = nn.Linear(c_in, c_out)
         if self.balance is None:
@@ -186,8 +202,8 @@ class Builder:
     ) -> nn.Module:
         """The classifier: linear, or linear and a neuron whose spikes are the logits.
 
-        ``spikes``: how many neurons' spikes are summed in one feature; ``pooled``: and averaged over space. In a balanced
-        SNN the classifier starts, and learns, as if its inputs were as large as an ANN's
+        ``spikes``: how many neurons' spikes are summed in one feature; ``pooled``: and averaged over space.
+        In a balanced SNN the classifier starts, and learns, as if its inputs were as large as an ANN's
         (:func:`spikedistill.parameter_groups`).
         """
         linear = nn.Linear(features, self.network.num_classes, bias)

@@ -21,11 +21,13 @@ GESTURE_NEURON = LIF(decay=0.93, reset="soft")
 
 
 class SEW7B(Network):
-    """Seven SEW blocks with a max-pool behind each; a 1x1 convolution (``stageK.up``) wherever the channels change.
+    """Seven SEW blocks with a max-pool behind each; a 1x1 convolution (``stageK.up``) wherever the channels
+    change.
 
-    Fang et al., "Deep residual learning in spiking neural networks", NeurIPS 2021 (7B-Net); the wide form, 64 channels in
-    four blocks and 128 in three, with PLIF neurons, is that of BKDSNN's CIFAR10-DVS row (Xu et al., ECCV 2024), whose code
-    distils the map of ``stage5.up``. At other sizes than 128x128 what is left of the map is averaged (ours).
+    Fang et al., "Deep residual learning in spiking neural networks", NeurIPS 2021 (7B-Net); the wide form, 64
+    channels in four blocks and 128 in three, with PLIF neurons, is that of BKDSNN's CIFAR10-DVS row (Xu et
+    al., ECCV 2024), whose code distils the map of ``stage5.up``. At other sizes than 128x128 what is left of
+    the map is averaged (ours).
     """
 
     def __init__(
@@ -45,7 +47,9 @@ class SEW7B(Network):
         initialisation: Initialisation = "balanced",
         firing_rate: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
+        super().__init__(
+            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
+        )
         connect = connect.lower()
         check_options("sew", "cifar", "conv", connect, bottleneck=False, spiking=time_steps is not None)
         make = Builder(self, neuron, PLIF_NEURON)
@@ -63,14 +67,16 @@ class SEW7B(Network):
             self.add_module(f"stage{i}", nn.Sequential(OrderedDict(parts)))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.head = make.head(c, head, spikes=math.inf)  # sums behind max-pools are as large as an ANN's features
+        # sums behind max-pools are as large as an ANN's features
+        self.head = make.head(c, head, spikes=math.inf)
         initialise(self)
 
     def check(self, x: Tensor, sim: Simulation) -> None:
         super().check(x, sim)
         if min(x.shape[-2:]) < 2**self.pools:
             raise SpikedistillError(
-                f"sew_7b_wide halves the map {self.pools} times; frames of {x.shape[-2]}x{x.shape[-1]} are too small: set "
+                f"sew_7b_wide halves the map {self.pools} times; frames of {x.shape[-2]}x{x.shape[-1]} are "
+                "too small: set "
                 f"pools to at most {min(x.shape[-2:]).bit_length() - 1}"
             )
 
@@ -81,11 +87,13 @@ class SEW7B(Network):
 
 
 class DVSGestureCNN(Network):
-    """Five layers without bias or norm, sum-pooling, spiking output: 25,504 parameters at 11 classes and frames of 32x32.
+    """Five layers without bias or norm, sum-pooling, spiking output: 25,504 parameters at 11 classes and
+    frames of 32x32.
 
-    conv 5x5/2 16 -> conv 3x3 16 -> sum-pool -> conv 3x3 8 -> sum-pool -> linear 256 -> linear K, a neuron behind each.
-    Arfa, Vogginger, Liu, Partzsch, Schöne, Mayr, "Efficient deployment of spiking neural networks on SpiNNaker2 for DVS
-    gesture recognition using neuromorphic intermediate representation", NICE 2025; layers and neuron second hand.
+    conv 5x5/2 16 -> conv 3x3 16 -> sum-pool -> conv 3x3 8 -> sum-pool -> linear 256 -> linear K, a neuron
+    behind each. Arfa, Vogginger, Liu, Partzsch, Schöne, Mayr, "Efficient deployment of spiking neural
+    networks on SpiNNaker2 for DVS gesture recognition using neuromorphic intermediate representation", NICE
+    2025; layers and neuron second hand.
     """
 
     def __init__(
@@ -104,14 +112,19 @@ class DVSGestureCNN(Network):
         initialisation: Initialisation = "balanced",
         firing_rate: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
+        super().__init__(
+            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
+        )
         make = Builder(self, neuron, GESTURE_NEURON)
         c1, c2, hidden = scaled(16, width), scaled(8, width), scaled(256, width)
         self.image_size = image_size
         side = ((image_size - 3) // 2 + 1) // 2 // 2
         if side < 1:
             raise SpikedistillError(f"image_size must be at least 9, found {image_size}")
-        self.conv1, self.neuron1 = nn.Conv2d(in_channels, c1, 5, 2, 1, bias=False), make.activation(first=True)
+        self.conv1, self.neuron1 = (
+            nn.Conv2d(in_channels, c1, 5, 2, 1, bias=False),
+            make.activation(first=True),
+        )
         self.conv2, self.neuron2 = nn.Conv2d(c1, c1, 3, 1, 1, bias=False), make.activation()
         self.pool1 = nn.AvgPool2d(2, divisor_override=1)
         self.conv3, self.neuron3 = nn.Conv2d(c1, c2, 3, 1, 1, bias=False), make.activation()
@@ -130,7 +143,8 @@ class DVSGestureCNN(Network):
         super().check(x, sim)
         if tuple(x.shape[-2:]) != (self.image_size, self.image_size):
             raise SpikedistillError(
-                f"dvs_gesture_cnn was made for {self.image_size}x{self.image_size}, found {x.shape[-2]}x{x.shape[-1]}; "
+                f"dvs_gesture_cnn was made for {self.image_size}x{self.image_size}, "
+                f"found {x.shape[-2]}x{x.shape[-1]}; "
                 "set image_size, or resize the frames"
             )
 

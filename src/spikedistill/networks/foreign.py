@@ -41,7 +41,9 @@ class Foreign(Wrapped):
         return [f"model.{path}" for path, m in self.model.named_modules() if path and spikes(m)]
 
     def timed(self, calls: list[Tensor], N: int, T: int | None) -> Tensor:
-        """What a module gave in all its calls of one pass, as (T, N, ...); raises where the layout does not say how."""
+        """What a module gave in all its calls of one pass, as (T, N, ...); raises where the layout does
+        not say how.
+        """
         if T is None:
             return calls[0].unflatten(0, (-1, N))
         if len(calls) == T > 1:
@@ -59,7 +61,8 @@ class Foreign(Wrapped):
         if x.shape[0] == N and len(calls) == 1:  # once for all steps
             return x.unsqueeze(0).expand(T, *x.shape)
         raise SpikedistillError(
-            f"a module of the foreign network was called {len(calls)} times and gave {tuple(x.shape)} for T = {T}, N = {N} with "
+            f"a module of the foreign network was called {len(calls)} times and gave {tuple(x.shape)} for T "
+            f"= {T}, N = {N} with "
             f"layout {self.layout!r}; a tap needs (T, N, ...), (T*N, ...), or one call a step"
         )
 
@@ -88,18 +91,23 @@ class Foreign(Wrapped):
         if not _near(outs[0], outs[1]):
             self.checked = False
             raise SpikedistillError(
-                "the foreign network gives something else when it runs a second time on the same input: its neurons keep "
-                "their state; give reset= what makes it new (for SpikingJelly spikingjelly.activation_based.functional.reset_net)"
+                "the foreign network gives something else when it runs a second time on the same input: "
+                "its neurons keep "
+                "their state; give reset= what makes it new (for SpikingJelly "
+                "spikingjelly.activation_based.functional.reset_net)"
             )
         if len(x) > 1 and not _near(outs[0][..., -1:, :], outs[2]):
             self.checked = False
             raise SpikedistillError(
-                f"an image's logits change with the other images of its batch: layout {self.layout!r} is not what the foreign "
+                f"an image's logits change with the other images of its batch: layout {self.layout!r} is not "
+                "what the foreign "
                 "network takes (time and batch exchanged?), or its reset is missing"
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (T, N, K); ANN (N, K). The first pass is also run twice and on one image, see :func:`foreign`."""
+        """Logits (T, N, K); ANN (N, K). The first pass is also run twice and on one image, see
+        :func:`foreign`.
+        """
         self._check(x)
         return super().forward(x)
 
@@ -136,8 +144,10 @@ class Foreign(Wrapped):
         if out.dim() == 2 and out.shape[0] == N:  # averaged by the model itself: the same at each step
             return out.repeat(T, 1)
         raise SpikedistillError(
-            f"the foreign network gave {tuple(out.shape)} for T = {T}, N = {N} with layout {self.layout!r}; logits must be "
-            f"({T}, {N}, K) in the layout's order of time and batch, ({T * N}, K), or ({N}, K); set layout, time_steps or output"
+            f"the foreign network gave {tuple(out.shape)} for T = {T}, N = {N} with layout {self.layout!r}; "
+            "logits must be "
+            f"({T}, {N}, K) in the layout's order of time and batch, ({T * N}, K), or ({N}, K); set layout, "
+            "time_steps or output"
         )
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -161,21 +171,25 @@ def foreign(
     interpolation: str = "bilinear",
     output: int | str | None = None,
 ) -> Network:
-    """Somebody else's network, SNN or ANN, as one of ours: it owns its normalisation, takes [0, 1], gives (T, N, K).
+    """Somebody else's network, SNN or ANN, as one of ours: it owns its normalisation, takes [0, 1], gives (T,
+    N, K).
 
-    ``layout`` is what the model takes: "TNCHW" (SpikingJelly's multi-step mode), "NTCHW", "folded" (T*N, C, H, W), "step"
-    (called once per time step on (N, C, H, W)), "NCHW" (called once; an ANN, or an SNN that loops over time by itself, as
-    in snnTorch's examples, and gives (T, N, K)). Still images are repeated over time where the layout has time.
-    ``reset`` is called before every forward pass: a function of the model (``spikingjelly...functional.reset_net``) or of
-    nothing, or the name of a method of the model. ``time_steps=None``: an ANN. ``output``: index or key of the logits where
-    the model gives several things (None: the first tensor). ``num_classes``, ``in_channels``: None reads them off the last
-    linear layer and the first convolution. mean, std: None takes timm's if the model has them, else 0 and 1.
+    ``layout`` is what the model takes: "TNCHW" (SpikingJelly's multi-step mode), "NTCHW", "folded" (T*N, C,
+    H, W), "step" (called once per time step on (N, C, H, W)), "NCHW" (called once; an ANN, or an SNN that
+    loops over time by itself, as in snnTorch's examples, and gives (T, N, K)). Still images are repeated over
+    time where the layout has time. ``reset`` is called before every forward pass: a function of the model
+    (``spikingjelly...functional.reset_net``) or of nothing, or the name of a method of the model.
+    ``time_steps=None``: an ANN. ``output``: index or key of the logits where the model gives several things
+    (None: the first tensor). ``num_classes``, ``in_channels``: None reads them off the last linear layer and
+    the first convolution. mean, std: None takes timm's if the model has them, else 0 and 1.
 
-    At its first pass the network runs a second time on the same input, and on one image alone: a missing reset and a wrong
-    layout are errors. Taps take the outputs of its modules as (T, N, ...), as the layout says; spikes are the outputs of
-    SpikingJelly's, snnTorch's and Norse's neurons. For membranes, quantization and a price take :func:`.adopt`.
+    At its first pass the network runs a second time on the same input, and on one image alone: a missing
+    reset and a wrong layout are errors. Taps take the outputs of its modules as (T, N, ...), as the layout
+    says; spikes are the outputs of SpikingJelly's, snnTorch's and Norse's neurons. For membranes,
+    quantization and a price take :func:`.adopt`.
 
-    Shape: (N, C, H, W), or frames (N, F, C, H, W), to (T, N, K); an ANN to (N, K). Raises for logits of another shape.
+    Shape: (N, C, H, W), or frames (N, F, C, H, W), to (T, N, K); an ANN to (N, K). Raises for logits of
+    another shape.
     """
     if layout not in LAYOUTS:
         raise SpikedistillError(f"unknown layout {layout!r}: {nearest(layout, LAYOUTS)}")
@@ -213,7 +227,11 @@ def _resetter(reset: Reset, model: Any) -> Callable[[], Any] | None:
         parameters = inspect.signature(reset).parameters.values()
     except (TypeError, ValueError):  # builtins
         return reset
-    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [
+        p
+        for p in parameters
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     return _Bound(model, reset) if needed else reset
 
 

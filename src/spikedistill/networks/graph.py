@@ -1,7 +1,8 @@
-"""A network as a list of nodes and edges, traced once; every tool that has to know a network's structure reads this.
+"""A network as a list of nodes and edges, traced once; every tool that has to know a network's structure
+reads this.
 
-One forward pass on an example is recorded: a node for each call of a leaf module and for each function on tensors outside
-of leaf modules, with the line of source that called it.
+One forward pass on an example is recorded: a node for each call of a leaf module and for each function on
+tensors outside of leaf modules, with the line of source that called it.
 """
 
 import sys
@@ -103,7 +104,9 @@ _LEAVES = (Neuron, NormNeuron, Repeat)
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is one node: torch's own modules without children, neurons, norm and neuron, Repeat."""
+    """Whether a module is one node: torch's own modules without children, neurons, norm and neuron,
+    Repeat.
+    """
     if isinstance(module, _LEAVES) or getattr(module, "graph_leaf", False):
         return True
     return type(module).__module__.startswith("torch.nn") and not any(module.children())
@@ -112,14 +115,18 @@ def is_leaf(module: nn.Module) -> bool:
 def trace(network: nn.Module, example: Tensor) -> Graph:
     """Record one forward pass of ``network`` on ``example``, in eval mode, without gradients.
 
-    Training flags, running statistics and random state are as before. For a :class:`Network` the node "input" is what
-    enters its body (normalised, folded over time) and the output is the body's.
+    Training flags, running statistics and random state are as before. For a :class:`Network` the node "input"
+    is what enters its body (normalised, folded over time) and the output is the body's.
     """
     recorder = _Recorder(network)
     training = {m: m.training for m in network.modules()}
     network.eval()
     try:
-        with torch.random.fork_rng(devices=[example.device] if example.is_cuda else []), torch.no_grad(), recorder:
+        with (
+            torch.random.fork_rng(devices=[example.device] if example.is_cuda else []),
+            torch.no_grad(),
+            recorder,
+        ):
             recorder.run(example)
     finally:
         for module, flag in training.items():
@@ -195,13 +202,25 @@ class _Recorder:
         self.counts[key] = k + 1
         return k
 
-    def record(self, name: str, kind: str, args: Any, kwargs: Any, out: Any, scope: str, **extra: Any) -> None:
+    def record(
+        self, name: str, kind: str, args: Any, kwargs: Any, out: Any, scope: str, **extra: Any
+    ) -> None:
         tensors: list[Tensor] = []
         plain = _replace(args, self, tensors), _replace(kwargs, self, tensors)
         first = out if isinstance(out, Tensor) else next((o for o in out if isinstance(o, Tensor)), None)
         shape = tuple(first.shape) if first is not None else ()
         inputs = [self.ref(t).name for t in tensors]
-        node = Node(name, kind, inputs, *plain, shape, [tuple(t.shape) for t in tensors], source_line(), scope, **extra)
+        node = Node(
+            name,
+            kind,
+            inputs,
+            *plain,
+            shape,
+            [tuple(t.shape) for t in tensors],
+            source_line(),
+            scope,
+            **extra,
+        )
         self.graph.add(node)
         self.open[-1][1].append(node)
         if isinstance(out, Tensor):
@@ -233,7 +252,15 @@ class _Recorder:
             self.quiet -= 1
             if not self.quiet:
                 self.record(
-                    f"{path}#{k}", type(module).__name__, args, kwargs, out, path, path=path, call=k, module=module
+                    f"{path}#{k}",
+                    type(module).__name__,
+                    args,
+                    kwargs,
+                    out,
+                    path,
+                    path=path,
+                    call=k,
+                    module=module,
                 )
         given = next((a for a in args if isinstance(a, Tensor)), None)
         if not self.quiet and not is_leaf(module) and len(self.open) > 1:
@@ -243,7 +270,13 @@ class _Recorder:
             self.open[-1][1].extend([Section(path, entered, left, steps)] if whole else steps)  # type: ignore[arg-type]
         if not self.quiet and isinstance(out, Tensor):
             self.graph.calls.append(
-                Call(path, k, self.ref(given).name if given is not None else None, self.ref(out).name, tuple(out.shape))
+                Call(
+                    path,
+                    k,
+                    self.ref(given).name if given is not None else None,
+                    self.ref(out).name,
+                    tuple(out.shape),
+                )
             )
 
     def __enter__(self) -> "_Recorder":
@@ -274,12 +307,16 @@ class _Functions(TorchFunctionMode):
         kind = _kind(func)
         scope = self.recorder.scope()
         name = f"{scope}/{kind}" if scope else kind
-        self.recorder.record(f"{name}#{self.recorder.count(name)}", kind, args, kwargs or {}, out, scope, function=func)
+        self.recorder.record(
+            f"{name}#{self.recorder.count(name)}", kind, args, kwargs or {}, out, scope, function=func
+        )
         return out
 
 
 def _tensors_in(out: Any) -> bool:
-    return isinstance(out, Tensor) or (isinstance(out, tuple | list) and any(isinstance(o, Tensor) for o in out))
+    return isinstance(out, Tensor) or (
+        isinstance(out, tuple | list) and any(isinstance(o, Tensor) for o in out)
+    )
 
 
 def _kind(func: Any) -> str:
@@ -294,7 +331,11 @@ def _replace(value: Any, recorder: _Recorder, tensors: list[Tensor]) -> Any:
         tensors.append(value)
         return recorder.ref(value)
     if isinstance(value, tuple | list):
-        return type(value)(_replace(v, recorder, tensors) for v in value) if type(value) in (tuple, list) else value
+        return (
+            type(value)(_replace(v, recorder, tensors) for v in value)
+            if type(value) in (tuple, list)
+            else value
+        )
     if isinstance(value, dict):
         return {k: _replace(v, recorder, tensors) for k, v in value.items()}
     return value

@@ -1,7 +1,9 @@
-"""A traced network as a document that JSON holds: modules by their settings, calls in order, nothing that runs code.
+"""A traced network as a document that JSON holds: modules by their settings, calls in order, nothing that
+runs code.
 
-:func:`describe` writes it, :mod:`.interpreter` makes a network of it. A network is traced at two batch sizes (and two numbers
-of time steps), and a number in a call that grew with them is written as so many an image (and step).
+:func:`describe` writes it, :mod:`.interpreter` makes a network of it. A network is traced at two batch sizes
+(and two numbers of time steps), and a number in a call that grew with them is written as so many an image
+(and step).
 """
 
 import inspect
@@ -26,19 +28,28 @@ from .operations import Node, Ref
 
 # Layers of torch that their constructor's arguments say whole.
 _LAYERS = (
-    "Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d Linear BatchNorm1d BatchNorm2d BatchNorm3d LayerNorm GroupNorm "
-    "InstanceNorm1d InstanceNorm2d ReLU ReLU6 LeakyReLU PReLU ELU GELU SiLU Mish Sigmoid Tanh Hardsigmoid Hardswish Softplus "
-    "Softmax LogSoftmax MaxPool1d MaxPool2d AvgPool1d AvgPool2d LPPool1d LPPool2d AdaptiveMaxPool1d AdaptiveMaxPool2d "
-    "AdaptiveAvgPool1d AdaptiveAvgPool2d Upsample ConstantPad1d ConstantPad2d ZeroPad1d ZeroPad2d ReflectionPad2d "
+    "Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d Linear BatchNorm1d BatchNorm2d BatchNorm3d "
+    "LayerNorm GroupNorm "
+    "InstanceNorm1d InstanceNorm2d ReLU ReLU6 LeakyReLU PReLU ELU GELU SiLU Mish Sigmoid Tanh Hardsigmoid "
+    "Hardswish Softplus "
+    "Softmax LogSoftmax MaxPool1d MaxPool2d AvgPool1d AvgPool2d LPPool1d LPPool2d AdaptiveMaxPool1d "
+    "AdaptiveMaxPool2d "
+    "AdaptiveAvgPool1d AdaptiveAvgPool2d Upsample ConstantPad1d ConstantPad2d ZeroPad1d ZeroPad2d "
+    "ReflectionPad2d "
     "ReplicationPad2d PixelShuffle PixelUnshuffle Flatten Unflatten Identity Dropout Dropout1d Dropout2d"
 )
 TORCH: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in _LAYERS.split()}
-# Functions beside those of the vocabulary: what an ANN's layers compute. None looks at files, devices or the clock.
+# Functions beside those of the vocabulary: what an ANN's layers compute. None looks at files, devices or the
+# clock.
 _MORE = (
-    "neg abs exp log sqrt rsqrt pow square clamp clamp_min clamp_max minimum maximum where max min amax amin einsum softmax "
-    "log_softmax sigmoid tanh gelu silu relu6 hardswish hardsigmoid leaky_relu elu mish softplus normalize layer_norm "
-    "group_norm batch_norm instance_norm linear conv1d conv2d pixel_shuffle scaled_dot_product_attention masked_fill norm std "
-    "var ones_like zeros_like baddbmm addmm roll repeat_interleave narrow select index_select gather tile broadcast_to"
+    "neg abs exp log sqrt rsqrt pow square clamp clamp_min clamp_max minimum maximum where max min amax amin "
+"einsum softmax "
+    "log_softmax sigmoid tanh gelu silu relu6 hardswish hardsigmoid leaky_relu elu mish softplus normalize "
+"layer_norm "
+    "group_norm batch_norm instance_norm linear conv1d conv2d pixel_shuffle scaled_dot_product_attention "
+"masked_fill norm std "
+    "var ones_like zeros_like baddbmm addmm roll repeat_interleave narrow select index_select gather tile "
+"broadcast_to"
 )  # fmt: skip
 _PLACES = (("Tensor", Tensor), ("torch", torch), ("F", F))
 
@@ -111,7 +122,9 @@ class Form(Strict):
 
 
 class Document(Strict):
-    """``form``: None for a plain module. ``size``: of an image or frame, (C, ...). ``modules``: None for a composite one."""
+    """``form``: None for a plain module. ``size``: of an image or frame, (C, ...). ``modules``: None for a
+    composite one.
+    """
 
     format: Literal[1]
     form: Form | None
@@ -167,7 +180,8 @@ def describe(network: nn.Module, size: Sequence[int], frames: int | None = None)
     modules, shared, tensors = _modules(network, traces[0], form is not None)
     equipped = any(isinstance(m, event_driven.Conv2d) for m in network.modules())
     document = Document(
-        format=1, form=form, size=list(size), event_driven=equipped, modules=modules, shared=shared, tensors=tensors,
+        format=1, form=form, size=list(size), event_driven=equipped, modules=modules, shared=shared,
+        tensors=tensors,
         steps=steps_, output=_ref(names.of(Ref(traces[0].output))),
     )  # fmt: skip
     return document.model_dump(mode="json", exclude_defaults=False)
@@ -177,7 +191,8 @@ def _form(network: Network) -> Form:
     return Form(
         num_classes=network.num_classes, in_channels=network.in_channels, input=network.input,
         time_steps=network.time_steps, encoding=network.encoding, dims=network.dims,
-        head_path=network.head_path, stages=network.stage_paths(), aliases=dict(getattr(network, "aliases", {})),
+        head_path=network.head_path, stages=network.stage_paths(),
+        aliases=dict(getattr(network, "aliases", {})),
         repeat_at=getattr(network, "repeat_at", None) or None, notes=list(getattr(network, "notes", [])),
     )  # fmt: skip
 
@@ -308,7 +323,8 @@ def _modules(
     seen: dict[int, str] = {}
     for path, module in network.named_modules(remove_duplicate=False):
         if any(
-            path.startswith(f"{done}.") for done in (*shared, *(p for p, leaf in modules.items() if leaf is not None))
+            path.startswith(f"{done}.")
+            for done in (*shared, *(p for p, leaf in modules.items() if leaf is not None))
         ):
             continue
         if id(module) in seen:
@@ -349,7 +365,9 @@ def _leaf(module: nn.Module) -> Leaf | None:
         spec = module.spec()
         if TYPES.get(str(spec["type"])) is not type(module):
             return None
-        return Leaf(type="neuron", settings={**spec, "encode": module.encode, "time_steps": module.time_steps})
+        return Leaf(
+            type="neuron", settings={**spec, "encode": module.encode, "time_steps": module.time_steps}
+        )
     if type(module) is Repeat:
         return Leaf(type="repeat", settings={"time_steps": module.time_steps})
     for cls in type(module).__mro__:

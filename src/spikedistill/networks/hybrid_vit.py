@@ -1,13 +1,15 @@
-"""HDKD's networks: a convolutional teacher and a hybrid student (convolutions, then a transformer with two tokens).
+"""HDKD's networks: a convolutional teacher and a hybrid student (convolutions, then a transformer with two
+tokens).
 
-El-Assiouti, Hamed, Khattab, Ebied, "HDKD: hybrid data-efficient knowledge distillation network for medical image
-classification", Engineering Applications of Artificial Intelligence 138, 2024; layers as in the official code. Stage widths
-of teacher and student are equal, so that ``stage1`` to ``stage3`` match without an aligner. The student's two classifiers
-are the paths ``head`` and ``distill_head``; ``forward`` averages them.
+El-Assiouti, Hamed, Khattab, Ebied, "HDKD: hybrid data-efficient knowledge distillation network for medical
+image classification", Engineering Applications of Artificial Intelligence 138, 2024; layers as in the
+official code. Stage widths of teacher and student are equal, so that ``stage1`` to ``stage3`` match without
+an aligner. The student's two classifiers are the paths ``head`` and ``distill_head``; ``forward`` averages
+them.
 
-With time steps both become spiking networks of the same shape (ours, not the paper's): norm -> neuron -> convolution in
-place of norm -> convolution -> GELU, no attention module in the convolutions, blocks of spiking self-attention
-(:class:`.spikformer.Block`), tokens and positions as constant currents.
+With time steps both become spiking networks of the same shape (ours, not the paper's): norm -> neuron ->
+convolution in place of norm -> convolution -> GELU, no attention module in the convolutions, blocks of
+spiking self-attention (:class:`.spikformer.Block`), tokens and positions as constant currents.
 """
 
 from collections import OrderedDict
@@ -37,9 +39,9 @@ def _norm_act(make: Builder, c: int, first: bool = False) -> NormNeuron:
 class CBAM(nn.Module):
     """Channel, then spatial attention, with an inner residual: ``x * ca * sa + x``.
 
-    ``ca = sigmoid(MLP(avg) + MLP(max))`` over space, MLP: C -> C/16 -> C with GELU; ``sa = sigmoid(conv7x7([mean, max]))``
-    over channels. Woo et al., "CBAM: convolutional block attention module", ECCV 2018; the residual is HDKD's.
-    Shape: (N, C, H, W) to the same.
+    ``ca = sigmoid(MLP(avg) + MLP(max))`` over space, MLP: C -> C/16 -> C with GELU; ``sa =
+    sigmoid(conv7x7([mean, max]))`` over channels. Woo et al., "CBAM: convolutional block attention module",
+    ECCV 2018; the residual is HDKD's. Shape: (N, C, H, W) to the same.
     """
 
     def __init__(self, channels: int) -> None:
@@ -106,7 +108,9 @@ def _stages(network: Network, make: Builder, blocks: Sequence[int], width: float
 
 
 class HDKDTeacher(Network):
-    """The convolutional teacher: stem x6 (64), MBCSA x6 (96), x9 (192), global average, 128, K; 3.95 M parameters at K = 7."""
+    """The convolutional teacher: stem x6 (64), MBCSA x6 (96), x9 (192), global average, 128, K; 3.95 M
+    parameters at K = 7.
+    """
 
     stage1: nn.Module
     stage2: nn.Module
@@ -127,7 +131,9 @@ class HDKDTeacher(Network):
         initialisation: Initialisation = "balanced",
         firing_rate: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
+        super().__init__(
+            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
+        )
         make = Builder(self, neuron)
         c = _stages(self, make, TEACHER_BLOCKS, width)
         self.norm = make.norm_neuron(c) if self.spiking else nn.Identity()
@@ -194,7 +200,9 @@ class Transformer(_Tokens):
 
     def __init__(self, c_in: int, channels: int, heads: int, grid: int) -> None:
         super().__init__(channels, grid, std=1.0)
-        self.embed = nn.Sequential(nn.LayerNorm(4 * c_in), nn.Linear(4 * c_in, channels), nn.LayerNorm(channels))
+        self.embed = nn.Sequential(
+            nn.LayerNorm(4 * c_in), nn.Linear(4 * c_in, channels), nn.LayerNorm(channels)
+        )
         hidden = EXPANSION * channels
         self.attn = nn.ModuleList(Attention(channels, heads) for _ in range(TRANSFORMER_BLOCKS))
         self.mlp = nn.ModuleList(
@@ -215,7 +223,8 @@ class Transformer(_Tokens):
 
 
 class SpikingTransformer(_Tokens):
-    """The SNN's: norm -> neuron -> 2x2/2 convolution -> norm, blocks of spiking self-attention, norm and neuron.
+    """The SNN's: norm -> neuron -> 2x2/2 convolution -> norm, blocks of spiking self-attention, norm and
+    neuron.
 
     What reaches both tokens comes through attention alone, so its neuron has a norm in front.
 
@@ -245,10 +254,11 @@ class SpikingTransformer(_Tokens):
 
 
 class HDKDStudent(Network):
-    """The hybrid student: stem x2 (64), MBCSA x2 (96), x3 (192), three transformer blocks (256) on 2x2 patches, two heads.
+    """The hybrid student: stem x2 (64), MBCSA x2 (96), x3 (192), three transformer blocks (256) on 2x2
+    patches, two heads.
 
-    3.73 M parameters at K = 7 and 224x224 (``time_steps=None``). Other image sizes work: an odd map is padded by zeros, and
-    positions, learned for ``image_size``, are resized bilinearly.
+    3.73 M parameters at K = 7 and 224x224 (``time_steps=None``). Other image sizes work: an odd map is padded
+    by zeros, and positions, learned for ``image_size``, are resized bilinearly.
     """
 
     stage1: nn.Module
@@ -271,7 +281,9 @@ class HDKDStudent(Network):
         initialisation: Initialisation = "balanced",
         firing_rate: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
+        super().__init__(
+            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
+        )
         if image_size < 1:
             raise SpikedistillError(f"image_size must be at least 1, found {image_size}")
         make = Builder(self, neuron)
@@ -286,7 +298,8 @@ class HDKDStudent(Network):
         self.head, self.distill_head = make.head(channels, head), make.head(channels, head)
         initialise(self)
 
-    # Attention modules pool globally inside the stages; what the heads read are the transformer's tokens, the class token first.
+    # Attention modules pool globally inside the stages; what the heads read are the transformer's tokens, the
+    # class token first.
     aliases = {"before_head": "transformer", "pooled": "head@input"}
 
     def body(self, x: Tensor) -> Tensor:

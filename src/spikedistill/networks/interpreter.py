@@ -1,4 +1,6 @@
-"""Networks made of a document (:mod:`.graph_file`): the same state dict, taps, quantization and exports; no code of others."""
+"""Networks made of a document (:mod:`.graph_file`): the same state dict, taps, quantization and exports;
+no code of others.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +67,9 @@ class _Program:
 
 
 class Holder(nn.Module):
-    """Stands where a composite module stood: holds its children, and is called where it was, so that taps find it."""
+    """Stands where a composite module stood: holds its children, and is called where it was, so that taps
+    find it.
+    """
 
     def forward(self, x: Tensor, body: Callable[[], Tensor]) -> Tensor:
         """What the calls within give."""
@@ -146,7 +150,8 @@ class GraphNetwork(Network):
         size = vars(self)[PROGRAM].size
         if tuple(x.shape[-len(size) :]) != size:
             raise SpikedistillError(
-                f"this network was read from its graph, which holds for inputs of {size}; found {tuple(x.shape[-len(size) :])}. "
+                f"this network was read from its graph, which holds for inputs of {size}; "
+                f"found {tuple(x.shape[-len(size) :])}. "
                 "Of its own code another size can be had: sd.load(..., network=...)"
             )
 
@@ -174,7 +179,9 @@ def network_of(given: Mapping[str, Any], where: str, most: int) -> nn.Module:
             held = sum(t.numel() for m in sizes.values() for t in (*m.parameters(), *m.buffers()))
             needed = held + sum(prod(tensor.shape) for tensor in document.tensors.values())
             if needed > most:
-                raise SpikedistillError(f"{where}: a network of {needed:,} numbers, the weights' file holds {most:,}")
+                raise SpikedistillError(
+                    f"{where}: a network of {needed:,} numbers, the weights' file holds {most:,}"
+                )
             network = _assembled(document, _modules(document, where), where)
         except SpikedistillError:
             raise
@@ -185,14 +192,19 @@ def network_of(given: Mapping[str, Any], where: str, most: int) -> nn.Module:
 
 def _modules(document: Document, where: str) -> dict[str, nn.Module]:
     return {
-        path: Holder() if leaf is None else _leaf(leaf, f"{where}: {path}") for path, leaf in document.modules.items()
+        path: Holder() if leaf is None else _leaf(leaf, f"{where}: {path}")
+        for path, leaf in document.modules.items()
     }
 
 
 def _leaf(leaf: Leaf, where: str) -> nn.Module:
     settings = dict(leaf.settings)
     if leaf.type == "neuron":
-        kind, encode, steps = settings.pop("type", None), settings.pop("encode", False), settings.pop("time_steps", 4)
+        kind, encode, steps = (
+            settings.pop("type", None),
+            settings.pop("encode", False),
+            settings.pop("time_steps", 4),
+        )
         if kind not in TYPES or not isinstance(encode, bool) or not isinstance(steps, int):
             raise SpikedistillError(f"{where}: unknown neuron {kind!r}")
         neuron = build({"type": kind, **checked(TYPES[kind], settings, where)})
@@ -221,7 +233,9 @@ def _assembled(document: Document, modules: dict[str, nn.Module], where: str) ->
             raise SpikedistillError(f"{where}: {path}: unknown type {held.dtype!r}")
         value = torch.zeros(held.shape, dtype=DTYPES[held.dtype])
         if held.parameter:
-            network.get_submodule(owner).register_parameter(name, nn.Parameter(value, value.is_floating_point()))
+            network.get_submodule(owner).register_parameter(
+                name, nn.Parameter(value, value.is_floating_point())
+            )
         else:
             network.get_submodule(owner).register_buffer(name, value)
     if form is not None and form.repeat_at is not None:
@@ -259,7 +273,9 @@ class _Reader:
                 continue
             module = self.modules.get(step.module) if step.module is not None else None
             named = (step.module is not None) != (step.function is not None)
-            known = (isinstance(module, nn.Module) and not isinstance(module, Holder)) or step.function in FUNCTIONS
+            known = (
+                isinstance(module, nn.Module) and not isinstance(module, Holder)
+            ) or step.function in FUNCTIONS
             if not named or not known:
                 raise SpikedistillError(
                     f"{self.where}: {step.name!r} calls {step.module or step.function!r}, which is unknown"

@@ -1,8 +1,9 @@
-"""A model that runs its own time steps, as one step: its loop, its repeated input and its average over time are taken out.
+"""A model that runs its own time steps, as one step: its loop, its repeated input and its average over time
+are taken out.
 
-One pass of it is traced with a peer's layers and neurons as single nodes. What its output takes from the time steps (a
-stack, a sum or a mean of T calls of one place, or of T rows) is found backwards; what the first step's output depends on is the
-step, which :class:`Step` runs on all T*N rows at once.
+One pass of it is traced with a peer's layers and neurons as single nodes. What its output takes from the time
+steps (a stack, a sum or a mean of T calls of one place, or of T rows) is found backwards; what the first
+step's output depends on is the step, which :class:`Step` runs on all T*N rows at once.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,9 @@ ADVICE = "let the model take one step (N, ...) and give its logits (N, K); spike
 
 
 class Step(nn.Module):
-    """Runs the nodes of one time step on folded tensors (T*N, ...); its modules keep the model's own names."""
+    """Runs the nodes of one time step on folded tensors (T*N, ...); its modules keep the model's own
+    names.
+    """
 
     def __init__(self, model: nn.Module, program: list[tuple[str, Any, Any, Any]], output: str) -> None:
         super().__init__()
@@ -66,7 +69,8 @@ def _like_rows(x: Tensor, *shape: int) -> Tensor:
 def cut(graph: Graph, neurons: set[str], T: int, timed: bool) -> Callable[[nn.Module], nn.Module]:
     """From the trace of a model that runs T steps, what makes one step of a model with the same paths.
 
-    ``neurons``: paths of neurons. ``timed``: the model was given (T, N, ...). Raises for what depends on time otherwise.
+    ``neurons``: paths of neurons. ``timed``: the model was given (T, N, ...). Raises for what depends on time
+    otherwise.
     """
     found = _Cut(graph, neurons, T, timed)
     output = found.emit(found.steps())
@@ -98,7 +102,9 @@ class _Cut:
         )
 
     def _opens(self, node: Node) -> bool:
-        """Whether a node puts time in front: ``unsqueeze(0)``, ``x[None]``, ``stack([x] * T)``, ``expand``, ``repeat``."""
+        """Whether a node puts time in front: ``unsqueeze(0)``, ``x[None]``, ``stack([x] * T)``,
+        ``expand``, ``repeat``.
+        """
         before = node.in_shapes[0] if node.in_shapes else ()
         if node.op == "stack":
             return len(set(node.inputs)) == 1 and node.shape[1:] == before and self._dim(node, 1, 0) == 0
@@ -137,7 +143,9 @@ class _Cut:
         node = self.graph[ref.name]
         seen[ref.name] = None
         if node.name in self.timed:
-            if node.op == "stack" or (node.op == "reshape" and node.inputs and node.inputs[0] not in self.timed):
+            if node.op == "stack" or (
+                node.op == "reshape" and node.inputs and node.inputs[0] not in self.timed
+            ):
                 return self._inner(node, seen)
             return [ref]
         over = node.op in ("mean", "sum") and self._over_time(node)
@@ -157,7 +165,8 @@ class _Cut:
         readers = self.graph.readers(node.name)
         return node.name == self.graph.output or (
             all(
-                r.op in ("add", "divide", "multiply") and (r.name == self.graph.output or self._accumulates(r))
+                r.op in ("add", "divide", "multiply")
+                and (r.name == self.graph.output or self._accumulates(r))
                 for r in readers
             )
             and bool(readers)
@@ -174,13 +183,19 @@ class _Cut:
             return ref
         if ref.name not in self.graph:
             raise SpikedistillError(
-                "the model computes with a tensor that is neither its parameter nor its buffer; register it as a buffer"
+                "the model computes with a tensor that is neither its parameter nor its buffer; "
+                "register it as a buffer"
             )
         node = self.graph[ref.name]
         if node.path is not None:
             if ref.index:
-                what = "the model reads the membrane of this neuron, which has no form here; read its spikes (output=)"
-                raise self._refused(node, what if node.path in self.neurons else "a second output has no form here")
+                what = (
+                    "the model reads the membrane of this neuron, which has no form here; "
+                    "read its spikes (output=)"
+                )
+                raise self._refused(
+                    node, what if node.path in self.neurons else "a second output has no form here"
+                )
             ref = Ref(ref.name)
         if node.op == "unbind" and node.inputs[0] in self.timed and ref.index == 0:
             return self.emit(_refs(node.args)[0])
@@ -209,10 +224,14 @@ class _Cut:
         """A function that reads (T, N, ...)."""
         if node.op == "slice" and self._index(node) == 0:
             return self.emit(_refs(node.args)[0])
-        if stays and (node.op in EVERYWHERE or (node.op == "expand" and node.shape[1:] == node.in_shapes[0][1:])):
+        if stays and (
+            node.op in EVERYWHERE or (node.op == "expand" and node.shape[1:] == node.in_shapes[0][1:])
+        ):
             if node.op == "expand":
                 return self.emit(_refs(node.args)[0])
-            self.program.append((node.name, node.function, self._mapped(node.args), self._mapped(node.kwargs)))
+            self.program.append(
+                (node.name, node.function, self._mapped(node.args), self._mapped(node.kwargs))
+            )
             return Ref(node.name)
         if stays and node.kind in ("flatten", "view", "reshape") and node.shape[:2] == node.in_shapes[0][:2]:
             ref = self.emit(_refs(node.args)[0])
@@ -252,7 +271,11 @@ class _Cut:
 
 def _shifted(dims: tuple[int, ...], rank: int) -> tuple[int, ...]:
     """Dimensions of (T, N, ...) as those of (T*N, ...)."""
-    return tuple(d - 1 if d > 0 else d for d in dims) if all(d >= 2 or 0 > d > 2 - rank - 1 for d in dims) else dims
+    return (
+        tuple(d - 1 if d > 0 else d for d in dims)
+        if all(d >= 2 or 0 > d > 2 - rank - 1 for d in dims)
+        else dims
+    )
 
 
 def _refs(value: Any) -> list[Ref]:

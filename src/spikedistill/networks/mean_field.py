@@ -1,15 +1,18 @@
-"""What a neuron does to signals and gradients in a deep network: a mean-field model in which norms make currents Gaussian.
+"""What a neuron does to signals and gradients in a deep network: a mean-field model in which norms make
+currents Gaussian.
 
-Behind a norm the current of a layer is normal over samples, places and channels: ``I_t = s * z_t`` with s the norm's
-weight, and ``cov(z_t, z_t') = M / mean(diag M)``, M the covariance over time of the spikes that enter the convolution
-(its weights are random and independent, so covariances pass through it unchanged but for a factor). So one layer maps M
-to M, and a deep network settles at the fixed point. On the way back a convolution and a norm multiply the covariance G of
-the gradients over time by ``s^2 / v``, v the variance of the spikes that entered, and the neuron maps it through its
-surrogate: ``G <- s^2 / v * E[J^T G J]``. The growth of its trace is the layer's **gain**: below 1 gradients vanish with
-depth, above they explode. ReLU has 1.47 (pi / (pi - 1), the known figure for batch-normalised networks).
+Behind a norm the current of a layer is normal over samples, places and channels: ``I_t = s * z_t`` with s the
+norm's weight, and ``cov(z_t, z_t') = M / mean(diag M)``, M the covariance over time of the spikes that enter
+the convolution (its weights are random and independent, so covariances pass through it unchanged but for a
+factor). So one layer maps M to M, and a deep network settles at the fixed point. On the way back a
+convolution and a norm multiply the covariance G of the gradients over time by ``s^2 / v``, v the variance of
+the spikes that entered, and the neuron maps it through its surrogate: ``G <- s^2 / v * E[J^T G J]``. The
+growth of its trace is the layer's **gain**: below 1 gradients vanish with depth, above they explode. ReLU has
+1.47 (pi / (pi - 1), the known figure for batch-normalised networks).
 
-Two forms of network are told apart: ``plain`` (also SEW and pre-activation networks, whose shortcuts carry gradients past
-the neurons) and ``residual``, in which a block's last neuron also receives the spikes that entered the block.
+Two forms of network are told apart: ``plain`` (also SEW and pre-activation networks, whose shortcuts carry
+gradients past the neurons) and ``residual``, in which a block's last neuron also receives the spikes that
+entered the block.
 """
 
 import copy
@@ -29,7 +32,9 @@ ITERATIONS = 5
 
 @lru_cache(maxsize=64)
 def normals(count: int, seed: int) -> Tensor:
-    """``(count, SAMPLES)`` normal samples, equally spread; the same on every call, whatever torch's random state."""
+    """``(count, SAMPLES)`` normal samples, equally spread; the same on every call, whatever torch's random
+    state.
+    """
     engine = torch.quasirandom.SobolEngine(count, scramble=True, seed=seed)
     uniform = engine.draw(SAMPLES).double().clamp(1e-5, 1 - 1e-5)
     return (torch.erfinv(2 * uniform - 1) * math.sqrt(2)).t().contiguous()
@@ -59,10 +64,10 @@ def crossing(
 class MeanField:
     """Signals of one kind of neuron at firing rate ``rate``.
 
-    ``scale``: the weight s of a norm in front of it; ``first_scale``: where the current is constant over time, as the first
-    layer's is on images. With ``residual`` the block's last norm gets the bias ``shift``, which
-    takes back what the incoming spikes add. ``gain(width)``: the growth of the gradients' variance through a layer (through
-    a block of two with ``residual``) for a rectangular surrogate of that width.
+    ``scale``: the weight s of a norm in front of it; ``first_scale``: where the current is constant over
+    time, as the first layer's is on images. With ``residual`` the block's last norm gets the bias ``shift``,
+    which takes back what the incoming spikes add. ``gain(width)``: the growth of the gradients' variance
+    through a layer (through a block of two with ``residual``) for a rectangular surrogate of that width.
     """
 
     def __init__(self, neuron: Neuron, rate: float, residual: bool = False) -> None:
@@ -70,7 +75,8 @@ class MeanField:
         self.neuron.encode = False
         self.T = self.neuron.time_steps = min(neuron.time_steps, MOST_STEPS)
         self.rate, self.shift = rate, 0.0
-        self.size = self.neuron.threshold / max(float(self.neuron.gain), 1e-6)  # a current that fires it at once
+        # a current that fires it at once
+        self.size = self.neuron.threshold / max(float(self.neuron.gain), 1e-6)
         with torch.no_grad():
             self._settle()
             if residual:
@@ -148,5 +154,9 @@ class MeanField:
         return growth
 
     def width(self, gain: float) -> float:
-        """The width of a rectangular surrogate at which the gain is ``gain`` (the widest of several), at most 16 thresholds."""
-        return crossing(lambda w: self.gain(w) > gain, 0.5 * self.neuron.threshold, 16 * self.neuron.threshold)
+        """The width of a rectangular surrogate at which the gain is ``gain`` (the widest of several), at
+        most 16 thresholds.
+        """
+        return crossing(
+            lambda w: self.gain(w) > gain, 0.5 * self.neuron.threshold, 16 * self.neuron.threshold
+        )

@@ -1,7 +1,9 @@
-"""What each call in a network does, in one vocabulary: a module and the function that computes the same are one.
+"""What each call in a network does, in one vocabulary: a module and the function that computes the same are
+one.
 
-Every tool that reads a graph asks a node for its ``op`` and its ``settings``. A new operation is added here, once:
-its name in :data:`Operation`, the module classes or functions that compute it, its settings if it has any.
+Every tool that reads a graph asks a node for its ``op`` and its ``settings``. A new operation is added here,
+once: its name in :data:`Operation`, the module classes or functions that compute it, its settings if it has
+any.
 """
 
 from collections.abc import Callable
@@ -27,7 +29,8 @@ Operation = Literal[
     "pass", "cast",
 ]  # fmt: skip
 
-# By the most derived class that stands here; a leaf of its own kind says it by a class attribute ``graph_op``.
+# By the most derived class that stands here; a leaf of its own kind says it by a class attribute
+# ``graph_op``.
 MODULES: dict[type[nn.Module], Operation] = {
     nn.Conv1d: "conv",
     nn.Conv2d: "conv",
@@ -119,19 +122,23 @@ class Ref:
 
 @dataclass
 class Node:
-    """One call: of a leaf module (``module``, ``path``) or of a function (``scope``: path of the calling module).
+    """One call: of a leaf module (``module``, ``path``) or of a function (``scope``: path of the calling
+    module).
 
-    ``name``: "path#k" for modules, "scope/op#k" for functions. ``kind``: the module's class name, or the function's
-    name. ``inputs``: names of the nodes whose outputs it reads; ``args``, ``kwargs``: as called, tensors replaced by
-    :class:`Ref`. ``shape``, ``in_shapes``: of output and inputs, with the batch as traced. ``source``: "file:line".
+    ``name``: "path#k" for modules, "scope/op#k" for functions. ``kind``: the module's class name, or the
+    function's name. ``inputs``: names of the nodes whose outputs it reads; ``args``, ``kwargs``: as called,
+    tensors replaced by :class:`Ref`. ``shape``, ``in_shapes``: of output and inputs, with the batch as
+    traced. ``source``: "file:line".
 
-    ``op``: what it does. ``settings``, alike for modules and functions, with one number for each axis of the map:
+    ``op``: what it does. ``settings``, alike for modules and functions, with one number for each axis of the
+    map:
 
     - conv: kernel, stride, padding, dilation
-    - max_pool, average_pool, sum_pool: kernel, stride, padding, dilation, ceil; indices (max); include_padding and
-      divisor (None: the window's size; average); power (sum)
+    - max_pool, average_pool, sum_pool: kernel, stride, padding, dilation, ceil; indices (max);
+      include_padding and divisor (None: the window's size; average); power (sum)
     - adaptive_max_pool, adaptive_average_pool: kernel (None where windows overlap), indices
-    - add, subtract: number (None: two tensors); alpha, the factor of the second; reversed (second minus first)
+    - add, subtract: number (None: two tensors); alpha, the factor of the second; reversed (second minus
+      first)
     - scale (a product with a number, or a quotient by one): factor
     - mean, sum: dims. permute: dims, the order of the axes. concat: dim. split: dim, sizes. slice: index
     - pad: pad, mode, value. cast: dtype, None where the call does not say it
@@ -173,7 +180,9 @@ class Node:
             return FUNCTIONS.get(self.kind.removesuffix("_"), "other")
         if isinstance(self.module, nn.ReLU) and type(self.module) is not nn.ReLU:
             return "other"  # a bounded or leaky one
-        by_class: Operation = next((MODULES[cls] for cls in type(self.module).__mro__ if cls in MODULES), "other")
+        by_class: Operation = next(
+            (MODULES[cls] for cls in type(self.module).__mro__ if cls in MODULES), "other"
+        )
         return getattr(self.module, "graph_op", by_class)
 
 
@@ -252,7 +261,9 @@ def _concat(node: Node, given: dict[str, Any]) -> dict[str, Any]:
 def _split(node: Node, given: dict[str, Any]) -> dict[str, Any]:
     dim = given.get("dim", 0) % len(node.in_shapes[0])
     whole = node.in_shapes[0][dim]
-    size = next(given[key] for key in ("size", "chunks", "split_size", "split_size_or_sections") if key in given)
+    size = next(
+        given[key] for key in ("size", "chunks", "split_size", "split_size_or_sections") if key in given
+    )
     if isinstance(size, tuple | list):
         return {"dim": dim, "sizes": list(size)}
     size = -(-whole // size) if node.kind == "chunk" else size

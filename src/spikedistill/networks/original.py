@@ -29,7 +29,13 @@ class Original:
     """The network as it came, run in its own way, its states as new before each pass."""
 
     def __init__(
-        self, network: nn.Module, neurons: list[str], T: int, input: Input, layout: str | None, output: int | str | None
+        self,
+        network: nn.Module,
+        neurons: list[str],
+        T: int,
+        input: Input,
+        layout: str | None,
+        output: int | str | None,
     ) -> None:
         self.model = copy.deepcopy(network).eval()
         self.neurons, self.T, self.input, self.layout, self.output = neurons, T, input, layout, output
@@ -38,7 +44,8 @@ class Original:
             p for p in inspect.signature(network.forward).parameters.values()
             if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
         ]  # fmt: skip
-        self.states = max(0, len(needed) - 1)  # of snnTorch's forward(x, mem1, mem2): None starts, and goes on
+        # of snnTorch's forward(x, mem1, mem2): None starts, and goes on
+        self.states = max(0, len(needed) - 1)
         self.carried = "state" in inspect.signature(network.forward).parameters  # Norse's
 
     def candidates(self) -> list[str]:
@@ -57,11 +64,14 @@ class Original:
                 truth = self.once(given, layout)
                 again = self.once(given, layout)
             except Exception as error:  # whatever somebody else's code raises
-                said.append(f"layout {layout!r}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+                said.append(
+                    f"layout {layout!r}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                )
                 continue
             if not torch.equal(truth.logits, again.logits):
                 raise SpikedistillError(
-                    "the network gives something else when it runs a second time on the same input: a state that its reset "
+                    "the network gives something else when it runs a second time on the same input: "
+                    "a state that its reset "
                     "does not reach, or chance (dropout in eval mode)"
                 )
             calls = max(len(s) for s in truth.spikes.values())
@@ -78,7 +88,9 @@ class Original:
         )
 
     def _own_time(self, truth: Truth) -> bool:
-        """Whether a pass over images held time steps of its own: neurons called T times, or once on (T, N, ...)."""
+        """Whether a pass over images held time steps of its own: neurons called T times, or once on (T, N,
+        ...).
+        """
         N = truth.logits.shape[-2]
         spikes = [s for s in truth.spikes.values() if s]
         looped = min((len(s) for s in spikes), default=0)
@@ -112,7 +124,11 @@ class Original:
         N = given.shape[1] if self.input == "frames" else given.shape[0]
         if layout == "step" and any(s and len(s[0]) != N for s in spikes.values()):
             raise SpikedistillError("its neurons do not see the batch: it loops over the first dimension")
-        if logits.dim() not in (2, 3) or logits.shape[-2] != N or (logits.dim() == 3 and len(logits) != self.T):
+        if (
+            logits.dim() not in (2, 3)
+            or logits.shape[-2] != N
+            or (logits.dim() == 3 and len(logits) != self.T)
+        ):
             raise SpikedistillError(
                 f"its output has shape {tuple(logits.shape)}; logits are ({self.T}, {N}, K) or ({N}, K)"
             )
@@ -126,7 +142,9 @@ class Original:
 
     @contextmanager
     def _recorded(self, dtype: torch.dtype) -> Iterator[dict[str, list[Tensor]]]:
-        """Spikes of every neuron, call by call; snnTorch's come in float32, and go on in the network's type."""
+        """Spikes of every neuron, call by call; snnTorch's come in float32, and go on in the network's
+        type.
+        """
         found: dict[str, list[Tensor]] = {path: [] for path in self.neurons}
 
         def hook(path: str) -> Any:
@@ -154,7 +172,11 @@ class Original:
         traced = copy.deepcopy(self.model)
         called = _called(traced, self.output, self.states)
         for module in called.modules():
-            if peers.is_neuron(module) or peers.layer_of(module) is not None or type(module).__name__ == "VotingLayer":
+            if (
+                peers.is_neuron(module)
+                or peers.layer_of(module) is not None
+                or type(module).__name__ == "VotingLayer"
+            ):
                 module.graph_leaf = True  # type: ignore[assignment]
         _reset(called)
         graph = trace(called, self._frames(given) if self.layout == "TNCHW" else given)

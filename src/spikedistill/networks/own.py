@@ -1,7 +1,7 @@
 """Networks of one's own: a class or function is called, a module is copied.
 
-What is called gets the options that the recipe gives; what its signature names of :data:`FILLED` and the recipe leaves out
-comes from the stage and the data, as for the networks that have names here.
+What is called gets the options that the recipe gives; what its signature names of :data:`FILLED` and the
+recipe leaves out comes from the stage and the data, as for the networks that have names here.
 """
 
 import copy
@@ -21,9 +21,11 @@ ATTRIBUTE = "spikedistill_own"
 
 @dataclass(frozen=True)
 class Own:
-    """What a network's record says of code of one's own: ``name`` (an address, or ``custom:NAME``), options as given.
+    """What a network's record says of code of one's own: ``name`` (an address, or ``custom:NAME``), options
+    as given.
 
-    ``graph``: the network as a document (:mod:`.graph_file`), None where it has no such form, for the reason ``why``.
+    ``graph``: the network as a document (:mod:`.graph_file`), None where it has no such form, for the reason
+    ``why``.
     """
 
     name: str
@@ -51,7 +53,9 @@ def parameters(target: Any) -> dict[str, inspect.Parameter]:
 
 
 def make(name: str, target: Any, given: Mapping[str, Any], known: Mapping[str, Any]) -> nn.Module:
-    """The network of ``target``; ``known``: values of :data:`FILLED`. Raises: SpikedistillError for what gives no module."""
+    """The network of ``target``; ``known``: values of :data:`FILLED`. Raises: SpikedistillError for what
+    gives no module.
+    """
     if isinstance(target, nn.Module):
         made: Any = copy.deepcopy(target)
     elif callable(target):
@@ -64,7 +68,8 @@ def make(name: str, target: Any, given: Mapping[str, Any], known: Mapping[str, A
         made = target
     if not isinstance(made, nn.Module):
         raise SpikedistillError(
-            f"network {name!r} is no network: found {type(made).__name__}; it takes a subclass of torch.nn.Module, a function "
+            f"network {name!r} is no network: found {type(made).__name__}; it takes a subclass of "
+            "torch.nn.Module, a function "
             "that returns a module, or a module"
         )
     return made

@@ -1,11 +1,13 @@
 # ruff: noqa: SIM905  (lists of words)
-"""Neurons and layers of SpikingJelly, snnTorch and Norse, said in ours. Nothing of theirs is imported: classes go by name.
+"""Neurons and layers of SpikingJelly, snnTorch and Norse, said in ours. Nothing of theirs is imported:
+classes go by name.
 
 Each neuron is exactly one of ours, or is refused by its name:
 
     SpikingJelly  IFNode, LIFNode, ParametricLIFNode     fires at H >= v_threshold; V is counted from v_reset
-    snnTorch      Leaky                                  fires at H > threshold; "subtract" takes an undecayed threshold, one
-                                                         step later: a soft reset by 1/beta thresholds
+    snnTorch      Leaky                                  fires at H > threshold; "subtract" takes an
+                                                         undecayed threshold, one step later: a
+                                                         soft reset by 1/beta thresholds
     Norse         LIFBoxCell                             fires at H > v_th; V is counted from v_leak
 
 ``H > threshold`` is ``H >= `` the next float32 above the threshold.
@@ -40,7 +42,10 @@ REASONS = {
 }  # fmt: skip
 UNREAD = "the network reads the membrane of a neuron, which has no form here; choose its spikes with output="
 CONTAINERS = ("MultiStepContainer", "SeqToANNContainer", "StepModeContainer")
-ABOVE = "{n} neurons fire at H > threshold there; their threshold here is the next float32, so that ties fall alike"
+ABOVE = (
+    "{n} neurons fire at H > threshold there; their threshold here is the next float32, "
+    "so that ties fall alike"
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,15 @@ def is_neuron(module: nn.Module) -> bool:
 
 def spikes(module: nn.Module) -> bool:
     """Whether a module is a neuron of a peer's, of whatever kind."""
-    bases = {"BaseNode", "SimpleBaseNode", "SpikingNeuron", "SNNCell", "SNNRecurrentCell", "SNN", "SNNRecurrent"}
+    bases = {
+        "BaseNode",
+        "SimpleBaseNode",
+        "SpikingNeuron",
+        "SNNCell",
+        "SNNRecurrentCell",
+        "SNN",
+        "SNNRecurrent",
+    }
     return bool(ancestors(module) & bases)
 
 
@@ -121,11 +134,16 @@ def layer_of(module: nn.Module) -> type[nn.Module] | None:
     if name.startswith("ThresholdDependentBatchNorm"):
         return getattr(nn, name.removeprefix("ThresholdDependent"))  # its alpha is in its weights
     found = getattr(nn, name, None)
-    return found if found is not None and (issubclass(type(module), found) or name.startswith("Dropout")) else None
+    return (
+        found
+        if found is not None and (issubclass(type(module), found) or name.startswith("Dropout"))
+        else None
+    )
 
 
 def translate(model: nn.Module) -> tuple[dict[str, Cell], list[str]]:
-    """Change a peer's model in place: layers become torch's, neurons :class:`Placeholder`; returns these, and notes.
+    """Change a peer's model in place: layers become torch's, neurons :class:`Placeholder`; returns these, and
+    notes.
 
     Raises: SpikedistillError naming path, class and reason of what has no form here.
     """
@@ -147,7 +165,9 @@ def translate(model: nn.Module) -> tuple[dict[str, Cell], list[str]]:
             model.set_submodule(path, made[id(module)])
         elif (plain := layer_of(module)) is not None:
             if type(module).__name__ == "Dropout" or type(module).__name__ == "Dropout2d":
-                notes.append(f"{path}: SpikingJelly's dropout keeps its mask over time; here each step draws its own")
+                notes.append(
+                    f"{path}: SpikingJelly's dropout keeps its mask over time; here each step draws its own"
+                )
                 model.set_submodule(path, plain(module.p))
                 continue
             module.__class__ = plain
@@ -209,7 +229,8 @@ def _jelly(m: Any, notes: list[str], path: str) -> Cell:
         notes.append(f"{path}: membrane and threshold are counted from v_reset = {rest:g}")
     reset: Reset = "soft" if m.v_reset is None else "hard"
     common: dict[str, Any] = {
-        "threshold": threshold, "reset": reset, "surrogate": _jelly_surrogate(m.surrogate_function, notes, path),
+        "threshold": threshold, "reset": reset, "surrogate": _jelly_surrogate(m.surrogate_function, notes,
+        path),
         "detach_reset": bool(m.detach_reset),
     }  # fmt: skip
     if kind == "IFNode":
@@ -246,7 +267,9 @@ def _leaky(m: Any, notes: list[str], path: str) -> Cell:
     mechanism = ("subtract", "zero", "none")[int(m.reset_mechanism_val)]
     reset: Reset = {"subtract": "soft", "zero": "hard", "none": None}[mechanism]
     if mechanism == "subtract" and not getattr(m, "reset_delay", True):
-        raise SpikedistillError("subtracts at once (reset_delay=False), and again later; take reset_delay=True")
+        raise SpikedistillError(
+            "subtracts at once (reset_delay=False), and again later; take reset_delay=True"
+        )
     if mechanism == "subtract" and beta == 0:
         raise SpikedistillError(
             "has beta 0 and subtracts the threshold of a forgotten step; take reset_mechanism='zero'"
@@ -255,7 +278,8 @@ def _leaky(m: Any, notes: list[str], path: str) -> Cell:
         raise SpikedistillError(f"has threshold {threshold}; it must be more than 0")
     above = _above(threshold)
     common: dict[str, Any] = {
-        "threshold": above, "reset": reset, "surrogate": _torch_surrogate(m.spike_grad, notes, path), "detach_reset": True,
+        "threshold": above, "reset": reset, "surrogate": _torch_surrogate(m.spike_grad, notes, path),
+        "detach_reset": True,
         "reset_by": threshold / (beta * above) if mechanism == "subtract" else 1.0,
     }  # fmt: skip
     if isinstance(m.threshold, nn.Parameter):
@@ -298,7 +322,8 @@ def _box(m: Any, notes: list[str], path: str) -> Cell:
         raise SpikedistillError(f"is reset to {rest:g} and leaks to {leak:g}; here both are the same")
     if not threshold > leak or not 0 < gain <= 1:
         raise SpikedistillError(
-            f"has v_th {threshold:g}, v_leak {leak:g} and dt * tau_mem_inv {gain:g}; v_th must be above v_leak, the "
+            f"has v_th {threshold:g}, v_leak {leak:g} and dt * tau_mem_inv {gain:g}; v_th must be above "
+            "v_leak, the "
             "product between 0 and 1"
         )
     if leak:

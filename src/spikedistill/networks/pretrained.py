@@ -39,16 +39,28 @@ def read_weights(file: "str | Path") -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise SpikedistillError(
-            f"{path} holds more than tensors (or is damaged) and is not loaded, because that could run code: {error}\n"
+            f"{path} holds more than tensors (or is damaged) and is not loaded, because that could run code: "
+            f"{error}\n"
             "Save its state dict alone: torch.save(model.state_dict(), file), or as .safetensors"
         ) from error
     for _ in range(2):
         inner = next(
-            (loaded[k] for k in CONTAINERS if isinstance(loaded, Mapping) and isinstance(loaded.get(k), Mapping)), None
+            (
+                loaded[k]
+                for k in CONTAINERS
+                if isinstance(loaded, Mapping) and isinstance(loaded.get(k), Mapping)
+            ),
+            None,
         )
         loaded = loaded if inner is None else inner
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise SpikedistillError(f"{path} is no state dict (tensors by name); save torch.save(model.state_dict(), file)")
+    if (
+        not isinstance(loaded, Mapping)
+        or not loaded
+        or not all(isinstance(v, Tensor) for v in loaded.values())
+    ):
+        raise SpikedistillError(
+            f"{path} is no state dict (tensors by name); save torch.save(model.state_dict(), file)"
+        )
     return dict(loaded)
 
 
@@ -66,9 +78,9 @@ def _plain(path: Path) -> dict[str, Tensor]:
 def load_weights(network: nn.Module, file: "str | Path") -> nn.Module:
     """Load a file's weights into ``network`` by name, and return it.
 
-    A common ``module.`` is dropped, and a wrapped model's own names fit without ``model.``. ``num_batches_tracked``, ``mean``
-    and ``std`` may be missing; a missing, unknown or differently shaped tensor else raises and names the nearest. Published
-    checkpoints' names (:mod:`.published`) are known.
+    A common ``module.`` is dropped, and a wrapped model's own names fit without ``model.``.
+    ``num_batches_tracked``, ``mean`` and ``std`` may be missing; a missing, unknown or differently shaped
+    tensor else raises and names the nearest. Published checkpoints' names (:mod:`.published`) are known.
     """
     return load_published(network, read_weights(file), str(file))
 
@@ -78,8 +90,9 @@ def load_published(
 ) -> nn.Module:
     """Load a state dict, or a file, with its authors' names into a network of ours, and return it.
 
-    SEW-ResNet, Spikformer and Spikingformer as their authors and SpikingJelly name them (:mod:`.published`), and our own
-    names. Raises :class:`SpikedistillError` as :func:`load_weights` does; ``name`` is what errors call the state dict.
+    SEW-ResNet, Spikformer and Spikingformer as their authors and SpikingJelly name them (:mod:`.published`),
+    and our own names. Raises :class:`SpikedistillError` as :func:`load_weights` does; ``name`` is what errors
+    call the state dict.
     """
     if isinstance(state_dict, str | Path):
         return load_weights(network, state_dict)
@@ -91,17 +104,22 @@ def load_published(
     given = translated(network, given)
     own = network.state_dict()
     if isinstance(network, Wrapped) and not all(k in OWN or k.startswith("model.") for k in given):
-        given = {k if k in OWN and k not in network.model.state_dict() else f"model.{k}": v for k, v in given.items()}
+        given = {
+            k if k in OWN and k not in network.model.state_dict() else f"model.{k}": v
+            for k, v in given.items()
+        }
     missing = [k for k in own if k not in given and k not in OWN and not k.endswith(OPTIONAL)]
     unknown = [k for k in given if k not in own and k not in OWN and not k.endswith(OPTIONAL)]
     shapes = [k for k in given if k in own and given[k].shape != own[k].shape]
     if missing:
         raise SpikedistillError(
-            f"{file}: {len(missing)} tensors of the network are missing, first {missing[0]!r}; {_in_file(missing[0], given)}"
+            f"{file}: {len(missing)} tensors of the network are missing, first {missing[0]!r}; "
+            f"{_in_file(missing[0], given)}"
         )
     if unknown:
         raise SpikedistillError(
-            f"{file}: {len(unknown)} tensors have no place in the network, first {unknown[0]!r}; {nearest(unknown[0], own)}"
+            f"{file}: {len(unknown)} tensors have no place in the network, first {unknown[0]!r}; "
+            f"{nearest(unknown[0], own)}"
         )
     if shapes:
         k = shapes[0]
@@ -143,11 +161,12 @@ def from_name(
 ) -> Network:
     """``timm:NAME`` or ``torchvision:NAME`` as a network with its own normalisation and input size.
 
-    ``num_classes``: None keeps the model's own head. ``pretrained``: its published weights (downloaded by the library).
-    ``time_steps``: None gives the ANN, T the spiking network that :func:`spiking` makes of it with ``neuron`` and ``gates``.
-    ``input_size``: incoming images are resized to it (a teacher trained on 224x224 with small images); None: as they come,
-    or the size of a model that takes no other (transformers).
-    mean, std: None takes the published ones (torchvision's are ImageNet's). ``options`` go to the library's own builder.
+    ``num_classes``: None keeps the model's own head. ``pretrained``: its published weights (downloaded by the
+    library). ``time_steps``: None gives the ANN, T the spiking network that :func:`spiking` makes of it with
+    ``neuron`` and ``gates``. ``input_size``: incoming images are resized to it (a teacher trained on 224x224
+    with small images); None: as they come, or the size of a model that takes no other (transformers).
+    mean, std: None takes the published ones (torchvision's are ImageNet's). ``options`` go to the library's
+    own builder.
 
     Shape: (N, C, H, W) in [0, 1] to (N, K) or (T, N, K).
     """
@@ -165,7 +184,8 @@ def from_name(
         from .surgery import spiking
 
         network = spiking(
-            model, time_steps, neuron, _tiny(model, input_size), mean, std, gates, "image", input_size, interpolation,
+            model, time_steps, neuron, _tiny(model, input_size), mean, std, gates, "image", input_size,
+            interpolation,
             initialisation, firing_rate,
         )  # fmt: skip
     else:
@@ -189,13 +209,16 @@ def from_name(
 
 
 def from_config(config: Mapping[str, Any]) -> Network:
-    """The untrained network that a recorded ``config`` describes; weights, and what balanced them, come from the record."""
+    """The untrained network that a recorded ``config`` describes; weights, and what balanced them, come
+    from the record.
+    """
     plain = {"initialisation": "plain", "firing_rate": None}
     return from_name(str(config["name"]), **{**config.get("options", {}), **plain})
 
 
 def _tiny(model: nn.Module, input_size: Any) -> Tensor | None:
-    # Convolutional networks take any size, and a small trial pass is quick; transformers are refused by surgery anyway.
+    # Convolutional networks take any size, and a small trial pass is quick; transformers are refused by
+    # surgery anyway.
     if input_size is not None or published(model).get("fixed_input_size"):
         return None
     return torch.rand(2, input_channels(model), 64, 64, generator=torch.Generator().manual_seed(0))
@@ -213,12 +236,18 @@ def _timm(
     import timm
 
     if not timm.is_model(name.partition(".")[0]):
-        raise SpikedistillError(f"timm has no model {name!r}; {nearest(name.partition('.')[0], timm.list_models())}")
+        raise SpikedistillError(
+            f"timm has no model {name!r}; {nearest(name.partition('.')[0], timm.list_models())}"
+        )
     given = dict(options) | ({} if num_classes is None else {"num_classes": num_classes})
-    return _built("timm", name, pretrained, lambda: timm.create_model(name, pretrained, in_chans=in_channels, **given))
+    return _built(
+        "timm", name, pretrained, lambda: timm.create_model(name, pretrained, in_chans=in_channels, **given)
+    )
 
 
-def _torchvision(name: str, num_classes: int | None, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
+def _torchvision(
+    name: str, num_classes: int | None, pretrained: bool, options: Mapping[str, Any]
+) -> nn.Module:
     from torchvision import models
 
     known = models.list_models(module=models)

@@ -1,11 +1,12 @@
 """Published checkpoints by their authors' names: SEW-ResNet, Spikformer, Spikingformer.
 
-SEW-ResNet      the authors' code (SeqToANNContainer around convolution and norm) and SpikingJelly's ``model.sew_resnet``
-Spikformer      the authors' code for CIFAR-10 (linear layers on tokens) and ImageNet, and SpikingJelly's ``model.spikformer``
-Spikingformer   the authors' code for CIFAR and ImageNet
+SEW-ResNet      the authors' code (SeqToANNContainer around convolution and norm) and SpikingJelly's
+``model.sew_resnet`` Spikformer      the authors' code for CIFAR-10 (linear layers on tokens) and ImageNet,
+and SpikingJelly's ``model.spikformer`` Spikingformer   the authors' code for CIFAR and ImageNet
 
-The maps were written from these sources' names. What a network computes with them follows from how it was created:
-``downsampling="original"`` for both authors' transformers, "cml" for SpikingJelly's; ``neuron={"type": "if"}`` for SEW-ResNets.
+The maps were written from these sources' names. What a network computes with them follows from how it was
+created: ``downsampling="original"`` for both authors' transformers, "cml" for SpikingJelly's;
+``neuron={"type": "if"}`` for SEW-ResNets.
 """
 
 import re
@@ -56,12 +57,16 @@ UNUSED = re.compile(r"^block\.\d+\.norm[12]\.")  # layer norms that no forward p
 
 
 def translated(network: nn.Module, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published state dict under the names of ``network``; as it is where the names are not a publication's."""
+    """A published state dict under the names of ``network``; as it is where the names are not a
+    publication's.
+    """
     if isinstance(network, Spikformer):
         if not any(k.startswith("patch_embed.") for k in given):
             return dict(given)
         _check_thresholds(network)
-        return _transformer(network, _renamed({k: v for k, v in given.items() if not UNUSED.match(k)}, TRANSFORMERS))
+        return _transformer(
+            network, _renamed({k: v for k, v in given.items() if not UNUSED.match(k)}, TRANSFORMERS)
+        )
     return _renamed(given, RESNETS) if isinstance(network, ResNet) else dict(given)
 
 
@@ -75,7 +80,9 @@ def _renamed(given: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) ->
 
 
 def _transformer(network: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Queries, keys and values apart; linear layers as 1x1 convolutions; biases where the other side has none."""
+    """Queries, keys and values apart; linear layers as 1x1 convolutions; biases where the other side has
+    none.
+    """
     out: dict[str, Tensor] = {}
     for key, value in given.items():
         if ".attn.qkv." in key:
@@ -90,16 +97,24 @@ def _transformer(network: nn.Module, given: dict[str, Tensor]) -> dict[str, Tens
     for key, value in own.items():
         if re.search(r"\.(proj|fc1|fc2)\.bias$", key) and key not in out:
             out[key] = torch.zeros_like(value)
-        elif key in out and value.dim() == 4 and out[key].dim() in (2, 3) and out[key].shape[:2] == value.shape[:2]:
+        elif (
+            key in out
+            and value.dim() == 4
+            and out[key].dim() in (2, 3)
+            and out[key].shape[:2] == value.shape[:2]
+        ):
             out[key] = out[key].reshape(*out[key].shape, *[1] * (4 - out[key].dim()))
     return out
 
 
 def _check_thresholds(network: Spikformer) -> None:
     blocks: Any = network.blocks
-    found = {float(block.attn.neuron.threshold) for block in blocks if hasattr(block.attn.neuron, "threshold")}
+    found = {
+        float(block.attn.neuron.threshold) for block in blocks if hasattr(block.attn.neuron, "threshold")
+    }
     if found - {0.5}:
         raise SpikedistillError(
-            f"the attention neurons of published transformers have threshold 0.5, this network's {min(found):g}: create it "
+            "the attention neurons of published transformers have threshold 0.5, "
+            f"this network's {min(found):g}: create it "
             "with initialisation='plain' and neuron={'type': 'lif', 'tau': 2.0}"
         )

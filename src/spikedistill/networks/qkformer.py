@@ -1,10 +1,11 @@
 """QKFormer: a hierarchical spiking transformer whose early stages mask keys by queries.
 
-Zhou, Zhang, Zhou, Yu, Huang, Fan, Yuan, Ma, Zhou, Tian, "QKFormer: hierarchical spiking transformer using Q-K attention",
-NeurIPS 2024; layers as in the official code, but for one fault: there the last neuron of spiking self-attention reads
-``(T*N, C, L)`` as if T*N were time, so that images of a batch charge each other's membranes. Here every image is on its own,
-and the paper's ImageNet accuracies, 78.80 % of ``10_384`` among them, are not those of this network (the published weights
-are reported 4.5 to 5.6 points lower without the fault).
+Zhou, Zhang, Zhou, Yu, Huang, Fan, Yuan, Ma, Zhou, Tian, "QKFormer: hierarchical spiking transformer using Q-K
+attention", NeurIPS 2024; layers as in the official code, but for one fault: there the last neuron of spiking
+self-attention reads ``(T*N, C, L)`` as if T*N were time, so that images of a batch charge each other's
+membranes. Here every image is on its own, and the paper's ImageNet accuracies, 78.80 % of ``10_384`` among
+them, are not those of this network (the published weights are reported 4.5 to 5.6 points lower without the
+fault).
 """
 
 from collections import OrderedDict
@@ -24,8 +25,8 @@ ATTENTION = ("token", "channel")
 
 
 class Embedding(NamedTuple):
-    """Convolutions of a patch embedding: each its share of the stage's channels and whether a pool follows it; the shortcut
-    leaves behind the first ``before`` of them.
+    """Convolutions of a patch embedding: each its share of the stage's channels and whether a pool follows
+    it; the shortcut leaves behind the first ``before`` of them.
     """
 
     units: tuple[tuple[int, bool], ...]
@@ -33,8 +34,8 @@ class Embedding(NamedTuple):
 
 
 class Form(NamedTuple):
-    """Stages: patch embeddings, how many blocks of Q-K attention each has (None: of spiking self-attention, all the rest);
-    tokens of the last one at its own image size; width of the MLPs.
+    """Stages: patch embeddings, how many blocks of Q-K attention each has (None: of spiking self-attention,
+    all the rest); tokens of the last one at its own image size; width of the MLPs.
     """
 
     embeddings: tuple[Embedding, ...]
@@ -61,8 +62,8 @@ SIZES: dict[str, tuple[Form, int, int, int]] = {
 class QKAttention(nn.Module):
     """Q-K attention: keys, masked by a neuron that reads the queries' sums; then a projection.
 
-    ``token``: sums over the channels of a head, so that tokens pass or not; ``channel``: over tokens, channels pass or not.
-    Linear in both. Its neuron as for :class:`.spikformer.SpikingSelfAttention`.
+    ``token``: sums over the channels of a head, so that tokens pass or not; ``channel``: over tokens,
+    channels pass or not. Linear in both. Its neuron as for :class:`.spikformer.SpikingSelfAttention`.
     Shape: (T*N, C, H, W) to (T*N, C, H, W).
     """
 
@@ -80,10 +81,11 @@ class QKAttention(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Spiking patch embedding with deformed shortcut: convolutions, and a 1x1 convolution past the last of them, added.
+    """Spiking patch embedding with deformed shortcut: convolutions, and a 1x1 convolution past the last of
+    them, added.
 
-    Both sides end in a neuron. Every unit is convolution, norm, max-pool (where there is one), neuron; the shortcut's stride
-    is what the pools that it passes halve.
+    Both sides end in a neuron. Every unit is convolution, norm, max-pool (where there is one), neuron; the
+    shortcut's stride is what the pools that it passes halve.
     Shape: (N, C_in, H, W), or (T*N, C_in, H, W), to (T*N, C, H / 2^p, W / 2^p) with p pools.
     """
 
@@ -118,11 +120,11 @@ class PatchEmbedding(nn.Module):
 class QKFormer(Network):
     """Stages of patch embedding and blocks, global average, head; ``stage1`` on are the stages' outputs.
 
-    ``qkformer_D_C`` has D blocks in all and C channels in its last stage: ``4_384`` for CIFAR (map / 4), ``10_384``,
-    ``10_512``, ``10_768`` for ImageNet (map / 16), ``2_256`` for event frames of 128x128 with two polarities (map / 16).
-    ``attention``: of the early stages, "token" (the official networks') | "channel". ``depth``: blocks in all, of which the
-    last stage has what the others leave. ``mlp_ratio`` (None: 4, of event frames 1: 4 for DVS Gesture). ``width`` scales the
-    number of heads.
+    ``qkformer_D_C`` has D blocks in all and C channels in its last stage: ``4_384`` for CIFAR (map / 4),
+    ``10_384``, ``10_512``, ``10_768`` for ImageNet (map / 16), ``2_256`` for event frames of 128x128 with two
+    polarities (map / 16). ``attention``: of the early stages, "token" (the official networks') | "channel".
+    ``depth``: blocks in all, of which the last stage has what the others leave. ``mlp_ratio`` (None: 4, of
+    event frames 1: 4 for DVS Gesture). ``width`` scales the number of heads.
     """
 
     def __init__(
@@ -148,7 +150,9 @@ class QKFormer(Network):
         initialisation: Initialisation = "balanced",
         firing_rate: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
+        super().__init__(
+            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
+        )
         if attention not in ATTENTION:
             raise SpikedistillError(f"attention must be 'token' or 'channel', found {attention!r}")
         early = sum(n or 0 for n in form.blocks)

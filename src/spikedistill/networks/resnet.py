@@ -1,9 +1,11 @@
 """Residual networks in three forms, SNN and ANN twin from one definition.
 
 basic   neuron(norm(conv(.)) + shortcut): the ANN's own form; Zheng et al. (tdBN), AAAI 2021.
-SEW     neuron(norm(conv(.))) joined with the shortcut's spikes by ADD, AND or IAND; Fang et al., "Deep residual learning in
+SEW     neuron(norm(conv(.))) joined with the shortcut's spikes by ADD, AND or IAND; Fang et al., "Deep
+residual learning in
         spiking neural networks", NeurIPS 2021.
-MS      pre-activation, shortcuts between membranes: the stream carries real values; Hu et al., "Advancing spiking neural
+MS      pre-activation, shortcuts between membranes: the stream carries real values; Hu et al., "Advancing
+spiking neural
         networks toward deep residual learning", IEEE TNNLS 2024.
 """
 
@@ -33,7 +35,9 @@ MS_NEURON = LIF(decay=0.25, threshold=0.5, surrogate="rectangle")
 
 
 class PadShortcut(nn.Module):
-    """Parameter-free shortcut (He et al. 2016, option A): every second pixel, channels padded with zeros, half each side."""
+    """Parameter-free shortcut (He et al. 2016, option A): every second pixel, channels padded with zeros,
+    half each side.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -63,10 +67,13 @@ class Join(nn.Module):
 
 
 class BasicForm(nn.Module):
-    """Basic block or bottleneck: the last norm adds the shortcut before its neuron; ``pooled``: spikes from a max-pool."""
+    """Basic block or bottleneck: the last norm adds the shortcut before its neuron; ``pooled``: spikes
+    from a max-pool.
+    """
 
     def __init__(
-        self, make: Builder, c_in: int, c: int, stride: int, bottleneck: bool, shortcut: nn.Module | None, connect: str,
+        self, make: Builder, c_in: int, c: int, stride: int, bottleneck: bool, shortcut: nn.Module | None,
+        connect: str,
         pooled: bool = False,
     ):  # fmt: skip
         super().__init__()
@@ -103,7 +110,8 @@ class SEWForm(BasicForm):
         return make.norm_neuron(self.get_submodule(f"conv{i}").out_channels, scale=1.0)  # type: ignore[arg-type]
 
     def __init__(
-        self, make: Builder, c_in: int, c: int, stride: int, bottleneck: bool, shortcut: nn.Module | None, connect: str,
+        self, make: Builder, c_in: int, c: int, stride: int, bottleneck: bool, shortcut: nn.Module | None,
+        connect: str,
         pooled: bool = False,
     ):  # fmt: skip
         super().__init__(make, c_in, c, stride, bottleneck, shortcut, connect)
@@ -120,17 +128,23 @@ class MSForm(nn.Module):
     """Membrane-shortcut block: neuron -> conv -> norm, twice (thrice), plus the real-valued stream."""
 
     def __init__(
-        self, make: Builder, c_in: int, c: int, stride: int, bottleneck: bool, shortcut: nn.Module | None, connect: str,
+        self, make: Builder, c_in: int, c: int, stride: int, bottleneck: bool, shortcut: nn.Module | None,
+        connect: str,
         pooled: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.neuron = make.activation()
         self.depth = _convs(self, c_in, c, stride, bottleneck)
-        # The public code starts all norms at the threshold but the branch's last, which it starts at 0. Ours starts that one
-        # at 0.2 thresholds: still close to the identity, and every layer of a fresh network has a gradient.
+        # The public code starts all norms at the threshold but the branch's last, which it starts at 0. Ours
+        # starts that one at 0.2 thresholds: still close to the identity, and every layer of a fresh network
+        # has a gradient.
         for i in range(1, self.depth):
-            self.add_module(f"bn{i}", make.norm_neuron(self.get_submodule(f"conv{i}").out_channels, scale=1.0))  # type: ignore[arg-type]
-        self.add_module(f"bn{self.depth}", make.norm(self.get_submodule(f"conv{self.depth}").out_channels, scale=0.2))  # type: ignore[arg-type]
+            self.add_module(
+                f"bn{i}", make.norm_neuron(self.get_submodule(f"conv{i}").out_channels, scale=1.0)
+            )  # type: ignore[arg-type]
+        self.add_module(
+            f"bn{self.depth}", make.norm(self.get_submodule(f"conv{self.depth}").out_channels, scale=0.2)
+        )  # type: ignore[arg-type]
         self.downsample = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,9 +171,11 @@ FORMS: dict[str, Any] = {"basic": BasicForm, "sew": SEWForm, "ms": MSForm}
 
 
 class ResNet(Network):
-    """A residual network; parameter names are torchvision's (18, 34, 50) or the usual CIFAR ones (20, 56: head ``linear``).
+    """A residual network; parameter names are torchvision's (18, 34, 50) or the usual CIFAR ones (20, 56:
+    head ``linear``).
 
-    ``stem``: "cifar" | "imagenet". ``shortcut``: "conv" | "pad" (parameter-free). ``connect`` (SEW): "add" | "and" | "iand".
+    ``stem``: "cifar" | "imagenet". ``shortcut``: "conv" | "pad" (parameter-free). ``connect`` (SEW): "add" |
+    "and" | "iand".
     """
 
     def __init__(
@@ -183,7 +199,9 @@ class ResNet(Network):
         initialisation: Initialisation = "balanced",
         firing_rate: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
+        super().__init__(
+            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
+        )
         channels, blocks, bottleneck, own_stem = DEPTHS[depth]
         stem = stem or ("cifar" if form == "ms" else own_stem)
         shortcut = shortcut or ("pad" if form == "basic" and depth in (20, 56) else "conv")
@@ -257,7 +275,9 @@ def _shortcut(make: Builder, form: str, kind: str, c_in: int, c_out: int, stride
 def check_options(form: str, stem: str, shortcut: str, connect: str, bottleneck: bool, spiking: bool) -> None:
     """Refuse options that do not go together."""
     if stem not in ("cifar", "imagenet"):
-        raise SpikedistillError(f"stem must be 'cifar' (3x3) or 'imagenet' (7x7, stride 2, max-pool), found {stem!r}")
+        raise SpikedistillError(
+            f"stem must be 'cifar' (3x3) or 'imagenet' (7x7, stride 2, max-pool), found {stem!r}"
+        )
     if shortcut not in ("conv", "pad"):
         raise SpikedistillError(f"shortcut must be 'conv' or 'pad', found {shortcut!r}")
     if shortcut == "pad" and bottleneck:

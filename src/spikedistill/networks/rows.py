@@ -1,9 +1,11 @@
-"""Does a turned network keep images and time steps apart? Its first dimension holds T*N, time first; code may mix it up.
+"""Does a turned network keep images and time steps apart? Its first dimension holds T*N, time first; code may
+mix it up.
 
-A neuron reads its current as (T, N, ...). Code that puts something in front of the batch (patches, say), or that looks
-across the batch, makes it integrate over something else than time, and nothing fails. So the network is run twice, once
-over all steps and once step by step with another image in the batch: what enters each neuron has to be the same for the
-images that stayed. In both runs neurons give the same random spikes, so that silent layers hide nothing.
+A neuron reads its current as (T, N, ...). Code that puts something in front of the batch (patches, say), or
+that looks across the batch, makes it integrate over something else than time, and nothing fails. So the
+network is run twice, once over all steps and once step by step with another image in the batch: what enters
+each neuron has to be the same for the images that stayed. In both runs neurons give the same random spikes,
+so that silent layers hide nothing.
 """
 
 from collections.abc import Iterator
@@ -69,7 +71,8 @@ class _Current:
 
 @contextmanager
 def _forced(network: nn.Module, spikes: list[Tensor | None] | None) -> Iterator[list[Any]]:
-    """Have neurons give random spikes; for the images that stay those of ``spikes``, one entry a call in order.
+    """Have neurons give random spikes; for the images that stay those of ``spikes``, one entry a call in
+    order.
 
     Yields, call by call, ((path, call), current, spikes given).
     """
@@ -121,7 +124,9 @@ def _same(whole: Tensor | None, part: Tensor) -> bool:
 
 
 def _mixed(graph: Graph, name: str) -> SpikedistillError:
-    """The error: which neuron (or the logits), and what stands before it and moves or changes the first dimension."""
+    """The error: which neuron (or the logits), and what stands before it and moves or changes the first
+    dimension.
+    """
     output = name == graph.output
     end = graph[name] if name in graph else graph[graph.output]
     before = [end] if output and not isinstance(end.module, Neuron | NormNeuron) else []
@@ -134,14 +139,18 @@ def _mixed(graph: Graph, name: str) -> SpikedistillError:
         before.append(graph[at])
         waiting += graph[at].inputs
     order = [node for node in graph if any(node is b for b in before) and node.kind != "input"]
-    suspects = [n for n in order if _suspect(n)] or [n for n in order if n.module is None] or order[-1:] or [end]
+    suspects = (
+        [n for n in order if _suspect(n)] or [n for n in order if n.module is None] or order[-1:] or [end]
+    )
     places = [f"{n.path or n.scope or '(top)'}: {n.kind} at {n.source}" for n in suspects[-3:]]
     reader = "the logits mix" if output else f"what the neuron at {end.path} reads mixes"
     return SpikedistillError(
-        f"{reader} images or time steps: the first dimension of a spiking network holds T*N, time first, and every image has "
+        f"{reader} images or time steps: the first dimension of a spiking network holds T*N, time first, "
+        "and every image has "
         "to stay in its rows at every step. Look at\n  "
         + "\n  ".join(places)
-        + "\nKeep the batch in front: put what you split off (patches, groups) behind it, and use nothing of other images"
+        + "\nKeep the batch in front: put what you split off (patches, groups) behind it, and use nothing of "
+        "other images"
     )
 
 
@@ -149,4 +158,6 @@ def _suspect(node: Node) -> bool:
     """Whether a call moves or changes the first dimension, or reads statistics of the whole batch."""
     if node.module is not None:
         return getattr(node.module, "running_mean", 0) is None
-    return node.op in ("permute", "reorder") or any(shape[:1] != node.shape[:1] for shape in node.in_shapes[:1])
+    return node.op in ("permute", "reorder") or any(
+        shape[:1] != node.shape[:1] for shape in node.in_shapes[:1]
+    )

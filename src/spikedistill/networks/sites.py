@@ -1,5 +1,7 @@
 # ruff: noqa: SIM905  (lists of words)
-"""Where a ReLU network can be turned into a spiking one: ReLU call sites, norms before them, the entrance of time."""
+"""Where a ReLU network can be turned into a spiking one: ReLU call sites, norms before them, the entrance
+of time.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,14 +21,20 @@ RELU_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
 GATES = frozenset({"Sigmoid", "Hardsigmoid", "sigmoid", "sigmoid_", "hardsigmoid"})
 # Module classes and functions that have no spiking counterpart here.
 REFUSED = GATES | frozenset(
-    "ReLU6 GELU SiLU Hardswish Mish LeakyReLU PReLU RReLU ELU SELU CELU GLU Softplus Softsign Tanh Hardtanh Softmax Softmax2d "
-    "LogSoftmax LogSigmoid MultiheadAttention QuickGELU relu6 gelu silu silu_ hardswish hardswish_ mish leaky_relu "
-    "leaky_relu_ prelu rrelu elu elu_ selu selu_ celu glu softplus tanh tanh_ hardtanh hardtanh_ softmax log_softmax "
-    "logsigmoid softsign scaled_dot_product_attention multi_head_attention_forward threshold threshold_".split()
+    "ReLU6 GELU SiLU Hardswish Mish LeakyReLU PReLU RReLU ELU SELU CELU GLU Softplus Softsign Tanh Hardtanh "
+    "Softmax Softmax2d "
+    "LogSoftmax LogSigmoid MultiheadAttention QuickGELU relu6 gelu silu silu_ hardswish hardswish_ mish "
+    "leaky_relu "
+    "leaky_relu_ prelu rrelu elu elu_ selu selu_ celu glu softplus tanh tanh_ hardtanh hardtanh_ softmax "
+    "log_softmax "
+    "logsigmoid softsign scaled_dot_product_attention multi_head_attention_forward threshold "
+    "threshold_".split()
 )
-# Norms of the input's own statistics: trained as they are in spiking networks, but no worth of a spike passes them.
+# Norms of the input's own statistics: trained as they are in spiking networks, but no worth of a spike passes
+# them.
 NORMS = frozenset(
-    "LayerNorm RMSNorm GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d LocalResponseNorm layer_norm rms_norm group_norm "
+    "LayerNorm RMSNorm GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d LocalResponseNorm layer_norm "
+    "rms_norm group_norm "
     "instance_norm local_response_norm normalize".split()
 )
 _OWN_STATISTICS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
@@ -39,7 +47,9 @@ CLAMPS = frozenset({"clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_
 
 @dataclass
 class Site:
-    """One ReLU call; ``norm``: path of the norm that only this call reads and that becomes a NormNeuron with it."""
+    """One ReLU call; ``norm``: path of the norm that only this call reads and that becomes a NormNeuron
+    with it.
+    """
 
     node: Node
     norm: str | None
@@ -65,7 +75,9 @@ def _dominates(graph: Graph, name: str, sites: list[Site]) -> bool:
 
 
 def find(graph: Graph, model: nn.Module, gates: str = "refuse") -> list[Site]:
-    """All ReLU calls in the order of execution; raises for what has no spiking counterpart, by path and source line."""
+    """All ReLU calls in the order of execution; raises for what has no spiking counterpart, by path and
+    source line.
+    """
     live = graph.live
     refuse([node for node in graph if node.name in live], gates)
     sites = [Site(n, norm_before(n, graph, model)) for n in graph if n.name in live and n.op == "relu"]
@@ -77,7 +89,9 @@ def find(graph: Graph, model: nn.Module, gates: str = "refuse") -> list[Site]:
 
 
 def refuse(nodes: list[Node], gates: str, norms: bool = False) -> None:
-    """Raise for nodes that cannot be turned, all of them by path, with the nearest thing that can; ``norms``: these too."""
+    """Raise for nodes that cannot be turned, all of them by path, with the nearest thing that can;
+    ``norms``: these too.
+    """
     wrong: list[str] = []
     kinds: set[str] = set()
     for node in nodes:
@@ -85,7 +99,12 @@ def refuse(nodes: list[Node], gates: str, norms: bool = False) -> None:
         if gates == "keep" and kind in GATES:
             continue
         normalises = norms and (kind in NORMS or isinstance(node.module, _OWN_STATISTICS))
-        if normalises or kind in REFUSED or (node.module is not None and _variant(node.module)) or _clamped(node):
+        if (
+            normalises
+            or kind in REFUSED
+            or (node.module is not None and _variant(node.module))
+            or _clamped(node)
+        ):
             wrong.append(f"{node.path or node.scope or '(top)'}: {kind} at {node.source}")
             kinds.add("norm" if normalises else "attention" if kind in _ATTENTION else kind)
     if wrong:
@@ -104,21 +123,27 @@ def _nearest(kinds: set[str]) -> str:
     words = []
     if gates := kinds & GATES:
         words.append(
-            f"{', '.join(sorted(gates))}: for squeeze-and-excite gates (sigmoid) gates='keep' of sd.spiking leaves them "
+            f"{', '.join(sorted(gates))}: for squeeze-and-excite gates (sigmoid) gates='keep' of sd.spiking "
+            "leaves them "
             "real-valued"
         )
     if "norm" in kinds:
         words.append(
-            "Norms of the input's own statistics: use nn.BatchNorm1d or nn.BatchNorm2d, whose scale moves into weights and "
+            "Norms of the input's own statistics: use nn.BatchNorm1d or nn.BatchNorm2d, "
+            "whose scale moves into weights and "
             "thresholds, and train the ANN anew"
         )
     if "attention" in kinds:
         words.append(
-            "Attention by softmax: use attention without it, of spikes: sd.networks.create('spikformer_4_384', "
-            "'spike_driven_2_512' or 'qkformer_4_384') is trained or distilled as it is, with this network as its teacher"
+            "Attention by softmax: use attention without it, of spikes: "
+            "sd.networks.create('spikformer_4_384', "
+            "'spike_driven_2_512' or 'qkformer_4_384') is trained or distilled as it is, "
+            "with this network as its teacher"
         )
     if others := kinds - GATES - {"norm", "attention"}:
-        words.append(f"{', '.join(sorted(others))}: use nn.ReLU in its place, or a ReLU variant of the network")
+        words.append(
+            f"{', '.join(sorted(others))}: use nn.ReLU in its place, or a ReLU variant of the network"
+        )
     return "\n".join(words)
 
 
@@ -144,14 +169,23 @@ def norm_before(relu: Node, graph: Graph, model: nn.Module) -> str | None:
             break
     if type(node.module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
         path = node.path
-    elif node.kind == "batch_norm" and _norm_act(model.get_submodule(node.scope)) and relu.path == f"{node.scope}.act":
+    elif (
+        node.kind == "batch_norm"
+        and _norm_act(model.get_submodule(node.scope))
+        and relu.path == f"{node.scope}.act"
+    ):
         path = node.scope
     else:
         return None
     assert path is not None
     norm: Any = model.get_submodule(path)
     once = sum(c.path == path for c in graph.calls) <= 1 and relu.call == 0
-    whole = norm.affine and norm.track_running_stats and norm.momentum is not None and norm.running_mean is not None
+    whole = (
+        norm.affine
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and norm.running_mean is not None
+    )
     return path if once and whole else None
 
 
@@ -167,7 +201,9 @@ def _norm_act(module: nn.Module) -> bool:
 
 
 def entrance(graph: Graph, sites: list[Site]) -> list[tuple[str, str]]:
-    """Ways for time to enter, best first: ("encode", site), ("repeat", path of a module whose output is repeated or "")."""
+    """Ways for time to enter, best first: ("encode", site), ("repeat", path of a module whose output is
+    repeated or "").
+    """
     ways = []
     if _dominates(graph, sites[0].node.name, sites):
         ways.append(("encode", sites[0].node.name))

@@ -1,8 +1,8 @@
 """The Spike-driven Transformer: attention by masks and additions, shortcuts between membranes.
 
-Yao, Hu, Zhou, Yuan, Tian, Xu, Li, "Spike-driven transformer", NeurIPS 2023; layers as in the official code, the first version
-of three. Every convolution and linear layer reads 0/1 spikes, and nothing but spikes is multiplied by spikes. Its head reads
-spikes too: the stream is averaged over space and charges a neuron.
+Yao, Hu, Zhou, Yuan, Tian, Xu, Li, "Spike-driven transformer", NeurIPS 2023; layers as in the official code,
+the first version of three. Every convolution and linear layer reads 0/1 spikes, and nothing but spikes is
+multiplied by spikes. Its head reads spikes too: the stream is averaged over space and charges a neuron.
 """
 
 from collections import OrderedDict
@@ -30,12 +30,13 @@ SIZES: dict[str, Size] = {
 
 
 class SpikeDrivenSelfAttention(nn.Module):
-    """Spike-driven self-attention: ``q * neuron(sum over tokens of k * v)``, products by element, then a projection.
+    """Spike-driven self-attention: ``q * neuron(sum over tokens of k * v)``, products by element, then a
+    projection.
 
-    Queries, keys and values are spikes; the sum counts, channel by channel, where key and value fire together, and its
-    neuron decides which channels of the query pass. Linear in tokens and in channels; heads change nothing (they say how
-    queries and keys are compared where attention maps are distilled). Its neuron as for
-    :class:`.spikformer.SpikingSelfAttention`.
+    Queries, keys and values are spikes; the sum counts, channel by channel, where key and value fire
+    together, and its neuron decides which channels of the query pass. Linear in tokens and in channels; heads
+    change nothing (they say how queries and keys are compared where attention maps are distilled). Its neuron
+    as for :class:`.spikformer.SpikingSelfAttention`.
     Shape: (T*N, C, H, W) to (T*N, C, H, W).
     """
 
@@ -53,11 +54,12 @@ class SpikeDrivenSelfAttention(nn.Module):
 
 
 class Tokenizer(nn.Module):
-    """Spiking patch splitting into a real-valued stream: four convolutions to C/8, C/4, C/2, C channels, and a fifth.
+    """Spiking patch splitting into a real-valued stream: four convolutions to C/8, C/4, C/2, C channels, and
+    a fifth.
 
-    The first three end in a neuron, and those among the last ``pools`` in a 3/2 max-pool of its spikes; the fourth ends in its
-    norm (and pool), which begins the stream. A neuron, the fifth convolution and a norm add positions to it. In a balanced
-    network they add what one of ``branches`` adds.
+    The first three end in a neuron, and those among the last ``pools`` in a 3/2 max-pool of its spikes; the
+    fourth ends in its norm (and pool), which begins the stream. A neuron, the fifth convolution and a norm
+    add positions to it. In a balanced network they add what one of ``branches`` adds.
     Shape: (N, C_in, H, W), or (T*N, C_in, H, W), to (T*N, C, H / 2^pools, W / 2^pools).
     """
 
@@ -68,7 +70,9 @@ class Tokenizer(nn.Module):
             pool = i >= 4 - pools
             parts: dict[str, nn.Module] = {"conv": nn.Conv2d(c_in, c, 3, 1, 1, bias=False)}
             parts["norm"] = make.norm_neuron(c, first=i == 0) if i < 3 else make.norm(c, pooled=pool)
-            units.append(nn.Sequential(OrderedDict(parts | ({"pool": nn.MaxPool2d(3, 2, 1)} if pool else {}))))
+            units.append(
+                nn.Sequential(OrderedDict(parts | ({"pool": nn.MaxPool2d(3, 2, 1)} if pool else {})))
+            )
             c_in = c
         self.units = nn.Sequential(*units)
         self.neuron = make.activation()
@@ -81,11 +85,13 @@ class Tokenizer(nn.Module):
 
 
 class SpikeDrivenTransformer(Network):
-    """Tokenizer, blocks, global average, neuron, head; ``stage1`` is the tokenizer's output, ``stage2`` on the blocks'.
+    """Tokenizer, blocks, global average, neuron, head; ``stage1`` is the tokenizer's output, ``stage2`` on
+    the blocks'.
 
-    ``spike_driven_D_C`` has D blocks and C channels. ``pools``: how often the tokenizer halves the map (None: the network's
-    own, 2 for CIFAR's sizes, 4 for ImageNet's). ``depth``: number of blocks. ``width`` scales the number of heads. The
-    official event networks pool keys, values and their products in 3x3 windows besides; that is not here.
+    ``spike_driven_D_C`` has D blocks and C channels. ``pools``: how often the tokenizer halves the map (None:
+    the network's own, 2 for CIFAR's sizes, 4 for ImageNet's). ``depth``: number of blocks. ``width`` scales
+    the number of heads. The official event networks pool keys, values and their products in 3x3 windows
+    besides; that is not here.
     """
 
     def __init__(
@@ -107,7 +113,9 @@ class SpikeDrivenTransformer(Network):
         initialisation: Initialisation = "balanced",
         firing_rate: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
+        super().__init__(
+            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
+        )
         pools = pools_of(size, pools)
         make = Builder(self, neuron, gain=SUMMED_GAIN)
         channels, heads = scaled_heads(size.channels, size.heads, width)
@@ -125,7 +133,8 @@ class SpikeDrivenTransformer(Network):
         )  # fmt: skip
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        # An average over L tokens that are alike in part varies less than they do: by about the fourth root of L.
+        # An average over L tokens that are alike in part varies less than they do: by about the fourth root
+        # of L.
         self.neuron = make.activation(threshold=size.tokens**-0.25 if make.balance is not None else 1.0)
         self.head = make.head(channels, head, pooled=False)
         initialise(self)

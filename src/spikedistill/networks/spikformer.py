@@ -1,12 +1,13 @@
 """Spiking transformers: Spikformer and Spikingformer.
 
-Spikformer      every branch ends in a neuron, residuals add spikes (small integers flow); Zhou et al., "Spikformer: when
-                spiking neural network meets transformer", ICLR 2023.
-Spikingformer   pre-activation: neuron -> convolution -> norm, residuals add real values (MS form); Zhou et al.,
-                "Spikingformer: spike-driven residual learning for transformer-based spiking neural network", 2023.
+Spikformer      every branch ends in a neuron, residuals add spikes (small integers flow); Zhou et
+                al., "Spikformer: when spiking neural network meets transformer", ICLR 2023.
+Spikingformer   pre-activation: neuron -> convolution -> norm, residuals add real values (MS form); Zhou et
+                al., "Spikingformer: spike-driven residual learning for transformer-based spiking neural
+                network", 2023.
 
-Tokens stay a map ``(T*N, C, H, W)``; linear layers on tokens are 1x1 convolutions. In the ANN twin ReLU stands for every
-neuron, also those of queries, keys and values: attention without softmax.
+Tokens stay a map ``(T*N, C, H, W)``; linear layers on tokens are 1x1 convolutions. In the ANN twin ReLU
+stands for every neuron, also those of queries, keys and values: attention without softmax.
 """
 
 import math
@@ -33,8 +34,9 @@ class Size(NamedTuple):
     tokens: int = 64
 
 
-# CIFAR (map / 4), ImageNet (map / 16), event frames of 128x128 (map / 16). Heads as in the official configurations; those
-# of the 256-channel networks are the event network's 16 (CIFAR's is unknown: 12 is given there, which does not divide 256).
+# CIFAR (map / 4), ImageNet (map / 16), event frames of 128x128 (map / 16). Heads as in the official
+# configurations; those of the 256-channel networks are the event network's 16 (CIFAR's is unknown: 12 is
+# given there, which does not divide 256).
 SIZES: dict[str, Size] = {
     "4_256": Size(4, 256, 16, 2),
     "2_384": Size(2, 384, 12, 2),
@@ -50,10 +52,14 @@ SCALE, TOKENS = 0.125, 64
 
 
 def pools_of(size: Size, pools: int | None) -> int:
-    """How many of a tokenizer's four convolutions have a max-pool behind them: as asked, or the size's own."""
+    """How many of a tokenizer's four convolutions have a max-pool behind them: as asked, or the size's
+    own.
+    """
     pools = size.pools if pools is None else pools
     if not 0 <= pools <= 4:
-        raise SpikedistillError(f"pools must be from 0 to 4 (one a convolution of the tokenizer), found {pools}")
+        raise SpikedistillError(
+            f"pools must be from 0 to 4 (one a convolution of the tokenizer), found {pools}"
+        )
     return pools
 
 
@@ -86,8 +92,8 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float = SCALE) -> Tensor:
     """Attention without softmax: ``out_i = scale * sum_j (q_i . k_j) v_j`` over tokens i, j.
 
-    The cheaper of the two orders is taken, ``(q k^T) v`` or ``q (k^T v)``; on spikes both give the same integers.
-    Shape: each (N, heads, d, L), d channels a head and L tokens; returns (N, heads, d, L).
+    The cheaper of the two orders is taken, ``(q k^T) v`` or ``q (k^T v)``; on spikes both give the same
+    integers. Shape: each (N, heads, d, L), d channels a head and L tokens; returns (N, heads, d, L).
     """
     d, tokens = q.shape[-2:]
     kt = k.transpose(-2, -1)
@@ -95,20 +101,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float = SCALE) -> Tensor:
 
 
 class SpikingSelfAttention(nn.Module):
-    """Spiking self-attention: queries, keys and values are spikes, ``attend`` charges a neuron, a projection follows.
+    """Spiking self-attention: queries, keys and values are spikes, ``attend`` charges a neuron, a projection
+    follows.
 
-    Zhou et al., ICLR 2023. That neuron's threshold is half the others' (official code), in a balanced network the one
-    that suits the sum over ``tokens`` (of the family's own image size; at others :func:`spikedistill.balance` finds it).
-    With ``norm`` it has a norm in front and its own threshold instead (ours: the sum grows with the number of tokens, and
-    with few of them no neuron fires). The norm behind the projection is the block's.
+    Zhou et al., ICLR 2023. That neuron's threshold is half the others' (official code), in a balanced network
+    the one that suits the sum over ``tokens`` (of the family's own image size; at others
+    :func:`spikedistill.balance` finds it). With ``norm`` it has a norm in front and its own threshold instead
+    (ours: the sum grows with the number of tokens, and with few of them no neuron fires). The norm behind the
+    projection is the block's.
     Shape: (T*N, C, H, W) to (T*N, C, H, W).
     """
 
-    def __init__(self, make: Builder, channels: int, heads: int, norm: bool = False, tokens: int = TOKENS) -> None:
+    def __init__(
+        self, make: Builder, channels: int, heads: int, norm: bool = False, tokens: int = TOKENS
+    ) -> None:
         super().__init__()
         self.heads = heads
         add_heads(self, make, channels, heads, "qkv")
-        self.neuron = make.norm_neuron(channels) if norm else make.attention_neuron(tokens, channels // heads, SCALE)
+        self.neuron = (
+            make.norm_neuron(channels) if norm else make.attention_neuron(tokens, channels // heads, SCALE)
+        )
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,8 +132,8 @@ class SpikingSelfAttention(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each with a residual; ``ms``: neuron first and norm last, else norm and neuron last.
 
-    ``attn_norm``: a norm between attention and its neuron. ``branches``: of all blocks together. ``attention``: in place of
-    :class:`SpikingSelfAttention`.
+    ``attn_norm``: a norm between attention and its neuron. ``branches``: of all blocks together.
+    ``attention``: in place of :class:`SpikingSelfAttention`.
     Shape: (T*N, C, H, W) to (T*N, C, H, W).
     """
 
@@ -139,10 +151,12 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         hidden = int(channels * mlp_ratio)
-        # All branches of a balanced network together add as much to its real-valued stream as stood there before.
+        # All branches of a balanced network together add as much to its real-valued stream as stood there
+        # before.
         share = branches**-0.5 if ms and make.balance is not None else None
         last = partial(make.norm, scale=share) if ms else make.norm_neuron
-        # A norm behind attention makes its common part small and its gradient large: such a branch begins smaller.
+        # A norm behind attention makes its common part small and its gradient large: such a branch begins
+        # smaller.
         attended = partial(make.norm, scale=share / 3) if share and attn_norm else last
         self.attn_neuron = make.activation() if ms else nn.Identity()
         self.attn = attention or SpikingSelfAttention(make, channels, heads, attn_norm, tokens)
@@ -157,12 +171,14 @@ class Block(nn.Module):
 
 
 class Tokenizer(nn.Module):
-    """Spiking patch splitting: four convolutions to C/8, C/4, C/2, C channels, the last ``pools`` followed by a 3/2 max-pool.
+    """Spiking patch splitting: four convolutions to C/8, C/4, C/2, C channels, the last ``pools`` followed by
+    a 3/2 max-pool.
 
-    ``cml``: conv -> norm -> pool -> neuron (Zhou et al., "Enhancing the performance of transformer-based spiking neural
-    networks by SNN-optimized downsampling with precise gradient backpropagation", 2023); ``original``: conv -> norm ->
-    neuron -> pool. A fifth convolution gives the real-valued stream (``ms``), or adds its spikes as relative position.
-    Shape: (N, C_in, H, W), or (T*N, C_in, H, W), to (T*N, C, H / 2^pools, W / 2^pools).
+    ``cml``: conv -> norm -> pool -> neuron (Zhou et al., "Enhancing the performance of transformer-based
+    spiking neural networks by SNN-optimized downsampling with precise gradient backpropagation", 2023);
+    ``original``: conv -> norm -> neuron -> pool. A fifth convolution gives the real-valued stream (``ms``),
+    or adds its spikes as relative position. Shape: (N, C_in, H, W), or (T*N, C_in, H, W), to (T*N, C, H /
+    2^pools, W / 2^pools).
     """
 
     def __init__(self, make: Builder, c_in: int, channels: int, pools: int, cml: bool, ms: bool) -> None:
@@ -183,7 +199,9 @@ class Tokenizer(nn.Module):
         return y if self.ms else x + y
 
 
-def _unit(make: Builder, c_in: int, c: int, pool: Sequence[nn.Module], cml: bool, first: bool) -> nn.Sequential:
+def _unit(
+    make: Builder, c_in: int, c: int, pool: Sequence[nn.Module], cml: bool, first: bool
+) -> nn.Sequential:
     parts: dict[str, nn.Module] = {"conv": nn.Conv2d(c_in, c, 3, 1, 1, bias=False)}
     if pool and cml:
         parts |= {"norm": make.norm(c, pooled=True), "pool": pool[0], "neuron": make.activation(first)}
@@ -193,12 +211,13 @@ def _unit(make: Builder, c_in: int, c: int, pool: Sequence[nn.Module], cml: bool
 
 
 class Spikformer(Network):
-    """Tokenizer, blocks, global average, head; ``stage1`` is the tokenizer's output, ``stage2`` on the blocks'.
+    """Tokenizer, blocks, global average, head; ``stage1`` is the tokenizer's output, ``stage2`` on the
+    blocks'.
 
-    ``spikformer_D_C`` and ``spikingformer_D_C`` have D blocks and C channels; those of ``2_256`` are the event versions, for
-    frames of 128x128 with two polarities. ``downsampling``: "cml" | "original". ``pools``: how often the tokenizer halves
-    the map (None: the network's own, 2 for CIFAR's sizes, 4 for ImageNet's). ``depth``: number of blocks. ``width`` scales
-    the number of heads.
+    ``spikformer_D_C`` and ``spikingformer_D_C`` have D blocks and C channels; those of ``2_256`` are the
+    event versions, for frames of 128x128 with two polarities. ``downsampling``: "cml" | "original".
+    ``pools``: how often the tokenizer halves the map (None: the network's own, 2 for CIFAR's sizes, 4 for
+    ImageNet's). ``depth``: number of blocks. ``width`` scales the number of heads.
     """
 
     def __init__(
@@ -222,7 +241,9 @@ class Spikformer(Network):
         initialisation: Initialisation = "balanced",
         firing_rate: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
+        super().__init__(
+            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
+        )
         if downsampling not in DOWNSAMPLING:
             raise SpikedistillError(f"downsampling must be 'cml' or 'original', found {downsampling!r}")
         pools = pools_of(size, pools)
@@ -231,11 +252,15 @@ class Spikformer(Network):
         self.tokenizer = Tokenizer(make, in_channels, channels, pools, downsampling == "cml", ms)
         depth = depth or size.depth
         self.blocks = nn.Sequential(
-            *[Block(make, channels, heads, ms=ms, branches=2 * depth, tokens=size.tokens) for _ in range(depth)]
+            *[
+                Block(make, channels, heads, ms=ms, branches=2 * depth, tokens=size.tokens)
+                for _ in range(depth)
+            ]
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        # The head of Spikingformer reads the stream itself, an ANN's size; Spikformer's sums a neuron's spikes a branch.
+        # The head of Spikingformer reads the stream itself, an ANN's size; Spikformer's sums a neuron's
+        # spikes a branch.
         self.head = make.head(channels, head, spikes=math.inf if ms else 2.0 + 2 * depth)
         initialise(self)
 

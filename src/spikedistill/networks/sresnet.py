@@ -1,8 +1,8 @@
 """``sresnet8`` for audio features: Louis, Miramond, Pegatoquet, Girard, ICANN 2024.
 
-From the authors' public configuration for Google speech commands: 64 filters, a 7-wide stem, three blocks of two 3-wide
-convolutions whose spikes are added to the shortcut's, stride 1 throughout, global max-pooling; LIF with tau = 2, threshold
-1, hard reset. That configuration is 1-D over 49 frames of 10 MFCC.
+From the authors' public configuration for Google speech commands: 64 filters, a 7-wide stem, three blocks of
+two 3-wide convolutions whose spikes are added to the shortcut's, stride 1 throughout, global max-pooling; LIF
+with tau = 2, threshold 1, hard reset. That configuration is 1-D over 49 frames of 10 MFCC.
 """
 
 import math
@@ -44,9 +44,9 @@ class Block(nn.Module):
 class SResNet(Network):
     """Residual network for spectrograms and MFCC: stem, blocks, global pooling, head.
 
-    ``dims=1``: kernels run over the last axis only; the input is (N, C, 1, L), channels are the features; or, with
-    ``features=F``, it is (N, 1, F, L) and the F rows become channels. ``dims=2``: an image (N, 1, F, L), square kernels
-    (our reading: the public configuration is 1-D). ``pooling``: "max" | "avg".
+    ``dims=1``: kernels run over the last axis only; the input is (N, C, 1, L), channels are the features; or,
+    with ``features=F``, it is (N, 1, F, L) and the F rows become channels. ``dims=2``: an image (N, 1, F, L),
+    square kernels (our reading: the public configuration is 1-D). ``pooling``: "max" | "avg".
     """
 
     def __init__(
@@ -67,7 +67,9 @@ class SResNet(Network):
         initialisation: Initialisation = "balanced",
         firing_rate: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
+        super().__init__(
+            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
+        )
         if dims not in (1, 2):
             raise SpikedistillError(f"dims must be 1 or 2, found {dims}")
         if features is not None and dims == 2:
@@ -82,7 +84,8 @@ class SResNet(Network):
         self.layer1 = nn.Sequential(*[Block(make, c, dims) for _ in range(BLOCKS)])
         self.pool = nn.AdaptiveMaxPool2d(1) if pooling == "max" else nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        # Spikes of the stem and of each block are summed; the largest of a whole map is as large as an ANN's features.
+        # Spikes of the stem and of each block are summed; the largest of a whole map is as large as an ANN's
+        # features.
         self.head = make.head(c, head, spikes=math.inf if pooling == "max" else 1.0 + BLOCKS)
         initialise(self)
 

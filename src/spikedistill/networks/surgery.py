@@ -1,4 +1,6 @@
-"""``spiking``: any ReLU network becomes a spiking one, at once, site by site, and is checked by running it again."""
+"""``spiking``: any ReLU network becomes a spiking one, at once, site by site, and is checked by running it
+again.
+"""
 
 import copy
 import logging
@@ -38,7 +40,9 @@ class Calls(nn.Module):
         sim = simulation.current()
         k = sim.call(self) if sim else 0
         if k >= len(self._modules):
-            raise SpikedistillError(f"ReLU was called {k + 1} times in one pass, {len(self._modules)} when traced")
+            raise SpikedistillError(
+                f"ReLU was called {k + 1} times in one pass, {len(self._modules)} when traced"
+            )
         return self._modules[str(k)](x)  # type: ignore[misc]
 
 
@@ -56,7 +60,9 @@ class _Redirect(TorchFunctionMode):
 
 
 def _redirected(cls: type[nn.Module]) -> type[nn.Module]:
-    """A class like ``cls`` whose forward sends functional ReLUs to its child ``relu_sites``; everything else stays."""
+    """A class like ``cls`` whose forward sends functional ReLUs to its child ``relu_sites``; everything
+    else stays.
+    """
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         with _Redirect(getattr(self, FUNCTIONAL)):
@@ -80,7 +86,8 @@ class Spiking(Wrapped):
 
     balanced_by = "data"
     repeat: Repeat
-    repeat_at: str | None = None  # path of the module after which time begins; "": the input; None: a neuron encodes
+    # path of the module after which time begins; "": the input; None: a neuron encodes
+    repeat_at: str | None = None
 
     def body(self, x: Tensor) -> Tensor:
         """(N or T*N, C, H, W) to folded logits (T*N, K)."""
@@ -106,16 +113,16 @@ def spiking(
 ) -> Network:
     """A copy of a ReLU network in which every ReLU call is a neuron of its own.
 
-    One traced pass on ``example`` (images (N, C, H, W), or such a shape for random ones; default: the size in timm's
-    configuration of the model, else 224x224) finds every ReLU call: modules, modules called several times, functions. A
-    batch norm read by one ReLU only becomes a :class:`NormNeuron` with it. Each site gets a copy of ``neuron`` (default
-    ``IF()``). Where the first neuron dominates all that follows it encodes; else a :class:`Repeat` stands behind the last
-    module that does, or at the input. Norm scales that are all zero become one. The result is run again: no ReLU is left,
-    readers are the same, logits come out for T*N. ``mean``, ``std``: None takes timm's if the model has them, else 0 and 1.
-    ``initialisation``: "balanced" multiplies the norms (or thresholds) so that on ``example`` every layer fires at
-    ``firing_rate`` (None: 0.16), see :func:`spikedistill.balance`; "plain" leaves them. ``gates="keep"`` leaves sigmoid gates
-    real-valued. ``network.notes`` says what was changed; ``network.aliases`` maps the
-    model's own paths.
+    One traced pass on ``example`` (images (N, C, H, W), or such a shape for random ones; default: the size in
+    timm's configuration of the model, else 224x224) finds every ReLU call: modules, modules called several
+    times, functions. A batch norm read by one ReLU only becomes a :class:`NormNeuron` with it. Each site gets
+    a copy of ``neuron`` (default ``IF()``). Where the first neuron dominates all that follows it encodes;
+    else a :class:`Repeat` stands behind the last module that does, or at the input. Norm scales that are all
+    zero become one. The result is run again: no ReLU is left, readers are the same, logits come out for T*N.
+    ``mean``, ``std``: None takes timm's if the model has them, else 0 and 1. ``initialisation``: "balanced"
+    multiplies the norms (or thresholds) so that on ``example`` every layer fires at ``firing_rate`` (None:
+    0.16), see :func:`spikedistill.balance`; "plain" leaves them. ``gates="keep"`` leaves sigmoid gates
+    real-valued. ``network.notes`` says what was changed; ``network.aliases`` maps the model's own paths.
 
     Shape: (N, C, H, W) in [0, 1] to (T, N, K).
     Raises :class:`SpikedistillError` naming path and source line of what has no spiking counterpart.
@@ -170,7 +177,8 @@ def spiking(
             "spiking": {
                 "time_steps": time_steps, "neuron": prototype.spec(), "gates": gates, "input": input,
                 "mean": network.mean.tolist(), "std": network.std.tolist(), "input_size": network.input_size,
-                "interpolation": interpolation, "example": list(example.shape), "initialisation": initialisation,
+                "interpolation": interpolation, "example": list(example.shape),
+                "initialisation": initialisation,
                 "firing_rate": firing_rate,
             }
         }  # fmt: skip
@@ -206,13 +214,16 @@ def _prepare(model: nn.Module) -> list[str]:
     zeroed = [
         (p, m)
         for p, m in model.named_modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm | nn.GroupNorm) and m.weight is not None and not m.weight.any()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm | nn.GroupNorm)
+        and m.weight is not None
+        and not m.weight.any()
     ]
     for _, module in zeroed:
         nn.init.ones_(module.weight)
     if zeroed:
         notes.append(
-            f"{len(zeroed)} norms whose scales were all zero now have scale one: {_few([p for p, _ in zeroed])}"
+            f"{len(zeroed)} norms whose scales were all zero now have scale one: "
+            f"{_few([p for p, _ in zeroed])}"
         )
     if getattr(model, "aux_logits", False):
         model.aux_logits = False  # type: ignore[assignment]
@@ -252,12 +263,15 @@ def _example(model: nn.Module, example: "Tensor | Sequence[int] | None", input_s
         size = published(model).get("input_size")
         channels = input_channels(model)
         if input_size is not None:
-            size = (channels, input_size, input_size) if isinstance(input_size, int) else (channels, *input_size)
+            size = (
+                (channels, input_size, input_size) if isinstance(input_size, int) else (channels, *input_size)
+            )
         height, width = (size[1], size[2]) if size else (224, 224)
         example = torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0))
     first = next(model.parameters(), example)
     example = example.to(first.device, first.dtype)
-    return example if len(example) > 1 else example.repeat(2, *[1] * (example.dim() - 1))  # norms need two in training
+    # norms need two in training
+    return example if len(example) > 1 else example.repeat(2, *[1] * (example.dim() - 1))
 
 
 class explained:
@@ -272,17 +286,22 @@ class explained:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, SpikedistillError):
             raise SpikedistillError(
-                f"the trial pass on an example of shape {self.shape} failed: {error}; give example= a batch that the model takes"
+                f"the trial pass on an example of shape {self.shape} failed: {error}; give example= a batch "
+                "that the model takes"
             ) from error
 
 
-def turn(network: Spiking, sites: list[Site], prototype: Callable[[Site], Neuron], encode: str | None) -> list[str]:
+def turn(
+    network: Spiking, sites: list[Site], prototype: Callable[[Site], Neuron], encode: str | None
+) -> list[str]:
     """Put neurons in the places of sites; returns the path of each site's neuron layer."""
     model = network.model
     groups: dict[tuple[str, bool], list[Site]] = {}
     for site in sites:
         functional = site.node.path is None
-        groups.setdefault((site.node.scope if functional else str(site.node.path), functional), []).append(site)
+        groups.setdefault((site.node.scope if functional else str(site.node.path), functional), []).append(
+            site
+        )
     found: dict[str, str] = {}
     for (path, functional), group in groups.items():
         layers: list[nn.Module] = []
@@ -304,7 +323,8 @@ def turn(network: Spiking, sites: list[Site], prototype: Callable[[Site], Neuron
             owner = model.get_submodule(path) if path else model
             owner.add_module(FUNCTIONAL, Calls(layers))
             owner.__class__ = _redirected(type(owner))
-        elif base not in (s.norm and f"{s.norm}.act" for s in group):  # a norm that held its activation is gone
+        # a norm that held its activation is gone
+        elif base not in (s.norm and f"{s.norm}.act" for s in group):
             _replace(model, model.get_submodule(path), layers[0] if len(layers) == 1 else Calls(layers))
     for site in sites:
         place = f"model.{found[site.node.name]}"
@@ -335,25 +355,32 @@ def repeat_after(network: Spiking, path: str, time_steps: int) -> None:
 
 
 def _verify(network: Spiking, example: Tensor, before: Graph, sites: list[Site], places: list[str]) -> None:
-    """Run the turned network: every neuron reached, read by as many as its ReLU was, nothing left, T*N logits."""
+    """Run the turned network: every neuron reached, read by as many as its ReLU was, nothing left, T*N
+    logits.
+    """
     T = network.time_steps or 1
     with explained(example):
         graph = trace(network, example)
     left = [n for n in graph if n.op == "relu"]
     if left:
-        raise SpikedistillError(f"a ReLU is left at {left[0].path or left[0].scope}, called at {left[0].source}")
+        raise SpikedistillError(
+            f"a ReLU is left at {left[0].path or left[0].scope}, called at {left[0].source}"
+        )
     for site, place in zip(sites, places):
         name = f"{place}#0"
         was, now = reads(before, site.node.name), reads(graph, name) if name in graph else -1
         if was != now:
             raise SpikedistillError(
-                f"{site.node.path or site.node.scope or '(top)'}: the ReLU called at {site.node.source} works in place and its "
+                f"{site.node.path or site.node.scope or '(top)'}: the ReLU called at {site.node.source} "
+                "works in place and its "
                 "result is read under another name; write x = relu(x)"
             )
     images = example if network.input == "image" else example[:, 0]
     rows = graph[graph.output].shape[0]
     if rows != T * len(example):
-        raise SpikedistillError(f"the turned network gives {rows} rows of logits for {len(example)} images at T = {T}")
+        raise SpikedistillError(
+            f"the turned network gives {rows} rows of logits for {len(example)} images at T = {T}"
+        )
     with explained(images):
         refuse_mixing(network, graph, images)
     _verify_training(network, example)
@@ -364,7 +391,9 @@ class _Detect(TorchFunctionMode):
         super().__init__()
         self.found: list[str] = []
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if func in RELU_FUNCTIONS:
             self.found.append(source_line())
         return func(*args, **(kwargs or {}))
@@ -378,6 +407,7 @@ def _verify_training(network: Spiking, example: Tensor) -> None:
         twin(example)
     if detect.found:
         raise SpikedistillError(
-            f"in training mode the model calls a ReLU that it does not call in eval mode, at {detect.found[0]}; switch that "
+            "in training mode the model calls a ReLU that it does not call in eval mode, "
+            f"at {detect.found[0]}; switch that "
             "branch (an auxiliary classifier?) off"
         )

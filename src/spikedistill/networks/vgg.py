@@ -1,8 +1,9 @@
 """VGG networks and the benchmark's plain six-convolution network.
 
-``vggD`` counts layers as the SNN literature does: convolutions plus linear layers. vgg11 and vgg16 are Simonyan and
-Zisserman's configurations A and D (ICLR 2015) with norms, 8 and 13 convolutions, and one linear layer after global average
-pooling (as CIFAR implementations have it); vgg9 (7 convolutions + 2 linear in the papers) and vgg5 follow that habit.
+``vggD`` counts layers as the SNN literature does: convolutions plus linear layers. vgg11 and vgg16 are
+Simonyan and Zisserman's configurations A and D (ICLR 2015) with norms, 8 and 13 convolutions, and one linear
+layer after global average pooling (as CIFAR implementations have it); vgg9 (7 convolutions + 2 linear in the
+papers) and vgg5 follow that habit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,8 @@ CONFIGURATIONS: dict[str, tuple[Any, ...]] = {
     "vgg9": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M"),
     "vgg11": (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512),
     "vgg16": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512),
-    # Louis et al., ICANN 2024 (official configuration): strides, no pooling, two hidden linear layers, soft reset.
+    # Louis et al., ICANN 2024 (official configuration): strides, no pooling, two hidden linear layers, soft
+    # reset.
     "svgg11": ((64, 2), (128, 2), 256, (256, 2), 512, (512, 2), 512, (512, 2)),
 }
 HIDDEN: dict[str, tuple[int, ...]] = {"svgg11": (512, 512)}
@@ -37,8 +39,9 @@ class Stage(nn.Sequential):
 class VGG(Network):
     """Plain convolutional network: conv -> norm -> neuron, grouped in stages of one resolution.
 
-    ``pools``: only the first that many poolings are kept (small images). ``pooling``: "max" or "avg". ``dropout``: before
-    the head. ``hidden``: widths of linear layers with a neuron each before the head (None: the network's own; 0: none).
+    ``pools``: only the first that many poolings are kept (small images). ``pooling``: "max" or "avg".
+    ``dropout``: before the head. ``hidden``: widths of linear layers with a neuron each before the head
+    (None: the network's own; 0: none).
     """
 
     def __init__(
@@ -64,7 +67,9 @@ class VGG(Network):
         initialisation: Initialisation = "balanced",
         firing_rate: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate)
+        super().__init__(
+            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
+        )
         hidden = own_hidden if hidden is None else hidden
         if pooling not in ("max", "avg"):
             raise SpikedistillError(f"pooling must be 'max' or 'avg', found {pooling!r}")
@@ -90,7 +95,11 @@ class VGG(Network):
             blocks.append(conv)
             stages[-1] += [conv, norm]
             c = out
-        tail = stages.pop() if stages and all(isinstance(m, nn.MaxPool2d | nn.AvgPool2d) for m in stages[-1]) else []
+        tail = (
+            stages.pop()
+            if stages and all(isinstance(m, nn.MaxPool2d | nn.AvgPool2d) for m in stages[-1])
+            else []
+        )
         if tail:
             stages[-1] += tail
         for i, stage in enumerate(stages, 1):
@@ -116,5 +125,6 @@ class VGG(Network):
 
 
 NAMES: dict[str, Callable[..., Network]] = {
-    name: partial(VGG, layers, HIDDEN.get(name, ()), NEURONS.get(name)) for name, layers in CONFIGURATIONS.items()
+    name: partial(VGG, layers, HIDDEN.get(name, ()), NEURONS.get(name))
+    for name, layers in CONFIGURATIONS.items()
 }

@@ -1,4 +1,6 @@
-"""Somebody else's module inside of a :class:`Network`: it gets normalised images, at its own size, and gives logits."""
+"""Somebody else's module inside of a :class:`Network`: it gets normalised images, at its own size, and
+gives logits.
+"""
 
 import re
 from collections.abc import Sequence
@@ -17,8 +19,8 @@ INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 class Wrapped(Network):
     """``model`` as a network: state-dict keys are the model's own behind ``model.``.
 
-    ``input_size``: images are resized to (H, W) before they enter the model (None: as they come). ``aliases`` maps the
-    model's own paths to the network's; ``notes`` says in words what was changed.
+    ``input_size``: images are resized to (H, W) before they enter the model (None: as they come). ``aliases``
+    maps the model's own paths to the network's; ``notes`` says in words what was changed.
     Shape: (N, C, H, W) in [0, 1] to (N, K); what the model returns beside its first tensor is dropped.
     """
 
@@ -40,14 +42,20 @@ class Wrapped(Network):
                 f"interpolation must be one of {', '.join(INTERPOLATIONS)}, found {interpolation!r}"
             )
         self.model = guard(model)
-        self.input_size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size or ()) or None
+        self.input_size = (
+            (input_size, input_size) if isinstance(input_size, int) else tuple(input_size or ()) or None
+        )
         self.interpolation = interpolation
         self.aliases: dict[str, str] = {name: f"model.{name}" for name, _ in model.named_modules() if name}
         self.notes: list[str] = []
 
     def stage_paths(self) -> list[str]:
         """The model's children named stageN or layerN, if any; else taps find stages by resolution."""
-        return [f"model.{name}" for name, _ in self.model.named_children() if re.fullmatch(r"(stage|layer)\d+", name)]
+        return [
+            f"model.{name}"
+            for name, _ in self.model.named_children()
+            if re.fullmatch(r"(stage|layer)\d+", name)
+        ]
 
     def resize(self, x: Tensor) -> Tensor:
         """To the model's own input size."""
@@ -76,7 +84,9 @@ def published(model: nn.Module) -> dict[str, Any]:
 
 
 def own_size(model: nn.Module) -> tuple[int, int] | None:
-    """The one image size (H, W) that a model takes (transformers of timm and torchvision), or None where any will do."""
+    """The one image size (H, W) that a model takes (transformers of timm and torchvision), or None where
+    any will do.
+    """
     if isinstance(side := getattr(model, "image_size", None), int):  # torchvision
         return side, side
     if not published(model).get("fixed_input_size"):

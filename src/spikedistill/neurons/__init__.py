@@ -1,4 +1,6 @@
-"""Neurons: equations (``dynamics``), surrogate gradients, and modules. A new one is a class and a line in ``TYPES``."""
+"""Neurons: equations (``dynamics``), surrogate gradients, and modules. A new one is a class and a line in
+``TYPES``.
+"""
 
 import copy
 import inspect

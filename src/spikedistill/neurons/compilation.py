@@ -1,9 +1,9 @@
 """Whether and how the fused arithmetic is compiled. Only arithmetic is compiled, never a module.
 
-Three ways to run: ``eager`` (the equations of :mod:`.dynamics` under autograd: the reference), ``uncompiled`` (the fused
-arithmetic with its hand-derived backward, run operation by operation) and ``compiled``. Compiled is the default;
-``with sd.eager():``, ``enable(False)`` (a recipe's ``compile: false``) and the environment's ``SPIKEDISTILL_EAGER=1`` switch
-it off, and so does a machine on which compiling fails, with one warning.
+Three ways to run: ``eager`` (the equations of :mod:`.dynamics` under autograd: the reference), ``uncompiled``
+(the fused arithmetic with its hand-derived backward, run operation by operation) and ``compiled``. Compiled
+is the default; ``with sd.eager():``, ``enable(False)`` (a recipe's ``compile: false``) and the environment's
+``SPIKEDISTILL_EAGER=1`` switch it off, and so does a machine on which compiling fails, with one warning.
 """
 
 import logging
@@ -18,7 +18,8 @@ import torch
 
 Mode = Literal["eager", "uncompiled", "compiled"]
 
-_contexts: list[Mode] = []  # of the process, not of a thread: recomputation in backward must choose as the forward did
+# of the process, not of a thread: recomputation in backward must choose as the forward did
+_contexts: list[Mode] = []
 _enabled = True
 _broken: str | None = None
 
@@ -43,7 +44,9 @@ def allowed() -> bool:
 
 
 def enable(on: bool) -> None:
-    """Switch compiling on or off for this process; the environment's ``SPIKEDISTILL_EAGER=1`` is stronger than on."""
+    """Switch compiling on or off for this process; the environment's ``SPIKEDISTILL_EAGER=1`` is stronger
+    than on.
+    """
     global _enabled
     _enabled = on
 
@@ -64,12 +67,16 @@ def eager() -> Any:
 
 
 def uncompiled() -> Any:
-    """A context in which neurons run the fused arithmetic, hand-derived backward included, without compiling it."""
+    """A context in which neurons run the fused arithmetic, hand-derived backward included, without
+    compiling it.
+    """
     return use("uncompiled")
 
 
 def compiled() -> Any:
-    """A context in which neurons run compiled whatever the switches say (unless compiling has failed before)."""
+    """A context in which neurons run compiled whatever the switches say (unless compiling has failed
+    before).
+    """
     return use("compiled")
 
 
@@ -81,14 +88,16 @@ def failure() -> str | None:
 class Kernel:
     """A pure function of tensors that is compiled at its first call, once for all shapes.
 
-    Each gets a code object of its own name, because the compiler limits recompilations per code object, and closures of
-    one factory would share it. Sizes are symbolic and never assumed equal (a batch as large as the channels is no special
-    case); a graph that cannot be kept whole is an error, not a silent fallback.
+    Each gets a code object of its own name, because the compiler limits recompilations per code object, and
+    closures of one factory would share it. Sizes are symbolic and never assumed equal (a batch as large as
+    the channels is no special case); a graph that cannot be kept whole is an error, not a silent fallback.
     """
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
         code = function.__code__.replace(co_name=name, co_qualname=name)
-        self.plain = types.FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
+        self.plain = types.FunctionType(
+            code, function.__globals__, name, function.__defaults__, function.__closure__
+        )
         self._compiled: Callable[..., Any] | None = None
         self._seen: set[tuple[Any, ...]] = set()  # kinds of arguments for which there is code
 
@@ -124,7 +133,8 @@ def _settings() -> Iterator[None]:
     import torch.fx.experimental._config as shapes
 
     equal, limit = shapes.use_duck_shape, dynamo.recompile_limit
-    extensions = logging.getLogger("torch.utils.cpp_extension")  # on import it warns that a CPU-only machine has no GPU
+    # on import it warns that a CPU-only machine has no GPU
+    extensions = logging.getLogger("torch.utils.cpp_extension")
     level = extensions.level
     shapes.use_duck_shape, dynamo.recompile_limit = False, 64
     extensions.setLevel(logging.ERROR)
@@ -140,7 +150,8 @@ def _give_up(error: Exception) -> None:
     lines = [line for line in str(error).splitlines() if line.strip()]
     _broken = f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
     warnings.warn(
-        f"compiling failed, neurons run uncompiled, several times slower ({_broken}); install a C++ compiler, or set "
+        f"compiling failed, neurons run uncompiled, several times slower ({_broken}); "
+        "install a C++ compiler, or set "
         "SPIKEDISTILL_EAGER=1 to silence this",
         RuntimeWarning,
         stacklevel=2,

@@ -40,12 +40,16 @@ def floor_ste(x: Tensor) -> Tensor:
 
 
 def round_ste(x: Tensor) -> Tensor:
-    """``floor(x + 1/2)`` (halves go up, as an add and a shift do in integers) whose gradient is that of ``x``."""
+    """``floor(x + 1/2)`` (halves go up, as an add and a shift do in integers) whose gradient is that of
+    ``x``.
+    """
     return floor_ste(x + 0.5)
 
 
 class _Saturate(torch.autograd.Function):
-    """clamp whose gradient is 1 on the bounds too: codes often lie there, and torch's own answer depends on its version."""
+    """clamp whose gradient is 1 on the bounds too: codes often lie there, and torch's own answer depends
+    on its version.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
@@ -64,12 +68,13 @@ def saturate_ste(x: Tensor, low: float, high: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Grid:
-    """The integer grid on which a quantized neuron computes; every number is a code, ``unit`` is the value of one.
+    """The integer grid on which a quantized neuron computes; every number is a code, ``unit`` is the value of
+    one.
 
-    ``threshold``: integer code at which it fires. ``leak``: ``(l, L)``, the decay is ``l / 2^L``. ``bits``: of the stored
-    membrane, in steps of ``2^shift`` codes, saturating (None: stored as it is). ``leak_first``: the leak is applied to
-    what is stored, before Q (MINT), instead of to what is read. ``reset_by``: codes that a soft reset subtracts (None: the
-    threshold).
+    ``threshold``: integer code at which it fires. ``leak``: ``(l, L)``, the decay is ``l / 2^L``. ``bits``:
+    of the stored membrane, in steps of ``2^shift`` codes, saturating (None: stored as it is). ``leak_first``:
+    the leak is applied to what is stored, before Q (MINT), instead of to what is read. ``reset_by``: codes
+    that a soft reset subtracts (None: the threshold).
     """
 
     unit: float
@@ -112,7 +117,9 @@ class Grid:
 
 @dataclass(frozen=True)
 class Constants:
-    """All of a neuron but its decay, gain and initial value; hashable, so that compiled code can be kept by it."""
+    """All of a neuron but its decay, gain and initial value; hashable, so that compiled code can be kept
+    by it.
+    """
 
     threshold: float = 1.0
     reset: Reset = "hard"
@@ -128,10 +135,13 @@ class Constants:
         return self.threshold * self.reset_by if self.grid is None else float(self.grid.subtracted)
 
 
-def step(current: Tensor, v: Tensor, decay: Number, gain: Number, c: Constants) -> tuple[Tensor, Tensor, Tensor]:
+def step(
+    current: Tensor, v: Tensor, decay: Number, gain: Number, c: Constants
+) -> tuple[Tensor, Tensor, Tensor]:
     """One time step.
 
-    Shape: ``current`` and ``v`` (N, ...); returns spike, charged membrane H, stored membrane V, each (N, ...).
+    Shape: ``current`` and ``v`` (N, ...); returns spike, charged membrane H, stored membrane V, each (N,
+    ...).
     """
     if c.grid is not None:
         h = c.grid.charge(v, current)
@@ -165,7 +175,8 @@ def scan(
     """All time steps.
 
     Shape: ``current`` (T, N, ...), or (N, ...) with ``steps`` given: a constant current; ``v`` (N, ...).
-    Returns spikes (T, N, ...), charged membranes (T, N, ...) or None unless ``membrane``, and the last V (N, ...).
+    Returns spikes (T, N, ...), charged membranes (T, N, ...) or None unless ``membrane``, and the last V (N,
+    ...).
     """
     constant = steps is not None
     spikes, charged = [], []

@@ -1,11 +1,13 @@
 """Event-driven convolution on the CPU: where the input is spikes, and few of them, only these are computed.
 
-A dense convolution multiplies all zeros too. Here spikes are turned into bits; forward adds the weights' rows that they pick,
-the weights' gradient adds the output gradient's rows to those; only the gradient of the input is dense. Work is in proportion to
-the firing rate. Backward keeps the bits (1/16 or 1/32 of the spikes' memory).
+A dense convolution multiplies all zeros too. Here spikes are turned into bits; forward adds the weights' rows
+that they pick, the weights' gradient adds the output gradient's rows to those; only the gradient of the input
+is dense. Work is in proportion to the firing rate. Backward keeps the bits (1/16 or 1/32 of the spikes'
+memory).
 
-The arithmetic (``event_driven.cpp``; sums in float32, as in a dense convolution) is compiled once for a machine with its C++
-compiler and loaded through ctypes; without one, and wherever it does not apply, the convolution is torch's.
+The arithmetic (``event_driven.cpp``; sums in float32, as in a dense convolution) is compiled once for a
+machine with its C++ compiler and loaded through ctypes; without one, and wherever it does not apply, the
+convolution is torch's.
 """
 
 import ctypes
@@ -39,7 +41,9 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1}
 class Shape(ctypes.Structure):
     """Sizes as ``event_driven.cpp`` knows them."""
 
-    _fields_ = [(name, ctypes.c_int32) for name in ("H", "W", "C", "Ho", "Wo", "K", "kh", "kw", "stride", "pad")]
+    _fields_ = [
+        (name, ctypes.c_int32) for name in ("H", "W", "C", "Ho", "Wo", "K", "kh", "kw", "stride", "pad")
+    ]
 
 
 @cache
@@ -53,14 +57,28 @@ def library() -> Any:
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error).encode()
         words = said.decode(errors="replace").strip().splitlines()[:1]
-        logging.getLogger("spikedistill").warning("convolutions stay dense, their code was not compiled: %s", *words)
+        logging.getLogger("spikedistill").warning(
+            "convolutions stay dense, their code was not compiled: %s", *words
+        )
         return None
 
 
 def _built(compiler: str) -> Path:
-    """The shared library's file; built where this machine has none yet of this source, compiler and processor."""
+    """The shared library's file; built where this machine has none yet of this source, compiler and
+    processor.
+    """
     march = os.environ.get("TORCHINDUCTOR_CPP_MARCH", "native")
-    command = [compiler, "-O3", f"-march={march}", "-std=c++17", "-fopenmp", "-shared", "-fPIC", str(SOURCE), "-o"]
+    command = [
+        compiler,
+        "-O3",
+        f"-march={march}",
+        "-std=c++17",
+        "-fopenmp",
+        "-shared",
+        "-fPIC",
+        str(SOURCE),
+        "-o",
+    ]
     about = "\n".join([SOURCE.read_text(), *command[:-2], *sorted(flags() or ())])
     path = cache_folder() / "compiled" / f"event_driven_{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
     if not path.exists():
@@ -82,7 +100,9 @@ def _load(path: Path) -> Any:
 
 
 def bits_of(x: Tensor) -> Tensor | None:
-    """Spikes (M, C, H, W), channels last, as bits (M*H*W, words); None where there are others than 0 and 1, or too many."""
+    """Spikes (M, C, H, W), channels last, as bits (M*H*W, words); None where there are others than 0 and
+    1, or too many.
+    """
     M, C, H, W = x.shape
     bits = torch.empty(M * H * W, (C + 63) // 64, dtype=torch.int64)
     kind, threads = KINDS[x.dtype], torch.get_num_threads()
@@ -146,7 +166,9 @@ class _EventConvolution(torch.autograd.Function):
 
 
 class Conv2d(strided.Conv2d):
-    """torch's convolution, computed event by event where its input is few spikes and neurons run compiled on a CPU."""
+    """torch's convolution, computed event by event where its input is few spikes and neurons run compiled
+    on a CPU.
+    """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if compilation.mode() == "compiled" and self._applies(x, weight):
@@ -155,7 +177,9 @@ class Conv2d(strided.Conv2d):
             if given.dtype == (torch.bfloat16 if half else weight.dtype) and library() is not None:
                 bits = bits_of(given)
                 if bits is not None:
-                    return _EventConvolution.apply(given, bits, weight, bias, self.stride[0], int(self.padding[0]))
+                    return _EventConvolution.apply(
+                        given, bits, weight, bias, self.stride[0], int(self.padding[0])
+                    )
         return super()._conv_forward(x, weight, bias)
 
     def _applies(self, x: Tensor, weight: Tensor) -> bool:
@@ -179,7 +203,9 @@ class Conv2d(strided.Conv2d):
 
 
 def equip(network: Some) -> Some:
-    """Let the convolutions of a network be computed event by event, and safely (:mod:`.strided`); returns it."""
+    """Let the convolutions of a network be computed event by event, and safely (:mod:`.strided`); returns
+    it.
+    """
     for module in network.modules():
         if type(module) in (nn.Conv2d, strided.Conv2d):
             module.__class__ = Conv2d

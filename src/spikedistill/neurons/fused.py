@@ -1,7 +1,8 @@
-"""Norm, neuron and surrogate over all time steps as one differentiable operation (arithmetic in :mod:`.kernels`).
+"""Norm, neuron and surrogate over all time steps as one differentiable operation (arithmetic in
+:mod:`.kernels`).
 
-It keeps the convolution's output (and a residual) for backward, and nothing per time step. Memory layout is the input's:
-channels last stays channels last, everything else is taken as channels first.
+It keeps the convolution's output (and a residual) for backward, and nothing per time step. Memory layout is
+the input's: channels last stays channels last, everything else is taken as channels first.
 """
 
 import math
@@ -21,7 +22,9 @@ from .kernels import DECAY, GAIN, Plan, into, kernels, statistics, through, tota
 
 @dataclass(frozen=True)
 class Batch:
-    """The batch's own statistics, functions of x: mean, 1 / deviation, values per channel; shared between processes?"""
+    """The batch's own statistics, functions of x: mean, 1 / deviation, values per channel; shared between
+    processes?
+    """
 
     mean: Tensor
     rstd: Tensor
@@ -35,7 +38,9 @@ def usable(x: Tensor) -> bool:
 
 
 def dense(x: Tensor) -> tuple[Tensor, bool]:
-    """``x`` (M, C, ...) without gaps, and whether its channels are last (so they are where there are no places)."""
+    """``x`` (M, C, ...) without gaps, and whether its channels are last (so they are where there are no
+    places).
+    """
     if x.dim() <= 2 or x.shape[2:].numel() == 1:
         return x.contiguous(), True
     last = x.movedim(1, -1)
@@ -76,7 +81,9 @@ class _View:
         return x.reshape(self.T, *self.shape).data if timed else x.reshape(self.shape).data
 
     def outward(self, y: Tensor, shape: torch.Size) -> Tensor:
-        """To ``shape`` = (..., C, places); .data: no view for autograd, so that it may be changed in place."""
+        """To ``shape`` = (..., C, places); .data: no view for autograd, so that it may be changed in
+        place.
+        """
         if not self.last or not self.places:
             return y.view(shape).data
         lead = shape[: len(shape) - 1 - len(self.places)]
@@ -135,7 +142,9 @@ class _Fused(torch.autograd.Function):
 def _backward(
     plan: Plan, arguments: tuple[Any, ...], needs: tuple[bool, ...], batch: Batch | None
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, of the norm's two vectors, of the residual, of the neuron's numbers; in the kernels' shapes."""
+    """Gradients of x, of the norm's two vectors, of the residual, of the neuron's numbers; in the kernels'
+    shapes.
+    """
     x, a, _, residual, k, *_ = arguments
     need_x, need_weight, need_bias, need_residual = needs[:4]
     last = plan.channels_last
@@ -184,14 +193,24 @@ def _numbers(values: tuple[float, ...], dtype: torch.dtype, device: torch.device
 def numbers(
     decay: Number, gain: Number, initial: float, c: Constants, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """A neuron's numbers as one tensor, in the order of :mod:`.kernels`; differentiable in a learned decay and gain."""
+    """A neuron's numbers as one tensor, in the order of :mod:`.kernels`; differentiable in a learned decay
+    and gain.
+    """
     g = c.grid
     if g is None:
         rest = (c.threshold, initial, 1.0, 0.0, 0.0, 1.0, c.subtracted)
     else:
         half = 2 ** ((g.bits or 1) - 1)
         start = float(math.floor(initial / g.unit + 0.5))
-        rest = (float(g.threshold), start, g.unit, -float(half), float(half - 1), float(1 << g.shift), c.subtracted)
+        rest = (
+            float(g.threshold),
+            start,
+            g.unit,
+            -float(half),
+            float(half - 1),
+            float(1 << g.shift),
+            c.subtracted,
+        )
         decay, gain = g.decay, 1.0
     if isinstance(decay, Tensor) or isinstance(gain, Tensor):
         pair = [torch.as_tensor(v, dtype=dtype, device=device) for v in (decay, gain)]
@@ -220,8 +239,9 @@ def run(
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Spikes (T*N, ...) and, if asked, charged membranes (T, N, ...) of ``neuron(a * x + b + residual)``.
 
-    ``affine`` is ``(a, b)``; with ``batch`` it is ``(weight, bias)`` of the norm with the batch's statistics, and backward
-    goes through these. Without it the neuron stands alone. Shape: x (T*N, C, ...), constant current (N, C, ...).
+    ``affine`` is ``(a, b)``; with ``batch`` it is ``(weight, bias)`` of the norm with the batch's statistics,
+    and backward goes through these. Without it the neuron stands alone. Shape: x (T*N, C, ...), constant
+    current (N, C, ...).
     """
     x, last = dense(x)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32

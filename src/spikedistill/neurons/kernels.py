@@ -1,4 +1,5 @@
-"""The fused arithmetic of norm, neuron and surrogate over all time steps: pure functions of tensors, backward by hand.
+"""The fused arithmetic of norm, neuron and surrogate over all time steps: pure functions of tensors, backward
+by hand.
 
     I_t = a * x_t + b (+ residual_t)            a, b per channel; absent where the neuron stands alone
     H_t, S_t, V_t as in ``dynamics``
@@ -13,11 +14,11 @@ and backward in time, with gS, gH the gradients that arrive at spikes and charge
 The batch's statistics are part of the derivative: with s = sum gI, q = sum gI * (x - mean) per channel,
 ``gx = a * gI - a/n * s - a * rstd^2/n * q * (x - mean)``, weight gets ``q * rstd``, bias ``s``.
 
-Nothing but x (and a residual) is kept for backward: the states are computed a second time, which costs less than reading
-them. Backward is three kernels: gI, with s and q before they are summed over places; these sums; gx from gI. A kernel
-that also reduced would keep gI of every step in float32, because the compiler does not fuse across a change of loops.
-Shape: x (T, N, L, C) with channels last, (T, N, C, L) with channels first, L the number of places; (N, ...) for a
-constant current; (T, M) or (M,) for a neuron alone.
+Nothing but x (and a residual) is kept for backward: the states are computed a second time, which costs less
+than reading them. Backward is three kernels: gI, with s and q before they are summed over places; these sums;
+gx from gI. A kernel that also reduced would keep gI of every step in float32, because the compiler does not
+fuse across a change of loops. Shape: x (T, N, L, C) with channels last, (T, N, C, L) with channels first, L
+the number of places; (N, ...) for a constant current; (T, M) or (M,) for a neuron alone.
 """
 
 from dataclasses import dataclass, replace
@@ -61,7 +62,9 @@ class Plan:
         residual: bool = False, membrane: bool = False, learned: bool = False,
     ) -> "Plan":  # fmt: skip
         """The plan for a neuron with these constants."""
-        kind: Literal["plain", "bits"] | None = None if c.grid is None else "plain" if c.grid.bits is None else "bits"
+        kind: Literal["plain", "bits"] | None = (
+            None if c.grid is None else "plain" if c.grid.bits is None else "bits"
+        )
         leak_first = c.grid is not None and c.grid.leak_first
         threshold = c.threshold if c.grid is None else c.grid.threshold
         return cls(
@@ -71,13 +74,15 @@ class Plan:
 
 
 _Optional = Tensor | None
-# gI of all steps; then, summed over time but not over places: s, q, gradients of decay and of gain. With a constant
-# current gI is summed over time too, and s, the same, is None.
+# gI of all steps; then, summed over time but not over places: s, q, gradients of decay and of gain. With a
+# constant current gI is summed over time too, and s, the same, is None.
 Gradients = tuple[Tensor, _Optional, _Optional, _Optional, _Optional]
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over all but the last dimension of (M, L, C): one read, sums shifted by the first value."""
+    """Mean and biased variance over all but the last dimension of (M, L, C): one read, sums shifted by the
+    first value.
+    """
     pivot = at_least_float32(x[0, 0])
     return _moments(at_least_float32(x) - pivot, pivot, 1, x.shape[0] * x.shape[1])
 
@@ -105,7 +110,9 @@ class _Arithmetic:
     def input(self, x: Tensor, t: int) -> Tensor:
         return at_least_float32(x if self.p.encode else x[t])
 
-    def current(self, x: Tensor, a: Tensor | None, b: Tensor | None, residual: Tensor | None, t: int) -> Tensor:
+    def current(
+        self, x: Tensor, a: Tensor | None, b: Tensor | None, residual: Tensor | None, t: int
+    ) -> Tensor:
         i = self.input(x, t)
         if a is not None and b is not None:
             i = self.channel(a) * i + self.channel(b)
@@ -157,8 +164,9 @@ class _Arithmetic:
     ) -> Gradients:  # fmt: skip
         """Of the currents; what the statistics' (with ``center``), decay's and gain's are sums of.
 
-        ``gain`` is the neuron's for each channel, where there is a norm: all results then depend on the channel, and the
-        compiler makes one loop of them; else it would merge some loops' dimensions, and keep gH in between.
+        ``gain`` is the neuron's for each channel, where there is a norm: all results then depend on the
+        channel, and the compiler makes one loop of them; else it would merge some loops' dimensions, and keep
+        gH in between.
         """
         steps, p = range(self.p.T), self.p
         factor = k[GAIN] if gain is None else self.channel(gain)
@@ -177,7 +185,10 @@ class _Arithmetic:
         for t in reversed(steps):
             h = charged[t]
             u = h - k[THRESHOLD]
-            gs, gh = at_least_float32(g_spikes[t]), None if g_charged is None else at_least_float32(g_charged[t])
+            gs, gh = (
+                at_least_float32(g_spikes[t]),
+                None if g_charged is None else at_least_float32(g_charged[t]),
+            )
             if gv is not None:
                 gr = self.through_store(gv, self.after(h, u, k), k) if p.grid else gv
                 if p.reset is not None and not p.detach_reset:
@@ -195,7 +206,11 @@ class _Arithmetic:
         if center is not None:
             c = self.channel(center)
             s = add(g_currents)
-            q = s * (self.input(x, 0) - c) if p.encode else weighted(g_currents, [self.input(x, t) - c for t in steps])
+            q = (
+                s * (self.input(x, 0) - c)
+                if p.encode
+                else weighted(g_currents, [self.input(x, t) - c for t in steps])
+            )
         if p.learned:
             of_decay, of_gain = weighted(g_charges, before), weighted(g_charges, currents)
         if p.encode:
@@ -223,7 +238,9 @@ class Kernels:
 def _forward(p: Plan) -> Kernel:
     ops = _Arithmetic(p)
 
-    def forward(x: Tensor, a: _Optional, b: _Optional, residual: _Optional, k: Tensor) -> tuple[Tensor, _Optional]:
+    def forward(
+        x: Tensor, a: _Optional, b: _Optional, residual: _Optional, k: Tensor
+    ) -> tuple[Tensor, _Optional]:
         spikes, charged = [], []
         v = k[INITIAL]
         for t in range(p.T):
@@ -243,7 +260,8 @@ def _gradients(p: Plan) -> Kernel:
     ops = _Arithmetic(p)
 
     def gradients(
-        x: Tensor, a: _Optional, b: _Optional, residual: _Optional, k: Tensor, g_spikes: Tensor, g_charged: _Optional,
+        x: Tensor, a: _Optional, b: _Optional, residual: _Optional, k: Tensor, g_spikes: Tensor,
+        g_charged: _Optional,
         center: _Optional, gain: _Optional,
     ) -> Gradients:  # fmt: skip
         return ops.gradients(x, a, b, residual, k, g_spikes, g_charged, center, gain)
@@ -275,7 +293,9 @@ def sums_first(s: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def through_norm(g: Tensor, x: Tensor, a: Tensor, center: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
-    """gx from gI of a norm with the batch's statistics; (..., C) with vectors (C,), (..., C, L) with (C, 1)."""
+    """gx from gI of a norm with the batch's statistics; (..., C) with vectors (C,), (..., C, L) with (C,
+    1).
+    """
     return (a * at_least_float32(g) - k1 - k2 * (at_least_float32(x) - center)).to(x.dtype)
 
 

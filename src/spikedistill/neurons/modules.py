@@ -1,6 +1,7 @@
 """Neurons as modules: thin shells over :mod:`.dynamics` that fold time into the batch.
 
-Tensors are ``(T*N, ...)``, time-major. An encoding neuron takes a constant current ``(N, ...)`` and gives ``(T*N, ...)``.
+Tensors are ``(T*N, ...)``, time-major. An encoding neuron takes a constant current ``(N, ...)`` and gives
+``(T*N, ...)``.
 """
 
 import inspect
@@ -25,10 +26,12 @@ RESETS = ("hard", "soft", None)
 
 
 class Neuron(nn.Module):
-    """What all neurons share: constants, the view of time, streaming and captures. Use ``IF``, ``LIF`` or ``PLIF``.
+    """What all neurons share: constants, the view of time, streaming and captures. Use ``IF``, ``LIF`` or
+    ``PLIF``.
 
-    ``surrogate``: None is ``atan``, and in a balanced network the one that suits the neuron. ``reset_by``: a soft reset
-    subtracts so many thresholds (snnTorch subtracts one undecayed threshold a step later: ``reset_by = 1 / decay``).
+    ``surrogate``: None is ``atan``, and in a balanced network the one that suits the neuron. ``reset_by``: a
+    soft reset subtracts so many thresholds (snnTorch subtracts one undecayed threshold a step later:
+    ``reset_by = 1 / decay``).
     """
 
     grid: Grid | None = None  # set by quantization: then current, H and V are integer codes
@@ -63,7 +66,9 @@ class Neuron(nn.Module):
         if not 0 < reset_by < math.inf:
             raise SpikedistillError(f"reset_by must be a number of thresholds above 0, found {reset_by}")
         if reset_by != 1 and reset != "soft":
-            raise SpikedistillError(f"reset_by is what a soft reset subtracts; found {reset_by} with reset={reset!r}")
+            raise SpikedistillError(
+                f"reset_by is what a soft reset subtracts; found {reset_by} with reset={reset!r}"
+            )
         self.reset_by = float(reset_by)
 
     @property
@@ -80,7 +85,13 @@ class Neuron(nn.Module):
     def constants(self) -> Constants:
         """All but decay, gain and initial value."""
         return Constants(
-            self.threshold, self.reset, self.surrogate, self.detach_reset, self.smooth, self.grid, self.reset_by
+            self.threshold,
+            self.reset,
+            self.surrogate,
+            self.detach_reset,
+            self.smooth,
+            self.grid,
+            self.reset_by,
         )
 
     @property
@@ -103,9 +114,11 @@ class Neuron(nn.Module):
         return shape
 
     def spec(self) -> dict[str, Any]:
-        """The neuron as a recipe's mapping, every value in force: ``build(neuron.spec())`` makes its like under any default.
+        """The neuron as a recipe's mapping, every value in force: ``build(neuron.spec())`` makes its like
+        under any default.
 
-        ``encode``, which is the site's matter, and what few neurons have are named only where they are not as usual.
+        ``encode``, which is the site's matter, and what few neurons have are named only where they are not as
+        usual.
         """
         cls = type(self)
         other = None if cls.__module__.startswith("spikedistill.") else own_code.address_of(cls)
@@ -128,7 +141,9 @@ class Neuron(nn.Module):
 
     @property
     def standard(self) -> bool:
-        """Whether it computes by the equations of :mod:`.dynamics`; a subclass with a ``simulate`` of its own does not."""
+        """Whether it computes by the equations of :mod:`.dynamics`; a subclass with a ``simulate`` of its
+        own does not.
+        """
         return type(self).simulate is Neuron.simulate
 
     @property
@@ -177,8 +192,8 @@ class IF(Neuron):
 class LIF(Neuron):
     """Leaky integrate and fire: ``H_t = decay * V_{t-1} + gain * I_t``.
 
-    ``LIF(tau)`` has decay ``1 - 1/tau`` and gain ``1/tau`` (SpikingJelly's default form, tau = 2); ``LIF(decay=0.25)`` has
-    gain 1 (the MS-ResNet convention). Giving both tau and decay is an error.
+    ``LIF(tau)`` has decay ``1 - 1/tau`` and gain ``1/tau`` (SpikingJelly's default form, tau = 2);
+    ``LIF(decay=0.25)`` has gain 1 (the MS-ResNet convention). Giving both tau and decay is an error.
     Shape: (T*N, ...) to (T*N, ...); with ``encode`` (N, ...) to (T*N, ...).
     """
 
@@ -197,7 +212,9 @@ class LIF(Neuron):
         smooth: bool = False,
         reset_by: float = 1.0,
     ) -> None:
-        super().__init__(threshold, reset, surrogate, time_steps, initial, detach_reset, encode, smooth, reset_by)
+        super().__init__(
+            threshold, reset, surrogate, time_steps, initial, detach_reset, encode, smooth, reset_by
+        )
         if tau is not None and decay is not None:
             raise SpikedistillError(f"LIF takes tau or decay, not both; found tau={tau}, decay={decay}")
         if decay is None:
@@ -232,8 +249,8 @@ class PLIF(Neuron):
     """LIF with a learned time constant, one per layer: ``1/tau = sigmoid(w)``, ``w = -ln(init_tau - 1)``.
 
     Decay ``1 - 1/tau``, gain ``1/tau``, or a constant ``gain`` (1: SpikingJelly's ``decay_input=False``).
-    Fang et al., "Incorporating learnable membrane time constant to enhance learning of spiking neural networks",
-    ICCV 2021. Shape: (T*N, ...) to (T*N, ...).
+    Fang et al., "Incorporating learnable membrane time constant to enhance learning of spiking neural
+    networks", ICCV 2021. Shape: (T*N, ...) to (T*N, ...).
     """
 
     seldom = {**Neuron.seldom, "gain": None}
@@ -252,7 +269,9 @@ class PLIF(Neuron):
         reset_by: float = 1.0,
         gain: float | None = None,
     ) -> None:
-        super().__init__(threshold, reset, surrogate, time_steps, initial, detach_reset, encode, smooth, reset_by)
+        super().__init__(
+            threshold, reset, surrogate, time_steps, initial, detach_reset, encode, smooth, reset_by
+        )
         if not init_tau > 1:
             raise SpikedistillError(f"PLIF: init_tau must be more than 1, found {init_tau}")
         self.init_tau, self._given_gain = float(init_tau), None if gain is None else float(gain)
@@ -285,9 +304,9 @@ class Repeat(nn.Module):
 class NormNeuron(BatchStatistics, nn.Module):
     """A batch norm and the neuron behind it, together: ``neuron(norm(current) + residual)``.
 
-    The statistics are over T, N and space jointly (tdBN's meaning; Zheng et al., AAAI 2021). The state dict looks like a
-    batch norm's. ``neuron`` may be ``nn.ReLU()``: the ANN twin. Statistics, affine map, grid and scan are separate
-    methods, so that quantization and evaluation reuse them.
+    The statistics are over T, N and space jointly (tdBN's meaning; Zheng et al., AAAI 2021). The state dict
+    looks like a batch norm's. ``neuron`` may be ``nn.ReLU()``: the ANN twin. Statistics, affine map, grid and
+    scan are separate methods, so that quantization and evaluation reuse them.
 
     Shape: (T*N, C, ...) to (T*N, C, ...); with an encoding neuron (N, C, ...) to (T*N, C, ...).
     """
@@ -310,7 +329,9 @@ class NormNeuron(BatchStatistics, nn.Module):
         self.neuron = neuron
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance per channel: the batch's in training (running ones updated), else the running ones."""
+        """Mean and biased variance per channel: the batch's in training (running ones updated), else the
+        running ones.
+        """
         if not self.training:
             return self.running_mean, self.running_var
         dims = [d for d in range(x.dim()) if d != 1]
@@ -319,7 +340,8 @@ class NormNeuron(BatchStatistics, nn.Module):
 
     def track(self, mean: Tensor, var: Tensor, n: int | Tensor) -> None:
         """Move the running statistics towards a batch's; ``n`` values per channel were read."""
-        # A constant current stands for T equal ones: the unbiased factor counts them all, as a repeated input would.
+        # A constant current stands for T equal ones: the unbiased factor counts them all, as a repeated input
+        # would.
         neuron = self.neuron
         copies = simulation.steps(neuron.time_steps) if isinstance(neuron, Neuron) and neuron.encode else 1
         update_running(self, mean, var, n * copies)
@@ -337,11 +359,15 @@ class NormNeuron(BatchStatistics, nn.Module):
             a, b = (v.view(-1, *[1] * (x.dim() - 2)) for v in self.affine(*self.statistics(x)))
             y = (a * x + b).to(x.dtype)
         elif self.training:
-            y, mean, invstd = torch.native_batch_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps)
+            y, mean, invstd = torch.native_batch_norm(
+                x, self.weight, self.bias, None, None, True, 0.0, self.eps
+            )
             var = (invstd.detach() ** -2 - self.eps).clamp(min=0)
             self.track(mean.detach(), var, x.numel() // self.channels)
         else:
-            y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            y = F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
         return y if residual is None else y + residual
 
     @property
@@ -350,7 +376,9 @@ class NormNeuron(BatchStatistics, nn.Module):
         return self.grid is None and type(self).current is NormNeuron.current
 
     def for_fused(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], fused.Batch | None]:
-        """For :func:`.fused.run`: ``(a, b)`` and None; in training weight, bias and the batch's statistics."""
+        """For :func:`.fused.run`: ``(a, b)`` and None; in training weight, bias and the batch's
+        statistics.
+        """
         if not self.training:
             return self.affine(self.running_mean, self.running_var), None
         with torch.no_grad():
@@ -362,7 +390,8 @@ class NormNeuron(BatchStatistics, nn.Module):
         """``residual``, shaped as ``x``, is added after the norm, before charging."""
         if residual is not None and residual.shape != x.shape:
             raise SpikedistillError(
-                f"NormNeuron: the residual must have the shape of the current {tuple(x.shape)}, found {tuple(residual.shape)}"
+                f"NormNeuron: the residual must have the shape of the current {tuple(x.shape)}, "
+                f"found {tuple(residual.shape)}"
             )
         if not isinstance(self.neuron, Neuron):
             return self.neuron(self.current(x, residual))
@@ -379,7 +408,9 @@ def neuron_of(module: nn.Module | None) -> Neuron | None:
 
 
 def layers(network: nn.Module) -> dict[str, Neuron]:
-    """The neuron layers of a network by path, in order of definition; a norm and its neuron are one, at the norm's path."""
+    """The neuron layers of a network by path, in order of definition; a norm and its neuron are one, at
+    the norm's path.
+    """
     inside = {f"{path}.neuron" for path, m in network.named_modules() if isinstance(m, NormNeuron)}
     found = {path: neuron_of(m) for path, m in network.named_modules() if path not in inside}
     return {path: neuron for path, neuron in found.items() if neuron is not None}

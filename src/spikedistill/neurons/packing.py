@@ -1,7 +1,7 @@
 """Less memory for training: spikes kept for backward as bits.
 
-The layer behind a neuron keeps its input for backward; 0 and 1 need one bit there, not 16 or 32. The gradients stay the
-same bit for bit.
+The layer behind a neuron keeps its input for backward; 0 and 1 need one bit there, not 16 or 32. The
+gradients stay the same bit for bit.
 """
 
 from collections.abc import Iterator
@@ -55,10 +55,13 @@ def unpack(packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
 
 
 class Packer:
-    """What one :func:`packed_spikes` context knows: the spikes emitted in it, and how many bytes were kept."""
+    """What one :func:`packed_spikes` context knows: the spikes emitted in it, and how many bytes were
+    kept.
+    """
 
     def __init__(self) -> None:
-        # By storage: a weak reference keeps the address from being used again, so a hit is never somebody else's tensor.
+        # By storage: a weak reference keeps the address from being used again, so a hit is never somebody
+        # else's tensor.
         self._emitted: dict[int, tuple[StorageWeakRef, int]] = {}
         self._packed: dict[int, Tensor] = {}
         self.bytes = 0
@@ -114,8 +117,9 @@ def emitted(spikes: Tensor) -> None:
 def packed_spikes() -> Iterator[Packer]:
     """Keep spikes for backward as bits: forward passes within this context, backward anywhere.
 
-    Only tensors that a neuron of the same context emitted are packed, so sums of spikes and pooled means stay as they are.
-    Yields the packer, whose ``bytes`` and ``bytes_unpacked`` count what all layers keep and what they would have kept.
+    Only tensors that a neuron of the same context emitted are packed, so sums of spikes and pooled means stay
+    as they are. Yields the packer, whose ``bytes`` and ``bytes_unpacked`` count what all layers keep and what
+    they would have kept.
     """
     packer = Packer()
     _packers.append(packer)

@@ -2,10 +2,11 @@
 
     H_t = sum_j W_tj I_j + b_t,    S_t = [H_t >= threshold]
 
-Fang, Yu, Zhou, Chen, Chen, Ma, Masquelier, Tian, "Parallel spiking neurons with high efficiency and ability to learn
-long-term dependencies", NeurIPS 2023. ``PSN`` has all of W, so a step sees later ones; ``MaskedPSN`` keeps a band of ``order``
-diagonals, ``SlidingPSN`` one weight per lag, the same at every step. W and b are learned, one of each per layer. The paper's
-threshold B_t is ``threshold - b_t``; SpikingJelly's bias is ``b_t - threshold``.
+Fang, Yu, Zhou, Chen, Chen, Ma, Masquelier, Tian, "Parallel spiking neurons with high efficiency and ability
+to learn long-term dependencies", NeurIPS 2023. ``PSN`` has all of W, so a step sees later ones; ``MaskedPSN``
+keeps a band of ``order`` diagonals, ``SlidingPSN`` one weight per lag, the same at every step. W and b are
+learned, one of each per layer. The paper's threshold B_t is ``threshold - b_t``; SpikingJelly's bias is ``b_t
+- threshold``.
 """
 
 import math
@@ -24,7 +25,8 @@ INITS = ("exponential", "uniform")
 
 
 class Parallel(Neuron):
-    """What parallel neurons share: the product over time, streaming, the grid. Use one of its three subclasses.
+    """What parallel neurons share: the product over time, streaming, the grid. Use one of its three
+    subclasses.
 
     Quantization sets ``grid`` to a :class:`spikedistill.quantization.temporal.TemporalGrid`.
     """
@@ -67,7 +69,9 @@ class Parallel(Neuron):
         raise NotImplementedError
 
     def matrix(self, start: int, T: int, history: bool) -> Tensor:
-        """W of steps ``start`` to ``start + T - 1``: (T, T), or with ``history`` (T, taps - 1 + T), the steps before included."""
+        """W of steps ``start`` to ``start + T - 1``: (T, T), or with ``history`` (T, taps - 1 + T), the
+        steps before included.
+        """
         raise NotImplementedError
 
     def matrix_bias(self, start: int, T: int) -> Tensor:
@@ -97,7 +101,9 @@ class Parallel(Neuron):
     def simulate(
         self, current: Tensor, state: Tensor | None, T: int, membrane: bool
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """All steps at once; current (T, N, ...), or (N, ...) for an encoding neuron; state (N, taps - 1, ...), see above."""
+        """All steps at once; current (T, N, ...), or (N, ...) for an encoding neuron; state (N, taps - 1,
+        ...), see above.
+        """
         sim = simulation.current()
         streaming = state is not None or (sim is not None and sim.streaming)
         start = sim.step if sim is not None and streaming else 0
@@ -122,7 +128,8 @@ class Parallel(Neuron):
 
 
 def product(W: Tensor, current: Tensor, bias: Tensor) -> Tensor:
-    """``W @ current + bias`` over the first dimension: W (T, M), current (M, N, ...), bias (T,) or () to (T, N, ...).
+    """``W @ current + bias`` over the first dimension: W (T, M), current (M, N, ...), bias (T,) or () to (T,
+    N, ...).
 
     The layout of a step in memory is kept (channels last stays so), so that nothing is copied.
     """
@@ -187,7 +194,8 @@ class _Tied(Parallel):
         own = self.time_steps
         if own != T and not (streaming and own > T):
             raise SpikedistillError(
-                f"{self.kind} has weights for T = {own} time steps, found T = {T}; make and train the network at "
+                f"{self.kind} has weights for T = {own} time steps, found T = {T}; make and train the "
+                "network at "
                 "that T, or take sliding_psn, which runs at any"
             )
 
@@ -195,8 +203,9 @@ class _Tied(Parallel):
 class PSN(_Tied):
     """The parallel spiking neuron: W (T, T) and b (T,) learned, every step sees all steps.
 
-    ``init``: of W, ``uniform`` (the paper's: Kaiming, +-1/sqrt(T)) or ``exponential`` (causal, 1/2 per step back). Tied to its T:
-    another one, and streaming, are errors. Shape: (T*N, ...) to (T*N, ...); with ``encode`` (N, ...) to (T*N, ...).
+    ``init``: of W, ``uniform`` (the paper's: Kaiming, +-1/sqrt(T)) or ``exponential`` (causal, 1/2 per step
+    back). Tied to its T: another one, and streaming, are errors. Shape: (T*N, ...) to (T*N, ...); with
+    ``encode`` (N, ...) to (T*N, ...).
     """
 
     kind = "psn"
@@ -221,9 +230,10 @@ class PSN(_Tied):
 class MaskedPSN(_Tied):
     """The masked parallel spiking neuron: of W only the ``order`` diagonals at and below the main one count.
 
-    The mask may come in slowly: ``W * (lambda * band + 1 - lambda)``, lambda from ``mask_start`` to 1 over the first ``anneal``
-    forward passes in training (the reference's ``lambda_init`` and the paper's progressive masking; 0: the band from the start).
-    The passes are counted in the buffer ``passes``. Tied to its T; it streams once the mask is whole. Shape: as :class:`PSN`.
+    The mask may come in slowly: ``W * (lambda * band + 1 - lambda)``, lambda from ``mask_start`` to 1 over
+    the first ``anneal`` forward passes in training (the reference's ``lambda_init`` and the paper's
+    progressive masking; 0: the band from the start). The passes are counted in the buffer ``passes``. Tied to
+    its T; it streams once the mask is whole. Shape: as :class:`PSN`.
     """
 
     kind = "masked_psn"
@@ -286,10 +296,11 @@ class MaskedPSN(_Tied):
 
 
 class SlidingPSN(Parallel):
-    """The sliding parallel spiking neuron: ``H_t = sum_i w_i I_(t-k+1+i) + b``, k = ``order``, the same at every step.
+    """The sliding parallel spiking neuron: ``H_t = sum_i w_i I_(t-k+1+i) + b``, k = ``order``, the same at
+    every step.
 
-    ``init``: of w, ``exponential`` (..., 1/4, 1/2, 1) as in the paper, or ``uniform`` (Kaiming, +-1/sqrt(k)). Runs at any T and
-    streams: the state is the last k - 1 currents. Shape: as :class:`PSN`.
+    ``init``: of w, ``exponential`` (..., 1/4, 1/2, 1) as in the paper, or ``uniform`` (Kaiming, +-1/sqrt(k)).
+    Runs at any T and streams: the state is the last k - 1 currents. Shape: as :class:`PSN`.
     """
 
     kind = "sliding_psn"

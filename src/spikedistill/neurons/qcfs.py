@@ -1,7 +1,8 @@
-"""QCFS, the quantized activation that makes an ANN convertible, and the signed multi-spike neuron that repeats it.
+"""QCFS, the quantized activation that makes an ANN convertible, and the signed multi-spike neuron that
+repeats it.
 
-Bu, Fang, Ding, Dai, Yu, Huang, "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency spiking neural
-networks", ICLR 2022: quantization clip-floor-shift.
+Bu, Fang, Ding, Dai, Yu, Huang, "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency spiking
+neural networks", ICLR 2022: quantization clip-floor-shift.
 """
 
 import torch
@@ -23,11 +24,13 @@ def qcfs(x: Tensor, threshold: Tensor | float, levels: int) -> Tensor:
 
 
 class QCFS(nn.Module):
-    """Activation of an ANN to be converted: ``theta * clip(floor(x L / theta + 1/2) / L, 0, 1)`` with a learned theta.
+    """Activation of an ANN to be converted: ``theta * clip(floor(x L / theta + 1/2) / L, 0, 1)`` with a
+    learned theta.
 
-    ``levels``: L (8 here; the paper tries 2 to 32). ``init_threshold``: theta at the start (8, the public code's).
-    The average output of an IF neuron with threshold theta, V_0 = theta/2 and soft reset is this with L = T, when its
-    current is constant. Shape: any, kept. Recipe: ``network: {name: vgg16, ann: true, neuron: {type: qcfs, levels: 4}}``.
+    ``levels``: L (8 here; the paper tries 2 to 32). ``init_threshold``: theta at the start (8, the public
+    code's). The average output of an IF neuron with threshold theta, V_0 = theta/2 and soft reset is this
+    with L = T, when its current is constant. Shape: any, kept. Recipe: ``network: {name: vgg16, ann: true,
+    neuron: {type: qcfs, levels: 4}}``.
     """
 
     def __init__(self, levels: int = 8, init_threshold: float = 8.0) -> None:
@@ -54,17 +57,19 @@ class QCFS(nn.Module):
 class SignedIF(Neuron):
     """Integrate and fire with several spikes a step, negative ones to take back: at T = 1 it is QCFS itself.
 
-        V_t = V_{t-1} + I_t                                             nothing is reset; V is the sum of currents
-        E_t = clip(floor(V_t L / threshold + 1/2), 0, L t)              spikes due until step t
-        S_t = E_t - E_{t-1}                                             spikes of this step, an integer of either sign
+        V_t = V_{t-1} + I_t                                   nothing is reset; V is the sum of currents
+        E_t = clip(floor(V_t L / threshold + 1/2), 0, L t)    spikes due until step t
+        S_t = E_t - E_{t-1}                                   spikes of this step, an integer of either sign
 
-    A spike is worth ``threshold / L``, so that after t steps their mean is QCFS with L t levels of the mean current. Our
-    reading of Zhang, Li, Yu, "Quantization meets spikes: lossless conversion in the first timestep via polarity
-    multi-spike mapping", arXiv 2508.14520 (its equations are not public).
+    A spike is worth ``threshold / L``, so that after t steps their mean is QCFS with L t levels of the mean
+    current. Our reading of Zhang, Li, Yu, "Quantization meets spikes: lossless conversion in the first
+    timestep via polarity multi-spike mapping", arXiv 2508.14520 (its equations are not public).
     Shape: (T*N, ...) to (T*N, ...); with ``encode`` (N, ...) to (T*N, ...).
     """
 
-    def __init__(self, levels: int = 8, threshold: float = 1.0, time_steps: int = 1, encode: bool = False) -> None:
+    def __init__(
+        self, levels: int = 8, threshold: float = 1.0, time_steps: int = 1, encode: bool = False
+    ) -> None:
         super().__init__(threshold, None, time_steps=time_steps, encode=encode)
         if levels < 1:
             raise SpikedistillError(f"signed_if: levels must be at least 1, found {levels}")

@@ -46,8 +46,8 @@ def _again(
 def checkpointed(function: Callable[..., Any], *args: Any, modules: tuple[nn.Module, ...] = ()) -> Any:
     """``function(*args)`` of which only the arguments are kept; backward computes it a second time.
 
-    The second time re-enters the simulation as it was: calls are counted, running statistics moved and captures taken once.
-    ``modules`` are those that ``function`` runs. Dropout draws the same masks again.
+    The second time re-enters the simulation as it was: calls are counted, running statistics moved and
+    captures taken once. ``modules`` are those that ``function`` runs. Dropout draws the same masks again.
     """
     if not torch.is_grad_enabled():
         return function(*args)
@@ -67,7 +67,11 @@ def _has_neurons(module: nn.Module) -> bool:
 
 def _sequences(module: nn.Module) -> Iterator[nn.Sequential]:
     """The outermost sequences that contain neurons."""
-    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and len(module) > 1:
+    if (
+        isinstance(module, nn.Sequential)
+        and type(module).forward is nn.Sequential.forward
+        and len(module) > 1
+    ):
         if _has_neurons(module):
             yield module
     else:
@@ -76,7 +80,9 @@ def _sequences(module: nn.Module) -> Iterator[nn.Sequential]:
 
 
 def _by_runs(sequence: nn.Sequential) -> Callable[[Tensor], Tensor]:
-    """The forward of a sequence that recomputes its children in runs, each up to a child that contains a neuron."""
+    """The forward of a sequence that recomputes its children in runs, each up to a child that contains a
+    neuron.
+    """
     runs = [nn.Sequential()]
     for child in sequence:
         runs[-1].append(child)
@@ -99,10 +105,12 @@ def _as_a_whole(block: nn.Module) -> Callable[..., Any]:
 
 @contextmanager
 def lean(network: nn.Module, blocks: list[nn.Module] | None = None) -> Iterator[None]:
-    """Recompute blocks in backward: forward passes of ``network`` within this context keep the inputs of blocks only.
+    """Recompute blocks in backward: forward passes of ``network`` within this context keep the inputs of
+    blocks only.
 
-    ``blocks``: the modules to recompute each as a whole; default: every run of layers up to a neuron in the outermost
-    ``nn.Sequential`` that contain neurons (a convolution with its neuron in VGGs, a residual block in ResNets).
+    ``blocks``: the modules to recompute each as a whole; default: every run of layers up to a neuron in the
+    outermost ``nn.Sequential`` that contain neurons (a convolution with its neuron in VGGs, a residual block
+    in ResNets).
 
     Raises:
         SpikedistillError: when there are no blocks given and no such sequences.
@@ -118,7 +126,9 @@ def lean(network: nn.Module, blocks: list[nn.Module] | None = None) -> Iterator[
     try:
         for module in changed:
             module.forward = (
-                _by_runs(module) if isinstance(module, nn.Sequential) and blocks is None else _as_a_whole(module)
+                _by_runs(module)
+                if isinstance(module, nn.Sequential) and blocks is None
+                else _as_a_whole(module)
             )
         yield
     finally:

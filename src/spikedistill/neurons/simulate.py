@@ -1,8 +1,8 @@
 """The one way from a current to spikes, for a neuron that stands alone and for one behind a norm.
 
-What the running simulation asks for decides how: nothing, or membranes alone, and norm, residual and neuron run as one
-operation (:mod:`.fused`); currents, or states that stream, and they run one after the other, the neuron by its own
-``simulate`` (the equations of :mod:`.dynamics`).
+What the running simulation asks for decides how: nothing, or membranes alone, and norm, residual and neuron
+run as one operation (:mod:`.fused`); currents, or states that stream, and they run one after the other, the
+neuron by its own ``simulate`` (the equations of :mod:`.dynamics`).
 """
 
 from typing import TYPE_CHECKING
@@ -21,16 +21,18 @@ def simulate(
     current: Tensor, neuron: "Neuron", owner: nn.Module, norm: "NormNeuron | None" = None,
     residual: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Spikes (T*N, ...) of ``neuron`` from the current (T*N, ...), or from a constant one (N, ...) if it encodes.
+    """Spikes (T*N, ...) of ``neuron`` from the current (T*N, ...), or from a constant one (N, ...) if it
+    encodes.
 
-    ``owner``: the module whose path captures and streamed states are filed under. With ``norm`` what charges the neuron is
-    ``norm.current(current, residual)``.
+    ``owner``: the module whose path captures and streamed states are filed under. With ``norm`` what charges
+    the neuron is ``norm.current(current, residual)``.
     """
     sim = simulation.current()
     T = simulation.steps(neuron.time_steps)
     if not neuron.encode and current.shape[0] % T:
         raise SpikedistillError(
-            f"{type(neuron).__name__}: the first dimension of the current is T*N; found {tuple(current.shape)}, "
+            f"{type(neuron).__name__}: the first dimension of the current is T*N; "
+            f"found {tuple(current.shape)}, "
             f"not a multiple of T = {T}; set time_steps, or open a simulation with the right T"
         )
     # Calls are counted in the order of execution, so that a module used twice has two states.
@@ -78,5 +80,7 @@ def _capture(
     if sim.wants(owner, k, "spikes"):
         sim.keep(owner, k, "spikes", spikes.unflatten(0, (T, -1)))
     if sim.wants(owner, k, "current"):
-        kept = current.unsqueeze(0).expand(T, *current.shape) if neuron.encode else current.unflatten(0, (T, -1))
+        kept = (
+            current.unsqueeze(0).expand(T, *current.shape) if neuron.encode else current.unflatten(0, (T, -1))
+        )
         sim.keep(owner, k, "current", kept if unit is None else kept * neuron.current_unit)

@@ -1,8 +1,9 @@
 """1x1 convolutions with a stride, trained on the CPU.
 
-oneDNN's gradient for their weights (float32, channels last, fewer than 16 input channels, AVX-512; torch 2.14) writes past
-its buffer and so destroys the heap. Where that gradient is to be computed, the same is computed otherwise: a 1x1 convolution
-with stride s and without padding is one of stride 1 on every s-th pixel.
+oneDNN's gradient for their weights (float32, channels last, fewer than 16 input channels, AVX-512; torch
+2.14) writes past its buffer and so destroys the heap. Where that gradient is to be computed, the same is
+computed otherwise: a 1x1 convolution with stride s and without padding is one of stride 1 on every s-th
+pixel.
 """
 
 from functools import cache
@@ -47,9 +48,15 @@ class Conv2d(_Picking, nn.Conv2d):
 
 
 def guard(module: Some) -> Some:
-    """Let 1x1 convolutions with a stride compute their gradients safely on the CPU, in place; returns the module."""
+    """Let 1x1 convolutions with a stride compute their gradients safely on the CPU, in place; returns the
+    module.
+    """
     for part in module.modules():
-        if isinstance(part, nn.Conv1d | nn.Conv2d) and not isinstance(part, _Picking | LazyModuleMixin) and picks(part):
+        if (
+            isinstance(part, nn.Conv1d | nn.Conv2d)
+            and not isinstance(part, _Picking | LazyModuleMixin)
+            and picks(part)
+        ):
             own: Any = type(part)
             cls: Any = _guarded(own)
             part.__class__ = cls
@@ -58,7 +65,9 @@ def guard(module: Some) -> Some:
 
 @cache
 def _guarded(cls: Any) -> type[nn.Module]:
-    """The class in the place of a convolution's own; a subclass that multiplies in another way stays what it is."""
+    """The class in the place of a convolution's own; a subclass that multiplies in another way stays what
+    it is.
+    """
     if cls in (nn.Conv1d, nn.Conv2d):
         return Conv1d if cls is nn.Conv1d else Conv2d
     own: Any = nn.Conv1d if issubclass(cls, nn.Conv1d) else nn.Conv2d

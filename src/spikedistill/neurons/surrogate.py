@@ -1,7 +1,8 @@
 """Surrogate gradients: what stands in for the derivative of the step function in the backward pass.
 
-Each is a value: a name and one parameter. ``derivative(u)`` is the surrogate with ``u = H - threshold``; ``primitive(u)`` is
-a function whose true derivative it is, so that a neuron with ``smooth=True`` can be checked by finite differences.
+Each is a value: a name and one parameter. ``derivative(u)`` is the surrogate with ``u = H - threshold``;
+``primitive(u)`` is a function whose true derivative it is, so that a neuron with ``smooth=True`` can be
+checked by finite differences.
 """
 
 import math
@@ -59,10 +60,11 @@ def _fast_sigmoid_primitive(u: Tensor, a: float) -> Tensor:
 
 
 _Pair = tuple[Callable[[Tensor, float], Tensor], Callable[[Tensor, float], Tensor], float]
-# name -> derivative, primitive, default parameter. Sources: atan, Fang et al., "Incorporating learnable membrane time
-# constant", ICCV 2021; sigmoid, SpikingJelly's default slope; triangle, Bellec et al., NeurIPS 2018 (piecewise quadratic
-# primitive); rectangle, Wu et al., "Spatio-temporal backpropagation", Frontiers in Neuroscience 2018; fast sigmoid, Zenke
-# and Ganguli, "SuperSpike", Neural Computation 2018 (slope 25: snnTorch's default).
+# name -> derivative, primitive, default parameter. Sources: atan, Fang et al., "Incorporating learnable
+# membrane time constant", ICCV 2021; sigmoid, SpikingJelly's default slope; triangle, Bellec et al., NeurIPS
+# 2018 (piecewise quadratic primitive); rectangle, Wu et al., "Spatio-temporal backpropagation", Frontiers in
+# Neuroscience 2018; fast sigmoid, Zenke and Ganguli, "SuperSpike", Neural Computation 2018 (slope 25:
+# snnTorch's default).
 SURROGATES: dict[str, _Pair] = {
     "atan": (_atan, _atan_primitive, 2.0),
     "sigmoid": (_sigmoid, _sigmoid_primitive, 4.0),
@@ -76,8 +78,9 @@ SURROGATES: dict[str, _Pair] = {
 class Surrogate:
     """A surrogate gradient by name and parameter ``alpha`` (None: the name's default).
 
-    ``atan`` (a/2) / (1 + (pi a u / 2)^2), a = 2; ``sigmoid`` a s(1 - s) with s = 1/(1 + exp(-a u)), a = 4; ``triangle``
-    a max(0, 1 - a|u|), a = 1; ``rectangle`` 1[|u| < a/2] / a, a = 1; ``fast_sigmoid`` 1/(1 + a|u|)^2, a = 25.
+    ``atan`` (a/2) / (1 + (pi a u / 2)^2), a = 2; ``sigmoid`` a s(1 - s) with s = 1/(1 + exp(-a u)), a = 4;
+    ``triangle`` a max(0, 1 - a|u|), a = 1; ``rectangle`` 1[|u| < a/2] / a, a = 1; ``fast_sigmoid`` 1/(1 +
+    a|u|)^2, a = 25.
     """
 
     name: str = "atan"

@@ -72,8 +72,8 @@ TYPES |= own_code.installed("objectives")
 class ObjectiveOptions(Choice):
     """A recipe's mapping ``{type: ..., teacher: ..., ...}``, checked against the type's signature.
 
-    ``type``: a name of ``TYPES``, packages' entry points among them, or ``module:Class``. ``teacher``, the name of one of
-    several teachers, is a key of every type.
+    ``type``: a name of ``TYPES``, packages' entry points among them, or ``module:Class``. ``teacher``, the
+    name of one of several teachers, is a key of every type.
     """
 
     type: str
@@ -108,18 +108,24 @@ class ObjectiveOptions(Choice):
 
     @cached_property
     def untrained(self) -> Objective:
-        """The objective to look at: its names, needs and papers. What trains is built anew, since it gets adapters."""
+        """The objective to look at: its names, needs and papers. What trains is built anew, since it gets
+        adapters.
+        """
         return self.build()
 
     def build(self) -> Objective:
         """A new objective."""
-        built = find(self.type)(**{key: value for key, value in self.items() if key not in ("type", "teacher")})
+        built = find(self.type)(
+            **{key: value for key, value in self.items() if key not in ("type", "teacher")}
+        )
         built.teacher = self.teacher
         return built
 
 
 class UnseenObjective(ObjectiveOptions, extra="allow"):
-    """An objective of somebody's own where no own code is imported: read from a record, not to be trained with."""
+    """An objective of somebody's own where no own code is imported: read from a record, not to be trained
+    with.
+    """
 
 
 def find(kind: Any) -> type[Objective]:
@@ -130,12 +136,16 @@ def find(kind: Any) -> type[Objective]:
         raise SpikedistillError(f"unknown objective type {kind!r}; {nearest(str(kind), TYPES)}")
     found = own_code.find(kind, "objective type")
     if not (isinstance(found, type) and issubclass(found, Objective)):
-        raise SpikedistillError(f"objective type {kind!r} is no subclass of spikedistill.objectives.Objective")
+        raise SpikedistillError(
+            f"objective type {kind!r} is no subclass of spikedistill.objectives.Objective"
+        )
     return found
 
 
 def build(options: "Mapping[str, Any] | Objective", where: str = "objective") -> Objective:
-    """An objective from a recipe's mapping ``{type: ..., teacher: ..., ...}``; ``where`` begins every error."""
+    """An objective from a recipe's mapping ``{type: ..., teacher: ..., ...}``; ``where`` begins every
+    error.
+    """
     if isinstance(options, ObjectiveOptions):
         return options.build()
     return options if isinstance(options, Objective) else read(ObjectiveOptions, options, where).untrained

@@ -14,13 +14,17 @@ from .pairs import as_map
 
 
 def class_activation_map(feature: Tensor, weight: Tensor, logits: Tensor) -> Tensor:
-    """``relu(sum_c w_kc F_c)``, k the class the teacher predicts: (N, C, H, W), (K, C), (N, K) to (N, H, W)."""
+    """``relu(sum_c w_kc F_c)``, k the class the teacher predicts: (N, C, H, W), (K, C), (N, K) to (N, H,
+    W).
+    """
     rows = weight[logits.argmax(-1)]
     return (feature * rows[:, :, None, None]).sum(1).relu()
 
 
 def scaled(maps: Tensor, scaling: str) -> Tensor:
-    """Maps (N, H, W) brought to [0, 1] by their least and largest value, of the batch or of each sample; or left alone."""
+    """Maps (N, H, W) brought to [0, 1] by their least and largest value, of the batch or of each sample;
+    or left alone.
+    """
     if scaling == "none":
         return maps
     dims = (0, 1, 2) if scaling == "batch" else (1, 2)
@@ -29,16 +33,18 @@ def scaled(maps: Tensor, scaling: str) -> Tensor:
 
 
 class ActivationMapDistillation(Objective):
-    """``tau^2 KL(softmax(CAM/tau) || softmax(SAM/tau))`` over positions: where the student's spikes are, and where they count.
+    """``tau^2 KL(softmax(CAM/tau) || softmax(SAM/tau))`` over positions: where the student's spikes are, and
+    where they count.
 
-    ``SAM = sum_t sum_c S`` of the student's last stage; ``CAM = relu(sum_c w_kc F_c)`` of the teacher's, w the weights of the
-    class k that it predicts. Where sizes differ, the larger map is average-pooled (ours).
+    ``SAM = sum_t sum_c S`` of the student's last stage; ``CAM = relu(sum_c w_kc F_c)`` of the teacher's, w
+    the weights of the class k that it predicts. Where sizes differ, the larger map is average-pooled (ours).
 
-    X. Liu, N. Xia, J. Zhou, J. Xu, D. Guo, "A closer look at knowledge distillation in spiking neural network training"
-    (CKDSNN), AAAI 2026, its SAMD; tau = 2 and weight 1 are the paper's. Paper and code differ: the paper's equation has the
-    bare maps (``scaling: none``), the code brings both to [0, 1] by the least and largest value of the batch plus 1e-3
-    (``batch``, the default: bare sums of spikes make the softmax a maximum); ``sample`` is ours. The function that the code
-    calls for the divergence is not in its repository; that it runs over a sample's positions is the paper's.
+    X. Liu, N. Xia, J. Zhou, J. Xu, D. Guo, "A closer look at knowledge distillation in spiking neural network
+    training" (CKDSNN), AAAI 2026, its SAMD; tau = 2 and weight 1 are the paper's. Paper and code differ: the
+    paper's equation has the bare maps (``scaling: none``), the code brings both to [0, 1] by the least and
+    largest value of the batch plus 1e-3 (``batch``, the default: bare sums of spikes make the softmax a
+    maximum); ``sample`` is ours. The function that the code calls for the divergence is not in its
+    repository; that it runs over a sample's positions is the paper's.
 
     Shape: student (T, N, C, H, W), teacher (T', N, C', H', W'), teacher logits (T', N, K).
 
@@ -87,19 +93,24 @@ class ActivationMapDistillation(Objective):
         weight = self._head[0].weight.detach().to(feature.dtype)
         teacher = class_activation_map(feature, weight, view.teacher_mean_logits)
         size = min(student.shape[-2], teacher.shape[-2]), min(student.shape[-1], teacher.shape[-1])
-        maps = [F.adaptive_avg_pool2d(x, size) if tuple(x.shape[-2:]) != size else x for x in (student, teacher)]
+        maps = [
+            F.adaptive_avg_pool2d(x, size) if tuple(x.shape[-2:]) != size else x for x in (student, teacher)
+        ]
         student, teacher = (scaled(x, self.scaling).flatten(1) for x in maps)
         return soft_divergence(student, teacher, self.temperature)
 
 
 class NoiseSmoothedDistillation(Objective):
-    """``tau^2 KL(softmax(z_teacher/tau) || softmax((z + l e)/tau))``, e drawn from N(mean_k z, std_k z) of each sample.
+    """``tau^2 KL(softmax(z_teacher/tau) || softmax((z + l e)/tau))``, e drawn from N(mean_k z, std_k z) of
+    each sample.
 
-    z are the time-averaged logits. e is drawn anew at each step (torch's generator) and has no gradient (our reading).
+    z are the time-averaged logits. e is drawn anew at each step (torch's generator) and has no gradient (our
+    reading).
 
-    NLD of CKDSNN (as ``activation_map_distillation``); tau = 2, l = 0.1 and weight 1 are the paper's. The official code mixes
-    probabilities instead (``reading: code``): ``(1 - l) softmax(z/tau) + l softmax(n/tau)`` with n = mean z + e (std z)^2, the
-    variance where the deviation is meant, and a gradient through both.
+    NLD of CKDSNN (as ``activation_map_distillation``); tau = 2, l = 0.1 and weight 1 are the paper's. The
+    official code mixes probabilities instead (``reading: code``): ``(1 - l) softmax(z/tau) + l
+    softmax(n/tau)`` with n = mean z + e (std z)^2, the variance where the deviation is meant, and a gradient
+    through both.
 
     Shape: logits (T, N, K), teacher (T', N, K).
 

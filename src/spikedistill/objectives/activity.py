@@ -10,7 +10,9 @@ Norm = Literal["l1", "l2"]
 
 
 def rate_penalty(rate: Tensor, norm: str = "l1") -> Tensor:
-    """ "l1": the mean firing rate; "l2": the mean square of each neuron's rate over T. Shape: rate (N, ...)."""
+    """ "l1": the mean firing rate; "l2": the mean square of each neuron's rate over T. Shape: rate (N,
+    ...).
+    """
     return rate.abs().mean() if norm == "l1" else (rate**2).mean()
 
 
@@ -20,15 +22,17 @@ def logit_penalty(logits: Tensor, norm: str = "l2") -> Tensor:
 
 
 class ActivityRegularization(Objective):
-    """``sum_l w_l P(r_l)`` with P the mean ("l1") or the mean square ("l2") of the firing rates r of layer l's neurons.
+    """``sum_l w_l P(r_l)`` with P the mean ("l1") or the mean square ("l2") of the firing rates r of layer
+    l's neurons.
 
-    A neuron's rate is its spikes per time step. ``per: layer``: every layer weighs 1/L; ``per: fan_out``: a layer weighs the
-    share of all connections that its spikes meet, so that l1 is the share of synaptic operations that happen. ``layers``:
-    paths of neuron layers; None: all.
+    A neuron's rate is its spikes per time step. ``per: layer``: every layer weighs 1/L; ``per: fan_out``: a
+    layer weighs the share of all connections that its spikes meet, so that l1 is the share of synaptic
+    operations that happen. ``layers``: paths of neuron layers; None: all.
 
-    After T. Louis, B. Miramond, A. Pegatoquet, A. Girard, "On reducing activity with distillation and regularization for energy
-    efficient spiking neural networks", 2024; the form of its activations term and its weights are not public: form, norm l1
-    and the mean over layers are our reading; weights from 1e-4 to 1e-1 are worth a try.
+    After T. Louis, B. Miramond, A. Pegatoquet, A. Girard, "On reducing activity with distillation and
+    regularization for energy efficient spiking neural networks", 2024; the form of its activations term and
+    its weights are not public: form, norm l1 and the mean over layers are our reading; weights from 1e-4 to
+    1e-1 are worth a try.
 
     Shape: spikes (T, N, ...). Units: spikes per neuron and step.
 
@@ -78,9 +82,9 @@ class ActivityRegularization(Objective):
 class LogitsRegularization(Objective):
     """``mean_nk |z|^2`` ("l2") or ``mean_nk |z|`` ("l1") of the time-averaged logits.
 
-    After T. Louis et al. (as ``activity_regularization``), who report that small logits lower the activity of all layers.
-    That l2 is their main form is second hand, "lambda001" in their published configuration may mean 0.01 or 0.001; dividing by
-    N*K is our reading.
+    After T. Louis et al. (as ``activity_regularization``), who report that small logits lower the activity of
+    all layers. That l2 is their main form is second hand, "lambda001" in their published configuration may
+    mean 0.01 or 0.001; dividing by N*K is our reading.
 
     Shape: logits (T, N, K).
 

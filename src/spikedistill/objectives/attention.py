@@ -9,7 +9,9 @@ from .pairs import Layers, as_map, paired, taps_of
 LEAST = 1 / 256  # a map counts as at least as strong as one whose every value has this rate
 
 
-def attention_map(x: Tensor, p: float = 2.0, size: tuple[int, int] | None = None, eps: float | None = None) -> Tensor:
+def attention_map(
+    x: Tensor, p: float = 2.0, size: tuple[int, int] | None = None, eps: float | None = None
+) -> Tensor:
     """``A / max(||A||_2, eps)`` with ``A = mean_c |F_c|^p``, pooled (mean) to ``size``; a dead map gives 0.
 
     ``eps`` None: the norm of a map whose every value is 1/256. Shape: (N, C, H, W) to (N, H*W).
@@ -30,18 +32,20 @@ def attention_loss(student: Tensor, teacher: Tensor, p: float = 2.0, eps: float 
 class AttentionTransfer(Objective):
     """Layer-wise attention transfer after LaSNN: ``sum_j w_j mean (A_j(student) - A_j(teacher))^2``.
 
-    ``A_j = mean_c |F_jc|^p`` over the map's positions, divided by its L2 norm, or by ``epsilon`` where that is more: a dead
-    map gives 0. ``epsilon`` None (default): the norm of a map whose every value is 1/256. Without it the gradient grows as
-    1 / rate while a map dies (10^4 times as large at a rate of 1e-5 as at 0.1); with it, it is at most that at a rate of
-    1/256, and stronger maps are untouched. F is the time average: of spikes in the student, before the power; of MS networks
-    the residual stream, on both sides, when stages are paired. ``layers``: "stages" (stage i with stage i), "names" (neuron
-    layers of equal path), a list of taps, or a mapping of student tap to teacher tap; the larger of two maps is
+    ``A_j = mean_c |F_jc|^p`` over the map's positions, divided by its L2 norm, or by ``epsilon`` where that
+    is more: a dead map gives 0. ``epsilon`` None (default): the norm of a map whose every value is 1/256.
+    Without it the gradient grows as 1 / rate while a map dies (10^4 times as large at a rate of 1e-5 as at
+    0.1); with it, it is at most that at a rate of 1/256, and stronger maps are untouched. F is the time
+    average: of spikes in the student, before the power; of MS networks the residual stream, on both sides,
+    when stages are paired. ``layers``: "stages" (stage i with stage i), "names" (neuron layers of equal
+    path), a list of taps, or a mapping of student tap to teacher tap; the larger of two maps is
     average-pooled.
 
-    D. Hong, J. Shen, Y. Qi, Y. Wang, "LaSNN: layer-wise ANN-to-SNN distillation for effective and efficient training in deep
-    spiking neural networks", 2023, distils with "an attention scheme"; its exact form, p, layers and weights are not public,
-    so this is attention transfer after LaSNN, not LaSNN itself. The formula and p = 2 are those of S. Zagoruyko,
-    N. Komodakis, "Paying more attention to attention", ICLR 2017, whose official weight is 1000 and epsilon 1e-12.
+    D. Hong, J. Shen, Y. Qi, Y. Wang, "LaSNN: layer-wise ANN-to-SNN distillation for effective and efficient
+    training in deep spiking neural networks", 2023, distils with "an attention scheme"; its exact form, p,
+    layers and weights are not public, so this is attention transfer after LaSNN, not LaSNN itself. The
+    formula and p = 2 are those of S. Zagoruyko, N. Komodakis, "Paying more attention to attention", ICLR
+    2017, whose official weight is 1000 and epsilon 1e-12.
 
     Shape: captures (T, N, C, H, W) or tokens (T, N, L, D), teacher likewise.
 
@@ -64,7 +68,9 @@ class AttentionTransfer(Objective):
     ) -> None:
         super().__init__(weight, name)
         if not p >= 1:
-            raise refuse(self, f"p must be at least 1 (below, the gradient at a silent neuron is infinite), found {p}")
+            raise refuse(
+                self, f"p must be at least 1 (below, the gradient at a silent neuron is infinite), found {p}"
+            )
         if epsilon is not None and not epsilon > 0:
             raise refuse(self, f"epsilon must be more than 0, found {epsilon}")
         self.layers, self.p, self.epsilon, self.layer_weights = layers, p, epsilon, layer_weights
@@ -76,7 +82,8 @@ class AttentionTransfer(Objective):
         pairs = paired(self, self.layers, setup.student, setup.teacher)
         if self.layer_weights is not None and len(self.layer_weights) != len(pairs):
             raise refuse(
-                self, f"{len(self.layer_weights)} layer_weights for {len(pairs)} pairs of layers; give one each"
+                self,
+                f"{len(self.layer_weights)} layer_weights for {len(pairs)} pairs of layers; give one each",
             )
         for pair in pairs:
             as_map(self, pair.student), as_map(self, pair.teacher)
@@ -86,6 +93,8 @@ class AttentionTransfer(Objective):
         pairs = paired(self, self.layers, view.student, view.teacher)
         total = view.logits.new_zeros(())
         for w, pair in zip(self.layer_weights or [1.0] * len(pairs), pairs):
-            loss = attention_loss(as_map(self, pair.student), as_map(self, pair.teacher), self.p, self.epsilon)
+            loss = attention_loss(
+                as_map(self, pair.student), as_map(self, pair.teacher), self.p, self.epsilon
+            )
             total = total + w * loss
         return total

@@ -24,10 +24,11 @@ def queries_and_keys(captured: list[Tensor], heads: int) -> tuple[Tensor, Tensor
 
 
 def attention_matrix(q: Tensor, k: Tensor) -> Tensor:
-    """``A_ij = mean_t q_i . k_j / d`` of each head, divided by its Frobenius norm; (T, N, heads, d, L) to (N, heads, L, L).
+    """``A_ij = mean_t q_i . k_j / d`` of each head, divided by its Frobenius norm; (T, N, heads, d, L) to (N,
+    heads, L, L).
 
-    The norm counts as at least that of a map whose queries and keys have rates of 1/256, so that a nearly silent head has no
-    large gradient.
+    The norm counts as at least that of a map whose queries and keys have rates of 1/256, so that a nearly
+    silent head has no large gradient.
     """
     d, L = q.shape[-2:]
     A = (q.transpose(-2, -1) @ k).mean(0) / d
@@ -35,16 +36,18 @@ def attention_matrix(q: Tensor, k: Tensor) -> Tensor:
 
 
 class AttentionMapDistillation(Objective):
-    """``mean_l mean_n,h ||A_S / ||A_S|| - A_T / ||A_T|| ||^2``: attention maps of a transformer, against a teacher's.
+    """``mean_l mean_n,h ||A_S / ||A_S|| - A_T / ||A_T|| ||^2``: attention maps of a transformer, against a
+    teacher's.
 
-    ``A = mean_t q^T k / d`` of one head over all pairs of tokens, Frobenius norms; queries and keys are spikes in the student,
-    whatever enters the product in the teacher (in the ANN twin behind ReLU; of a joint ``qkv`` its output, before any
-    softmax). Blocks pair in order, with unequal depth block i of L with the teacher's ``ceil((i + 1) L_T / L) - 1``. Where
-    heads differ in number, both sides' maps are averaged over theirs.
+    ``A = mean_t q^T k / d`` of one head over all pairs of tokens, Frobenius norms; queries and keys are
+    spikes in the student, whatever enters the product in the teacher (in the ANN twin behind ReLU; of a joint
+    ``qkv`` its output, before any softmax). Blocks pair in order, with unequal depth block i of L with the
+    teacher's ``ceil((i + 1) L_T / L) - 1``. Where heads differ in number, both sides' maps are averaged over
+    theirs.
 
-    After X. Qiu et al., "Quantized spike-driven transformer" (QSD-Transformer), ICLR 2025, which aligns the distribution in
-    the quantized self-attention with that in the ANN by a "fine-grained distillation"; its official code has no
-    distillation. Maps, normalisation, distance, pairing and weight are ours.
+    After X. Qiu et al., "Quantized spike-driven transformer" (QSD-Transformer), ICLR 2025, which aligns the
+    distribution in the quantized self-attention with that in the ANN by a "fine-grained distillation"; its
+    official code has no distillation. Maps, normalisation, distance, pairing and weight are ours.
 
     Shape: queries and keys of every attention of both, of equal numbers of tokens L.
 

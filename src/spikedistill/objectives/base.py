@@ -18,10 +18,12 @@ from ..typed import checked
 
 @dataclass(frozen=True)
 class Schedule:
-    """A weight over training progress p in 0..1: ``start`` to ``end`` by ``shape``, after a linear ``warm_up`` from 0.
+    """A weight over training progress p in 0..1: ``start`` to ``end`` by ``shape``, after a linear
+    ``warm_up`` from 0.
 
-    ``linear``: start + (end - start) p; ``cosine``: end + (start - end)(1 + cos(pi p))/2; ``step``: start before ``at``,
-    end from there; ``constant``: start. ``warm_up`` is the fraction of training over which the weight first rises from 0.
+    ``linear``: start + (end - start) p; ``cosine``: end + (start - end)(1 + cos(pi p))/2; ``step``: start
+    before ``at``, end from there; ``constant``: start. ``warm_up`` is the fraction of training over which the
+    weight first rises from 0.
     """
 
     start: float
@@ -59,9 +61,9 @@ def schedule(weight: Weight) -> Schedule:
 class Setup:
     """What an objective is given once, before training, to build its adapters.
 
-    ``student`` and ``teacher`` hold captures of two samples at their shapes; the networks themselves are there for
-    objectives that price a network's structure. ``batch_size``: of the batch that training uses. ``time_steps``: the
-    student's own T.
+    ``student`` and ``teacher`` hold captures of two samples at their shapes; the networks themselves are
+    there for objectives that price a network's structure. ``batch_size``: of the batch that training uses.
+    ``time_steps``: the student's own T.
     """
 
     x: Tensor
@@ -79,10 +81,10 @@ class Setup:
 class View:
     """What an objective sees at each step.
 
-    Shape: ``logits`` (T, N, K) of the student, ``teacher_logits`` (T', N, K), ``target`` (N,) class numbers or (N, K)
-    probabilities; captures ``(T, N, ...)``. ``progress``: 0 at the start of training, 1 at its end. ``time_steps``: the
-    student's own T, less than the T of ``logits`` only for an objective that asked for a longer simulation. ``autocast``:
-    the reduced precision that the networks ran in, or None.
+    Shape: ``logits`` (T, N, K) of the student, ``teacher_logits`` (T', N, K), ``target`` (N,) class numbers
+    or (N, K) probabilities; captures ``(T, N, ...)``. ``progress``: 0 at the start of training, 1 at its end.
+    ``time_steps``: the student's own T, less than the T of ``logits`` only for an objective that asked for a
+    longer simulation. ``autocast``: the reduced precision that the networks ran in, or None.
     """
 
     student: Captures
@@ -95,7 +97,9 @@ class View:
     autocast: torch.dtype | None = None
 
     def adapted(self, adapter: nn.Module, x: Tensor) -> Tensor:
-        """What an adapter, a network itself, makes of ``x``: run in the networks' precision, given in at least float32."""
+        """What an adapter, a network itself, makes of ``x``: run in the networks' precision, given in at
+        least float32.
+        """
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
             return at_least_float32(adapter(x))
 
@@ -114,10 +118,11 @@ class View:
 class Objective(nn.Module):
     """One term of the loss. Subclasses declare what they read and give a scalar.
 
-    ``student_taps``, ``teacher_taps``: taps as text. ``needs_teacher``: whether it cannot do without. ``time_steps``: a
-    longer simulation than the network's own, of which it then sees all steps. ``teacher``: the one of several that it learns
-    from (a recipe's key of each objective); None: each of them. ``cites``: keys of the papers in
-    ``citations.bib``. Adapters are built in ``setup``; they train with the student and are gone at inference.
+    ``student_taps``, ``teacher_taps``: taps as text. ``needs_teacher``: whether it cannot do without.
+    ``time_steps``: a longer simulation than the network's own, of which it then sees all steps. ``teacher``:
+    the one of several that it learns from (a recipe's key of each objective); None: each of them. ``cites``:
+    keys of the papers in ``citations.bib``. Adapters are built in ``setup``; they train with the student and
+    are gone at inference.
     """
 
     cites: tuple[str, ...] = ()
@@ -160,7 +165,11 @@ def _within_choices(constructor: Callable[..., None]) -> Callable[..., None]:
             allowed = get_args(hint) if get_origin(hint) is Literal else ()
             if allowed and key in given and given[key] not in allowed:
                 name = given.get("name") or type_name(type(self))
-                few = " or ".join(map(repr, allowed)) if len(allowed) < 3 else f"one of {', '.join(map(str, allowed))}"
+                few = (
+                    " or ".join(map(repr, allowed))
+                    if len(allowed) < 3
+                    else f"one of {', '.join(map(str, allowed))}"
+                )
                 raise SpikedistillError(f"objective {name!r}: {key} must be {few}, found {given[key]!r}")
         constructor(self, *args, **kwargs)
 

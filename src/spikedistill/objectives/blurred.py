@@ -11,7 +11,8 @@ from .pairs import as_map
 
 
 def blur_mask(x: Tensor, ratio: float, form: str = "channel") -> Tensor:
-    """0 with probability ``ratio``, else 1: per sample and channel (N, C, 1, 1), or per position (N, 1, H, W).
+    """0 with probability ``ratio``, else 1: per sample and channel (N, C, 1, 1), or per position (N, 1, H,
+    W).
 
     Drawn from torch's generator of the device, not rescaled.
     """
@@ -32,8 +33,9 @@ def blurred_feature_loss(
 ) -> Tensor:
     """``||G(M * F_S) - F_T||^2`` summed over a sample's elements, averaged over the batch.
 
-    ``student`` is aligned already. A vector teacher is compared with the restored map's spatial mean. ``clip``: the teacher
-    is first scaled to the student's range, ``F_T / max(F_T) * max(F_S)`` over the batch.
+    ``student`` is aligned already. A vector teacher is compared with the restored map's spatial mean.
+    ``clip``: the teacher is first scaled to the student's range, ``F_T / max(F_T) * max(F_S)`` over the
+    batch.
 
     Shape: student (N, C, H, W), teacher (N, C, H, W) or (N, C), mask broadcast to the student.
     """
@@ -48,20 +50,21 @@ def blurred_feature_loss(
 class BlurredFeature(Objective):
     """``||G(M * align(F_S)) - F_T||^2 / N``: the student's blurred feature, restored, against the teacher's.
 
-    F_S is the time average (``over: mean``) of the feature before the head, or each step's (``over: step``: loss and blur per
-    step, averaged over T); align a 1x1 convolution where channels differ; M blurs (zeroes) channels, or positions
-    (``blur: spatial``), with probability ``blur_ratio``, drawn anew at each step; G a 3x3 convolution, ReLU, 3x3 convolution.
-    Align and G train with the student and are gone at inference. ``tap: before_head`` (the map, the paper's mixed mode) or
-    ``pooled`` (its feature-only mode). A teacher that gives a vector, such as a ViT, is compared with G's spatial mean; its
-    tokens are a map. ``clip`` scales the teacher to the student's range.
+    F_S is the time average (``over: mean``) of the feature before the head, or each step's (``over: step``:
+    loss and blur per step, averaged over T); align a 1x1 convolution where channels differ; M blurs (zeroes)
+    channels, or positions (``blur: spatial``), with probability ``blur_ratio``, drawn anew at each step; G a
+    3x3 convolution, ReLU, 3x3 convolution. Align and G train with the student and are gone at inference.
+    ``tap: before_head`` (the map, the paper's mixed mode) or ``pooled`` (its feature-only mode). A teacher
+    that gives a vector, such as a ViT, is compared with G's spatial mean; its tokens are a map. ``clip``
+    scales the teacher to the student's range.
 
-    Z. Xu, K. You, Q. Guo, X. Wang, Z. He, "BKDSNN: enhancing the performance of learning-based spiking neural networks training
-    with blurred knowledge distillation", ECCV 2024. blur_ratio 0.15, no clip: the published configurations (the weights
-    there: 7e-5 for ResNets on ImageNet, 2e-3 for most others). The spatial mask is a variant left out in the official code;
-    ``over: step`` is ours.
+    Z. Xu, K. You, Q. Guo, X. Wang, Z. He, "BKDSNN: enhancing the performance of learning-based spiking neural
+    networks training with blurred knowledge distillation", ECCV 2024. blur_ratio 0.15, no clip: the published
+    configurations (the weights there: 7e-5 for ResNets on ImageNet, 2e-3 for most others). The spatial mask
+    is a variant left out in the official code; ``over: step`` is ours.
 
-    Shape: student capture (T, N, C, H, W) or tokens (T, N, L, D); teacher (T', N, C, H, W), tokens or vectors (T', N, C),
-    averaged over T' unless ``over: step`` and T' = T.
+    Shape: student capture (T, N, C, H, W) or tokens (T, N, L, D); teacher (T', N, C, H, W), tokens or vectors
+    (T', N, C), averaged over T' unless ``over: step`` and T' = T.
 
     Raises: SpikedistillError when the maps differ in height or width.
 
@@ -100,8 +103,10 @@ class BlurredFeature(Objective):
         if teacher.dim() == 4 and student.shape[-2:] != teacher.shape[-2:]:
             raise refuse(
                 self,
-                f"the student's map is {tuple(student.shape[1:])} and the teacher's {tuple(teacher.shape[1:])} (C, H, W); "
-                "name taps of equal height and width (tap, teacher_tap), or one where the teacher gives a vector",
+                f"the student's map is {tuple(student.shape[1:])} and the teacher's "
+                f"{tuple(teacher.shape[1:])} (C, H, W); "
+                "name taps of equal height and width (tap, teacher_tap), or one where the teacher gives a "
+                "vector",
             )
         self.align = nn.Conv2d(c, d, 1) if c != d else nn.Identity()
         self.restore = restoration(d)

@@ -10,21 +10,26 @@ from .temporal_consistency import check_steps
 
 
 def cumulative_means(logits: Tensor) -> Tensor:
-    """``z_<=t = mean_{s <= t} z_s``: the prediction of a network stopped after step t. (T, N, K) to the same."""
+    """``z_<=t = mean_{s <= t} z_s``: the prediction of a network stopped after step t. (T, N, K) to the
+    same.
+    """
     count = torch.arange(1, len(logits) + 1, device=logits.device, dtype=logits.dtype)
     return logits.cumsum(0) / count.view(-1, 1, 1)
 
 
 class CumulativeConsistency(Objective):
-    """``1/(T-1) sum_t CE(softmax(z_<=t+1 / tau), softmax(z_<=t / tau))``: the longer run teaches the shorter one.
+    """``1/(T-1) sum_t CE(softmax(z_<=t+1 / tau), softmax(z_<=t / tau))``: the longer run teaches the shorter
+    one.
 
-    ``z_<=t`` is the mean logit of the first t steps, exactly what ``accuracy_at`` and early exit use; the longer side has no
-    gradient (our reading). A cross-entropy: where both agree its gradient is zero, its value the entropy.
+    ``z_<=t`` is the mean logit of the first t steps, exactly what ``accuracy_at`` and early exit use; the
+    longer side has no gradient (our reading). A cross-entropy: where both agree its gradient is zero, its
+    value the entropy.
 
-    After K. Sun, P. Duan, Y. Huang, N. Gong, L. Kuhlmann, "Many eyes, one mind: temporal multi-perspective and progressive
-    distillation for spiking neural networks" (MEOM), ICLR 2026, its progressive part (TPD), known second hand: weight 0.3
-    beside cross-entropy; temperature 1 and the average of logits (not of probabilities) are our reading. Its other part,
-    teacher features masked anew at each step, is not here: the mask's form is not public.
+    After K. Sun, P. Duan, Y. Huang, N. Gong, L. Kuhlmann, "Many eyes, one mind: temporal multi-perspective
+    and progressive distillation for spiking neural networks" (MEOM), ICLR 2026, its progressive part (TPD),
+    known second hand: weight 0.3 beside cross-entropy; temperature 1 and the average of logits (not of
+    probabilities) are our reading. Its other part, teacher features masked anew at each step, is not here:
+    the mask's form is not public.
 
     Shape: logits (T, N, K), T at least 2.
 

@@ -18,7 +18,9 @@ UNITS = {"pJ": 1.0, "nJ": 1e-3, "uJ": 1e-6}
 
 
 def reach(layer: "Layer") -> Tensor:
-    """Outputs of one group's channel that each input position of a convolution reaches, edges exact: (H, W)."""
+    """Outputs of one group's channel that each input position of a convolution reaches, edges exact: (H,
+    W).
+    """
     axes = []
     for n, m, kernel, stride, pad, dilation in zip(
         layer.in_size, layer.positions, layer.kernel_size, layer.stride, layer.pads, layer.dilation
@@ -41,7 +43,8 @@ def fan_out(layer: "Layer") -> Tensor:
 
 
 def connections(network: nn.Module, x: Tensor) -> dict[str, int]:
-    """By neuron layer (``path`` or ``path#k``): connections of the convolutions and linear layers that its spikes enter.
+    """By neuron layer (``path`` or ``path#k``): connections of the convolutions and linear layers that its
+    spikes enter.
 
     Poolings and additions on the way are passed through.
     """
@@ -69,15 +72,17 @@ def connections(network: nn.Module, x: Tensor) -> dict[str, int]:
 
 
 class EnergyRegularization(Objective):
-    """``E_MAC MACs + sum_l e_l sum_i s_l,i f_l,i``: the energy of the network's synaptic operations for one input.
+    """``E_MAC MACs + sum_l e_l sum_i s_l,i f_l,i``: the energy of the network's synaptic operations for one
+    input.
 
-    s_l,i are the values that enter layer l (spikes; small integers cost as many accumulates as their value), f_l,i the outputs
-    that position i reaches, e_l the energy of one accumulate at the layer's bits; layers with real inputs cost their MACs, a
-    constant without gradient. The definition, kinds of inputs and costs are those of ``hardware.operations``, so that the
-    value is the ``energy_pj`` that the hardware report prints. Ours, not a paper's.
+    s_l,i are the values that enter layer l (spikes; small integers cost as many accumulates as their value),
+    f_l,i the outputs that position i reaches, e_l the energy of one accumulate at the layer's bits; layers
+    with real inputs cost their MACs, a constant without gradient. The definition, kinds of inputs and costs
+    are those of ``hardware.operations``, so that the value is the ``energy_pj`` that the hardware report
+    prints. Ours, not a paper's.
 
-    ``unit``: "relative" (default): divided by the energy if every input of every step were 1; or "pJ", "nJ", "uJ" for one
-    input and all of its T steps.
+    ``unit``: "relative" (default): divided by the energy if every input of every step were 1; or "pJ", "nJ",
+    "uJ" for one input and all of its T steps.
 
     Shape: inputs of all convolutions and linear layers (T, N, ...).
 
@@ -115,9 +120,10 @@ class EnergyRegularization(Objective):
 class OperationsAim(Objective):
     """``log(operations / aim)`` where they are more than the aim, else 0: a price on the surplus alone.
 
-    Operations are those of the results table: accumulates of one input over all T steps, means over the batch. A percent
-    less is worth the same however far the aim is (the square of the surplus silences networks that start at twice their
-    aim). ``operations``: the aim. A stage's ``operations: 150000`` adds this objective. Ours, not a paper's.
+    Operations are those of the results table: accumulates of one input over all T steps, means over the
+    batch. A percent less is worth the same however far the aim is (the square of the surplus silences
+    networks that start at twice their aim). ``operations``: the aim. A stage's ``operations: 150000`` adds
+    this objective. Ours, not a paper's.
 
     Shape: inputs of all convolutions and linear layers (T, N, ...). Units: synaptic operations per input.
 
@@ -131,7 +137,9 @@ class OperationsAim(Objective):
     def __init__(self, operations: float, weight: Weight = 1.0, name: str | None = None) -> None:
         super().__init__(weight, name)
         if not 0 < operations < math.inf:
-            raise SpikedistillError(f"operations_aim: operations must be a positive number, found {operations}")
+            raise SpikedistillError(
+                f"operations_aim: operations must be a positive number, found {operations}"
+            )
         self.operations = operations
         self.costs: dict[str, Tensor] = {}
 
@@ -148,7 +156,8 @@ def spike_costs(
 ) -> tuple[dict[str, Tensor], float, list["Layer"]]:
     """By tap: what a spike at each place of a layer's input costs, at ``price`` an accumulate.
 
-    Then what all of them would cost if every input of every step were 1, and the layers that have real inputs instead.
+    Then what all of them would cost if every input of every step were 1, and the layers that have real inputs
+    instead.
     """
     from ..hardware.workload import layers
 
@@ -166,7 +175,9 @@ def spike_costs(
         costs[tap] = (cost if layer.kind == "linear" or x.dim() == 5 else cost[:, 0]).to(x)
         dense += layer.connections * layer.runs * price(layer)
     if not costs:
-        raise refuse(objective, "no convolution or linear layer of the student has spikes for its input (an ANN?)")
+        raise refuse(
+            objective, "no convolution or linear layer of the student has spikes for its input (an ANN?)"
+        )
     return costs, dense, real
 
 

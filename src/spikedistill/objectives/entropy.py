@@ -16,10 +16,10 @@ def mean_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
 class EntropyRegularization(Objective):
     """``-mean_t H(softmax(z_t))``: each step stays unsure enough not to repeat what the teacher gets wrong.
 
-    The entropy term of K. Yu et al., "Temporal separation with entropy regularization for knowledge distillation in spiking
-    neural networks", CVPR 2025, whose other terms are ``temporal_efficient_training`` and ``logit_distillation`` with
-    ``over: step``. The weight (the paper's gamma) is not public: 1 here, as everywhere; our recipes use 0.01, our choice.
-    Temperature 1 is our reading.
+    The entropy term of K. Yu et al., "Temporal separation with entropy regularization for knowledge
+    distillation in spiking neural networks", CVPR 2025, whose other terms are ``temporal_efficient_training``
+    and ``logit_distillation`` with ``over: step``. The weight (the paper's gamma) is not public: 1 here, as
+    everywhere; our recipes use 0.01, our choice. Temperature 1 is our reading.
 
     Shape: logits (T, N, K). Bounds: from -log K to 0.
 

@@ -11,7 +11,9 @@ Aligner = Literal["none", "conv1x1", "conv1x1_bn", "conv3x3_bn"]
 
 
 def feature_loss(student: Tensor, teacher: Tensor, reduction: str = "mean") -> Tensor:
-    """``mean (F_S - F_T)^2`` ("mean"), or the sum over a sample averaged over the batch ("batch"). Shape: (N, C, H, W)."""
+    """``mean (F_S - F_T)^2`` ("mean"), or the sum over a sample averaged over the batch ("batch"). Shape:
+    (N, C, H, W).
+    """
     squared = (student - teacher) ** 2
     return squared.mean() if reduction == "mean" else squared.sum() / squared.shape[0]
 
@@ -22,23 +24,26 @@ def aligner(kind: str, channels: int, target: int) -> nn.Module:
         return nn.Conv2d(channels, target, 1)
     if kind in ("conv1x1_bn", "conv3x3_bn"):
         size = int(kind[4])
-        return nn.Sequential(nn.Conv2d(channels, target, size, padding=size // 2, bias=False), nn.BatchNorm2d(target))
+        return nn.Sequential(
+            nn.Conv2d(channels, target, size, padding=size // 2, bias=False), nn.BatchNorm2d(target)
+        )
     return nn.Identity()
 
 
 class FeatureDistillation(Objective):
     """Squared difference of time-averaged features: ``sum_i i^a mean (align_i(F_S,i) - F_T,i)^2``, i from 1.
 
-    - HDKD (O. El-Assiouti et al., EAAI 2024): stages, no aligner, a = 1 (``stage_exponent``), weight 10; the defaults.
-    - KDSNN (Q. Xu et al., CVPR 2023): one feature, ``aligner: conv1x1``; the paper's exact projection and weights are not
-      public.
-    - SAKD (H. Qiu et al., Neural Networks 2024): stages, a = 0; ``aligner: conv3x3_bn`` for CIFAR's ResNet-18, ``conv1x1_bn``
-      for ResNet-19 and ImageNet, both without bias; weight 100 on CIFAR throughout; on ImageNet 10, then 0.01 from epoch 10
-      of 120 on, as in ``weight: {start: 10, end: 0.01, shape: step, at: 0.083}`` (the official code counts batches where
-      epochs are meant).
+    - HDKD (O. El-Assiouti et al., EAAI 2024): stages, no aligner, a = 1 (``stage_exponent``), weight 10; the
+      defaults.
+    - KDSNN (Q. Xu et al., CVPR 2023): one feature, ``aligner: conv1x1``; the paper's exact projection and
+      weights are not public.
+    - SAKD (H. Qiu et al., Neural Networks 2024): stages, a = 0; ``aligner: conv3x3_bn`` for CIFAR's
+      ResNet-18, ``conv1x1_bn`` for ResNet-19 and ImageNet, both without bias; weight 100 on CIFAR throughout;
+      on ImageNet 10, then 0.01 from epoch 10 of 120 on, as in ``weight: {start: 10, end: 0.01, shape: step,
+      at: 0.083}`` (the official code counts batches where epochs are meant).
 
-    ``layers`` as in ``attention_transfer``. ``reduction``: "mean" over all elements, or "batch": summed over a sample's
-    elements, averaged over the batch.
+    ``layers`` as in ``attention_transfer``. ``reduction``: "mean" over all elements, or "batch": summed over
+    a sample's elements, averaged over the batch.
 
     Shape: captures (T, N, C, H, W) or tokens (T, N, L, D).
 
@@ -77,12 +82,15 @@ class FeatureDistillation(Objective):
             s, t = as_map(self, pair.student).shape[1:], as_map(self, pair.teacher).shape[1:]
             if s[1:] != t[1:]:
                 raise refuse(
-                    self, f"{pair.names} are {tuple(s)} and {tuple(t)} (C, H, W); name pairs of equal height and width"
+                    self,
+                    f"{pair.names} are {tuple(s)} and {tuple(t)} (C, H, W); name pairs of equal height and "
+                    "width",
                 )
             if s[0] != t[0] and self.aligner == "none":
                 raise refuse(
                     self,
-                    f"{pair.names} have {s[0]} and {t[0]} channels; give aligner: conv1x1 or conv3x3_bn, or name other pairs",
+                    f"{pair.names} have {s[0]} and {t[0]} channels; give aligner: conv1x1 or conv3x3_bn, "
+                    "or name other pairs",
                 )
             self.aligners.append(aligner(self.aligner, s[0], t[0]))
 

@@ -12,7 +12,8 @@ from .logits import check_logits, checked_temperature
 def ensemble(logits: Tensor, target: Tensor, of: str = "all") -> Tensor:
     """The mean of all steps' logits, or ("correct") of the steps that classify a sample correctly; (N, K).
 
-    A sample that no step classifies correctly has the logits 0, that is the uniform distribution, as in the official code.
+    A sample that no step classifies correctly has the logits 0, that is the uniform distribution, as in the
+    official code.
     """
     if of == "all":
         return logits.mean(0)
@@ -22,13 +23,15 @@ def ensemble(logits: Tensor, target: Tensor, of: str = "all") -> Tensor:
 
 
 class FullRangeDistillation(Objective):
-    """``alpha mean_t KD(z_t, z_teacher) + beta mean_t KD(z_t, ensemble)``, KD the softened divergence times tau^2.
+    """``alpha mean_t KD(z_t, z_teacher) + beta mean_t KD(z_t, ensemble)``, KD the softened divergence times
+    tau^2.
 
-    C. Yu et al., "Efficient logit-based knowledge distillation of deep spiking neural networks for full-range timestep
-    deployment", ICML 2025: each step is taught separately, by the teacher and by the ensemble of the student's own steps
-    (without gradient). Its cross-entropy term is ``temporal_efficient_training``. alpha = 0.2, beta = 0.5, tau = 3 are the
-    official code's. The two readings of "ensemble": "all" is the paper's, the mean over all steps; "correct" is the code's,
-    the mean over the steps that classify the sample correctly. With ``alpha: 0`` no teacher is needed.
+    C. Yu et al., "Efficient logit-based knowledge distillation of deep spiking neural networks for full-range
+    timestep deployment", ICML 2025: each step is taught separately, by the teacher and by the ensemble of the
+    student's own steps (without gradient). Its cross-entropy term is ``temporal_efficient_training``. alpha =
+    0.2, beta = 0.5, tau = 3 are the official code's. The two readings of "ensemble": "all" is the paper's,
+    the mean over all steps; "correct" is the code's, the mean over the steps that classify the sample
+    correctly. With ``alpha: 0`` no teacher is needed.
 
     Shape: logits (T, N, K), teacher (T', N, K), target (N,) or (N, K).
 
@@ -65,5 +68,7 @@ class FullRangeDistillation(Objective):
         own = ensemble(z.detach(), view.target, self.ensemble)
         loss = self.beta * soft_divergence(z, own.expand_as(z), self.temperature)
         if self.alpha > 0:
-            loss = loss + self.alpha * soft_divergence(z, view.teacher_mean_logits.expand_as(z), self.temperature)
+            loss = loss + self.alpha * soft_divergence(
+                z, view.teacher_mean_logits.expand_as(z), self.temperature
+            )
         return loss

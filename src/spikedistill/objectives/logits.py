@@ -27,7 +27,9 @@ def check_logits(objective: Objective, setup: Setup) -> None:
     assert setup.teacher_logits is not None
     mine, theirs = setup.logits.shape[-1], setup.teacher_logits.shape[-1]
     if mine != theirs:
-        raise refuse(objective, f"the student has {mine} classes and the teacher {theirs}; logits cannot be compared")
+        raise refuse(
+            objective, f"the student has {mine} classes and the teacher {theirs}; logits cannot be compared"
+        )
 
 
 class CrossEntropy(Objective):
@@ -56,19 +58,21 @@ class CrossEntropy(Objective):
 
 
 class LogitDistillation(Objective):
-    """The teacher's soft labels: ``tau^2 KL(softmax(z_teacher/tau) || softmax(z/tau))``; ``hard``: its decisions.
+    """The teacher's soft labels: ``tau^2 KL(softmax(z_teacher/tau) || softmax(z/tau))``; ``hard``: its
+    decisions.
 
-    G. Hinton, O. Vinyals, J. Dean, "Distilling the knowledge in a neural network", 2015. The (1 - alpha) CE + alpha KD of
-    the literature is written with the weights of the two objectives. ``over``: "mean" (time-averaged student logits), "step"
-    (each step against the teacher's mean, averaged over T), "both" (the average of the two). The teacher's logits are always
-    averaged over its own T. Temperature 4 is our default: common in the SNN literature, Hinton names no single value.
+    G. Hinton, O. Vinyals, J. Dean, "Distilling the knowledge in a neural network", 2015. The (1 - alpha) CE +
+    alpha KD of the literature is written with the weights of the two objectives. ``over``: "mean"
+    (time-averaged student logits), "step" (each step against the teacher's mean, averaged over T), "both"
+    (the average of the two). The teacher's logits are always averaged over its own T. Temperature 4 is our
+    default: common in the SNN literature, Hinton names no single value.
 
-    At temperature 4 and weight 1 this term starts at several times the cross-entropy and decides a short training: see
-    docs/methods.md for milder settings.
+    At temperature 4 and weight 1 this term starts at several times the cross-entropy and decides a short
+    training: see docs/methods.md for milder settings.
 
-    ``hard``: ``CE(z, argmax z_teacher)``, and ``reduction: elements``: the divergence summed and divided by N*K instead of
-    N, on a head of its own (``tap``), are the forms of H. Touvron et al., "Training data-efficient image transformers &
-    distillation through attention", ICML 2021, used by HDKD.
+    ``hard``: ``CE(z, argmax z_teacher)``, and ``reduction: elements``: the divergence summed and divided by
+    N*K instead of N, on a head of its own (``tap``), are the forms of H. Touvron et al., "Training
+    data-efficient image transformers & distillation through attention", ICML 2021, used by HDKD.
 
     Shape: logits (T, N, K), teacher (T', N, K).
 

@@ -17,8 +17,8 @@ Pairing = Literal["mean", "first", "spread"]
 def pair_steps(student: Tensor, teacher: Tensor, pairing: str) -> tuple[Tensor, Tensor]:
     """Bring membranes of different T together: (T, ...) and (T', ...) to two of equal T.
 
-    Equal T: step by step. "mean": each averaged over its own steps; "first": the teacher's first steps; "spread": student
-    step t with the teacher's step floor((t + 1/2) T'/T).
+    Equal T: step by step. "mean": each averaged over its own steps; "first": the teacher's first steps;
+    "spread": student step t with the teacher's step floor((t + 1/2) T'/T).
     """
     T, many = student.shape[0], teacher.shape[0]
     if many == T:
@@ -31,11 +31,13 @@ def pair_steps(student: Tensor, teacher: Tensor, pairing: str) -> tuple[Tensor, 
     return student, teacher[index]
 
 
-def membrane_distance(student: Tensor, teacher: Tensor, metric: str = "mse", temperature: float = 1.0) -> Tensor:
+def membrane_distance(
+    student: Tensor, teacher: Tensor, metric: str = "mse", temperature: float = 1.0
+) -> Tensor:
     """Distance of membranes (T, N, C, ...) of one layer.
 
-    "mse": mean squared difference; "cosine": 1 - cosine similarity of the channel vectors, averaged; "kl": divergence of
-    the distributions softened over channels, times tau^2, averaged.
+    "mse": mean squared difference; "cosine": 1 - cosine similarity of the channel vectors, averaged; "kl":
+    divergence of the distributions softened over channels, times tau^2, averaged.
     """
     if metric == "mse":
         return mean_square(student, teacher)
@@ -45,29 +47,34 @@ def membrane_distance(student: Tensor, teacher: Tensor, metric: str = "mse", tem
 
 
 def deviation(teacher: Tensor, threshold: float) -> Tensor:
-    """Standard deviation of each channel of the teacher's membranes, at least 1/100 of the threshold; (1, 1, C, 1, ...)."""
+    """Standard deviation of each channel of the teacher's membranes, at least 1/100 of the threshold; (1,
+    1, C, 1, ...).
+    """
     dims = [d for d in range(teacher.dim()) if d != 2]
     return teacher.std(dims, keepdim=True, correction=0).clamp_min(0.01 * threshold)
 
 
 class MembraneDistillation(Objective):
-    """``mean_l mean (H_S,l / theta_S,l - H_T,l / theta_T,l)^2``: charged membranes, student against a full-precision SNN.
+    """``mean_l mean (H_S,l / theta_S,l - H_T,l / theta_T,l)^2``: charged membranes, student against a
+    full-precision SNN.
 
-    H is the membrane after charging, before the spike is drawn; theta the layer's threshold. ``layers``: paths of neuron
-    layers; None: all. ``normalize``: "threshold" (each side by its own), "none", "deviation" (both by the teacher's
-    per-channel standard deviation). ``metric``: "mse", "cosine" or "kl" over channels (with ``temperature``). With equal T
-    step by step; else ``pairing``: "mean" (each side averaged over its own steps), "first" (the teacher's first steps),
-    "spread" (student step t with teacher step floor((t + 1/2) T'/T)). A student initialised from a teacher with another T
-    wants its norm statistics recalibrated first.
+    H is the membrane after charging, before the spike is drawn; theta the layer's threshold. ``layers``:
+    paths of neuron layers; None: all. ``normalize``: "threshold" (each side by its own), "none", "deviation"
+    (both by the teacher's per-channel standard deviation). ``metric``: "mse", "cosine" or "kl" over channels
+    (with ``temperature``). With equal T step by step; else ``pairing``: "mean" (each side averaged over its
+    own steps), "first" (the teacher's first steps), "spread" (student step t with teacher step floor((t +
+    1/2) T'/T)). A student initialised from a teacher with another T wants its norm statistics recalibrated
+    first.
 
-    After D. Lee, A. Moitra, Y. Kim, R. Yin, P. Panda, "MD-SNN: membrane potential-aware distillation on quantized spiking
-    neural network", DATE 2026, which distils membrane potentials and logits of a T = 4 teacher into quantized students at T = 1
-    to 4. The form of its membrane term, its normalisation, layers and weights are not public: every default is our reading.
+    After D. Lee, A. Moitra, Y. Kim, R. Yin, P. Panda, "MD-SNN: membrane potential-aware distillation on
+    quantized spiking neural network", DATE 2026, which distils membrane potentials and logits of a T = 4
+    teacher into quantized students at T = 1 to 4. The form of its membrane term, its normalisation, layers
+    and weights are not public: every default is our reading.
 
     Shape: membranes (T, N, C, ...), teacher (T', N, C, ...). Units: thresholds.
 
-    Raises: SpikedistillError for an ANN teacher, layers that do not correspond, or ``pairing: first`` with a teacher that
-    has fewer steps than the student.
+    Raises: SpikedistillError for an ANN teacher, layers that do not correspond, or ``pairing: first`` with a
+    teacher that has fewer steps than the student.
 
     YAML: ``{type: membrane_distillation, normalize: threshold, pairing: mean, weight: 1.0}``
     """
@@ -98,12 +105,15 @@ class MembraneDistillation(Objective):
             mine, theirs = setup.student.all(tap), setup.teacher.all(tap)
             if set(mine) != set(theirs):
                 odd = ", ".join(sorted(set(mine) ^ set(theirs))[:4])
-                raise refuse(self, f"student and teacher differ in neuron layers ({odd}); name common ones in `layers`")
+                raise refuse(
+                    self, f"student and teacher differ in neuron layers ({odd}); name common ones in `layers`"
+                )
             for name, h in mine.items():
                 if h.shape[1:] != theirs[name].shape[1:]:
                     raise refuse(
                         self,
-                        f"{name} is {tuple(h.shape[2:])} in the student and {tuple(theirs[name].shape[2:])} in the teacher; "
+                        f"{name} is {tuple(h.shape[2:])} in the student and {tuple(theirs[name].shape[2:])} "
+                        "in the teacher; "
                         "name layers of equal size in `layers`",
                     )
                 if self.pairing == "first" and theirs[name].shape[0] < h.shape[0]:
@@ -123,7 +133,9 @@ class MembraneDistillation(Objective):
                 parts.append(self.layer_loss(h, theirs[name], *scales))
         return torch.stack(parts).mean()
 
-    def layer_loss(self, student: Tensor, teacher: Tensor, threshold: float, teacher_threshold: float) -> Tensor:
+    def layer_loss(
+        self, student: Tensor, teacher: Tensor, threshold: float, teacher_threshold: float
+    ) -> Tensor:
         """The distance of one layer's membranes."""
         if self.normalize == "threshold":
             student = student if threshold == 1 else student / threshold

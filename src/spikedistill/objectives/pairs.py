@@ -23,8 +23,8 @@ class Pair(NamedTuple):
 def taps_of(layers: Layers) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Student and teacher taps of a choice of layers.
 
-    "stages": stage i with stage i; "names": every neuron layer with the teacher's layer of the same path; a list of taps:
-    the same in both; a mapping: student tap to teacher tap.
+    "stages": stage i with stage i; "names": every neuron layer with the teacher's layer of the same path; a
+    list of taps: the same in both; a mapping: student tap to teacher tap.
     """
     if layers == "stages":
         return ("stages",), ("stages",)
@@ -61,9 +61,11 @@ def paired(objective: Objective, layers: Layers, student: Captures, teacher: Cap
 
 
 def as_map(objective: Objective, x: Tensor) -> Tensor:
-    """A feature as (N, C, H, W): a vector (N, C) is a map of one pixel, tokens (N, L, D) a square map of D channels.
+    """A feature as (N, C, H, W): a vector (N, C) is a map of one pixel, tokens (N, L, D) a square map of D
+    channels.
 
-    Tokens beyond the largest square number are class, distillation or register tokens, which stand first, and are left out.
+    Tokens beyond the largest square number are class, distillation or register tokens, which stand first, and
+    are left out.
     """
     if x.dim() == 4:
         return x
@@ -71,7 +73,8 @@ def as_map(objective: Objective, x: Tensor) -> Tensor:
         return x[:, :, None, None]
     if x.dim() != 3:
         raise refuse(
-            objective, f"a feature is (N, C, H, W), tokens (N, L, D) or a vector (N, C), found {tuple(x.shape)}"
+            objective,
+            f"a feature is (N, C, H, W), tokens (N, L, D) or a vector (N, C), found {tuple(x.shape)}",
         )
     side = isqrt(x.shape[1])
     extra = x.shape[1] - side * side

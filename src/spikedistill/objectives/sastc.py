@@ -9,7 +9,9 @@ from .pairs import as_map
 
 
 def gram(x: Tensor, size: int) -> Tensor:
-    """Inner products of the samples' features, ``(N, size)``, filled with zeros where N < size. Shape: (N, ...)."""
+    """Inner products of the samples' features, ``(N, size)``, filled with zeros where N < size. Shape: (N,
+    ...).
+    """
     flat = x.flatten(1)
     return F.pad(flat @ flat.T, (0, size - x.shape[0]))
 
@@ -45,17 +47,20 @@ def resized(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class SpatioTemporalCalibration(Objective):
-    """``sum_{t,b,i,j} a_t,b,i,j mse(r_ij(F_S,t,i), F_T,j) / (N T L_S)``: every student layer learns from every teacher layer.
+    """``sum_{t,b,i,j} a_t,b,i,j mse(r_ij(F_S,t,i), F_T,j) / (N T L_S)``: every student layer learns from
+    every teacher layer.
 
-    ``a_t,b,i,: = softmax_j(q_t,i . k_j)``; queries and keys are unit-length embeddings of the rows of the batch's Gram matrices
-    of student feature i at step t and teacher feature j; r_ij brings the student's map to the teacher's channels; the larger of
-    two maps is pooled (student: maximum, teacher: mean). Embeddings and regressors train with the student.
+    ``a_t,b,i,: = softmax_j(q_t,i . k_j)``; queries and keys are unit-length embeddings of the rows of the
+    batch's Gram matrices of student feature i at step t and teacher feature j; r_ij brings the student's map
+    to the teacher's channels; the larger of two maps is pooled (student: maximum, teacher: mean). Embeddings
+    and regressors train with the student.
 
-    D. Hong, Y. Wang, "Self-attentive spatio-temporal calibration for precise intermediate layer matching in ANN-to-SNN
-    distillation" (SASTC), AAAI 2025, as in the official code, whose weight is 800 beside cross-entropy and
-    ``logit_distillation`` at temperature 4. The embeddings' width is a quarter of ``batch_size`` (None: that of the first
-    batch), as there; rows of a smaller batch are filled with zeros (ours: the code drops such batches). As an
-    embedding reads its row column by column, the value depends on the order of the batch.
+    D. Hong, Y. Wang, "Self-attentive spatio-temporal calibration for precise intermediate layer matching in
+    ANN-to-SNN distillation" (SASTC), AAAI 2025, as in the official code, whose weight is 800 beside
+    cross-entropy and ``logit_distillation`` at temperature 4. The embeddings' width is a quarter of
+    ``batch_size`` (None: that of the first batch), as there; rows of a smaller batch are filled with zeros
+    (ours: the code drops such batches). As an embedding reads its row column by column, the value depends on
+    the order of the batch.
 
     Shape: student stages (T, N, C, H, W); teacher (T', N, C, H, W), averaged over T'.
 
@@ -86,7 +91,9 @@ class SpatioTemporalCalibration(Objective):
         assert setup.teacher is not None
         size = self.batch_size = self.batch_size or setup.batch_size
         if size < 4:
-            raise refuse(self, f"batch_size must be at least 4 (embeddings are a quarter of it), found {size}")
+            raise refuse(
+                self, f"batch_size must be at least 4 (embeddings are a quarter of it), found {size}"
+            )
         mine = [as_map(self, x[0]).shape[1] for x in self._all(setup.student, self.student_taps)]
         theirs = [as_map(self, x[0]).shape[1] for x in self._all(setup.teacher, self.teacher_taps)]
         self.queries = nn.ModuleList(Embedding(size, size // 4) for _ in mine)

@@ -12,10 +12,11 @@ from .logits import check_logits, checked_temperature
 
 
 def aligned(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Error-aware alignment of logits (..., K) with classes (...): where the student is wrong, its wrong class and the true
-    one become equal on both sides.
+    """Error-aware alignment of logits (..., K) with classes (...): where the student is wrong, its wrong
+    class and the true one become equal on both sides.
 
-    Student: the logit of the class it chose becomes that of the true class. Teacher: both become the smaller of the two.
+    Student: the logit of the class it chose becomes that of the true class. Teacher: both become the smaller
+    of the two.
     """
     chosen = student.argmax(-1)
     wrong = (chosen != target).unsqueeze(-1)
@@ -44,14 +45,16 @@ def other_steps(logits: Tensor) -> Tensor:
 class SelectiveAlignment(Objective):
     """``alpha mean_t KD(ELA(z_t), ELA(z_teacher)) + beta mean_t KD(z_t, sum_{s != t} w_ts z_s)``.
 
-    KD is the softened divergence times tau^2. ELA, error-aware: where step t is wrong about a sample, the student's logit of
-    the class it chose becomes that of the true class, and both of the teacher's the smaller of the two, so that nothing is
-    taught about this pair. STA, among steps: ``w_t: = softmax_s(conf_s cos(z_t, z_s))``, ``conf = 1 - H/ln K``, without
-    gradient; 0 at T = 1. Its cross-entropy is ``temporal_efficient_training``. With ``alpha: 0`` no teacher is needed.
+    KD is the softened divergence times tau^2. ELA, error-aware: where step t is wrong about a sample, the
+    student's logit of the class it chose becomes that of the true class, and both of the teacher's the
+    smaller of the two, so that nothing is taught about this pair. STA, among steps: ``w_t: = softmax_s(conf_s
+    cos(z_t, z_s))``, ``conf = 1 - H/ln K``, without gradient; 0 at T = 1. Its cross-entropy is
+    ``temporal_efficient_training``. With ``alpha: 0`` no teacher is needed.
 
-    K. Sun, P. Duan, Y. Huang, G. Zhang, B. Smith, N. Gong, L. Kuhlmann, "Not all timesteps matter equally: selective alignment
-    knowledge distillation for spiking neural networks" (SeAl-KD), 2026; tau = 3, alpha = 0.6, beta = 0.15 are the paper's
-    (the official code's defaults of alpha and beta are 0). Soft targets count as their largest class (ours).
+    K. Sun, P. Duan, Y. Huang, G. Zhang, B. Smith, N. Gong, L. Kuhlmann, "Not all timesteps matter equally:
+    selective alignment knowledge distillation for spiking neural networks" (SeAl-KD), 2026; tau = 3, alpha =
+    0.6, beta = 0.15 are the paper's (the official code's defaults of alpha and beta are 0). Soft targets
+    count as their largest class (ours).
 
     Shape: logits (T, N, K), teacher (T', N, K), target (N,) or (N, K).
 

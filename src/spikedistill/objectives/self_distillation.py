@@ -9,16 +9,18 @@ from .pairs import as_map
 
 
 class TemporalSelfDistillation(Objective):
-    """``KL(softmax(z_long/tau) || softmax(z_short/tau))``: the network run longer teaches its own first steps.
+    """``KL(softmax(z_long/tau) || softmax(z_short/tau))``: the network run longer teaches its own first
+    steps.
 
-    One simulation of ``time_steps`` steps, more than the network's own T; z_long is the mean of all its logits, without
-    gradient, z_short the mean of the first T. All other objectives, the prediction and the cross-entropy see only the first
-    T. Norm statistics see all steps in training and are recalibrated at T before evaluation; inference has no trace of this.
+    One simulation of ``time_steps`` steps, more than the network's own T; z_long is the mean of all its
+    logits, without gradient, z_short the mean of the first T. All other objectives, the prediction and the
+    cross-entropy see only the first T. Norm statistics see all steps in training and are recalibrated at T
+    before evaluation; inference has no trace of this.
 
-    After L. Zuo, Y. Ding, M. Jing, K. Yang, Y. Yu, "Self-distillation learning based on temporal-spatial consistency for
-    spiking neural networks", 2024. Its weights, temperature and pairs of T are not public: temperature 2 and weight 1 without
-    the factor tau^2 are those of the same group's later paper (see ``strong_weak_distillation``); that the short output is the
-    first steps of the same pass is our reading.
+    After L. Zuo, Y. Ding, M. Jing, K. Yang, Y. Yu, "Self-distillation learning based on temporal-spatial
+    consistency for spiking neural networks", 2024. Its weights, temperature and pairs of T are not public:
+    temperature 2 and weight 1 without the factor tau^2 are those of the same group's later paper (see
+    ``strong_weak_distillation``); that the short output is the first steps of the same pass is our reading.
 
     Shape: logits (time_steps, N, K).
 
@@ -44,7 +46,8 @@ class TemporalSelfDistillation(Objective):
         if setup.time_steps >= self.time_steps or setup.logits.shape[0] != self.time_steps:
             raise refuse(
                 self,
-                f"time_steps is {self.time_steps} and the student's own T {setup.time_steps} (its logits have "
+                f"time_steps is {self.time_steps} and the student's own T {setup.time_steps} (its logits "
+                "have "
                 f"{setup.logits.shape[0]} steps); give more than its own T, to one of our spiking networks",
             )
 
@@ -54,13 +57,14 @@ class TemporalSelfDistillation(Objective):
 
 
 class SpatialSelfDistillation(Objective):
-    """``KL(softmax(z/tau) || softmax(z_weak/tau))``: the final output teaches a weak classifier on an intermediate stage.
+    """``KL(softmax(z/tau) || softmax(z_weak/tau))``: the final output teaches a weak classifier on an
+    intermediate stage.
 
-    z is the time-averaged output, without gradient; z_weak = a linear layer on the stage's feature averaged over time and
-    space. The weak classifier trains with the student and is gone at inference.
+    z is the time-averaged output, without gradient; z_weak = a linear layer on the stage's feature averaged
+    over time and space. The weak classifier trains with the student and is gone at inference.
 
-    After L. Zuo et al. (as ``temporal_self_distillation``). Which stage carries the weak classifier, its layers and its
-    weight are not public: the second stage, pooling and one linear layer are our choice.
+    After L. Zuo et al. (as ``temporal_self_distillation``). Which stage carries the weak classifier, its
+    layers and its weight are not public: the second stage, pooling and one linear layer are our choice.
 
     Shape: stage capture (T, N, C, H, W) or tokens (T, N, L, D).
 

@@ -18,21 +18,24 @@ def skeleton(spikes: Tensor) -> Tensor:
 
 
 class StableSpike(Objective):
-    """``beta mean (Phi~ - Phi)^2 + gamma tau^2 KL(softmax(z/tau) || softmax(z_n/tau))``: spikes and prediction are stable.
+    """``beta mean (Phi~ - Phi)^2 + gamma tau^2 KL(softmax(z/tau) || softmax(z_n/tau))``: spikes and
+    prediction are stable.
 
-    S are the 0/1 spikes before the head; ``Phi = mean_t S_t``, ``Phi~ = mean_t (S_t AND S_t+1)``, the stable skeleton; z the
-    time-averaged logits, ``z_n = head(Phi~ + B)`` with B drawn from Bernoulli(Phi~) anew at each step (torch's generator). The
-    first term draws spikes towards those that repeat, and so lowers their number; the second asks for equal predictions.
+    S are the 0/1 spikes before the head; ``Phi = mean_t S_t``, ``Phi~ = mean_t (S_t AND S_t+1)``, the stable
+    skeleton; z the time-averaged logits, ``z_n = head(Phi~ + B)`` with B drawn from Bernoulli(Phi~) anew at
+    each step (torch's generator). The first term draws spikes towards those that repeat, and so lowers their
+    number; the second asks for equal predictions.
 
-    Y. Ding, K. Yang, L. Li, Y. Zhang, M. Jing, L. Zuo, "Stable spike: dual consistency optimization via bitwise AND operations
-    for spiking neural networks", CVPR 2026; tau = 2 and both weights 1 are the paper's. The equations are known from a
-    digest, no code is public. Our reading: AND is the product (its gradient is the other step's spike); gradients go through
-    both sides of both terms, but not through the draw; the head is the mean over positions and the linear classifier.
+    Y. Ding, K. Yang, L. Li, Y. Zhang, M. Jing, L. Zuo, "Stable spike: dual consistency optimization via
+    bitwise AND operations for spiking neural networks", CVPR 2026; tau = 2 and both weights 1 are the
+    paper's. The equations are known from a digest, no code is public. Our reading: AND is the product (its
+    gradient is the other step's spike); gradients go through both sides of both terms, but not through the
+    draw; the head is the mean over positions and the linear classifier.
 
     Shape: capture (T, N, C, H, W) or (T, N, C) of 0 and 1, T at least 2; logits (T, N, K).
 
-    Raises: SpikedistillError at T = 1, for a tap that gives other values than 0 and 1, or one that the classifier does not
-    read through a global average.
+    Raises: SpikedistillError at T = 1, for a tap that gives other values than 0 and 1, or one that the
+    classifier does not read through a global average.
 
     YAML: ``{type: stable_spike, beta: 1.0, gamma: 1.0, temperature: 2.0, tap: before_head}``
     """
@@ -60,12 +63,15 @@ class StableSpike(Objective):
         check_steps(self, setup)
         spikes = setup.student[self.tap]
         if not bool(((spikes == 0) | (spikes == 1)).all()):
-            raise refuse(self, f"tap {self.tap!r} gives other values than 0 and 1; name a neuron layer before the head")
+            raise refuse(
+                self, f"tap {self.tap!r} gives other values than 0 and 1; name a neuron layer before the head"
+            )
         head = classifier(self, setup.student_network)
         if as_map(self, spikes.mean(0)).shape[1] != head.in_features:
             raise refuse(
                 self,
-                f"tap {self.tap!r} has {as_map(self, spikes.mean(0)).shape[1]} channels and the classifier reads "
+                f"tap {self.tap!r} has {as_map(self, spikes.mean(0)).shape[1]} channels and the classifier "
+                "reads "
                 f"{head.in_features} features; name the neuron layer whose average it reads",
             )
         self._head = [head]

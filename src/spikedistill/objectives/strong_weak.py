@@ -31,15 +31,15 @@ def lessons(order: list[int], form: str) -> list[tuple[list[int], int]]:
 class StrongWeakDistillation(Objective):
     """``KL(softmax(z_teacher/tau) || softmax(z_student/tau))`` among the network's own time steps.
 
-    A step's confidence is the batch's mean of its largest probability. ``direction``: "strong_to_weak" (the most confident
-    step teaches) or "weak_to_strong" (the reverse). ``form``: "pair" (the most confident and the least), "cascade" (in order of
-    confidence, each the next), "ensemble" (the mean logits of all but the last in that order teach the last), "simultaneous"
-    (the first teaches all others); several lessons are averaged. The teaching side has no gradient. At T = 2 all forms are
-    one.
+    A step's confidence is the batch's mean of its largest probability. ``direction``: "strong_to_weak" (the
+    most confident step teaches) or "weak_to_strong" (the reverse). ``form``: "pair" (the most confident and
+    the least), "cascade" (in order of confidence, each the next), "ensemble" (the mean logits of all but the
+    last in that order teach the last), "simultaneous" (the first teaches all others); several lessons are
+    averaged. The teaching side has no gradient. At T = 2 all forms are one.
 
-    Y. Ding, L. Zuo, M. Jing, K. Yang, P. He, T. Xie, "Synergy between the strong and the weak: spiking neural networks are
-    inherently self-distillers", NeurIPS 2025: the pair, temperature 2, weight 1, no factor tau^2. The paper names the other
-    three forms; how they pair steps is our reading.
+    Y. Ding, L. Zuo, M. Jing, K. Yang, P. He, T. Xie, "Synergy between the strong and the weak: spiking neural
+    networks are inherently self-distillers", NeurIPS 2025: the pair, temperature 2, weight 1, no factor
+    tau^2. The paper names the other three forms; how they pair steps is our reading.
 
     Shape: logits (T, N, K), T at least 2.
 

@@ -13,16 +13,19 @@ from .logits import checked_temperature
 def consistency_loss(logits: Tensor, temperature: float) -> Tensor:
     """``sum_{i != j} tau^2 KL(softmax(z_j/tau) || softmax(z_i/tau)) / (T (T - 1))``, z_j without gradient."""
     T = logits.shape[0]
-    pairs = [soft_divergence(logits[i], logits[j].detach(), temperature) for i, j in permutations(range(T), 2)]
+    pairs = [
+        soft_divergence(logits[i], logits[j].detach(), temperature) for i, j in permutations(range(T), 2)
+    ]
     return torch.stack(pairs).mean()
 
 
 class TemporalConsistency(Objective):
-    """Every step learns from every other: ``mean_{i != j} tau^2 KL(softmax(z_j/tau) || softmax(z_i/tau))``, z_j detached.
+    """Every step learns from every other: ``mean_{i != j} tau^2 KL(softmax(z_j/tau) || softmax(z_i/tau))``,
+    z_j detached.
 
-    D. Zhao et al., "Improving stability and performance of spiking neural networks through enhancing temporal consistency"
-    (ETC), Pattern Recognition, 2024; temperature 4 is the official code's. The official training weighs it beside
-    ``temporal_efficient_training`` or ``cross_entropy``.
+    D. Zhao et al., "Improving stability and performance of spiking neural networks through enhancing temporal
+    consistency" (ETC), Pattern Recognition, 2024; temperature 4 is the official code's. The official training
+    weighs it beside ``temporal_efficient_training`` or ``cross_entropy``.
 
     Shape: logits (T, N, K), T at least 2.
 
@@ -48,4 +51,6 @@ class TemporalConsistency(Objective):
 def check_steps(objective: Objective, setup: Setup) -> None:
     """Refuse a student with one time step."""
     if setup.logits.shape[0] < 2:
-        raise refuse(objective, "the student has 1 time step and nothing to compare it with; give it at least 2")
+        raise refuse(
+            objective, "the student has 1 time step and nothing to compare it with; give it at least 2"
+        )

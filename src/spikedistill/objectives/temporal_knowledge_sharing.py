@@ -10,7 +10,9 @@ from .logits import checked_temperature
 
 
 def shared_knowledge(logits: Tensor, target: Tensor, reading: str = "mean") -> Tensor:
-    """Mean ("mean") or sum ("code") of the logits of the steps that classify a sample correctly; (N, K), 0 where none does."""
+    """Mean ("mean") or sum ("code") of the logits of the steps that classify a sample correctly; (N, K), 0
+    where none does.
+    """
     hard = target if target.dim() == 1 else target.argmax(-1)
     right = (logits.argmax(-1) == hard).to(logits.dtype).unsqueeze(-1)
     total = (right * logits).sum(0)
@@ -18,13 +20,15 @@ def shared_knowledge(logits: Tensor, target: Tensor, reading: str = "mean") -> T
 
 
 class TemporalKnowledgeSharing(Objective):
-    """``tau^2 mean_t CE(softmax(z_tks/tau), softmax(z_t/tau))``, z_tks from the steps that are right about the sample.
+    """``tau^2 mean_t CE(softmax(z_tks/tau), softmax(z_t/tau))``, z_tks from the steps that are right about
+    the sample.
 
-    Y. Dong, D. Zhao, Y. Zeng, "Temporal knowledge sharing enable spiking neural network learning from past and future", IEEE
-    TAI 2024. Temperature 3 is the official run line's. ``reading: mean`` (default): the mean of the correct steps' logits,
-    without gradient; "code": what the official code computes, their sum, with its gradient, and the student's side not
-    divided by tau. A sample that no step gets right has the uniform target in both. The whole loss of the paper is
-    ``a CE(mean_t z_t, y) + (1 - a)`` times this one, a falling linearly from 1 to 1 - alpha, alpha = 0.7: two schedules.
+    Y. Dong, D. Zhao, Y. Zeng, "Temporal knowledge sharing enable spiking neural network learning from past
+    and future", IEEE TAI 2024. Temperature 3 is the official run line's. ``reading: mean`` (default): the
+    mean of the correct steps' logits, without gradient; "code": what the official code computes, their sum,
+    with its gradient, and the student's side not divided by tau. A sample that no step gets right has the
+    uniform target in both. The whole loss of the paper is ``a CE(mean_t z_t, y) + (1 - a)`` times this one, a
+    falling linearly from 1 to 1 - alpha, alpha = 0.7: two schedules.
 
     Shape: logits (T, N, K), target (N,) or (N, K).
 

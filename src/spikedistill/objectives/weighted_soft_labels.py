@@ -20,7 +20,9 @@ def sample_weights(student: Tensor, teacher: Tensor, target: Tensor, label_smoot
 def weighted_soft_label_loss(
     student: Tensor, teacher: Tensor, target: Tensor, temperature: float, label_smoothing: float = 0.0
 ) -> Tensor:
-    """``tau^2 mean_b w_b CE(softmax(teacher/tau), softmax(student/tau))``. Shape: logits (N, K), target (N,) or (N, K)."""
+    """``tau^2 mean_b w_b CE(softmax(teacher/tau), softmax(student/tau))``. Shape: logits (N, K), target
+    (N,) or (N, K).
+    """
     weights = sample_weights(student, teacher, target, label_smoothing)
     return temperature**2 * (weights * soft_cross_entropy(student, teacher, temperature)).mean()
 
@@ -28,15 +30,16 @@ def weighted_soft_label_loss(
 class WeightedSoftLabels(Objective):
     """Soft labels, each sample weighted by how much worse than the teacher the student is on it.
 
-    ``tau^2 mean_b w_b CE(softmax(z_teacher/tau), softmax(z/tau))`` with
-    ``w_b = 1 - exp(-max(0, CE(z_b, y_b) / (CE(z_teacher_b, y_b) + 1e-7)))`` on time-averaged logits; w has no gradient.
-    ``label_smoothing`` (as torch's) is of the targets in w alone: give what ``cross_entropy`` has. Without it a good teacher's
-    error is near 0 and nearly every weight 1.
+    ``tau^2 mean_b w_b CE(softmax(z_teacher/tau), softmax(z/tau))`` with ``w_b = 1 - exp(-max(0, CE(z_b, y_b)
+    / (CE(z_teacher_b, y_b) + 1e-7)))`` on time-averaged logits; w has no gradient. ``label_smoothing`` (as
+    torch's) is of the targets in w alone: give what ``cross_entropy`` has. Without it a good teacher's error
+    is near 0 and nearly every weight 1.
 
-    H. Zhou et al., "Rethinking soft labels for knowledge distillation: a bias-variance tradeoff perspective", ICLR 2021, as
-    the logit part of Z. Xu et al., "BKDSNN", ECCV 2024; temperature 2 and weight 1 are the official code's (weight 0.1 for
-    Spikingformer on CIFAR10-DVS), where the transformers' targets are smoothed by 0.1 before they are weighed. A
-    cross-entropy, not a divergence: where the student equals the teacher the gradient is zero, the value is not.
+    H. Zhou et al., "Rethinking soft labels for knowledge distillation: a bias-variance tradeoff perspective",
+    ICLR 2021, as the logit part of Z. Xu et al., "BKDSNN", ECCV 2024; temperature 2 and weight 1 are the
+    official code's (weight 0.1 for Spikingformer on CIFAR10-DVS), where the transformers' targets are
+    smoothed by 0.1 before they are weighed. A cross-entropy, not a divergence: where the student equals the
+    teacher the gradient is zero, the value is not.
 
     Shape: logits (T, N, K), teacher (T', N, K), target (N,) or (N, K).
 

@@ -1,4 +1,6 @@
-"""Arithmetic on integers held in floats: which float holds them, and settings under which torch leaves them exact."""
+"""Arithmetic on integers held in floats: which float holds them, and settings under which torch leaves
+them exact.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,8 +50,9 @@ def exact(x: Tensor) -> Iterator[None]:
 def scalar(module: nn.Module, name: str) -> float:
     """A module's 0-dimensional buffer or parameter as a Python number, as it is now.
 
-    Nothing is kept from one pass to the next: fused optimizers change parameters without raising their version, so no
-    cache could know. On an accelerator, where each read waits for all work queued, one pass reads all its numbers at once.
+    Nothing is kept from one pass to the next: fused optimizers change parameters without raising their
+    version, so no cache could know. On an accelerator, where each read waits for all work queued, one pass
+    reads all its numbers at once.
     """
     tensor: Any = getattr(module, name)
     sim = simulation.current()
@@ -62,7 +65,9 @@ def scalar(module: nn.Module, name: str) -> float:
 
 
 def scalars(network: nn.Module) -> dict[int, float]:
-    """All 0-dimensional parameters and buffers of a network by their ``id``, in one transfer from the device."""
+    """All 0-dimensional parameters and buffers of a network by their ``id``, in one transfer from the
+    device.
+    """
     found = [t for t in chain(network.parameters(), network.buffers()) if t.dim() == 0]
     values = torch.stack([t.detach().double() for t in found]).tolist() if found else []
     return {id(t): value for t, value in zip(found, values)}

@@ -13,7 +13,17 @@ from .arithmetic import exact_dtype
 from .calibration import Seen, neuron_of
 from .layers import AdaptiveSumPool2d, CodedLayer, ExactForward, InputCodes, SumPool2d
 from .membrane import CodedNeuron, Membrane
-from .norm import CodedNorm, CodedStatistics, CodeSource, InputCast, NormGrid, OutputGrid, PooledTarget, Rescale, Stream
+from .norm import (
+    CodedNorm,
+    CodedStatistics,
+    CodeSource,
+    InputCast,
+    NormGrid,
+    OutputGrid,
+    PooledTarget,
+    Rescale,
+    Stream,
+)
 from .options import Options
 from .plan import Edge, Op, Plan
 from .quantized import Quantization
@@ -23,8 +33,8 @@ from .temporal import TemporalMembrane
 class Assembler:
     """Puts the parts of a copied network on codes.
 
-    ``own``: groups of norms with one reader, a neuron, and its path: they write on its grid. ``steps``: of the other groups,
-    which are streams.
+    ``own``: groups of norms with one reader, a neuron, and its path: they write on its grid. ``steps``: of
+    the other groups, which are streams.
     """
 
     def __init__(self, network: Network, plan: Plan, seen: Seen, options: Options) -> None:
@@ -49,7 +59,8 @@ class Assembler:
             if op.kind in ("norm_neuron", "neuron"):
                 self._membrane(op)
         make = {
-            "layer": self._layer, "norm": self._norm, "norm_neuron": self._norm_neuron, "neuron": self._neuron,
+            "layer": self._layer, "norm": self._norm, "norm_neuron": self._norm_neuron,
+            "neuron": self._neuron,
         }  # fmt: skip
         for op in plan.ops:
             if op.kind in make:
@@ -73,9 +84,14 @@ class Assembler:
 
     def _stream_step(self, group: int) -> float:
         """The finest power of two that holds the range of a stream, and all that joins it."""
-        thresholds = [neuron_of(self._module(r.path)).threshold for r in self.plan.readers[group] if r.kind == "neuron"]
+        thresholds = [
+            neuron_of(self._module(r.path)).threshold for r in self.plan.readers[group] if r.kind == "neuron"
+        ]
         threshold = min(thresholds, default=1.0)
-        reach = max((self.seen.norms.get(path, 0.0) for path in self.plan.groups[group]), default=0.0) or 8 * threshold
+        reach = (
+            max((self.seen.norms.get(path, 0.0) for path in self.plan.groups[group]), default=0.0)
+            or 8 * threshold
+        )
         finest = math.floor(math.log2(threshold)) - self.options.fraction_bits
         step = 2.0 ** max(finest, math.ceil(math.log2(reach)) - (self.options.residual_bits - 1))
         return min(step, self.plan.real.get(group, step))
@@ -111,7 +127,9 @@ class Assembler:
             coded.logits = self.network.time_steps
         elif end.kind == "neuron":
             coded.membrane = self.membranes[end.path]
-            coded.rescale = Rescale(layer, self.options.norm_bits, source, PooledTarget(coded.membrane, end.share))
+            coded.rescale = Rescale(
+                layer, self.options.norm_bits, source, PooledTarget(coded.membrane, end.share)
+            )
         elif end.kind == "stream":
             coded.rescale = Rescale(layer, self.options.norm_bits, source, self._target(op, layer))
             coded.output_grid = self._output_grid(op, layer)
@@ -137,7 +155,9 @@ class Assembler:
     def _output_grid(self, op: Op, owner: nn.Module) -> OutputGrid:
         edge = self.plan.edges[op.name]
         reach = max(e.bound for e in self.plan.edges.values() if e.base == "norm" and e.group == edge.group)
-        return OutputGrid(owner, edge.low, edge.high, exact_dtype(reach, op.path), edge.group in self.plan.real)
+        return OutputGrid(
+            owner, edge.low, edge.high, exact_dtype(reach, op.path), edge.group in self.plan.real
+        )
 
     def _input_cast(self, op: Op) -> None:
         edge = self.plan.edges[op.inputs[0]]

@@ -3,10 +3,11 @@
     W' = gain a W,  b' = gain (a bias + b)       norm(x) = a x + b
     current = sum(codes of W' ...) + round(b' / unit),     unit = input step * s
 
-``s`` is one step for all branches that are summed before a neuron. Two schemes: ``mint`` (after Yin et al., "MINT:
-Multiplier-less integer quantization for energy efficient spiking neural networks", ASP-DAC 2024, without its tanh): fires
-at ``H >= ceil(threshold / unit)``, ``V <- Q(leak * reset(H))`` with Q's step ``s``; and ``unit="weights"`` (percentile-
-based threshold scaling, after Arfa et al., NICE 2025): fires at ``H >= round(threshold / unit)``, leak and Q as elsewhere.
+``s`` is one step for all branches that are summed before a neuron. Two schemes: ``mint`` (after Yin et al.,
+"MINT: Multiplier-less integer quantization for energy efficient spiking neural networks", ASP-DAC 2024,
+without its tanh): fires at ``H >= ceil(threshold / unit)``, ``V <- Q(leak * reset(H))`` with Q's step ``s``;
+and ``unit="weights"`` (percentile- based threshold scaling, after Arfa et al., NICE 2025): fires at ``H >=
+round(threshold / unit)``, leak and Q as elsewhere.
 """
 
 import math
@@ -30,7 +31,9 @@ from .weights import WeightFormat, learned_scale, learned_start, weight_codes, w
 
 
 class Step:
-    """``s``, one for all layers of a sum: the largest of theirs, or kept by the first (learned, least squared error)."""
+    """``s``, one for all layers of a sum: the largest of theirs, or kept by the first (learned, least
+    squared error).
+    """
 
     def __init__(self, layers: "list[FoldedLayer]", f: WeightFormat) -> None:
         self.layers, self.format, self.owner = layers, f, layers[0].layer
@@ -42,7 +45,9 @@ class Step:
 
     def measured(self) -> Tensor:
         """From the weights, folded with the running statistics."""
-        return torch.stack([weight_scale(part.still(), self.format).flatten()[0] for part in self.layers]).max()
+        return torch.stack(
+            [weight_scale(part.still(), self.format).flatten()[0] for part in self.layers]
+        ).max()
 
     def value(self) -> Tensor:
         """``s``; float64, a number."""
@@ -60,14 +65,21 @@ class Step:
 class FoldedLayer(CodedLayer):
     """A layer with its norm (or none) folded in; its output is current, in units.
 
-    In training the batch's statistics come from a pass through the real weights, before the pass through the codes;
-    with ``frozen`` the running ones are used, and there is one pass.
+    In training the batch's statistics come from a pass through the real weights, before the pass through the
+    codes; with ``frozen`` the running ones are used, and there is one pass.
     """
 
     membrane: Any
 
     def __init__(
-        self, layer: Any, f: WeightFormat, bound_in: int, path: str, norm: Any, membrane: "FoldedMembrane", frozen: bool
+        self,
+        layer: Any,
+        f: WeightFormat,
+        bound_in: int,
+        path: str,
+        norm: Any,
+        membrane: "FoldedMembrane",
+        frozen: bool,
     ) -> None:
         super().__init__(layer, WeightFormat(f.bits, "tensor"), bound_in, path)
         self.norm, self.membrane, self.frozen = norm, membrane, frozen
@@ -102,7 +114,8 @@ class FoldedLayer(CodedLayer):
         a = self.map()[0] if a is None else a
         scale = self.scale()
         assert self.format.bits is not None
-        # scale / scale is 1; its gradient makes that of the scale LSQ's: of scale * code, not of the code alone.
+        # scale / scale is 1; its gradient makes that of the scale LSQ's: of scale * code, not of the code
+        # alone.
         return weight_codes(self.folded(a), scale, self.format.bits) * (scale / scale.detach())
 
     def offset(self, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
@@ -124,7 +137,9 @@ class FoldedLayer(CodedLayer):
             acc = acc + self.offset(a, b).to(dtype).view(1, -1, *[1] * (acc.dim() - 2))
         if self.norm is not None:
             return acc
-        return acc.to(exact_dtype(self.membrane.bound(2 * self.bound, current_steps(self.membrane.neuron)), self.path))
+        return acc.to(
+            exact_dtype(self.membrane.bound(2 * self.bound, current_steps(self.membrane.neuron)), self.path)
+        )
 
 
 class FoldedMembrane(Membrane):
@@ -134,7 +149,12 @@ class FoldedMembrane(Membrane):
     layer: Any
 
     def __init__(self, neuron: Neuron, o: Options, extra: int | None) -> None:
-        self.neuron, self.bits, self.leak_bits, self.mint = neuron, o.membrane_bits, o.leak_bits, o.scheme == "mint"
+        self.neuron, self.bits, self.leak_bits, self.mint = (
+            neuron,
+            o.membrane_bits,
+            o.leak_bits,
+            o.scheme == "mint",
+        )
         self.streamed, self.learned, self.extra = False, False, extra
         neuron.register_buffer("membrane_range", torch.tensor(neuron.threshold))
 
@@ -152,7 +172,9 @@ class FoldedMembrane(Membrane):
 
     @property
     def shift(self) -> int:
-        """MINT: Q's step is the weights' (``extra`` = log2 of the pooled area); where images enter, it reaches the threshold."""
+        """MINT: Q's step is the weights' (``extra`` = log2 of the pooled area); where images enter, it
+        reaches the threshold.
+        """
         return self.extra if self.mint and self.extra is not None else super().shift
 
     def grid(self) -> Grid:
@@ -197,12 +219,15 @@ class FoldedAssembler(Assembler):
                 continue
             if len(readers) != 1 or readers[0].kind == "layer" or group in plan.real:
                 raise SpikedistillError(
-                    f"{name} refuses {plan.groups[group][0]}: it writes to a residual stream of real values, which is "
+                    f"{name} refuses {plan.groups[group][0]}: it writes to a residual stream of real values, "
+                    "which is "
                     "not one step's; take scheme='uniform'"
                 )
         for path, end in plan.ends.items():
             if end.kind == "stream" and plan.op(path).name != plan.output:
-                raise SpikedistillError(f"{name} folds norms into layers; the output of {path} is joined without one")
+                raise SpikedistillError(
+                    f"{name} folds norms into layers; the output of {path} is joined without one"
+                )
         for op in plan.ops:
             edge = plan.edges[op.inputs[0]] if op.inputs else None
             if op.kind in ("norm", "norm_neuron") and (edge is None or ops[op.inputs[0]].kind != "layer"):
@@ -231,7 +256,9 @@ class FoldedAssembler(Assembler):
         entering = {path: self.plan.edges[self.plan.op(path).inputs[0]] for path in layers}
         scales = {edge.step * edge.share for edge in entering.values()}
         if len(scales) > 1:
-            raise SpikedistillError(f"{op.path} sums branches whose inputs have different steps; take scheme='uniform'")
+            raise SpikedistillError(
+                f"{op.path} sums branches whose inputs have different steps; take scheme='uniform'"
+            )
         return (entering[layers[0]] if layers else None), neuron_of(self._module(op.path))
 
     def _from_input(self, op: Op) -> bool:
@@ -261,10 +288,14 @@ class FoldedAssembler(Assembler):
         if norm is not None and not isinstance(norm, NormNeuron):
             norm = self.parts[end.path] = CodedNorm.of(norm)
             self._exchange(end.path, norm)
-        owner = next(o for o in self.plan.ops if o.kind in ("norm_neuron", "neuron") and op.path in self._layers_of(o))
+        owner = next(
+            o for o in self.plan.ops if o.kind in ("norm_neuron", "neuron") and op.path in self._layers_of(o)
+        )
         membrane: Any = self.membranes[owner.path]
         o = self.options
-        coded = FoldedLayer(layer, self.plan.formats[op.path], edge.bound, op.path, norm, membrane, o.freeze_norms)
+        coded = FoldedLayer(
+            layer, self.plan.formats[op.path], edge.bound, op.path, norm, membrane, o.freeze_norms
+        )
         self.parts[op.path] = layer.forward = coded
         parts: list[Any] = [self.parts.get(path) for path in self._layers_of(owner)]
         if all(parts):  # the last one: they share a step

@@ -258,7 +258,9 @@ class Slice(Op):
     """A part of each dimension but the first."""
 
     op: Literal["slice"]
-    index: Annotated[list[Annotated[list[Index], Field(min_length=3, max_length=3)]], Field(min_length=1, max_length=9)]
+    index: Annotated[
+        list[Annotated[list[Index], Field(min_length=3, max_length=3)]], Field(min_length=1, max_length=9)
+    ]
 
     @model_validator(mode="after")
     def _first(self) -> "Slice":
@@ -277,8 +279,8 @@ class Pad(Op):
 
 
 AnyOp = Annotated[
-    Input | Layer | Norm | Neuron | Parallel | MaxPool | SumPool | Join | MatMul | AdaptiveMax | Replicate | Sum | Permute
-    | Affine | Repeat | Reshape | Slice | Pad,
+    Input | Layer | Norm | Neuron | Parallel | MaxPool | SumPool | Join | MatMul | AdaptiveMax | Replicate
+    | Sum | Permute | Affine | Repeat | Reshape | Slice | Pad,
     Field(discriminator="op"),
 ]  # fmt: skip
 

@@ -1,7 +1,8 @@
 """An integer network's file is checked whole before anything runs, cheaply whatever it says.
 
-Three looks: types and ranges of every number (:class:`Header`), tensors against the operations (:func:`check_tensors`), and
-one pass without data, which finds every shape and what an image costs (:func:`check_cost`).
+Three looks: types and ranges of every number (:class:`Header`), tensors against the operations
+(:func:`check_tensors`), and one pass without data, which finds every shape and what an image costs
+(:func:`check_cost`).
 """
 
 from math import prod
@@ -20,7 +21,8 @@ MOST_SUMS = 1 << 42  # that one image adds up in all
 
 
 def read_header(header: Any, tensors: dict[str, Tensor], where: str) -> tuple[Header, list[tuple[int, ...]]]:
-    """Check a file's header and tensors whole; returns it, and each operation's shape for one image at one step, (1, ...).
+    """Check a file's header and tensors whole; returns it, and each operation's shape for one image at one
+    step, (1, ...).
 
     Raises: SpikedistillError that begins with ``where`` and names the operation.
     """
@@ -31,7 +33,8 @@ def read_header(header: Any, tensors: dict[str, Tensor], where: str) -> tuple[He
         place = ".".join(str(part) for part in first["loc"])
         what = first["msg"].removeprefix("Value error, ")
         raise SpikedistillError(
-            f"{where}: its header is not one of an integer network: {place}: {what} (found {first['input']!r:.60})"
+            f"{where}: its header is not one of an integer network: {place}: "
+            f"{what} (found {first['input']!r:.60})"
         ) from None
     check_tensors(checked, tensors, where)
     return checked, check_cost(header, checked, tensors, where)
@@ -55,17 +58,25 @@ def check_tensors(header: Header, tensors: dict[str, Tensor], where: str) -> Non
             expected[f"{i}.B"] = (torch.int32, torch.int64), None
     odd = sorted(set(expected) ^ set(tensors))
     if odd:
-        raise SpikedistillError(f"{where}: the tensor {odd[0]!r} is {'missing' if odd[0] in expected else 'unknown'}")
+        raise SpikedistillError(
+            f"{where}: the tensor {odd[0]!r} is {'missing' if odd[0] in expected else 'unknown'}"
+        )
     for name, (kinds, count) in expected.items():
         tensor = tensors[name]
         flat = (header.input.size[0], 256) if name == "input.table" else (tensor.numel(),)
         if tensor.dtype not in kinds or tensor.numel() != (tensor.numel() if count is None else count):
-            raise SpikedistillError(f"{where}: the tensor {name!r} is {tensor.dtype} of shape {tuple(tensor.shape)}")
+            raise SpikedistillError(
+                f"{where}: the tensor {name!r} is {tensor.dtype} of shape {tuple(tensor.shape)}"
+            )
         if tuple(tensor.shape) != flat or tensor.numel() == 0:
-            raise SpikedistillError(f"{where}: the tensor {name!r} has the shape {tuple(tensor.shape)}, not {flat}")
+            raise SpikedistillError(
+                f"{where}: the tensor {name!r} has the shape {tuple(tensor.shape)}, not {flat}"
+            )
 
 
-def check_cost(raw: dict[str, Any], header: Header, tensors: dict[str, Tensor], where: str) -> list[tuple[int, ...]]:
+def check_cost(
+    raw: dict[str, Any], header: Header, tensors: dict[str, Tensor], where: str
+) -> list[tuple[int, ...]]:
     """Find every shape without computing a value, and what one image costs; raises SpikedistillError."""
     T = header.time_steps
     values: list[Tensor] = []
@@ -80,7 +91,9 @@ def check_cost(raw: dict[str, Any], header: Header, tensors: dict[str, Tensor], 
             shape = op.shape if isinstance(op, Layer | Parallel) else None
             weight = None if shape is None else torch.empty(shape, dtype=torch.int8, device="meta")
             try:
-                out = executor.one_shape(i, plain, {k: v.to("meta") for k, v in _of(tensors, i)}, weight, given)
+                out = executor.one_shape(
+                    i, plain, {k: v.to("meta") for k, v in _of(tensors, i)}, weight, given
+                )
             except (RuntimeError, ValueError, IndexError, TypeError, OverflowError) as error:
                 words = " ".join(str(error).split())[:160]
                 shapes = ", ".join(str(tuple(v.shape)) for v in given)
@@ -93,18 +106,23 @@ def check_cost(raw: dict[str, Any], header: Header, tensors: dict[str, Tensor], 
             raise SpikedistillError(f"{where}: ops.{i} ({op.op}) gives the shape {tuple(out.shape)}")
         if written > MOST_VALUES or sums > MOST_SUMS:
             raise SpikedistillError(
-                f"{where}: ops.{i} ({op.op}) gives {written:.3g} values for one image and brings its sums to {sums:.3g}; at most "
+                f"{where}: ops.{i} ({op.op}) gives {written:.3g} values for one image and brings its sums to "
+                f"{sums:.3g}; at most "
                 f"{MOST_VALUES:.3g} and {MOST_SUMS:.3g} are run"
             )
         values.append(out)
     if values[-1].dim() != 2:
-        raise SpikedistillError(f"{where}: the last operation gives the shape {tuple(values[-1].shape)}, no logits")
+        raise SpikedistillError(
+            f"{where}: the last operation gives the shape {tuple(values[-1].shape)}, no logits"
+        )
     _check_steps(header, frames, where)
     return [tuple(value.shape) for value in values]
 
 
 def _of(tensors: dict[str, Tensor], i: int) -> list[tuple[str, Tensor]]:
-    return [(name, tensors[name]) for name in (f"{i}.M", f"{i}.B", f"{i}.bias", f"{i}.offset") if name in tensors]
+    return [
+        (name, tensors[name]) for name in (f"{i}.M", f"{i}.B", f"{i}.bias", f"{i}.offset") if name in tensors
+    ]
 
 
 def _sums(op: Any, out: Tensor, values: list[Tensor]) -> int:
@@ -121,7 +139,9 @@ def _sums(op: Any, out: Tensor, values: list[Tensor]) -> int:
 
 
 def _check_steps(header: Header, frames: bool, where: str) -> None:
-    """Where steps begin: at the input of frames, else at one encoding neuron or repetition on each way to the output."""
+    """Where steps begin: at the input of frames, else at one encoding neuron or repetition on each way to
+    the output.
+    """
     unfolded: list[bool] = []
     for i, op in enumerate(header.ops):
         before = {unfolded[j] for j in op.inputs}
@@ -131,7 +151,8 @@ def _check_steps(header: Header, frames: bool, where: str) -> None:
         unfolds = (isinstance(op, Neuron | Parallel) and not op.encode) or starts
         if unfolds and before == {starts}:
             raise SpikedistillError(
-                f"{where}: ops.{i} ({op.op}) {'begins' if starts else 'lacks'} the time steps{' again' * starts}"
+                f"{where}: ops.{i} ({op.op}) {'begins' if starts else 'lacks'} the time "
+                f"steps{' again' * starts}"
             )
         unfolded.append(frames if i == 0 else starts or before == {True})
     if not unfolded[-1]:

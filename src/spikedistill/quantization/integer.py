@@ -30,8 +30,9 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 class IntegerNetwork:
     """A network of integer tensors: packed weight codes, norm multipliers and offsets, thresholds, shifts.
 
-    ``header`` is JSON (operations in order, input, T, the logits' scale), ``tensors`` are uint8, int8, int16 and int32.
-    It runs on the CPU. Equal, spike for spike and logit for logit, to the quantized network in eval mode.
+    ``header`` is JSON (operations in order, input, T, the logits' scale), ``tensors`` are uint8, int8, int16
+    and int32. It runs on the CPU. Equal, spike for spike and logit for logit, to the quantized network in
+    eval mode.
     """
 
     def __init__(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -54,10 +55,14 @@ class IntegerNetwork:
         return len(self._serialized())
 
     def codes(self, x: Tensor, T: int) -> Tensor:
-        """Input codes: images (N, C, ...) in [0, 1] or uint8, frames (N, F, C, ...) of counts, spikes (N, T, C, ...)."""
+        """Input codes: images (N, C, ...) in [0, 1] or uint8, frames (N, F, C, ...) of counts, spikes (N,
+        T, C, ...).
+        """
         x, form = x.detach().cpu(), self.header["input"]
         dims = len(form["size"])
-        if x.dim() != dims + (1 if form["kind"] == "image" else 2) or list(x.shape[-dims:]) != list(form["size"]):
+        if x.dim() != dims + (1 if form["kind"] == "image" else 2) or list(x.shape[-dims:]) != list(
+            form["size"]
+        ):
             shape = "(N, C, ...)" if form["kind"] == "image" else "(N, F, C, ...)"
             what = "the encoding's spikes" if form["kind"] == "spikes" else form["kind"]
             raise SpikedistillError(
@@ -79,7 +84,9 @@ class IntegerNetwork:
         T = self.time_steps if time_steps is None else time_steps
         if not 1 <= T <= self.time_steps:
             raise SpikedistillError(f"this integer network runs 1 to {self.time_steps} time steps, found {T}")
-        tied = next((op for op in self.header["ops"] if op["op"] in executor.PARALLEL and len(op["shape"]) == 2), None)
+        tied = next(
+            (op for op in self.header["ops"] if op["op"] in executor.PARALLEL and len(op["shape"]) == 2), None
+        )
         if tied is not None and self.time_steps != T:
             raise SpikedistillError(
                 f"{tied['path']} has weights for {self.time_steps} time steps, found T = {T}; run all of them"
@@ -100,16 +107,23 @@ class IntegerNetwork:
         return self._weights
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, dict[str, Tensor], State]:
-        """One step of a stream: integer logits (N, K), spikes by path (N, ...), and what is kept for the next step.
+        """One step of a stream: integer logits (N, K), spikes by path (N, ...), and what is kept for the next
+        step.
 
-        ``x``: the image, the same at each step, or one step's counts or spikes (N, C, ...). T chained steps give what
-        :meth:`steps` gives. Raises :class:`SpikedistillError` for neurons that see later steps.
+        ``x``: the image, the same at each step, or one step's counts or spikes (N, C, ...). T chained steps
+        give what :meth:`steps` gives. Raises :class:`SpikedistillError` for neurons that see later steps.
         """
         state = START if state is None else state
         if state.steps >= self.time_steps:
-            raise SpikedistillError(f"this integer network runs 1 to {self.time_steps} time steps, found one more")
+            raise SpikedistillError(
+                f"this integer network runs 1 to {self.time_steps} time steps, found one more"
+            )
         image = self.header["input"]["kind"] == "image"
-        x = self.codes(x, 1) if image else self.codes(x.unsqueeze(1).expand(-1, self.time_steps, *x.shape[1:]), 1)
+        x = (
+            self.codes(x, 1)
+            if image
+            else self.codes(x.unsqueeze(1).expand(-1, self.time_steps, *x.shape[1:]), 1)
+        )
         out, spikes, after = Stepper(self.header["ops"], self.tensors, self.weights()).step(x, state)
         return out.to(torch.int64), spikes, after
 
@@ -120,7 +134,9 @@ class IntegerNetwork:
     __call__ = forward
 
     def predict(self, x: Tensor, time_steps: int | None = None) -> Tensor:
-        """Logits (N, K), float32: ``scale * forward(x) / T``, what the quantized network's ``predict`` gives, on x's device."""
+        """Logits (N, K), float32: ``scale * forward(x) / T``, what the quantized network's ``predict``
+        gives, on x's device.
+        """
         logits = (self.forward(x, time_steps).double() * self.scale).float() / (time_steps or self.time_steps)
         return logits.to(x.device)
 
@@ -137,7 +153,9 @@ class IntegerNetwork:
 
     @classmethod
     def load(cls, path: str | Path) -> "IntegerNetwork":
-        """Read what :meth:`save` wrote; anything else, a damaged or a forged file, is refused before anything runs."""
+        """Read what :meth:`save` wrote; anything else, a damaged or a forged file, is refused before
+        anything runs.
+        """
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -145,13 +163,18 @@ class IntegerNetwork:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except FileNotFoundError:
-            raise SpikedistillError(f"{path}: no such file; give one written by IntegerNetwork.save") from None
+            raise SpikedistillError(
+                f"{path}: no such file; give one written by IntegerNetwork.save"
+            ) from None
         except (SafetensorError, OSError) as error:
             raise SpikedistillError(
-                f"{path} is no integer network, or was damaged ({error}); give a file written by IntegerNetwork.save"
+                f"{path} is no integer network, or was damaged ({error}); give a file written by "
+                "IntegerNetwork.save"
             ) from None
         if "network" not in metadata or "sha256" not in metadata:
-            raise SpikedistillError(f"{path} holds weights, but no integer network; write one with IntegerNetwork.save")
+            raise SpikedistillError(
+                f"{path} holds weights, but no integer network; write one with IntegerNetwork.save"
+            )
         real = [name for name, tensor in tensors.items() if tensor.dtype not in INTEGERS]
         if real:
             raise SpikedistillError(
@@ -161,10 +184,13 @@ class IntegerNetwork:
             raise SpikedistillError(f"{path} was damaged: its checksum differs; write it anew")
         header = parse_json(metadata["network"], f"{path}: its header")
         if not isinstance(header, dict):
-            raise SpikedistillError(f"{path}: its header is {type(header).__name__}, no mapping; write it anew")
+            raise SpikedistillError(
+                f"{path}: its header is {type(header).__name__}, no mapping; write it anew"
+            )
         if header.get("format") != FORMAT or header.get("version") != VERSION:
             raise SpikedistillError(
-                f"{path}: found format {header.get('format')!r} version {header.get('version')!r}; this release reads "
+                f"{path}: found format {header.get('format')!r} version {header.get('version')!r}; "
+                "this release reads "
                 f"{FORMAT!r} version {VERSION}"
             )
         read_header(header, tensors, str(path))
@@ -186,10 +212,14 @@ def to_integer(network: nn.Module) -> IntegerNetwork:
     """
     quantization = getattr(network, "quantization", None)
     if not isinstance(network, Network) or not isinstance(quantization, Quantization):
-        raise SpikedistillError("to_integer takes a quantized network; make one with sd.quantize(network, ...)")
+        raise SpikedistillError(
+            "to_integer takes a quantized network; make one with sd.quantize(network, ...)"
+        )
     options = network.config["quantize"]
     for name in real_parts(options):
-        raise SpikedistillError(f"to_integer: {name} is None, so real numbers would remain; quantize with 2 to 8 bits")
+        raise SpikedistillError(
+            f"to_integer: {name} is None, so real numbers would remain; quantize with 2 to 8 bits"
+        )
     with torch.no_grad():
         return _Converter(network, quantization).convert()
 
@@ -200,9 +230,11 @@ def real_parts(options: Mapping[str, Any]) -> list[str]:
 
 
 def entering(network: Network, x: Tensor) -> Tensor:
-    """What the integer form of ``network`` takes for a batch: the batch, or the spikes that the encoding will draw next.
+    """What the integer form of ``network`` takes for a batch: the batch, or the spikes that the encoding will
+    draw next.
 
-    Shape: (N, C, H, W) to the same, or with an encoding to (N, T, C, H, W); torch's generators are left as they were.
+    Shape: (N, C, H, W) to the same, or with an encoding to (N, T, C, H, W); torch's generators are left as
+    they were.
     """
     if network.encoding == "direct":
         return x
@@ -244,8 +276,10 @@ class _Converter:
         if plan.edges[plan.output].base != "layer":
             self.scale = self.value(plan.output)
         header = {
-            "format": FORMAT, "version": VERSION, "ops": ops[: out + 1], "time_steps": self.T, "scale": self.scale,
-            "input": {"kind": entrance.kind, "limit": entrance.limit, "size": self.network.config["quantize"]["input_size"]},
+            "format": FORMAT, "version": VERSION, "ops": ops[: out + 1], "time_steps": self.T,
+            "scale": self.scale,
+            "input": {"kind": entrance.kind, "limit": entrance.limit,
+            "size": self.network.config["quantize"]["input_size"]},
         }  # fmt: skip
         return IntegerNetwork(header, self.tensors)
 
@@ -302,7 +336,8 @@ class _Converter:
         kept = None if neuron.encode else history(self.plan, op)
         return {
             "op": "norm_parallel" if op.kind == "norm_neuron" else "parallel", "threshold": grid.threshold,
-            "encode": neuron.encode, "wide": wide, "bits": self.bits, "shape": list(codes.shape), "taps": neuron.taps,
+            "encode": neuron.encode, "wide": wide, "bits": self.bits, "shape": list(codes.shape),
+            "taps": neuron.taps,
             "causal": neuron.causal, "history": None if kept is None else self.index[kept[0]],
             "history_bits": None if kept is None else kept[1],
         }  # fmt: skip

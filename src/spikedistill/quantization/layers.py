@@ -1,7 +1,7 @@
 """Layers, pools and the input on integer codes.
 
-No layer changes class: :class:`CodedLayer` stands as the instance attribute ``forward`` of a convolution or linear layer,
-whose ``weight`` and ``bias`` stay the real parameters that training moves.
+No layer changes class: :class:`CodedLayer` stands as the instance attribute ``forward`` of a convolution or
+linear layer, whose ``weight`` and ``bias`` stay the real parameters that training moves.
 """
 
 from typing import Any
@@ -16,15 +16,24 @@ from ..neurons.dynamics import round_ste, saturate_ste
 from .arithmetic import current_steps, exact, exact_dtype
 from .membrane import Membrane
 from .norm import OutputGrid, Rescale
-from .weights import WeightFormat, exact_scale, largest_code, learned_scale, learned_start, weight_codes, weight_scale
+from .weights import (
+    WeightFormat,
+    exact_scale,
+    largest_code,
+    learned_scale,
+    learned_start,
+    weight_codes,
+    weight_scale,
+)
 
 
 class CodedLayer:
-    """Forward of a convolution or linear layer on codes: accumulators, or what the layer's place in the network asks.
+    """Forward of a convolution or linear layer on codes: accumulators, or what the layer's place in the
+    network asks.
 
-    ``bound`` is the largest magnitude of its accumulators. With ``rescale`` (a layer straight before a neuron) the
-    accumulators become the neuron's current, or (``output_grid``) codes of a stream; with ``logits`` (T) they become real
-    logits, ``(acc + bias code) * step``.
+    ``bound`` is the largest magnitude of its accumulators. With ``rescale`` (a layer straight before a
+    neuron) the accumulators become the neuron's current, or (``output_grid``) codes of a stream; with
+    ``logits`` (T) they become real logits, ``(acc + bias code) * step``.
     """
 
     def __init__(self, layer: Any, f: WeightFormat, bound_in: int, path: str) -> None:
@@ -80,7 +89,9 @@ class CodedLayer:
             return None
         if self.format.bits is None:
             return self.layer.bias.double() / self.step().flatten()
-        return saturate_ste(round_ste(self.layer.bias.double() / self.step().flatten()), -self.bound, self.bound)
+        return saturate_ste(
+            round_ste(self.layer.bias.double() / self.step().flatten()), -self.bound, self.bound
+        )
 
     def offset(self) -> Tensor | None:
         """Integers added to the accumulators, or None."""
@@ -137,7 +148,9 @@ class CodedLayer:
 
 
 def input_table(network: Any, bits: int) -> tuple[Tensor, float]:
-    """Codes (C, 256) of an image's levels and the value of one code: ``max |(v/255 - mean) / std| / limit``."""
+    """Codes (C, 256) of an image's levels and the value of one code: ``max |(v/255 - mean) / std| /
+    limit``.
+    """
     levels = torch.arange(256, device=network.mean.device) / 255
     values = (levels.double() - network.mean.double()[:, None]) / network.std.double()[:, None]
     step = float(torch.tensor(float(values.abs().max()) / largest_code(bits)))
@@ -147,8 +160,9 @@ def input_table(network: Any, bits: int) -> tuple[Tensor, float]:
 class InputCodes:
     """``Network.input_codes``: the entrance of codes, in place of the network's normalisation.
 
-    ``image``: level ``v = floor(255 x + 1/2)`` (or uint8), then the table ``input_table`` (C, 256), one step for all
-    channels. ``frames``: counts half-up, clipped at the largest code. ``spikes``: encoded images, 0 and 1 already.
+    ``image``: level ``v = floor(255 x + 1/2)`` (or uint8), then the table ``input_table`` (C, 256), one step
+    for all channels. ``frames``: counts half-up, clipped at the largest code. ``spikes``: encoded images, 0
+    and 1 already.
     """
 
     def __init__(self, network: Any, kind: str, bits: int, time_steps: int) -> None:
@@ -173,7 +187,8 @@ class InputCodes:
         T = None if sim is None else sim.time_steps
         if T is not None and self.time_steps < T and not self.network.training:
             raise SpikedistillError(
-                f"this network was quantized at T = {self.time_steps}, found T = {T}; quantized networks are not "
+                f"this network was quantized at T = {self.time_steps}, found T = {T}; quantized networks are "
+                "not "
                 "evaluated above their T: train it longer (time_steps of the stage) or quantize it anew"
             )
 

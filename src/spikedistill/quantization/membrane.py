@@ -1,4 +1,6 @@
-"""A neuron's grid: the unit of its codes, threshold and leak as integers, the stored membrane's bits and step."""
+"""A neuron's grid: the unit of its codes, threshold and leak as integers, the stored membrane's bits and
+step.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -17,8 +19,9 @@ Number = float | Tensor
 
 @dataclass(frozen=True)
 class LearnedGrid(Grid):
-    """A grid whose unit is learned by Q's step, as in LSQ: the gradient of ``unit * Q(v / unit)``, over ``sqrt(values *
-    limit)`` and over ``4^shift``, so that the step, ``2^shift`` units, moves as if it were the parameter itself.
+    """A grid whose unit is learned by Q's step, as in LSQ: the gradient of ``unit * Q(v / unit)``, over
+    ``sqrt(values * limit)`` and over ``4^shift``, so that the step, ``2^shift`` units, moves as if it were
+    the parameter itself.
     """
 
     parameter: Tensor | None = field(default=None, compare=False)
@@ -38,14 +41,16 @@ class LearnedGrid(Grid):
 class Membrane:
     """Puts a neuron on its grid before each pass.
 
-    ``unit`` is the value of one code of current, H and V: the neuron's buffer ``membrane_unit``, first ``reach / 2^F`` (F:
-    ``fraction_bits``; ``reach``: the threshold, or as measured); for a neuron fed by a stream ``gain * stream_step``, so
-    that the stream's codes are its current. The threshold is ``round(threshold / unit)``, the leak ``round(decay * 2^L) /
-    2^L``, Q's step ``2^shift`` units, the smallest whose ``bits`` cover the reach.
+    ``unit`` is the value of one code of current, H and V: the neuron's buffer ``membrane_unit``, first
+    ``reach / 2^F`` (F: ``fraction_bits``; ``reach``: the threshold, or as measured); for a neuron fed by a
+    stream ``gain * stream_step``, so that the stream's codes are its current. The threshold is
+    ``round(threshold / unit)``, the leak ``round(decay * 2^L) / 2^L``, Q's step ``2^shift`` units, the
+    smallest whose ``bits`` cover the reach.
     """
 
     def __init__(
-        self, neuron: Neuron, bits: int | None, leak_bits: int | None, fraction_bits: int, stream: float | None,
+        self, neuron: Neuron, bits: int | None, leak_bits: int | None, fraction_bits: int,
+        stream: float | None,
         reach: float, learned: bool = False,
     ) -> None:  # fmt: skip
         self.neuron, self.bits, self.leak_bits, self.fraction_bits = neuron, bits, leak_bits, fraction_bits
@@ -65,7 +70,9 @@ class Membrane:
 
     @property
     def unit(self) -> float:
-        """Value of one code; a learned one stays between 1/16 of its start and the whole reach, whatever its parameter says."""
+        """Value of one code; a learned one stays between 1/16 of its start and the whole reach, whatever
+        its parameter says.
+        """
         if self.streamed:
             return plain(self.neuron.gain) * scalar(self.neuron, "input_step")
         unit = abs(scalar(self.neuron, "membrane_unit"))
@@ -129,7 +136,9 @@ class Membrane:
         return self.neuron.grid
 
     def bound(self, current: float, T: int) -> float:
-        """Largest integer that the scan meets when ``|current|`` codes are at most this: V * l, H, and V without Q."""
+        """Largest integer that the scan meets when ``|current|`` codes are at most this: V * l, H, and V
+        without Q.
+        """
         grid = self.neuron.grid or self.grid()
         if self.bits is None:
             stored = T * (current + grid.subtracted) + abs(math.floor(self.neuron.initial / grid.unit + 0.5))
@@ -140,13 +149,17 @@ class Membrane:
 
 
 class CodedNeuron:
-    """Forward of a neuron that stands alone: its current arrives as codes, in multiples of ``ratio()`` units."""
+    """Forward of a neuron that stands alone: its current arrives as codes, in multiples of ``ratio()``
+    units.
+    """
 
     def __init__(self, neuron: Neuron, membrane: Membrane, bound: int | None) -> None:
         self.neuron, self.membrane, self.bound = neuron, membrane, bound
 
     def ratio(self) -> Number:
-        """Units of charge in one code of the input: 1, or ``round(step * gain / unit)`` where spikes come directly."""
+        """Units of charge in one code of the input: 1, or ``round(step * gain / unit)`` where spikes come
+        directly.
+        """
         if self.membrane.streamed or not hasattr(self.neuron, "input_step"):
             return 1.0
         return ratio(scalar(self.neuron, "input_step") * self.membrane.per_unit())
@@ -167,9 +180,15 @@ class CodedNeuron:
 
 
 def ratio(value: Number) -> Number:
-    """A factor between two grids, half-up to an integer of at least 1; straight-through where it is learned."""
+    """A factor between two grids, half-up to an integer of at least 1; straight-through where it is
+    learned.
+    """
     if isinstance(value, Tensor):
-        return round_ste(value).clamp(min=1) if value.requires_grad else float(max(1, math.floor(value.item() + 0.5)))
+        return (
+            round_ste(value).clamp(min=1)
+            if value.requires_grad
+            else float(max(1, math.floor(value.item() + 0.5)))
+        )
     return float(max(1, math.floor(value + 0.5)))
 
 

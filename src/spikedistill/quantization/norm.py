@@ -1,10 +1,11 @@
-"""From accumulators to codes on the next grid: a multiplier and an offset per channel, one binary shift per layer.
+"""From accumulators to codes on the next grid: a multiplier and an offset per channel, one binary shift per
+layer.
 
     code = floor(acc * M / 2^k + 1/2) + B        M = round(m 2^k), B = round(o / 2^j) 2^j
 
-``m`` is norm weight, weight scale, input step and the neuron's gain over the target's unit, all in one number; ``o`` the
-offset in units. ``k`` is the largest shift at which no multiplier saturates, ``j >= 0`` the smallest at which no offset
-does; both move only in :meth:`Rescale.update`, between epochs.
+``m`` is norm weight, weight scale, input step and the neuron's gain over the target's unit, all in one
+number; ``o`` the offset in units. ``k`` is the largest shift at which no multiplier saturates, ``j >= 0`` the
+smallest at which no offset does; both move only in :meth:`Rescale.update`, between epochs.
 """
 
 import math
@@ -31,7 +32,9 @@ class Target(Protocol):
 
 
 class Stream:
-    """The grid of a residual stream: ``output_step`` of the norm or layer that writes to it, a power of two."""
+    """The grid of a residual stream: ``output_step`` of the norm or layer that writes to it, a power of
+    two.
+    """
 
     def __init__(self, norm: nn.Module) -> None:
         self.norm = norm
@@ -42,7 +45,9 @@ class Stream:
 
 
 class OutputGrid:
-    """Codes that leave a norm or layer for others: saturated, in ``dtype``; with ``real`` as values, codes times step."""
+    """Codes that leave a norm or layer for others: saturated, in ``dtype``; with ``real`` as values, codes
+    times step.
+    """
 
     def __init__(self, owner: nn.Module, low: int, high: int, dtype: torch.dtype, real: bool) -> None:
         self.owner, self.low, self.high, self.dtype, self.real = owner, low, high, dtype, real
@@ -82,8 +87,9 @@ class PooledTarget:
 
 
 class CodeSource:
-    """Where a part's codes come from: the accumulators of ``coded``, a :class:`.CodedLayer`, or (None) codes of one step, the
-    owner's ``input_step``. ``bound``: their largest magnitude; ``share``: 1 / area after sum pooling.
+    """Where a part's codes come from: the accumulators of ``coded``, a :class:`.CodedLayer`, or (None) codes
+    of one step, the owner's ``input_step``. ``bound``: their largest magnitude; ``share``: 1 / area after sum
+    pooling.
     """
 
     def __init__(self, owner: Any, bound: int, path: str, coded: Any = None, share: float = 1.0) -> None:
@@ -91,7 +97,9 @@ class CodeSource:
 
     def step(self) -> Tensor:
         """Value of one code, per channel or one for all; float64."""
-        step: Tensor = self.owner.input_step.double() if self.coded is None else self.coded.step() * self.share
+        step: Tensor = (
+            self.owner.input_step.double() if self.coded is None else self.coded.step() * self.share
+        )
         return step
 
     def bias(self) -> Tensor | None:
@@ -188,7 +196,9 @@ def affine(norm: Any, mean: Tensor | None = None, var: Tensor | None = None) -> 
 
 
 class CodedStatistics:
-    """A norm's statistics, read from codes and kept in real values: instance attribute ``statistics`` of a norm."""
+    """A norm's statistics, read from codes and kept in real values: instance attribute ``statistics`` of a
+    norm.
+    """
 
     def __init__(self, norm: nn.Module, source: CodeSource | None, frozen: bool) -> None:
         self.norm, self.source, self.frozen = norm, source, frozen
@@ -212,13 +222,20 @@ class NormGrid:
     rescale: Any = None  # None: the norm is folded into the layer before it
 
     def __init__(
-        self, norm: NormNeuron, rescale: Rescale, membrane: Membrane, residual_bound: int | None, residual_step: bool
+        self,
+        norm: NormNeuron,
+        rescale: Rescale,
+        membrane: Membrane,
+        residual_bound: int | None,
+        residual_step: bool,
     ) -> None:
         self.norm, self.rescale, self.membrane = norm, rescale, membrane
         self.residual_bound, self.residual_step = residual_bound, residual_step
 
     def ratio(self) -> Number:
-        """Units of charge in one code of the residual: 1 on the neuron's own grid, else ``round(step * gain / unit)``."""
+        """Units of charge in one code of the residual: 1 on the neuron's own grid, else ``round(step *
+        gain / unit)``.
+        """
         if not self.residual_step:
             return 1.0
         return ratio(self.membrane.per_unit() * scalar(self.norm, "residual_step"))

@@ -29,7 +29,14 @@ class Options:
     input_size: Sequence[int] | None
 
     def __post_init__(self) -> None:
-        for name in ("weight_bits", "membrane_bits", "norm_bits", "leak_bits", "first_last_bits", "input_bits"):
+        for name in (
+            "weight_bits",
+            "membrane_bits",
+            "norm_bits",
+            "leak_bits",
+            "first_last_bits",
+            "input_bits",
+        ):
             bits = getattr(self, name)
             if bits is None and name != "input_bits":
                 continue
@@ -39,13 +46,15 @@ class Options:
             if not isinstance(getattr(self, name), int) or not low <= getattr(self, name) <= high:
                 raise SpikedistillError(f"{name} must be {low} to {high}, found {getattr(self, name)!r}")
         allowed = {
-            "weight_scale": ("channel", "tensor"), "weight_range": (None, "max", "percentile", "mse", "learned"),
+            "weight_scale": ("channel", "tensor"), "weight_range": (None, "max", "percentile", "mse",
+            "learned"),
             "unit": ("threshold", "max", "percentile", "learned", "weights"), "scheme": ("uniform", "mint"),
         }  # fmt: skip
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise SpikedistillError(
-                    f"{name} must be one of {', '.join(v or 'null' for v in values)}, found {getattr(self, name)!r}"
+                    f"{name} must be one of {', '.join(v or 'null' for v in values)}, "
+                    f"found {getattr(self, name)!r}"
                 )
         if not 50 <= self.percentile <= 100:
             raise SpikedistillError(f"percentile must be between 50 and 100, found {self.percentile}")
@@ -60,7 +69,9 @@ class Options:
 
     @property
     def range(self) -> Range:
-        """How the weights' range is found; unless given, learned for mint, which trains its step (Yin et al., 2024)."""
+        """How the weights' range is found; unless given, learned for mint, which trains its step (Yin et
+        al., 2024).
+        """
         if self.weight_range is not None:
             return self.weight_range
         return "learned" if self.scheme == "mint" else "max"

@@ -1,6 +1,7 @@
 """Reading a network's graph for quantization: which edges carry what codes, and what cannot be expressed.
 
-Nothing is changed here: a network that cannot be quantized is refused, by the path of the module, before anything happens.
+Nothing is changed here: a network that cannot be quantized is refused, by the path of the module, before
+anything happens.
 """
 
 from dataclasses import dataclass, field
@@ -20,9 +21,9 @@ Base = Literal["step", "layer", "norm"]
 class Edge:
     """What one node gives to the next: integers between ``low`` and ``high``.
 
-    The value of one code is ``share`` times: ``step`` (spikes, counts, image codes), the step of the accumulators of
-    ``layer``, or the step of ``group``, whose norms and layers write on one grid. ``fraction`` is the float that stands
-    for one code: 1, but where the network's own code has scaled it.
+    The value of one code is ``share`` times: ``step`` (spikes, counts, image codes), the step of the
+    accumulators of ``layer``, or the step of ``group``, whose norms and layers write on one grid.
+    ``fraction`` is the float that stands for one code: 1, but where the network's own code has scaled it.
     """
 
     base: Base
@@ -52,8 +53,8 @@ class Edge:
 
 
 class End(NamedTuple):
-    """Where the accumulators of a layer end: at the norm or neuron at ``path``, which sees ``share`` of them, on a stream of
-    the layer's own, or as logits.
+    """Where the accumulators of a layer end: at the norm or neuron at ``path``, which sees ``share`` of them,
+    on a stream of the layer's own, or as logits.
     """
 
     kind: Literal["norm", "neuron", "stream", "logits"]
@@ -106,7 +107,8 @@ def refuse(node: Node, why: str) -> SpikedistillError:
 
 
 def own_code(module: nn.Module, kind: type[nn.Module] | None, *methods: str) -> str | None:
-    """The method with which a module computes something of its own: what quantization replaces or takes as known.
+    """The method with which a module computes something of its own: what quantization replaces or takes as
+    known.
 
     ``kind``: the class whose methods are known; None: torch's and spikedistill's own classes.
     """
@@ -114,7 +116,9 @@ def own_code(module: nn.Module, kind: type[nn.Module] | None, *methods: str) -> 
         owner = next((cls for cls in type(module).__mro__ if name in vars(cls)), None)
         if owner is None:
             continue
-        known = owner is kind if kind is not None else owner.__module__.split(".")[0] in ("torch", "spikedistill")
+        known = (
+            owner is kind if kind is not None else owner.__module__.split(".")[0] in ("torch", "spikedistill")
+        )
         if not known or name in vars(module):
             return name
     return None

@@ -47,24 +47,29 @@ def quantize(
     input_size: Sequence[int] | None = None,
     calibration: Calibration | None = None,
 ) -> Network:
-    """A deep copy of a spiking network that computes on integer codes in floats, trainable by straight-through gradients.
+    """A deep copy of a spiking network that computes on integer codes in floats, trainable by
+    straight-through gradients.
 
-    ``w ~ s_w code_w``; ``current = floor(acc M / 2^k + 1/2) + B``; ``H = floor(V l / 2^L) + current``; fires at
-    ``H >= round(threshold / unit)``; ``V <- Q(reset(H))``; logits are integers times one scale (docs/quantization.md).
+    ``w ~ s_w code_w``; ``current = floor(acc M / 2^k + 1/2) + B``; ``H = floor(V l / 2^L) + current``; fires
+    at ``H >= round(threshold / unit)``; ``V <- Q(reset(H))``; logits are integers times one scale
+    (docs/quantization.md).
 
-    Bits 2 to 8, or None for not quantized: weights, stored membrane, norm multiplier and offset, leak. ``fraction_bits``:
-    the threshold is ``2^fraction_bits`` units. ``residual_bits``: range of norms that stand alone (streams).
-    ``first_last_bits``: weights of the first and last layer (None: ``weight_bits``). ``weight_range``: of the largest
-    magnitude, a percentile, least squared error, or learned (LSQ); None: learned for mint, else of the largest magnitude.
-    ``unit``: the membrane's range is the threshold, the largest (a percentile of the) stored membrane on ``calibration``
-    (a batch, or batches, ``x`` or ``(x, y)``), learned from the threshold on, or ``weights``: norms are folded into the
-    weights, one unit is one weight code, and thresholds scale with the weights. ``scheme="mint"``: that, with one step for
-    weights and membrane, and no multiplier (after Yin et al., "MINT: Multiplier-less integer quantization for energy
-    efficient spiking neural networks", ASP-DAC 2024; without its tanh). ``freeze_norms``: norms use their running
-    statistics in training too. ``input_size``: (C, H, W) of an image or frame; None: the calibration's, else 32 x 32.
+    Bits 2 to 8, or None for not quantized: weights, stored membrane, norm multiplier and offset, leak.
+    ``fraction_bits``: the threshold is ``2^fraction_bits`` units. ``residual_bits``: range of norms that
+    stand alone (streams). ``first_last_bits``: weights of the first and last layer (None: ``weight_bits``).
+    ``weight_range``: of the largest magnitude, a percentile, least squared error, or learned (LSQ); None:
+    learned for mint, else of the largest magnitude. ``unit``: the membrane's range is the threshold, the
+    largest (a percentile of the) stored membrane on ``calibration`` (a batch, or batches, ``x`` or ``(x,
+    y)``), learned from the threshold on, or ``weights``: norms are folded into the weights, one unit is one
+    weight code, and thresholds scale with the weights. ``scheme="mint"``: that, with one step for weights and
+    membrane, and no multiplier (after Yin et al., "MINT: Multiplier-less integer quantization for energy
+    efficient spiking neural networks", ASP-DAC 2024; without its tanh). ``freeze_norms``: norms use their
+    running statistics in training too. ``input_size``: (C, H, W) of an image or frame; None: the
+    calibration's, else 32 x 32.
 
-    ``network.requantize()``, once an epoch, moves what stands still between epochs (the binary shifts). Raises
-    :class:`SpikedistillError`, naming the module, for what has no form on integer codes, before anything happens.
+    ``network.requantize()``, once an epoch, moves what stands still between epochs (the binary shifts).
+    Raises :class:`SpikedistillError`, naming the module, for what has no form on integer codes, before
+    anything happens.
     """
     options = {k: v for k, v in locals().items() if k not in ("network", "calibration")}
     batches = list(batches_of(calibration))
@@ -74,9 +79,11 @@ def quantize(
 
 
 def restore(network: Network, options: Mapping[str, Any]) -> Network:
-    """The form of a network that was quantized with ``options`` (``network.config["quantize"]``), to load its state into.
+    """The form of a network that was quantized with ``options`` (``network.config["quantize"]``), to load its
+    state into.
 
-    Nothing is measured: ranges found on calibration batches, scales and shifts are buffers, so the state dict holds them.
+    Nothing is measured: ranges found on calibration batches, scales and shifts are buffers, so the state dict
+    holds them.
     """
     return _quantized(network, {**DEFAULTS, **options}, [])
 
@@ -95,7 +102,9 @@ def _quantized(network: Network, options: dict[str, Any], batches: list[Tensor])
     return network
 
 
-DEFAULTS = {n: p.default for n, p in signature(quantize).parameters.items() if n not in ("network", "calibration")}
+DEFAULTS = {
+    n: p.default for n, p in signature(quantize).parameters.items() if n not in ("network", "calibration")
+}
 
 
 def _example(network: Network, batches: list[Tensor], o: Options) -> Tensor:
@@ -105,16 +114,22 @@ def _example(network: Network, batches: list[Tensor], o: Options) -> Tensor:
             "turn your own with sd.spiking(model)"
         )
     if not network.spiking:
-        raise SpikedistillError("quantize takes a spiking network, found an ANN (time_steps=None); create it with T")
+        raise SpikedistillError(
+            "quantize takes a spiking network, found an ANN (time_steps=None); create it with T"
+        )
     if network.input_codes is not None:
-        raise SpikedistillError("this network is quantized already; quantize the float network it was made from")
+        raise SpikedistillError(
+            "this network is quantized already; quantize the float network it was made from"
+        )
     finite.check(network, "quantize: the network")
     finite.check_batches(batches, "quantize: calibration")
     device = next(network.parameters()).device
     if batches:
         return batches[0][:2].to(device)
     size = tuple(o.input_size or (network.in_channels, *[32] * network.dims))
-    return torch.zeros(1, *((network.time_steps or 1,) if network.input == "frames" else ()), *size, device=device)
+    return torch.zeros(
+        1, *((network.time_steps or 1,) if network.input == "frames" else ()), *size, device=device
+    )
 
 
 def _plan(network: Network, example: Tensor, kind: str, o: Options) -> Plan:
@@ -123,7 +138,9 @@ def _plan(network: Network, example: Tensor, kind: str, o: Options) -> Plan:
         entry = Edge("step", -high, high, step=input_table(network, o.input_bits)[1])
     elif kind == "frames":
         if bool((network.mean != 0).any()) or bool((network.std != network.std[0]).any()):
-            raise SpikedistillError("frames are counts, their own codes: a quantized network needs mean 0 and one std")
+            raise SpikedistillError(
+                "frames are counts, their own codes: a quantized network needs mean 0 and one std"
+            )
         entry = Edge("step", -high, high, step=1 / float(network.std[0]))
     else:
         entry = Edge("step", 0, 1)

@@ -17,11 +17,13 @@ Part = CodedLayer | CodedNorm | NormGrid | CodedNeuron
 class Quantization:
     """Plan, options and parts of a quantized network.
 
-    ``parts``, by path in the order of the plan: what computes in a module's place, a :class:`.CodedLayer` for a convolution
-    or linear layer, a :class:`.CodedNorm`, a :class:`.NormGrid` for a NormNeuron, a :class:`.CodedNeuron` for a neuron that
-    stands alone. ``casts``: what turns floats that are not codes into codes, by path of the module that they enter.
+    ``parts``, by path in the order of the plan: what computes in a module's place, a :class:`.CodedLayer` for
+    a convolution or linear layer, a :class:`.CodedNorm`, a :class:`.NormGrid` for a NormNeuron, a
+    :class:`.CodedNeuron` for a neuron that stands alone. ``casts``: what turns floats that are not codes into
+    codes, by path of the module that they enter.
 
-    Measured ranges, scales and shifts are parameters and buffers of the modules, so that the state dict holds them.
+    Measured ranges, scales and shifts are parameters and buffers of the modules, so that the state dict holds
+    them.
     """
 
     def __init__(self, plan: Plan, options: Options) -> None:
@@ -35,15 +37,17 @@ class Quantization:
         return {path: part for path, part in self.parts.items() if isinstance(part, CodedLayer)}
 
     def requantize(self) -> None:
-        """Between epochs, choose anew what stands still within them: scales of least squared error, binary shifts."""
+        """Between epochs, choose anew what stands still within them: scales of least squared error, binary
+        shifts.
+        """
         for part in self.parts.values():
             part.update()
 
     def bits(self, path: str | None, what: str) -> int | None:
         """Bits by name; None: not quantized.
 
-        ``weight_bits`` of the layer at ``path``, ``temporal_bits`` of neurons' weights over time, else the network's by their
-        option's name.
+        ``weight_bits`` of the layer at ``path``, ``temporal_bits`` of neurons' weights over time, else the
+        network's by their option's name.
         """
         if what == "weight_bits":
             return self.plan.formats[path].bits if path in self.plan.formats else None
@@ -53,7 +57,9 @@ class Quantization:
         return found
 
     def value(self, node: str) -> Tensor | None:
-        """What a float 1 on the output of a graph's node is worth, one for all or per channel; None: it is real already."""
+        """What a float 1 on the output of a graph's node is worth, one for all or per channel; None: it is
+        real already.
+        """
         edge = self.plan.edges.get(node)
         if edge is None or edge.spikes or (edge.base == "norm" and edge.group in self.plan.real):
             return None
@@ -65,6 +71,8 @@ class Quantization:
         if part.rescale is not None:
             return torch.as_tensor(share / part.rescale.target.per_unit()).double().detach().flatten()
         if isinstance(part, CodedNorm):  # folded into the layer before it, which charges its neuron
-            layer: Any = self.parts[self.plan.edges[self.plan.op(self.plan.groups[edge.group][0]).inputs[0]].layer]
+            layer: Any = self.parts[
+                self.plan.edges[self.plan.op(self.plan.groups[edge.group][0]).inputs[0]].layer
+            ]
             return torch.as_tensor(share / layer.membrane.per_unit()).double().detach().flatten()
         return None if part.logits else (share * part.step()).detach().flatten()

@@ -30,7 +30,13 @@ class Reader:
     """
 
     def __init__(
-        self, network: Network, graph: Graph, limits: dict[str, int], residual_bits: int, entry: Edge, finest: float
+        self,
+        network: Network,
+        graph: Graph,
+        limits: dict[str, int],
+        residual_bits: int,
+        entry: Edge,
+        finest: float,
     ) -> None:
         self.network, self.graph, self.limits, self.entry = network, graph, limits, entry
         self.residual = (-(1 << (residual_bits - 1)), (1 << (residual_bits - 1)) - 1)
@@ -50,13 +56,16 @@ class Reader:
         """One node."""
         for name in input_names(node):
             if name not in self.plan.edges:
-                raise refuse(node, "reads something that is not an activation (a parameter or constant tensor)")
+                raise refuse(
+                    node, "reads something that is not an activation (a parameter or constant tensor)"
+                )
         if node.module is not None:
             self.known(node, node.module)
             if node.op not in _REUSABLE:
                 if node.path in self.called:
                     raise refuse(
-                        node, "is called more than once; codes have one scale a module: give each call its own"
+                        node,
+                        "is called more than once; codes have one scale a module: give each call its own",
                     )
                 self.called.add(str(node.path))
         if node.op not in METHODS:
@@ -68,7 +77,9 @@ class Reader:
         return self.plan.edges[input_names(node)[i]]
 
     def put(self, node: Node, kind: str, edge: Edge, suffix: str = "", **options: Any) -> None:
-        """One operation; with ``suffix`` one of several that a node becomes, the first of which read its inputs."""
+        """One operation; with ``suffix`` one of several that a node becomes, the first of which read its
+        inputs.
+        """
         name = node.name + suffix
         self.plan.ops.append(Op(name, kind, input_names(node), node.path or "", options))
         self.plan.edges[name] = edge
@@ -97,9 +108,12 @@ class Reader:
         for part, kind, methods in parts:
             if name := own_code(part, kind, *methods):
                 where = "" if part is module else f"holds a {type(part).__name__} that "
-                raise refuse(node, f"{where}computes by {name}() of its own, which has no form on integer codes")
+                raise refuse(
+                    node, f"{where}computes by {name}() of its own, which has no form on integer codes"
+                )
 
-    # -- layers and neurons -----------------------------------------------------------------------------------------
+    # -- layers and neurons
+    # -----------------------------------------------------------------------------------------
 
     def layer(self, node: Node) -> None:
         edge, path, module = self.edge(node), str(node.path), node.module
@@ -119,10 +133,14 @@ class Reader:
         if self.alone(node.name) and not (last and 2 * most * (self.network.time_steps or 1) >= FLOAT32):
             return self.put(node, "layer", Edge("layer", -most, most, layer=path), **options)
         self.plan.ends[path] = End("stream", path, 1.0)
-        return self.put(node, "layer", Edge("norm", *self.residual, group=self.streams.group(path)), **options)
+        return self.put(
+            node, "layer", Edge("norm", *self.residual, group=self.streams.group(path)), **options
+        )
 
     def alone(self, name: str) -> bool:
-        """Whether no grid is needed: one norm or neuron reads a layer, through pools and views, or it is the output."""
+        """Whether no grid is needed: one norm or neuron reads a layer, through pools and views, or it is
+        the output.
+        """
         pooled = False
         while name != self.graph.output:
             readers = self.graph.readers(name)
@@ -142,11 +160,17 @@ class Reader:
         assert isinstance(node.module, NormNeuron)
         inner = node.module.neuron
         if not isinstance(inner, Neuron):
-            raise refuse(node, f"ends in {type(inner).__name__}, not in a neuron; quantize takes spiking networks")
+            raise refuse(
+                node, f"ends in {type(inner).__name__}, not in a neuron; quantize takes spiking networks"
+            )
         self.into_norm(node)
         if len(input_names(node)) > 1:
             residual = self.edge(node, 1)
-            if residual.base == "layer" or residual.fraction != 1 or (residual.base == "norm" and residual.share != 1):
+            if (
+                residual.base == "layer"
+                or residual.fraction != 1
+                or (residual.base == "norm" and residual.share != 1)
+            ):
                 raise refuse(node, "adds a pooled or scaled map; put the pooling before the norm or layer")
             if residual.base == "norm":
                 self.streams.read_by(residual, "residual", str(node.path))
@@ -157,7 +181,8 @@ class Reader:
         if edge.base == "layer":
             self.end(edge, "neuron", node)
         elif edge.base == "norm":
-            # Behind a pool a code is a part of the stream's: the stream keeps its step, and the neuron's unit follows it.
+            # Behind a pool a code is a part of the stream's: the stream keeps its step, and the neuron's unit
+            # follows it.
             self.streams.read_by(edge, "neuron" if edge.share == 1 else "layer", str(node.path))
         self.put(node, "neuron", Edge("step", 0, 1))
 
@@ -187,9 +212,12 @@ class Reader:
         elif out.base == "norm":
             self.streams.real(out.group)
         elif not out.real:
-            raise refuse(last, "gives the logits; the last layer must be linear, or a neuron (head='spiking')")
+            raise refuse(
+                last, "gives the logits; the last layer must be linear, or a neuron (head='spiking')"
+            )
 
-    # -- sums and products ------------------------------------------------------------------------------------------
+    # -- sums and products
+    # ------------------------------------------------------------------------------------------
 
     def add(self, node: Node) -> None:
         if len(input_names(node)) != 2 or node.settings["alpha"] != 1:
@@ -230,7 +258,9 @@ class Reader:
             raise refuse(node, "multiplies maps that are not spikes, inside of one module, image by image")
         bound = node.in_shapes[0][-1] * a.bound * b.bound
         if bound >= FLOAT32:
-            raise refuse(node, f"sums products of spikes up to {bound:.3g}; float32 holds integers below 2^24")
+            raise refuse(
+                node, f"sums products of spikes up to {bound:.3g}; float32 holds integers below 2^24"
+            )
         self.plan.products.add(node.scope)
         made = Edge(
             "step", -bound if min(a.low, b.low) < 0 else 0, bound, a.step * b.step, a.share * b.share,
@@ -246,10 +276,15 @@ class Reader:
             raise refuse(node, "subtracts on real values; only 1 - spikes is an integer")
         c = int(number)
         if not node.settings["reversed"]:
-            return self.put(node, "affine", replace(edge, low=edge.low - c, high=edge.high - c), factor=1, offset=-c)
-        return self.put(node, "affine", replace(edge, low=c - edge.high, high=c - edge.low), factor=-1, offset=c)
+            return self.put(
+                node, "affine", replace(edge, low=edge.low - c, high=edge.high - c), factor=1, offset=-c
+            )
+        return self.put(
+            node, "affine", replace(edge, low=c - edge.high, high=c - edge.low), factor=-1, offset=c
+        )
 
-    # -- shapes -----------------------------------------------------------------------------------------------------
+    # -- shapes
+    # -----------------------------------------------------------------------------------------------------
 
     def reshape(self, node: Node) -> None:
         if len(input_names(node)) != 1:
@@ -287,7 +322,8 @@ class Reader:
         self.put(node, "slice", self.edge(node), ":all", index=slices)
         self.then(node, "reshape", ":all", self.edge(node), shape=list(node.shape[1:]))
 
-    # -- pools ------------------------------------------------------------------------------------------------------
+    # -- pools
+    # ------------------------------------------------------------------------------------------------------
 
     def max_pool(self, node: Node) -> None:
         settings = self.window(node)
@@ -302,7 +338,8 @@ class Reader:
         overhangs = settings["ceil"] and any((n + 2 * p - k) % s for n, k, s, p in sizes)
         if overhangs or (any(padding) and not (settings["include_padding"] or settings["divisor"])):
             raise refuse(
-                node, "divides by a number that depends on the place; use ceil_mode=False, count_include_pad=True"
+                node,
+                "divides by a number that depends on the place; use ceil_mode=False, count_include_pad=True",
             )
         self.average(node, kernel, stride, padding, settings["divisor"] or prod(kernel))
 
@@ -318,7 +355,8 @@ class Reader:
             return self.put(node, "replicate", self.edge(node), times=[a // b for b, a in zip(before, after)])
         if kernel is None:
             raise refuse(
-                node, f"has overlapping windows ({before} to {after}); its divisor is not one number: choose sizes that "
+                node, f"has overlapping windows ({before} to {after}); its divisor is not one number: "
+"choose sizes that "
                 "divide",
             )  # fmt: skip
         return self.average(node, list(kernel), list(kernel), [0, 0], prod(kernel))
@@ -331,7 +369,9 @@ class Reader:
             raise refuse(node, "returns indices")
         return node.settings
 
-    def average(self, node: Node, kernel: list[int], stride: list[int], padding: list[int], divisor: int) -> None:
+    def average(
+        self, node: Node, kernel: list[int], stride: list[int], padding: list[int], divisor: int
+    ) -> None:
         """Sums over windows; their divisor is in the value of a code, and in a function's floats too."""
         made = self.summed(node, prod(kernel), divisor, scaled=node.module is None)
         size = list(node.in_shapes[0][-2:])
@@ -356,7 +396,9 @@ class Reader:
         if scaled and not is_power_of_two(divisor) and edge.bound * area >= ROUNDED:
             raise refuse(node, "takes a mean of codes too large to be read back; use a pool as a module")
         fraction = edge.fraction / divisor if scaled else edge.fraction
-        return replace(edge, low=edge.low * area, high=edge.high * area, share=edge.share / divisor, fraction=fraction)
+        return replace(
+            edge, low=edge.low * area, high=edge.high * area, share=edge.share / divisor, fraction=fraction
+        )
 
 
 METHODS: dict[Operation, Callable[[Reader, Node], None]] = {
@@ -370,7 +412,8 @@ METHODS: dict[Operation, Callable[[Reader, Node], None]] = {
     "adaptive_max_pool": Reader.adaptive_max_pool, "adaptive_average_pool": Reader.adaptive_average_pool,
 }  # fmt: skip
 ALLOWED = (
-    "has no form on integer codes; allowed between layers: additions, products of spikes, powers of two as factors, "
+    "has no form on integer codes; allowed between layers: additions, products of spikes, "
+    "powers of two as factors, "
     "pools, means, sums, reshaping, transposing, slicing, zero padding, concatenation"
 )
 
@@ -378,7 +421,9 @@ ALLOWED = (
 def _slice(node: Node, s: Any) -> list[int | None]:
     if isinstance(s, int) and not isinstance(s, bool):
         return [s, s + 1 or None, None]
-    if not isinstance(s, slice) or any(v is not None and not isinstance(v, int) for v in (s.start, s.stop, s.step)):
+    if not isinstance(s, slice) or any(
+        v is not None and not isinstance(v, int) for v in (s.start, s.stop, s.step)
+    ):
         raise refuse(node, "picks by something else than slices")
     return [s.start, s.stop, s.step]
 
@@ -391,4 +436,7 @@ def _why_not(node: Node) -> str:
         return "has no form on integer codes (only spikes, sums and batch norms have)"
     if name in ("ReLU", "ReLU6", "LeakyReLU"):
         return "is not a neuron; quantize takes spiking networks (sd.spiking turns a ReLU network into one)"
-    return "is not known to quantization; known: convolutions, linear layers, batch norms, neurons, pools, Repeat"
+    return (
+        "is not known to quantization; known: convolutions, linear layers, batch norms, neurons, pools, "
+        "Repeat"
+    )

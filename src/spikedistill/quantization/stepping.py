@@ -1,12 +1,13 @@
 """An integer network one time step at a time, with exactly the state that a chip would keep between steps.
 
-A neuron with a membrane keeps V. A neuron with weights over time keeps no membrane: where the layer before it reads spikes, it
-keeps the last ``taps - 1`` steps of *these spikes*, packed at their bits, and sums the layer's weights for them again,
+A neuron with a membrane keeps V. A neuron with weights over time keeps no membrane: where the layer before it
+reads spikes, it keeps the last ``taps - 1`` steps of *these spikes*, packed at their bits, and sums the
+layer's weights for them again,
 
     H_t = sum_i w_i * current(W s_(t-i)) + b
 
-else (behind an image, a sum, a residual) the last ``taps - 1`` integer currents. Behind a constant image it keeps nothing: its
-currents are all the same.
+else (behind an image, a sum, a residual) the last ``taps - 1`` integer currents. Behind a constant image it
+keeps nothing: its currents are all the same.
 """
 
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ from .bit_packing import pack, unpack
 class State:
     """Between two steps: how many have run; by the path of each neuron what it keeps.
 
-    ``membranes`` (N, ...) integers; ``bits``: packed spikes (N, taps - 1, bytes), the latest last; ``currents``
-    (N, taps - 1, ...) integers.
+    ``membranes`` (N, ...) integers; ``bits``: packed spikes (N, taps - 1, bytes), the latest last;
+    ``currents`` (N, taps - 1, ...) integers.
     """
 
     steps: int
@@ -47,7 +48,9 @@ def packed(x: Tensor, bits: int) -> Tensor:
 
 def unpacked(kept: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
     """The counts again, (N, ...); ``shape``: of one image."""
-    values = unpack(kept.flatten(), bits, (len(kept), kept.shape[1] * 8 // bits)).to(torch.int32) + (1 << (bits - 1))
+    values = unpack(kept.flatten(), bits, (len(kept), kept.shape[1] * 8 // bits)).to(torch.int32) + (
+        1 << (bits - 1)
+    )
     count = torch.Size(shape).numel()
     return values[:, :count].reshape(len(kept), *shape)
 
@@ -55,14 +58,20 @@ def unpacked(kept: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
 class Stepper:
     """Runs the operations of an integer network at single steps."""
 
-    def __init__(self, ops: list[dict[str, Any]], tensors: dict[str, Tensor], weights: list[Tensor | None]) -> None:
+    def __init__(
+        self, ops: list[dict[str, Any]], tensors: dict[str, Tensor], weights: list[Tensor | None]
+    ) -> None:
         self.ops, self.tensors, self.weights = ops, tensors, weights
         for op in ops:
             if op["op"] in executor.PARALLEL and not op["causal"]:
-                raise SpikedistillError(f"{op['path']} sums over all time steps: it cannot be run step by step")
+                raise SpikedistillError(
+                    f"{op['path']} sums over all time steps: it cannot be run step by step"
+                )
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor], State]:
-        """Logits' codes (N, K), spikes (N, ...) by path, and the next state; ``x``: the step's input codes."""
+        """Logits' codes (N, K), spikes (N, ...) by path, and the next state; ``x``: the step's input
+        codes.
+        """
         values: list[Tensor] = []
         spikes: dict[str, Tensor] = {}
         after = State(state.steps + 1, {}, {}, {})
@@ -74,7 +83,11 @@ class Stepper:
             if op["op"] in executor.NEURONS:
                 current = executor.charge(i, op, self.tensors, given)
                 parallel = op["op"] in executor.PARALLEL
-                out = self.weigh(i, op, current, values, state, after) if parallel else scan(op, current, state, after)
+                out = (
+                    self.weigh(i, op, current, values, state, after)
+                    if parallel
+                    else scan(op, current, state, after)
+                )
                 spikes[op["path"]] = out
             else:
                 out = self.one(i, given)
@@ -103,7 +116,9 @@ class Stepper:
     def past(
         self, i: int, op: dict[str, Any], current: Tensor, values: list[Tensor], state: State, after: State
     ) -> list[Tensor]:
-        """The last ``taps - 1`` currents since the start, the latest last; fills in what is kept from now on."""
+        """The last ``taps - 1`` currents since the start, the latest last; fills in what is kept from now
+        on.
+        """
         before, path = op["taps"] - 1, op["path"]
         since = before - min(before, state.steps)
         if op["encode"]:

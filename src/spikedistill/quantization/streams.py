@@ -48,8 +48,8 @@ class Streams:
     def join(self, node: Node, edges: list[Edge]) -> tuple[Edge, list[tuple[int, int]]]:
         """The grid that ``edges`` share, and the range of each on it.
 
-        Equal steps are one grid. Otherwise all must be real values in steps of powers of two: the finest is the grid, and
-        a stream that spikes join carries real values from then on.
+        Equal steps are one grid. Otherwise all must be real values in steps of powers of two: the finest is
+        the grid, and a stream that spikes join carries real values from then on.
         """
         first, streams = edges[0], [e for e in edges if e.base == "norm"]
         for stream in streams[1:]:
@@ -67,7 +67,9 @@ class Streams:
             share = min(e.share for e in streams)
             for e in edges:
                 self.real(streams[0].group, 1.0 if e.base == "norm" else e.fraction)
-            factors = [e.share / share if e.base == "norm" else e.fraction / (self.finest * share) for e in edges]
+            factors = [
+                e.share / share if e.base == "norm" else e.fraction / (self.finest * share) for e in edges
+            ]
             grid = replace(streams[0], share=share)
         return grid, [(int(e.low * f), int(e.high * f)) for e, f in zip(edges, factors)]
 
@@ -81,13 +83,15 @@ class Streams:
         for group, divisor, node in self.pooled:
             if self.groups.root(group) in plan.real and not is_power_of_two(divisor):
                 raise refuse(
-                    node, f"divides a stream that others join by {divisor}; only by powers of two it stays exact"
+                    node,
+                    f"divides a stream that others join by {divisor}; only by powers of two it stays exact",
                 )
         for group, readers in plan.readers.items():
             alone = len(readers) == 1 and group not in plan.real
             if not alone and any(kind == "residual" for kind, _ in readers):
                 path = next(path for kind, path in readers if kind == "residual")
                 raise SpikedistillError(
-                    f"cannot quantize {path}: its residual, from {plan.groups[group][0]}, is read or joined by others too "
+                    f"cannot quantize {path}: its residual, from {plan.groups[group][0]}, "
+                    "is read or joined by others too "
                     "and has no grid of its own"
                 )

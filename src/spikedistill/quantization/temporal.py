@@ -1,8 +1,9 @@
 """The grid of a parallel neuron: weights over time as integer codes, H summed on codes, no membrane stored.
 
-    H_t = sum_j code(W_tj) I_j + code(b_t);   S_t = [H_t >= round(threshold / unit)];   unit = current's unit * s
+    H_t = sum_j code(W_tj) I_j + code(b_t); S_t = [H_t >= round(threshold / unit)]; unit = current's unit * s
 
-``s`` is one scale a layer, ``max|W| / (2^(bits-1) - 1)``; W is coded as layers' weights are, by ``weight_bits``.
+``s`` is one scale a layer, ``max|W| / (2^(bits-1) - 1)``; W is coded as layers' weights are, by
+``weight_bits``.
 """
 
 import math
@@ -58,10 +59,17 @@ class TemporalGrid:
 
 
 class TemporalMembrane(Membrane):
-    """Puts a parallel neuron on its grid before each pass; its current's unit is what a membrane's would be."""
+    """Puts a parallel neuron on its grid before each pass; its current's unit is what a membrane's would
+    be.
+    """
 
     def __init__(
-        self, neuron: Parallel, weight_bits: int | None, fraction_bits: int, stream: float | None, reach: float
+        self,
+        neuron: Parallel,
+        weight_bits: int | None,
+        fraction_bits: int,
+        stream: float | None,
+        reach: float,
     ) -> None:
         super().__init__(neuron, None, None, fraction_bits, stream, reach)
         self.parallel, self.weight_bits = neuron, weight_bits
@@ -75,7 +83,9 @@ class TemporalMembrane(Membrane):
         """Value of one weight code."""
         if self.weight_bits is None:
             return 1.0
-        return float(weight_scale(self.weights().reshape(1, -1), WeightFormat(self.weight_bits, "tensor")).flatten()[0])
+        return float(
+            weight_scale(self.weights().reshape(1, -1), WeightFormat(self.weight_bits, "tensor")).flatten()[0]
+        )
 
     def grid(self) -> TemporalGrid:  # type: ignore[override]
         scale = self.scale
@@ -101,12 +111,14 @@ def check(neurons: dict[str, Parallel], o: Options) -> None:
         path, neuron = next(iter(neurons.items()))
         name = "scheme 'mint'" if o.scheme == "mint" else "unit='weights'"
         raise SpikedistillError(
-            f"{name} counts membranes in weight codes, and {neuron.kind} at {path} has no membrane; take scheme='uniform'"
+            f"{name} counts membranes in weight codes, and {neuron.kind} at {path} has no membrane; "
+            "take scheme='uniform'"
         )
 
 
 def history(plan: Plan, op: Op) -> tuple[str, int] | None:
-    """What a parallel neuron's past currents are computed from again: the layer before it and the bits of one of its inputs.
+    """What a parallel neuron's past currents are computed from again: the layer before it and the bits of one
+    of its inputs.
 
     None where the currents themselves are kept: behind an image, a sum, a norm that stands alone, a residual.
     """

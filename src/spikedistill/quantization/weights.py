@@ -1,7 +1,7 @@
 """Weights as symmetric integer codes: ``w ~ scale * code`` with ``|code| <= 2^(bits-1) - 1``.
 
-Rounding is half-up, ``floor(x + 1/2)``; what lies outside saturates. The gradient of a code is straight through inside
-the range and 0 outside.
+Rounding is half-up, ``floor(x + 1/2)``; what lies outside saturates. The gradient of a code is straight
+through inside the range and 0 outside.
 """
 
 from dataclasses import dataclass
@@ -40,8 +40,8 @@ class WeightFormat:
 def weight_scale(weight: Tensor, f: WeightFormat) -> Tensor:
     """Value of one code, from the weights alone.
 
-    ``max``: largest magnitude / limit. ``percentile``: that percentile of the magnitudes / limit; larger ones saturate.
-    ``mse``: of 40 shares of the largest magnitude, 0.25 to 1, the one of least squared error.
+    ``max``: largest magnitude / limit. ``percentile``: that percentile of the magnitudes / limit; larger ones
+    saturate. ``mse``: of 40 shares of the largest magnitude, 0.25 to 1, the one of least squared error.
 
     Shape: weight (C', C, ...) to (C', 1, ...) per channel, (1, 1, ...) per tensor; float64.
     """
@@ -106,9 +106,11 @@ def weight_codes(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
 
 
 def exact_scale(scale: Tensor, bound: int) -> Tensor:
-    """The next larger scale with so few mantissa bits that ``scale * n`` is exact in float32 for every ``|n| <= bound``.
+    """The next larger scale with so few mantissa bits that ``scale * n`` is exact in float32 for every ``|n|
+    <= bound``.
 
-    So equal integer logits are equal logits. At most one bit of resolution is lost, less where the bound leaves room.
+    So equal integer logits are equal logits. At most one bit of resolution is lost, less where the bound
+    leaves room.
     """
     bits = max(1, 24 - max(1, bound).bit_length())
     mantissa, exponent = torch.frexp(scale.double())

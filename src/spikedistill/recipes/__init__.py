@@ -14,7 +14,9 @@ def shipped() -> dict[str, Path]:
 
 
 def shelf() -> list[dict[str, Any]]:
-    """Of each shipped recipe its name, title, papers, data set, the network of its last stage that names one, and T."""
+    """Of each shipped recipe its name, title, papers, data set, the network of its last stage that names
+    one, and T.
+    """
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

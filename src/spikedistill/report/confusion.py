@@ -13,7 +13,9 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], colour: int
     labelled = classes <= 30
     margin = 14 + (min(max(map(len, names), default=1), 12) * 5.6 + 6 if labelled else 4)
     side = margin + classes * cell + 2
-    parts = [f'<svg role="img" aria-label="{escape(alt)}" viewBox="0 0 {side:.0f} {side:.0f}" class="matrix">']
+    parts = [
+        f'<svg role="img" aria-label="{escape(alt)}" viewBox="0 0 {side:.0f} {side:.0f}" class="matrix">'
+    ]
     parts.append(
         f'<rect class="frame" x="{margin}" y="{margin}" width="{classes * cell:.2f}" height="{classes * cell:.2f}"/>'
     )
@@ -36,7 +38,9 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], colour: int
     if labelled:
         for i in range(classes):
             middle, text = margin + (i + 0.5) * cell, escape(short(_class(names, i)))
-            parts.append(f'<text x="{margin - 5}" y="{middle:.2f}" dy=".35em" text-anchor="end">{text}</text>')
+            parts.append(
+                f'<text x="{margin - 5}" y="{middle:.2f}" dy=".35em" text-anchor="end">{text}</text>'
+            )
             turn = f' transform="rotate(-90 {middle:.2f} {margin - 5})" text-anchor="start" dy=".35em"'
             upright = max(map(len, names), default=1) <= 2
             where = ' text-anchor="middle"' if upright else turn

@@ -60,8 +60,14 @@ def card(name: str, address: str, place: Path) -> str:
     ]
     if whole is not None:
         lines = [*table.least_favourable(whole), *table.all_warnings(whole)]
-        parts += ["## Results of its run", _markdown(table.HEADINGS, [one.cells() for one in table.rows(whole)])]
-        parts += [_safe(table.caption(whole)), "Hardware figures are estimates of models, none measured on a chip."]
+        parts += [
+            "## Results of its run",
+            _markdown(table.HEADINGS, [one.cells() for one in table.rows(whole)]),
+        ]
+        parts += [
+            _safe(table.caption(whole)),
+            "Hardware figures are estimates of models, none measured on a chip.",
+        ]
         parts += ["\n".join(f"- {_safe(line)}" for line in lines)] if lines else []
     parts += ["## Training", "\n".join(f"- {_safe(line)}" for line in _training(row, data))]
     if whole is not None and whole.citations:
@@ -78,7 +84,11 @@ def _metadata(name: str, row: StageSummary, data: dict[str, Any]) -> str:
         "dataset": {"name": trained, "type": trained},
         "metrics": [{"type": "accuracy", "value": round(row.accuracy, 6), "name": "test accuracy"}],
     }
-    head = {"library_name": "spikedistill", "tags": tags, "model-index": [{"name": name, "results": [result]}]}
+    head = {
+        "library_name": "spikedistill",
+        "tags": tags,
+        "model-index": [{"name": name, "results": [result]}],
+    }
     return yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
 
 
@@ -90,7 +100,9 @@ def _training(row: StageSummary, data: dict[str, Any]) -> list[str]:
     lines += [f"objectives: {', '.join(objectives)}"] if objectives else []
     lines += [f"data: {data['name']}, sha256 {data['hash']}"] if {"name", "hash"} <= data.keys() else []
     if row.accuracy_at:
-        lines.append("accuracy by T: " + ", ".join(f"{T}: {100 * a:.2f} %" for T, a in row.accuracy_at.items()))
+        lines.append(
+            "accuracy by T: " + ", ".join(f"{T}: {100 * a:.2f} %" for T, a in row.accuracy_at.items())
+        )
     return lines
 
 
@@ -104,7 +116,9 @@ def _summary(place: Path) -> Summary | None:
 
 def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(_safe(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(_safe(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
 def _safe(text: str) -> str:

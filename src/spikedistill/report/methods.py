@@ -49,7 +49,11 @@ def _difference(summary: Summary, method: str) -> str:
         return f"{100 * (own - base):+.2f}"
     for one in summary.differences:
         if (one.figure, one.stage, one.baseline) == ("accuracy", method, BASELINE):
-            interval = "" if one.low is None or one.high is None else f" [{100 * one.low:+.2f}, {100 * one.high:+.2f}]"
+            interval = (
+                ""
+                if one.low is None or one.high is None
+                else f" [{100 * one.low:+.2f}, {100 * one.high:+.2f}]"
+            )
             return f"{100 * one.mean:+.2f}{interval}"
     return "–"
 
@@ -61,9 +65,16 @@ def section(study: Study) -> Section | None:
         return None
     names = list(plan["methods"])
     table = Table(
-        HEADINGS, rows(study.summary, names), CAPTION, [study.colours[stage.name] for stage in study.summary.stages]
+        HEADINGS,
+        rows(study.summary, names),
+        CAPTION,
+        [study.colours[stage.name] for stage in study.summary.stages],
     )
-    figures = [chip.frontier(points, "from operation counts")] if len(points := chip.energy_points(study)) > 1 else []
+    figures = (
+        [chip.frontier(points, "from operation counts")]
+        if len(points := chip.energy_points(study)) > 1
+        else []
+    )
     work = [
         (stage.name, study.colours[stage.name], found.mean / 1e6, 100 * accuracy.mean)
         for stage in study.summary.stages
@@ -77,5 +88,10 @@ def section(study: Study) -> Section | None:
         figures.append(Figure(plots.pareto(work, "operations per image [M], logarithmic", text), text))
     left = [f"Left out: {name}: {reason}" for name, reason in plan.get("left_out", {}).items()]
     return Section(
-        "methods", "Which method", plan["sentence"], [table], [Group([*figures, *against_time(study)])], notes=left
+        "methods",
+        "Which method",
+        plan["sentence"],
+        [table],
+        [Group([*figures, *against_time(study)])],
+        notes=left,
     )

@@ -33,7 +33,9 @@ def write_report(folders: Folder | Sequence[Folder], out: Folder | None = None) 
     (one run) or ``comparison.html`` beside it (several).
     Raises: SpikedistillError when a folder holds no finished stage.
     """
-    paths = [Path(folders)] if isinstance(folders, str | os.PathLike) else [Path(folder) for folder in folders]
+    paths = (
+        [Path(folders)] if isinstance(folders, str | os.PathLike) else [Path(folder) for folder in folders]
+    )
     if not paths:
         raise SpikedistillError("no run folder to report: give at least one")
     studies = _labelled([load(path.resolve()) for path in paths], paths)
@@ -116,7 +118,9 @@ def tiles(study: Study) -> list[tuple[str, str, str]]:
             )
         )
     if energy:
-        made.append((f"{microjoule(energy.mean)} µJ", "energy per image, from operation counts", _beside(last)))
+        made.append(
+            (f"{microjoule(energy.mean)} µJ", "energy per image, from operation counts", _beside(last))
+        )
     return made
 
 
@@ -185,7 +189,11 @@ def comparison(studies: Sequence[Study]) -> list[Section]:
     )
     text = "Test accuracy in % of every stage in every run: a dot per seed, the mark is the mean."
     figures = [
-        Figure(plots.dots(shown, "test accuracy [%]", text), text, [(s.label, i, "box") for i, s in enumerate(studies)])
+        Figure(
+            plots.dots(shown, "test accuracy [%]", text),
+            text,
+            [(s.label, i, "box") for i, s in enumerate(studies)],
+        )
     ]
     points = [
         (name, index, energy, accuracy)
@@ -212,13 +220,16 @@ def comparison(studies: Sequence[Study]) -> list[Section]:
 def _difference(study: Study, baseline: Study, name: str) -> str:
     """``+1.20 [0.40, 2.00]`` in points over common seeds."""
     here, there = (
-        {run.seed: s.accuracy for run in one.runs for s in run.stages if s.name == name} for one in (study, baseline)
+        {run.seed: s.accuracy for run in one.runs for s in run.stages if s.name == name}
+        for one in (study, baseline)
     )
     values = [100 * (here[seed] - there[seed]) for seed in sorted(here.keys() & there.keys())]
     if not values:
         return "–"
     interval = paired_interval(values)
-    return f"{sum(values) / len(values):+.2f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
+    return f"{sum(values) / len(values):+.2f}" + (
+        f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
+    )
 
 
 def _work(stage: StageSummary | StageSpread) -> str:

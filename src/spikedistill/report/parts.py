@@ -101,7 +101,8 @@ def load(folder: Path) -> Study:
     found = read_plan(folder)
     plan = asdict(found) if found is not None else {}
     folders = sorted(
-        (path.parent for path in folder.glob(f"seed-*/{summary.FILE}")), key=lambda path: (len(path.name), path.name)
+        (path.parent for path in folder.glob(f"seed-*/{summary.FILE}")),
+        key=lambda path: (len(path.name), path.name),
     )
     if not folders:
         alone = summary.read(folder)
@@ -111,7 +112,9 @@ def load(folder: Path) -> Study:
             )
         return Study(folder.name, alone, [alone], [metrics.read(folder)], text, plan=plan)
     runs = [run for path in folders if isinstance(run := summary.read(path), RunSummary)]
-    return Study(folder.name, summary.merge(runs), runs, [metrics.read(path) for path in folders], text, plan=plan)
+    return Study(
+        folder.name, summary.merge(runs), runs, [metrics.read(path) for path in folders], text, plan=plan
+    )
 
 
 def colours(names: Sequence[str]) -> dict[str, int]:

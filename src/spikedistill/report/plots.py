@@ -70,7 +70,9 @@ def training(seeds: Sequence[Mapping[str, Curve]], colour: int, alt: str) -> str
     upper, lower = figure.subplots(2, 1, sharex=True)
     for axes, what in ((upper, "accuracy"), (lower, "loss")):
         for part, shade, style in (("train", MUTED, (0, (4, 1.5))), ("validation", series(colour), "-")):
-            _mean_of_seeds(axes, [seed[f"{part}_{what}"] for seed in seeds if f"{part}_{what}" in seed], shade, style)
+            _mean_of_seeds(
+                axes, [seed[f"{part}_{what}"] for seed in seeds if f"{part}_{what}" in seed], shade, style
+            )
         _style(axes, "y")
     upper.set_ylabel("accuracy [%]")
     lower.set_ylabel("loss")
@@ -99,7 +101,15 @@ def dots(rows: Sequence[tuple[str, int, Spread]], xlabel: str, alt: str) -> str:
     figure = _figure(WIDTH, 0.75 + 0.34 * len(rows))
     axes = figure.subplots()
     for y, (_, colour, spread) in enumerate(rows):
-        axes.plot(spread.values, [y] * len(spread.values), "o", color=series(colour), alpha=0.45, markersize=5.5, mew=0)
+        axes.plot(
+            spread.values,
+            [y] * len(spread.values),
+            "o",
+            color=series(colour),
+            alpha=0.45,
+            markersize=5.5,
+            mew=0,
+        )
         axes.plot([spread.mean], [y], "|", color=series(colour), markersize=15, mew=2.2)
     _rows(axes, [name for name, *_ in rows])
     axes.set_xlabel(xlabel)
@@ -137,7 +147,9 @@ def forest(
 def firing(stages: Sequence[tuple[int, Sequence[Sequence[LayerSummary]]]], alt: str) -> str:
     """Firing rate by layer: (colour, one list of layers a seed) for each stage; the mean with the seeds' range."""
     names = list(dict.fromkeys(layer.path for _, seeds in stages for layers in seeds for layer in layers))
-    figure = _figure(WIDTH, 0.85 + (0.16 + 0.1 * len(stages)) * len(names) * (1 if len(names) <= 20 else 0.55))
+    figure = _figure(
+        WIDTH, 0.85 + (0.16 + 0.1 * len(stages)) * len(names) * (1 if len(names) <= 20 else 0.55)
+    )
     axes = figure.subplots()
     for place, (colour, seeds) in enumerate(stages):
         offset = (place - (len(stages) - 1) / 2) * min(0.22, 0.66 / len(stages))
@@ -149,7 +161,12 @@ def firing(stages: Sequence[tuple[int, Sequence[Sequence[LayerSummary]]]], alt: 
             mean = sum(rates) / len(rates)
             axes.plot([min(rates), max(rates)], [y + offset] * 2, color=series(colour), linewidth=1.6)
             axes.plot(
-                [mean], [y + offset], "o", color=series(colour), markersize=5, mfc="none" if odd else series(colour)
+                [mean],
+                [y + offset],
+                "o",
+                color=series(colour),
+                markersize=5,
+                mfc="none" if odd else series(colour),
             )
     _rows(axes, names)
     axes.set_xlim(left=-0.015 * axes.get_xlim()[1])
@@ -212,7 +229,9 @@ def membrane(histogram: MembraneSummary, colour: int, alt: str) -> str:
 
 
 @_drawing
-def stacked(rows: Sequence[tuple[str, Mapping[str, float]]], colours: Mapping[str, int], xlabel: str, alt: str) -> str:
+def stacked(
+    rows: Sequence[tuple[str, Mapping[str, float]]], colours: Mapping[str, int], xlabel: str, alt: str
+) -> str:
     """One horizontal bar a row, stacked from named parts; equal names have equal colours."""
     figure = _figure(WIDTH, 0.75 + 0.3 * len(rows))
     axes = figure.subplots()
@@ -237,7 +256,12 @@ def pareto(points: Sequence[tuple[str, int, float, float]], xlabel: str, alt: st
     axes = figure.subplots()
     best = frontier([(energy, accuracy) for *_, energy, accuracy in points])
     axes.step(
-        [x for x, _ in best], [y for _, y in best], where="post", color=MUTED, linewidth=1.1, linestyle=(0, (3, 2))
+        [x for x, _ in best],
+        [y for _, y in best],
+        where="post",
+        color=MUTED,
+        linewidth=1.1,
+        linestyle=(0, (3, 2)),
     )
     for _, colour, energy, accuracy in points:
         axes.plot([energy], [accuracy], "o", color=series(colour), markersize=7)
@@ -370,5 +394,9 @@ def _svg(figure: "Figure", alt: str) -> str:
     )  # how matplotlib before 3.11 says it
     inner = re.sub(r">\s*\n\s*<", "><", inner)
     own = f"f{crc32(inner.encode()):x}-"
-    inner = re.sub(r'\bid="', f'id="{own}', inner).replace("url(#", f"url(#{own}").replace('href="#', f'href="#{own}')
+    inner = (
+        re.sub(r'\bid="', f'id="{own}', inner)
+        .replace("url(#", f"url(#{own}")
+        .replace('href="#', f'href="#{own}')
+    )
     return f'<svg role="img" aria-label="{escape(alt)}" viewBox="{view.group(1)}">{inner.strip()}'

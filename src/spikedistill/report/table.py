@@ -101,7 +101,9 @@ def caption(summary: Summary) -> str:
 
 def all_warnings(summary: Summary) -> list[str]:
     """The run's warnings and its stages', each named."""
-    return summary.warnings + [f"{stage.name}: {warning}" for stage in summary.stages for warning in stage.warnings]
+    return summary.warnings + [
+        f"{stage.name}: {warning}" for stage in summary.stages for warning in stage.warnings
+    ]
 
 
 @dataclass(frozen=True)
@@ -121,10 +123,14 @@ class Estimate:
 def estimates(stage: StageSummary | StageSpread) -> list[Estimate]:
     """Every estimate that a stage has both for itself and for its ANN twin, means over seeds."""
     found = []
-    chips = [(name, (f"chips.{name}.energy_pj",), (f"ann_twin.chips.{name}.energy_pj",)) for name in chip_names(stage)]
+    chips = [
+        (name, (f"chips.{name}.energy_pj",), (f"ann_twin.chips.{name}.energy_pj",))
+        for name in chip_names(stage)
+    ]
     for model, *keys in (*ESTIMATES, *chips):
         mine, theirs = (
-            next((value.mean for key in choice if (value := figure(stage, f"hardware.{key}"))), None) for choice in keys
+            next((value.mean for key in choice if (value := figure(stage, f"hardware.{key}"))), None)
+            for choice in keys
         )
         if mine and theirs is not None:
             found.append(Estimate(model, mine, theirs))
@@ -239,7 +245,9 @@ def _row(stage: StageSummary | StageSpread) -> Row:
         accuracy=percent(figure(stage, "accuracy")),
         time_steps="–" if stage.time_steps is None else str(stage.time_steps),
         firing_rate=percent(figure(stage, "firing_rate")) if stage.kind == "snn" else "–",
-        operations="–" if work is None else f"{count(work.mean)} {'SynOps' if stage.kind == 'snn' else '  MACs'}",
+        operations="–"
+        if work is None
+        else f"{count(work.mean)} {'SynOps' if stage.kind == 'snn' else '  MACs'}",
         bits=bits_text(stage.bits),
         energy="–" if joules is None else microjoule(joules.mean),
         twin=twin,

@@ -10,8 +10,8 @@ from ..networks import graph
 def wide_strides(network: nn.Module, x: Tensor) -> list[str]:
     """Paths of convolutions whose stride exceeds their input map.
 
-    There oneDNN's bfloat16 weight gradients are whatever the memory held (seen in torch 2.14: of a 3x3 kernel of stride 2 on
-    a 1x1 map; 1x1 kernels are right).
+    There oneDNN's bfloat16 weight gradients are whatever the memory held (seen in torch 2.14: of a 3x3 kernel
+    of stride 2 on a 1x1 map; 1x1 kernels are right).
     """
     found = []
     for node in graph.trace(network, x[:2]):
@@ -22,7 +22,9 @@ def wide_strides(network: nn.Module, x: Tensor) -> list[str]:
     return found
 
 
-def trainable_precision(precision: str, chosen: str, network: nn.Module, x: Tensor, stage: str) -> tuple[str, str]:
+def trainable_precision(
+    precision: str, chosen: str, network: nn.Module, x: Tensor, stage: str
+) -> tuple[str, str]:
     """The precision that ``stage`` trains in, and a note where it is not the ``precision`` of the run.
 
     ``chosen``: as the recipe says it. Raises :class:`SpikedistillError` where that is bfloat16 and cannot be.
@@ -33,7 +35,10 @@ def trainable_precision(precision: str, chosen: str, network: nn.Module, x: Tens
         paths = wide_strides(network, x)
     if not paths:
         return precision, ""
-    why = f"the stride of {', '.join(paths)} exceeds its input map, and a CPU's bfloat16 gradients are wrong there"
+    why = (
+        f"the stride of {', '.join(paths)} exceeds its input map, and a CPU's bfloat16 gradients are wrong "
+        "there"
+    )
     if chosen == "bfloat16":
         raise SpikedistillError(f"stage {stage!r}: {why}; use precision: float32 (or auto), or larger inputs")
     return "float32", f"{stage}: float32, since {why}"

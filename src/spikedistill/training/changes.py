@@ -1,4 +1,6 @@
-"""What may change in a run that has begun: the advice after a divergence, and the machine. All else makes another run."""
+"""What may change in a run that has begun: the advice after a divergence, and the machine. All else makes
+another run.
+"""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +19,8 @@ from .run_folder import FILE, TWIN, read_file, write_claim
 OPTIMIZER = ("lr", "min_lr", "clip")
 OTHERS = ("data.workers", "checkpoint", "checkpoint.seconds", "checkpoint.steps")
 WORDS = (
-    "a run that has begun may change optimizer.lr, .min_lr, .clip (also STAGE.optimizer.lr), data.workers, checkpoint and "
+    "a run that has begun may change optimizer.lr, .min_lr, .clip (also STAGE.optimizer.lr), data.workers, "
+    "checkpoint and "
     "--device"
 )
 
@@ -39,11 +42,16 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
 
 
 def change(folder: Path, overrides: Sequence[str], custom: Iterable[str] = ()) -> None:
-    """Apply ``path=value`` to a run's record; refuses what may not change. The record says from which step on."""
+    """Apply ``path=value`` to a run's record; refuses what may not change. The record says from which step
+    on.
+    """
     if not overrides:
         return
     held, claimed = read_file(folder / FILE, custom)
-    tree, given = json.loads(json.dumps(held["recipe"])), json.loads(json.dumps(held.get("given") or held["recipe"]))
+    tree, given = (
+        json.loads(json.dumps(held["recipe"])),
+        json.loads(json.dumps(held.get("given") or held["recipe"])),
+    )
     finished = _finished(folder, claimed.recipe)
     for text in overrides:
         path = text.partition("=")[0]
@@ -65,7 +73,9 @@ def change(folder: Path, overrides: Sequence[str], custom: Iterable[str] = ()) -
 
 
 def _to_stages(tree: dict[str, Any], given: Recipe, key: str, text: str, finished: set[str]) -> None:
-    """A key of the recipe's optimizer reaches the stages that have no word of their own on it, and are not finished."""
+    """A key of the recipe's optimizer reaches the stages that have no word of their own on it, and are not
+    finished.
+    """
     for stage in tree["stages"]:
         own = given.stage(stage["name"]).optimizer
         other = own.get("name", given.optimizer.name) != given.optimizer.name
@@ -74,7 +84,9 @@ def _to_stages(tree: dict[str, Any], given: Recipe, key: str, text: str, finishe
 
 
 def _seeds(folder: Path, recipe: Recipe) -> list[Path]:
-    return [folder] if recipe.seeds == 1 else [folder / f"seed-{recipe.seed + i}" for i in range(recipe.seeds)]
+    return (
+        [folder] if recipe.seeds == 1 else [folder / f"seed-{recipe.seed + i}" for i in range(recipe.seeds)]
+    )
 
 
 def _done(place: Path, stage: Stage) -> bool:
@@ -86,7 +98,9 @@ def _finished(folder: Path, recipe: Recipe) -> set[str]:
 
 
 def _places(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
-    """Where each seed of the run stands: the first stage that is not finished, and the step of its last checkpoint."""
+    """Where each seed of the run stands: the first stage that is not finished, and the step of its last
+    checkpoint.
+    """
     found: list[dict[str, Any]] = []
     for i, place in enumerate(_seeds(folder, recipe)):
         stage = next((s for s in recipe.stages if not _done(place, s)), None)
@@ -105,7 +119,9 @@ def _places(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def edited(folder: Path, custom: Iterable[str] = ()) -> None:
-    """``recipe.yaml`` changed by hand: what may change is taken (and noted with its step), all else is refused."""
+    """``recipe.yaml`` changed by hand: what may change is taken (and noted with its step), all else is
+    refused.
+    """
     twin = folder / TWIN
     if not twin.exists():
         return
@@ -121,14 +137,16 @@ def edited(folder: Path, custom: Iterable[str] = ()) -> None:
             "put the old value back, or use another --out"
         )
     values = [
-        f"{path}={yaml.safe_dump(_at(held['recipe'], path), default_flow_style=True).splitlines()[0]}" for path in paths
+        f"{path}={yaml.safe_dump(_at(held['recipe'], path), default_flow_style=True).splitlines()[0]}"
+        for path in paths
     ]
     recipe = claimed.recipe
     finished = _finished(folder, recipe)
     late = [path for path in paths if path.partition(".")[0] in finished]
     if late:
         raise SpikedistillError(
-            f"{folder / FILE} was changed by hand at {late[0]}: that stage is finished; put the old value back"
+            f"{folder / FILE} was changed by hand at {late[0]}: that stage is finished; "
+            "put the old value back"
         )
     tree = json.loads(json.dumps(held["recipe"]))
     for path, value in zip(paths, values):

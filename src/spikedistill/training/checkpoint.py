@@ -1,4 +1,6 @@
-"""Checkpoints: safetensors and JSON in a folder that is written aside, fsynced, then renamed. No pickle anywhere."""
+"""Checkpoints: safetensors and JSON in a folder that is written aside, fsynced, then renamed. No pickle
+anywhere.
+"""
 
 import hashlib
 import json
@@ -19,9 +21,13 @@ STATE = "state.json"
 
 
 def save(
-    folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], extra: Mapping[str, str] | None = None
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    extra: Mapping[str, str] | None = None,
 ) -> None:
-    """Write ``tensors.safetensors`` and ``state.json`` (with both checksums); what stood there becomes :func:`previous`.
+    """Write ``tensors.safetensors`` and ``state.json`` (with both checksums); what stood there becomes
+    :func:`previous`.
 
     A crash at any place leaves at least one whole checkpoint, where there was one.
     """
@@ -58,7 +64,8 @@ def _checksum(document: Mapping[str, Any]) -> str:
 def load_latest(
     folder: Path, note: Callable[[str], None] = lambda text: None
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The last checkpoint that is whole, or None where there is none; ``note`` hears of an older one that is taken.
+    """The last checkpoint that is whole, or None where there is none; ``note`` hears of an older one that is
+    taken.
 
     Raises for the last one's damage where no older one is whole.
     """
@@ -78,7 +85,10 @@ def load_latest(
         # The damaged one goes first: the next save must not push the whole one out.
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(before, folder)
-        note(f"{error}; going on from the checkpoint before it, of step {found[1].get('position', {}).get('step')}")
+        note(
+            f"{error}; going on from the checkpoint before it, "
+            f"of step {found[1].get('position', {}).get('step')}"
+        )
         return found
 
 
@@ -86,12 +96,15 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and state; raises for a damaged or foreign folder, and for tensors that hold NaN."""
     state = read_json(folder / STATE)
     if state.get("format") != FORMAT:
-        raise SpikedistillError(f"{folder}: checkpoint format {state.get('format')!r}, this version reads {FORMAT}")
+        raise SpikedistillError(
+            f"{folder}: checkpoint format {state.get('format')!r}, this version reads {FORMAT}"
+        )
     tensors = read_tensors(folder / "tensors.safetensors", state.get("sha256"))
     wrong = faulty(tensors.items())
     if wrong:
         raise SpikedistillError(
-            f"{folder / 'tensors.safetensors'}: {wrong[0]} holds NaN or infinity ({len(wrong)} tensors do); use an older "
+            f"{folder / 'tensors.safetensors'}: {wrong[0]} holds NaN or infinity ({len(wrong)} tensors do); "
+            "use an older "
             "checkpoint or repeat the run"
         )
     return tensors, state
@@ -104,12 +117,15 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise SpikedistillError(f"{path} is missing; the folder is no (whole) checkpoint") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SpikedistillError(f"{path} is damaged ({error}); use an older checkpoint or repeat the run") from None
+        raise SpikedistillError(
+            f"{path} is damaged ({error}); use an older checkpoint or repeat the run"
+        ) from None
     if not isinstance(value, dict):
         raise SpikedistillError(f"{path}: expected a JSON object, found {type(value).__name__}")
     if "checksum" in value and value["checksum"] != _checksum(value):
         raise SpikedistillError(
-            f"{path} is damaged: it is not what was written (its checksum differs); use an older checkpoint or repeat the run"
+            f"{path} is damaged: it is not what was written (its checksum differs); use an older checkpoint "
+            "or repeat the run"
         )
     return value
 

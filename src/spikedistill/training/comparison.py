@@ -1,4 +1,6 @@
-"""Shipped methods on one's own data, at equal budget, with one teacher: what each gives, and which to take."""
+"""Shipped methods on one's own data, at equal budget, with one teacher: what each gives, and which to
+take.
+"""
 
 import json
 import re
@@ -31,7 +33,8 @@ Say = Callable[[str], None]
 class Plan:
     """What is compared: decided once, kept beside the run, so that a continued comparison is the same one.
 
-    ``request``: what was asked for; ``left_out``: a reason by method; ``seconds``: of one seed of each stage, estimated.
+    ``request``: what was asked for; ``left_out``: a reason by method; ``seconds``: of one seed of each stage,
+    estimated.
     """
 
     request: dict[str, Any]
@@ -43,7 +46,9 @@ class Plan:
 
 @dataclass(repr=False)
 class Comparison:
-    """A finished comparison: ``run`` (its folder, summary, networks), ``plan``, and ``sentence``: what to take."""
+    """A finished comparison: ``run`` (its folder, summary, networks), ``plan``, and ``sentence``: what to
+    take.
+    """
 
     run: Run
     plan: Plan
@@ -67,14 +72,17 @@ def compare(
     quiet: bool = False,
     say: Say | None = None,
 ) -> Comparison:
-    """Train every method on one student, network, start, epochs and teacher being equal, and say which to take.
+    """Train every method on one student, network, start, epochs and teacher being equal, and say which to
+    take.
 
-    ``on``: a recipe (its student is trained), or data: a data set's name, an .npz file, a folder of images. ``methods``:
-    "all", "a,b" or names of :func:`spikedistill.methods.catalogue`. ``budget``: "2h", "30m" or seconds; methods that do not
-    fit are left out. ``out``: default ``runs/compare-NAME``; one that was stopped goes on, and stages that are finished in
-    folders beside it are taken over. What is to take is drawn from the validation part. ``say``: where lines go.
+    ``on``: a recipe (its student is trained), or data: a data set's name, an .npz file, a folder of images.
+    ``methods``: "all", "a,b" or names of :func:`spikedistill.methods.catalogue`. ``budget``: "2h", "30m" or
+    seconds; methods that do not fit are left out. ``out``: default ``runs/compare-NAME``; one that was
+    stopped goes on, and stages that are finished in folders beside it are taken over. What is to take is
+    drawn from the validation part. ``say``: where lines go.
 
-    Raises :class:`SpikedistillError` for whatever the user has to mend; a method that does not fit the network is left out.
+    Raises :class:`SpikedistillError` for whatever the user has to mend; a method that does not fit the
+    network is left out.
     """
     say = say or (lambda text: None if quiet else print(text, flush=True))
     if seeds < 1:
@@ -98,7 +106,8 @@ def compare(
     for method, reason in plan.left_out.items():
         say(f"left out: {method}: {reason}")
     say(
-        f"about {hours(remaining(plan, folder, whole))} to train: {len(plan.methods)} methods and {BASELINE}, {seeds} seeds"
+        f"about {hours(remaining(plan, folder, whole))} to train: {len(plan.methods)} methods and "
+        f"{BASELINE}, {seeds} seeds"
     )
     run = run_recipe(whole, name, folder, opened(whole, data), factories, device, quiet, reuse=around)
     plan.sentence = concluded(run.summary, plan.methods)
@@ -121,12 +130,16 @@ def _plan(
     whole = generated(recipe, wanted, seeds, factories)
     source = opened(whole, data)
     if not source.info.sizes.get("validation"):
-        raise SpikedistillError("compare: what to take is drawn from the validation part; set data.validation above 0")
+        raise SpikedistillError(
+            "compare: what to take is drawn from the validation part; set data.validation above 0"
+        )
     left_out = rehearse(whole, source, factories, [method.name for method in wanted])
     fitting = [method for method in wanted if method.name not in left_out]
     if not fitting:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        raise SpikedistillError(f"compare: no method fits the network {student_of(recipe).name!r} trains: {reasons}")
+        raise SpikedistillError(
+            f"compare: no method fits the network {student_of(recipe).name!r} trains: {reasons}"
+        )
     whole = generated(recipe, fitting, seeds, factories)
     seconds = seconds_each(whole, source, factories, device, finished(around))
     kept = [method.name for method in fitting]
@@ -142,11 +155,14 @@ def _plan(
                 left_out[method.name] = f"its {hours(need)} would not fit the budget of {hours(budget)}"
         if not kept:
             raise SpikedistillError(
-                f"--budget {hours(budget)} holds no method: teacher and {BASELINE} take about {hours(basis)}; give more, "
+                f"--budget {hours(budget)} holds no method: teacher and {BASELINE} take about "
+                f"{hours(basis)}; give more, "
                 "or fewer --seeds"
             )
         kept = [method.name for method in fitting if method.name in kept]
-    return Plan(request, kept, left_out, {stage: seconds[stage] for stage in seconds if stage not in left_out})
+    return Plan(
+        request, kept, left_out, {stage: seconds[stage] for stage in seconds if stage not in left_out}
+    )
 
 
 def read_plan(folder: Path) -> Plan | None:
@@ -157,7 +173,9 @@ def read_plan(folder: Path) -> Plan | None:
     try:
         return Plan(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise SpikedistillError(f"{path} is not the plan of a comparison ({error}); choose another --out") from None
+        raise SpikedistillError(
+            f"{path} is not the plan of a comparison ({error}); choose another --out"
+        ) from None
 
 
 def write_plan(folder: Path, plan: Plan) -> None:

@@ -1,4 +1,6 @@
-"""The recipe of a comparison: one teacher, ``alone``, and a stage a method, equal but for their objectives."""
+"""The recipe of a comparison: one teacher, ``alone``, and a stage a method, equal but for their
+objectives.
+"""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +20,13 @@ APART = ("name", "objectives", "teacher", "teacher_heads", "from")
 # For data without a recipe: what small images of a new kind are tried with first.
 DEFAULT: dict[str, Any] = {
     "time_steps": 4,
-    "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0005, "schedule": "one_cycle"},
+    "optimizer": {
+        "name": "sgd",
+        "lr": 0.05,
+        "momentum": 0.9,
+        "weight_decay": 0.0005,
+        "schedule": "one_cycle",
+    },
     "stages": [
         {"name": TEACHER, "network": {"name": "conv6", "ann": True}, "epochs": 20},
         {"name": "student", "network": {"name": "conv6"}, "teacher": TEACHER, "epochs": 20},
@@ -29,7 +37,9 @@ DEFAULT: dict[str, Any] = {
 def base(
     on: "str | Path | Mapping[str, Any] | Recipe", overrides: Sequence[str] = (), custom: Iterable[str] = ()
 ) -> Recipe:
-    """The recipe to compare on: a recipe, or the default one on a data set's name, an .npz file or a folder of images."""
+    """The recipe to compare on: a recipe, or the default one on a data set's name, an .npz file or a
+    folder of images.
+    """
     if isinstance(on, Recipe | Mapping) or str(on) in shipped() or Path(on).suffix in (".yaml", ".yml"):
         return load(on, overrides, custom)
     path = Path(on)
@@ -48,11 +58,15 @@ def base(
 
 
 def student_of(recipe: Recipe) -> Stage:
-    """The stage whose network the methods train: the last spiking one made anew, one that has a teacher before others."""
+    """The stage whose network the methods train: the last spiking one made anew, one that has a teacher
+    before others.
+    """
     spiking = [stage for stage in recipe.stages if stage.network is not None and not stage.network.get("ann")]
     taught = [stage for stage in spiking if stage.teacher is not None]
     if not spiking:
-        raise SpikedistillError("compare: the recipe has no stage with a spiking `network` to train by several methods")
+        raise SpikedistillError(
+            "compare: the recipe has no stage with a spiking `network` to train by several methods"
+        )
     return (taught or spiking)[-1]
 
 
@@ -65,16 +79,26 @@ def generated(recipe: Recipe, methods: Sequence[Method], seeds: int, custom: Ite
     shared.setdefault("accuracy_at", sorted({t for t in (1, 2, 4, 8, 16, 32) if t < T} | {T}))
     anns = [stage.name for stage in recipe.stages if stage.network is not None and stage.network.get("ann")]
     taught: Any = written[student.name].get("teacher") or (anns[0] if anns else TEACHER)
-    kept = _with_ancestors(recipe, [*(student.teachers or anns[:1]), *([student.init.from_] if student.init else [])])
+    kept = _with_ancestors(
+        recipe, [*(student.teachers or anns[:1]), *([student.init.from_] if student.init else [])]
+    )
     stages = [written[stage.name] for stage in recipe.stages if stage.name in kept]
     if taught == TEACHER and TEACHER not in kept:
-        twin = {key: value for key, value in shared["network"].items() if key not in ("neuron", "encoding", "head")}
-        stages.insert(0, {"name": TEACHER, "network": {**twin, "ann": True}, "epochs": shared.get("epochs", 1)})
+        twin = {
+            key: value
+            for key, value in shared["network"].items()
+            if key not in ("neuron", "encoding", "head")
+        }
+        stages.insert(
+            0, {"name": TEACHER, "network": {**twin, "ann": True}, "epochs": shared.get("epochs", 1)}
+        )
     stages.append({"name": BASELINE, **shared})
     for method in methods:
         terms = method.at(T)
         needs = any(objectives.build(term).needs_teacher for term in terms)
-        stages.append({"name": method.name, **shared, **({"teacher": taught} if needs else {}), "objectives": terms})
+        stages.append(
+            {"name": method.name, **shared, **({"teacher": taught} if needs else {}), "objectives": terms}
+        )
     title = f"Methods compared: {recipe.title}" if recipe.title else "Methods compared"
     papers = list(dict.fromkeys(paper for method in methods for paper in method.paper))
     return load({**tree, "title": title, "paper": papers, "seeds": seeds, "stages": stages}, (), custom)

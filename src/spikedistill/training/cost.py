@@ -23,9 +23,15 @@ VALIDATED = 1 / 3  # of a training image's time
 
 
 def seconds_each(
-    recipe: Recipe, data: Data, factories: Factories, device: str | None = None, held: Mapping[str, Path] | None = None
+    recipe: Recipe,
+    data: Data,
+    factories: Factories,
+    device: str | None = None,
+    held: Mapping[str, Path] | None = None,
 ) -> dict[str, float]:
-    """Seconds of one seed of each stage, uncompiled: an upper bound of a guess. 0 for a stage that is in ``held`` by key."""
+    """Seconds of one seed of each stage, uncompiled: an upper bound of a guess. 0 for a stage that is in
+    ``held`` by key.
+    """
     there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     place = checked(device) or there or torch.device("cpu")
     precision = resolve_precision(recipe.precision, place)
@@ -38,7 +44,9 @@ def seconds_each(
             warnings.simplefilter("ignore")
             for stage in recipe.stages:
                 taken = held is not None and keys.get(stage.name) in held
-                seconds[stage.name] = _seconds(stage, recipe, data, factories, place, precision, products, taken)
+                seconds[stage.name] = _seconds(
+                    stage, recipe, data, factories, place, precision, products, taken
+                )
     finally:
         logging.disable(logging.NOTSET)
     return seconds

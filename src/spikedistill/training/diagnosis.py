@@ -1,6 +1,7 @@
 """What was wrong with a step that was not finite: the step is run again, and looked at part by part.
 
-Nothing was applied since (:mod:`.guard`), so the weights, the batch and the draws are those of the step itself.
+Nothing was applied since (:mod:`.guard`), so the weights, the batch and the draws are those of the step
+itself.
 """
 
 from typing import TYPE_CHECKING
@@ -42,14 +43,16 @@ def _cause(training: "Training", step: int) -> tuple[str, str]:
         if not bool(rows.all()):
             row = int((~rows).nonzero()[0])
             return (
-                f"the data: batch {batch + k + 1} of epoch {step // training.per_epoch + 1} holds NaN or infinity in "
+                f"the data: batch {batch + k + 1} of epoch {step // training.per_epoch + 1} holds NaN or "
+                "infinity in "
                 f"its image {row + 1} (step {step})",
                 "Mend the data or its augmentation, then resume",
             )
     broken = finite.faulty(distiller.named_parameters())
     if broken:
         return (
-            f"{finite.words(broken)} holds NaN or infinity before step {step}, though no gradient did: the optimizer's state "
+            f"{finite.words(broken)} holds NaN or infinity before step {step}, though no gradient did: "
+            "the optimizer's state "
             "or a change of the weights from outside",
             "Resume from the last checkpoint",
         )
@@ -65,14 +68,21 @@ def _cause(training: "Training", step: int) -> tuple[str, str]:
             if far or not bad:
                 return f"the loss is {total} at step {step} ({', '.join(bad) or 'total'})", LOWER
             return (
-                f"objective {bad[0]!r} is {values[bad[0]]} at step {step}, though weights, batch and logits are finite",
+                f"objective {bad[0]!r} is {values[bad[0]]} at step {step}, though weights, "
+                "batch and logits are finite",
                 "Mend the objective or its settings, then resume",
             )
     for term in list(distiller.objectives):
         tensors = _gradient_of(training, step, micro, term)
         if tensors:
-            words = f"the gradient of objective {term!r} at step {step} is not finite in {finite.words(tensors)}"
-            return (words, LOWER) if far else (f"{words}, though its value is", "Mend the objective, then resume")
+            words = (
+                f"the gradient of objective {term!r} at step {step} is not finite in {finite.words(tensors)}"
+            )
+            return (
+                (words, LOWER)
+                if far
+                else (f"{words}, though its value is", "Mend the objective, then resume")
+            )
     return f"the sum of the objectives' gradients is not finite at step {step}", LOWER
 
 

@@ -19,10 +19,11 @@ class Exit:
 
 
 def predict_early(network: Network, x: Tensor, confidence: float = 0.9) -> Exit:
-    """Run step by step; a sample leaves when the largest softmax probability of its mean logits reaches ``confidence``.
+    """Run step by step; a sample leaves when the largest softmax probability of its mean logits reaches
+    ``confidence``.
 
-    Samples that have left are taken out of the batch, so that the work shrinks with them. At ``confidence`` of 1 or more
-    all run the network's own T: the same logits as ``network.predict``.
+    Samples that have left are taken out of the batch, so that the work shrinks with them. At ``confidence``
+    of 1 or more all run the network's own T: the same logits as ``network.predict``.
 
     Shape: ``x`` as the network takes it, image input (N, C, H, W) or frames (N, F, C, H, W).
     Raises: SpikedistillError for an ANN, or an encoding that draws at random (its steps are not one image's).

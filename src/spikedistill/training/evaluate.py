@@ -20,7 +20,9 @@ DEAD, SATURATED = 0.001, 0.9
 
 @dataclass
 class Evaluation:
-    """One pass over a split. Accuracies are fractions; ``rates``: spikes per neuron and time step, by layer."""
+    """One pass over a split. Accuracies are fractions; ``rates``: spikes per neuron and time step, by
+    layer.
+    """
 
     accuracy: float
     loss: float
@@ -59,7 +61,10 @@ def remedy(warning: str, network: nn.Module) -> str:
     if getattr(network, "initialisation", "balanced") == "plain":
         return "start balanced (network.initialisation: balanced), or name a neuron with a larger gain"
     way, terms = ("raise", "; a price on spikes that is lighter") if warning == "dead" else ("lower", "")
-    return f"lower optimizer.lr, {way} network.firing_rate{terms}; networks on raw counts: sd.balance(network, batch)"
+    return (
+        f"lower optimizer.lr, {way} network.firing_rate{terms}; networks on raw counts: "
+        "sd.balance(network, batch)"
+    )
 
 
 @contextmanager
@@ -83,10 +88,11 @@ def evaluate(
     rates: bool = True,
     position: tuple[int | str, ...] = ("evaluate",),
 ) -> Evaluation:
-    """One pass over ``batches`` of (x, y (N,)); accuracy also at each of ``time_steps``: the first steps of a simulation.
+    """One pass over ``batches`` of (x, y (N,)); accuracy also at each of ``time_steps``: the first steps of a
+    simulation.
 
-    T above the network's own runs longer simulations, without recalibration; those of a converted network, which may need
-    hundreds of steps, are streamed. Each batch is seeded by its position.
+    T above the network's own runs longer simulations, without recalibration; those of a converted network,
+    which may need hundreds of steps, are streamed. Each batch is seeded by its position.
     """
     own = network.time_steps if isinstance(network, Network) else None
     converted = isinstance(network, Network) and "conversion" in network.config
@@ -133,7 +139,8 @@ def evaluate(
 
 @dataclass
 class IntegerEvaluation:
-    """Counts of images: all, those the integer network classifies rightly, those it classifies as the fake-quantized one does.
+    """Counts of images: all, those the integer network classifies rightly, those it classifies as the
+    fake-quantized one does.
 
     ``bytes``: its size.
     """
@@ -147,7 +154,8 @@ class IntegerEvaluation:
 def evaluate_integer(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> IntegerEvaluation:
     """The integer network of a fake-quantized one, prediction by prediction beside it.
 
-    Batches are seeded as in :func:`evaluate`, so that an encoding's draws are those of the accuracy beside it.
+    Batches are seeded as in :func:`evaluate`, so that an encoding's draws are those of the accuracy beside
+    it.
     """
     from ..quantization import to_integer
     from ..quantization.integer import entering
@@ -169,9 +177,14 @@ def _confusion(target: Tensor, found: Tensor, K: int) -> Tensor:
 
 
 def membrane_histograms(
-    network: nn.Module, teacher: nn.Module | None, x: Tensor, bins: int = 60, span: tuple[float, float] = (-3.0, 3.0)
+    network: nn.Module,
+    teacher: nn.Module | None,
+    x: Tensor,
+    bins: int = 60,
+    span: tuple[float, float] = (-3.0, 3.0),
 ) -> list[MembraneSummary]:
-    """Histograms of the charged membrane in thresholds, per layer, beside the teacher's where it has the same layer.
+    """Histograms of the charged membrane in thresholds, per layer, beside the teacher's where it has the same
+    layer.
 
     What lies outside of ``span`` is counted in the first and last bin.
     """
@@ -184,7 +197,10 @@ def membrane_histograms(
 
     return [
         MembraneSummary(
-            path=k, edges=edges.tolist(), student=counts(h), teacher=counts(theirs[k]) if k in theirs else None
+            path=k,
+            edges=edges.tolist(),
+            student=counts(h),
+            teacher=counts(theirs[k]) if k in theirs else None,
         )
         for k, h in mine.items()
     ]
@@ -195,4 +211,7 @@ def _membranes(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
         return {}
     with evaluating(network):
         _, seen = taps.captures(network, x, ["*@membrane"])
-    return {k.removesuffix("@membrane"): h.float().cpu() / seen.thresholds.get(k, 1.0) for k, h in seen.tensors.items()}
+    return {
+        k.removesuffix("@membrane"): h.float().cpu() / seen.thresholds.get(k, 1.0)
+        for k, h in seen.tensors.items()
+    }

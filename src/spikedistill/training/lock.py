@@ -10,15 +10,16 @@ from pathlib import Path
 from ..errors import SpikedistillError
 
 FILE = ".lock"
-_held: set[tuple[int, Path]] = set()  # by this process, which the system's lock does not keep apart from itself
+# by this process, which the system's lock does not keep apart from itself
+_held: set[tuple[int, Path]] = set()
 
 
 @contextmanager
 def locked(folder: Path, note: Callable[[str], None] = lambda text: None) -> Iterator[None]:
     """Hold ``folder``; raises where another process does, with its number and machine.
 
-    POSIX record locks: they go with the process, children do not inherit them, and network file systems carry them from
-    machine to machine. Where a file system has none, ``note`` is told.
+    POSIX record locks: they go with the process, children do not inherit them, and network file systems carry
+    them from machine to machine. Where a file system has none, ``note`` is told.
     """
     place = (os.getpid(), folder.resolve())
     if place in _held:
@@ -49,4 +50,7 @@ def _lock(file: int, folder: Path, note: Callable[[str], None]) -> None:
             raise SpikedistillError(
                 f"{folder} is being trained by {holder}; wait for it, stop it, or choose another --out"
             ) from None
-        note(f"{folder}: the file system has no locks ({error.strerror}); see that no other process trains there")
+        note(
+            f"{folder}: the file system has no locks ({error.strerror}); see that no other process trains "
+            "there"
+        )

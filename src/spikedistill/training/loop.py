@@ -32,7 +32,9 @@ READ_EVERY_STEP = ("cpu",)  # devices that are asked at every step: reading them
 
 @dataclass
 class Settings:
-    """What a stage's training needs beside the distiller and the data; trackers know it as ``label``, from ``first_epoch``."""
+    """What a stage's training needs beside the distiller and the data; trackers know it as ``label``, from
+    ``first_epoch``.
+    """
 
     name: str
     epochs: int
@@ -67,13 +69,16 @@ class Training:
         self.rank: int = accelerator.process_index if accelerator else 0
         self.world: int = accelerator.num_processes if accelerator else 1
         batches = data.num_batches("train", settings.batch_size * self.world, train=True)
-        # Batches to an update. As with images to a batch, an incomplete last window is dropped unless it is the only one.
+        # Batches to an update. As with images to a batch, an incomplete last window is dropped unless it is
+        # the only one.
         self.micro = min(settings.optimizer.accumulate, max(1, batches))
         self.per_epoch = max(1, batches // self.micro)
         self.dropped_batches = max(0, batches - self.per_epoch * self.micro)
         self.steps = self.per_epoch * settings.epochs
         self.optimizer = optimizer(distiller, settings.optimizer)
-        self.average = MovingAverage(distiller.student, settings.optimizer.ema) if settings.optimizer.ema else None
+        self.average = (
+            MovingAverage(distiller.student, settings.optimizer.ema) if settings.optimizer.ema else None
+        )
         self.best: dict[str, Tensor] | None = None
         self.position = Position()
         self.guard = Guard(settings.device, self.world)
@@ -106,9 +111,12 @@ class Training:
             self.settle()
 
     def epoch(self, model: nn.Module) -> None:
-        """One pass over the training set, from the current batch on, then validation. A step has five parts."""
+        """One pass over the training set, from the current batch on, then validation. A step has five
+        parts.
+        """
         update = getattr(self.student, "requantize", None)
-        # Shifts follow the weights once an epoch; in the middle of one a resumed run has them from its checkpoint.
+        # Shifts follow the weights once an epoch; in the middle of one a resumed run has them from its
+        # checkpoint.
         if update is not None and self.position.batch == 0:
             update()
         self.distiller.train()
@@ -140,7 +148,8 @@ class Training:
             self.guard.look(self.position.step, seen, self.distiller.parameters())
             if self.settings.optimizer.clip:
                 nn.utils.clip_grad_norm_(self.distiller.parameters(), self.settings.optimizer.clip)
-            # On a CPU the flag costs nothing to read; a GPU is asked rarely, its optimizer looks at the flag by itself.
+            # On a CPU the flag costs nothing to read; a GPU is asked rarely, its optimizer looks at the flag
+            # by itself.
             if (
                 len(pending) >= GATHER_EVERY * micro
                 or self.settings.device.type in READ_EVERY_STEP
@@ -157,7 +166,8 @@ class Training:
             self.position.batch += 1
             self.progress.step(self.settings.batch_size * self.world * micro)
 
-            # --- 5. Save, where it is time. At an epoch's end that waits for the validation, which may change what is best.
+            # --- 5. Save, where it is time. At an epoch's end that waits for the validation, which may change
+            # what is best.
             save, stop = self.wishes(bool(pending))
             if (save or stop) and self.position.batch < self.per_epoch:
                 self.gather(pending)  # a step that was not finite is never written
@@ -169,25 +179,36 @@ class Training:
         self.position.seconds += time.perf_counter() - start
         self.finish_epoch()
 
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, clock: Clock) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def loss(
+        self, model: nn.Module, x: Tensor, y: Tensor, clock: Clock
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Total loss, its parts and the number of right answers, on the device."""
         progress = self.position.step / max(1, self.steps)
         self.distiller.clock = clock.lap
-        with autocast(self.settings.precision, self.settings.device), saving(self.settings.memory, self.student):
+        with (
+            autocast(self.settings.precision, self.settings.device),
+            saving(self.settings.memory, self.student),
+        ):
             losses = model(x, y, progress)
         clock.lap("forward")
         hard = y if y.dim() == 1 else y.argmax(-1)
         return losses.total, losses.parts, (losses.logits.argmax(-1) == hard).sum()
 
-    def next_batch(self, batches: Iterator[tuple[Tensor, Tensor]], step: int, k: int) -> tuple[Tensor, Tensor]:
-        """Batch ``k`` of a step; its augmentation is drawn alike by all processes, what the network draws is not."""
+    def next_batch(
+        self, batches: Iterator[tuple[Tensor, Tensor]], step: int, k: int
+    ) -> tuple[Tensor, Tensor]:
+        """Batch ``k`` of a step; its augmentation is drawn alike by all processes, what the network draws
+        is not.
+        """
         seed_everything(self.settings.seed, step, 0, *([k] if k else []))
         x, y = next(batches)
         self.seed_draws(step, k)
         return x, y
 
     def seed_draws(self, step: int, k: int) -> None:
-        """Other draws inside the network on each process and in each batch of a step (the first process goes on)."""
+        """Other draws inside the network on each process and in each batch of a step (the first process
+        goes on).
+        """
         if self.rank:
             seed_everything(self.settings.seed, step, self.rank, k)
 
@@ -201,7 +222,14 @@ class Training:
         """An epoch's training batches of this process, from batch ``start`` on."""
         size, shard, seed = self.settings.batch_size * self.world, (self.rank, self.world), self.settings.seed
         each = self.data.batches(
-            "train", size, epoch=epoch, seed=seed, train=True, device=self.settings.device, start=start, shard=shard
+            "train",
+            size,
+            epoch=epoch,
+            seed=seed,
+            train=True,
+            device=self.settings.device,
+            start=start,
+            shard=shard,
         )
         for x, y in each:
             if self.settings.precision == "float64":
@@ -211,7 +239,9 @@ class Training:
             yield x, y
 
     def wishes(self, unread: bool) -> tuple[bool, bool]:
-        """Whether to write the state, and whether to stop then: what one process wants, all do, where all have read alike."""
+        """Whether to write the state, and whether to stop then: what one process wants, all do, where all
+        have read alike.
+        """
         wanted = [self.due(), signals.watch.asked is not None]
         if self.world > 1:
             if unread:
@@ -274,7 +304,8 @@ class Training:
         }
         train = line["train"]
         text = (
-            f"epoch {line['epoch']}/{line['epochs']}, loss {train['loss']:.4f}, train {100 * train['accuracy']:.1f} %"
+            f"epoch {line['epoch']}/{line['epochs']}, loss {train['loss']:.4f}, "
+            f"train {100 * train['accuracy']:.1f} %"
         )
         if validation is not None:
             line["validation"] = {"loss": validation.loss, "accuracy": validation.accuracy}
@@ -299,7 +330,9 @@ class Training:
         if self.world > 1:
             names = sorted(sums)
             kind = torch.float32 if self.settings.device.type == "mps" else torch.float64
-            each = torch.tensor([images, *(sums[name] for name in names)], dtype=kind, device=self.settings.device)
+            each = torch.tensor(
+                [images, *(sums[name] for name in names)], dtype=kind, device=self.settings.device
+            )
             torch.distributed.all_reduce(each)
             images, sums = int(each[0]), dict(zip(names, each[1:].tolist()))
         return sums, max(images, 1)
@@ -326,7 +359,9 @@ class Training:
 
     @contextmanager
     def measured(self) -> Iterator[None]:
-        """The student as its product would be now: averaged weights, settled statistics; afterwards as it was."""
+        """The student as its product would be now: averaged weights, settled statistics; afterwards as it
+        was.
+        """
         if self.average is not None:
             self.average.swap(self.student)
         buffers = {name: value.clone() for name, value in self.student.named_buffers()}
@@ -361,7 +396,9 @@ class Training:
             yield (x.double() if self.settings.precision == "float64" else x), y
 
     def watch(self, found: Evaluation) -> None:
-        """Warn once of each layer that is dead or saturated in two validations running (at first many are)."""
+        """Warn once of each layer that is dead or saturated in two validations running (at first many
+        are).
+        """
         suspects = {layer.path for layer in found.layers() if layer.warning}
         for layer in found.layers():
             if layer.warning and layer.path in self.suspects and layer.path not in self.warned:

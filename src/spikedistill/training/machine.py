@@ -1,4 +1,6 @@
-"""What a machine does for a stage: memory that a step takes, bfloat16 autocast, compiled neurons where that pays."""
+"""What a machine does for a stage: memory that a step takes, bfloat16 autocast, compiled neurons where
+that pays.
+"""
 
 import time
 from collections.abc import Iterator
@@ -15,15 +17,17 @@ from ..neurons import Neuron, compilation
 from ..neurons.packing import packed_spikes
 from ..neurons.recompute import lean
 
-# A cold compiler cache costs up to this long on two CPU cores; the fused form saves about this part of an eager step.
+# A cold compiler cache costs up to this long on two CPU cores; the fused form saves about this part of an
+# eager step.
 COMPILE_SECONDS = 45.0
 SAVED = 0.5
 
 
 @dataclass(frozen=True)
 class Fit:
-    """``step_mb``: tensors kept for backward at the batch size asked; ``fixed_mb``: parameters, gradients, optimizer state;
-    ``available_mb``: free memory of the device (None: unknown); ``largest_batch``: what would fit.
+    """``step_mb``: tensors kept for backward at the batch size asked; ``fixed_mb``: parameters, gradients,
+    optimizer state; ``available_mb``: free memory of the device (None: unknown); ``largest_batch``: what
+    would fit.
     """
 
     step_mb: float
@@ -38,8 +42,9 @@ class Fit:
 
 
 def estimate(distiller: Distiller, x: Tensor, y: Tensor, batch_size: int, states: int = 1) -> Fit:
-    """From one forward pass on two samples: what backward keeps grows with the batch; weights, gradients and ``states``
-    optimizer tensors a parameter do not. An estimate: work buffers of convolutions and the allocator's slack are not in it.
+    """From one forward pass on two samples: what backward keeps grows with the batch; weights, gradients and
+    ``states`` optimizer tensors a parameter do not. An estimate: work buffers of convolutions and the
+    allocator's slack are not in it.
 
     Norm statistics and random state stay as they are.
     """
@@ -61,7 +66,9 @@ def estimate(distiller: Distiller, x: Tensor, y: Tensor, batch_size: int, states
             value.copy_(buffers[name])
     per_sample = sum(saved.values()) / len(x)
     del losses
-    fixed = sum(p.numel() * p.element_size() for p in distiller.parameters() if p.requires_grad) * (2 + states)
+    fixed = sum(p.numel() * p.element_size() for p in distiller.parameters() if p.requires_grad) * (
+        2 + states
+    )
     free = available(x.device)
     largest = None if free is None or not per_sample else max(0, int((free - fixed) / per_sample))
     return Fit(per_sample * batch_size / 1e6, fixed / 1e6, None if free is None else free / 1e6, largest)
@@ -88,7 +95,9 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def saving(memory: str, network: nn.Module) -> AbstractContextManager[Any]:
-    """How the forward pass keeps what backward needs: as it is, spikes as bits, or blocks recomputed with spikes as bits."""
+    """How the forward pass keeps what backward needs: as it is, spikes as bits, or blocks recomputed with
+    spikes as bits.
+    """
     stack = ExitStack()
     if memory != "default":
         stack.enter_context(packed_spikes())
@@ -113,8 +122,14 @@ def compiling(on: bool) -> Iterator[None]:
 
 
 def worth_compiling(distiller: Distiller, x: Tensor, y: Tensor, steps: int) -> bool:
-    """Whether ``steps`` training steps like this one outlast the compiling; times two, and leaves no trace of them."""
-    if not compilation.allowed() or steps < 20 or not any(isinstance(m, Neuron) for m in distiller.student.modules()):
+    """Whether ``steps`` training steps like this one outlast the compiling; times two, and leaves no trace
+    of them.
+    """
+    if (
+        not compilation.allowed()
+        or steps < 20
+        or not any(isinstance(m, Neuron) for m in distiller.student.modules())
+    ):
         return False
     state = {k: v.clone() for k, v in distiller.state_dict().items()}
     with torch.random.fork_rng(), compilation.uncompiled():

@@ -1,4 +1,6 @@
-"""``metrics.jsonl``: one line of JSON for everything that happens in a run, readable while it is being written."""
+"""``metrics.jsonl``: one line of JSON for everything that happens in a run, readable while it is being
+written.
+"""
 
 import json
 import os
@@ -21,13 +23,19 @@ class Metrics:
     torn: bool = False
 
     def epochs(self, stage: str) -> list[dict[str, Any]]:
-        """The stage's epoch lines in order; an epoch trained again after a resume counts once, as trained last."""
-        lines = {line["epoch"]: line for line in self.events if line["event"] == "epoch" and line["stage"] == stage}
+        """The stage's epoch lines in order; an epoch trained again after a resume counts once, as trained
+        last.
+        """
+        lines = {
+            line["epoch"]: line for line in self.events if line["event"] == "epoch" and line["stage"] == stage
+        }
         return [lines[epoch] for epoch in sorted(lines)]
 
 
 def append(folder: str | os.PathLike[str], event: Event, **values: Any) -> None:
-    """Add one line; NaN and infinity become null, and a torn last line of an earlier process is cut off first."""
+    """Add one line; NaN and infinity become null, and a torn last line of an earlier process is cut off
+    first.
+    """
     path = Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(_finite({"event": event, **values}), allow_nan=False) + "\n"
@@ -72,7 +80,9 @@ def _event(line: bytes) -> dict[str, Any]:
             raise SpikedistillError("an epoch has its stage's name and a number")
         for part in ("train", "validation"):
             values = found.get(part) or {}
-            if not isinstance(values, dict) or not all(_number(values.get(key)) for key in ("loss", "accuracy")):
+            if not isinstance(values, dict) or not all(
+                _number(values.get(key)) for key in ("loss", "accuracy")
+            ):
                 raise SpikedistillError(f"an epoch's {part} has numbers as loss and accuracy")
     return found
 

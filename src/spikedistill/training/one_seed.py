@@ -1,4 +1,6 @@
-"""All stages of a recipe for one seed: built, trained, measured, saved; what is finished is not trained again."""
+"""All stages of a recipe for one seed: built, trained, measured, saved; what is finished is not trained
+again.
+"""
 
 import json
 import shutil
@@ -104,11 +106,14 @@ class OneSeed:
 
     def build(self, stage: Stage) -> nn.Module:
         """The stage's network before training."""
-        return build(stage, self.recipe, self.data.info, self.products, self.factories, self.calibration, self.seed)
+        return build(
+            stage, self.recipe, self.data.info, self.products, self.factories, self.calibration, self.seed
+        )
 
     def calibration(self) -> list[Tensor]:
         """A few training batches, unaugmented."""
-        batch = self.recipe.data.batch_size * self.accelerator.num_processes  # as many as a step of all processes sees
+        # as many as a step of all processes sees
+        batch = self.recipe.data.batch_size * self.accelerator.num_processes
         return calibration_batches(self.data, batch, CALIBRATION_IMAGES, self.device)
 
     def take_over(self, stage: Stage, place: Path) -> StageSummary | None:
@@ -124,7 +129,9 @@ class OneSeed:
         row = summary.read_stage(source)
         taken = take(source, place, stage, [("README.md", card(self.name, stage, row, self.data))])
         self.progress.note(f"{stage.name}: taken over from {source}")
-        self.log("stage_end", stage=stage.name, accuracy=taken.accuracy, seconds=taken.seconds, taken=str(source))
+        self.log(
+            "stage_end", stage=stage.name, accuracy=taken.accuracy, seconds=taken.seconds, taken=str(source)
+        )
         return taken
 
     def train_stage(self, stage: Stage, place: Path) -> StageSummary:
@@ -164,7 +171,9 @@ class OneSeed:
             )
             if note:
                 self.progress.note(note)
-            training = Training(distiller, self.data, settings, self.progress, self.accelerator, self.calibration)
+            training = Training(
+                distiller, self.data, settings, self.progress, self.accelerator, self.calibration
+            )
             self.say_what_fits(stage, distiller, x, y, training)
             compiled = self.compiles(stage, distiller, x, y, training)
             training.channels_last = compiled or settings.precision == "bfloat16"
@@ -183,7 +192,11 @@ class OneSeed:
         teacher = next(iter(teachers.values()), None)
         row = stage_summary(self, stage, network, teacher, training, time.perf_counter() - started)
         if self.accelerator.is_main_process:
-            about = {"stage": stage.name, "class_names": list(self.data.info.class_names), "data": self.data.info.name}
+            about = {
+                "stage": stage.name,
+                "class_names": list(self.data.info.class_names),
+                "data": self.data.info.name,
+            }
             # The folder, its summary in it, appears at once: until then all of the above can be repeated.
             save_network(
                 place,
@@ -215,18 +228,26 @@ class OneSeed:
         epochs = [s.epochs for s in self.recipe.stages]
         return (self.seed - self.recipe.seed) * sum(epochs) + sum(epochs[: self.recipe.stages.index(stage)])
 
-    def say_what_fits(self, stage: Stage, distiller: Distiller, x: Tensor, y: Tensor, training: Training) -> None:
+    def say_what_fits(
+        self, stage: Stage, distiller: Distiller, x: Tensor, y: Tensor, training: Training
+    ) -> None:
         """Log what a step will keep in memory and what an epoch is; warn where that is more than there is."""
         settings = training.settings
-        updates = {"updates_per_epoch": training.per_epoch, "dropped_batches_per_epoch": training.dropped_batches}
+        updates = {
+            "updates_per_epoch": training.per_epoch,
+            "dropped_batches_per_epoch": training.dropped_batches,
+        }
         if settings.precision == "float64":
             x = x.double()
         with autocast(settings.precision, settings.device), saving(settings.memory, distiller.student):
-            fit = estimate(distiller, x, y, settings.batch_size, states=1 if settings.optimizer.name == "sgd" else 2)
+            fit = estimate(
+                distiller, x, y, settings.batch_size, states=1 if settings.optimizer.name == "sgd" else 2
+            )
         self.log("start", stage=stage.name, step_mb=fit.step_mb, fixed_mb=fit.fixed_mb, **updates)
         if not fit.fits:
             self.progress.note(
-                f"{stage.name}: warning: a step keeps about {fit.step_mb:,.0f} MB, {fit.available_mb:,.0f} MB are free; "
+                f"{stage.name}: warning: a step keeps about {fit.step_mb:,.0f} MB, {fit.available_mb:,.0f} "
+                "MB are free; "
                 f"lower data.batch_size (about {fit.largest_batch} fits) or set memory: lean"
             )
 
@@ -242,7 +263,9 @@ class OneSeed:
                 )
             write_text(self.folder / "resolved.json", json.dumps(self.resolved))
             if known[stage.name]:
-                self.progress.note(f"{stage.name}: compiling the neurons first (compile: false trains without)")
+                self.progress.note(
+                    f"{stage.name}: compiling the neurons first (compile: false trains without)"
+                )
         return bool(known[stage.name])
 
     def summarise(self, stages: list[StageSummary]) -> RunSummary:

@@ -9,7 +9,9 @@ PARTS = ("data", "teacher", "forward", "backward", "optimizer")
 
 @dataclass
 class Position:
-    """Where training stands, and the sums of the running epoch; all a resumed run needs beside the tensors."""
+    """Where training stands, and the sums of the running epoch; all a resumed run needs beside the
+    tensors.
+    """
 
     epoch: int = 0
     batch: int = 0

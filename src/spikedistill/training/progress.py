@@ -1,4 +1,6 @@
-"""What a person sees while training: a live bar with rate and time left, or plain lines where there is no terminal."""
+"""What a person sees while training: a live bar with rate and time left, or plain lines where there is no
+terminal.
+"""
 
 import sys
 import time
@@ -8,7 +10,9 @@ from typing import Any
 
 
 def bar(console: Any) -> Any:
-    """The live bar for a console: what an epoch gave stands below, so that bar and time left keep their place."""
+    """The live bar for a console: what an epoch gave stands below, so that bar and time left keep their
+    place.
+    """
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
     from rich.text import Text
@@ -16,11 +20,15 @@ def bar(console: Any) -> Any:
     class Lines(Bars):
         def get_renderables(self) -> Iterator[Any]:
             yield self.make_tasks_table(self.tasks)
-            yield from (Text(f"  {task.fields['text']}", style="dim") for task in self.tasks if task.fields["text"])
+            yield from (
+                Text(f"  {task.fields['text']}", style="dim") for task in self.tasks if task.fields["text"]
+            )
 
     return Lines(
-        TextColumn("[bold]{task.description}"), BarColumn(bar_width=None), TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(elapsed_when_finished=False),
+        TextColumn("[bold]{task.description}"), BarColumn(bar_width=None),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(),
+        TimeRemainingColumn(elapsed_when_finished=False),
         console=console, expand=True,
     )  # fmt: skip
 
@@ -49,7 +57,13 @@ class Progress:
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
         """A new stage of ``total`` steps."""
-        self.name, self.total, self.done, self.first, self.start = name, total, done, done, time.perf_counter()
+        self.name, self.total, self.done, self.first, self.start = (
+            name,
+            total,
+            done,
+            done,
+            time.perf_counter(),
+        )
         if self.bar is not None:
             if self.task is not None:
                 self.bar.remove_task(self.task)

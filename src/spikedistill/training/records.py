@@ -1,8 +1,10 @@
-"""What a run writes down of its settings: every value in force, so that a default changed later changes no old run.
+"""What a run writes down of its settings: every value in force, so that a default changed later changes no
+old run.
 
-``recipe.yaml`` and ``config.json`` carry ``record``, the version of this promise. Record 1 (folders without the key) held
-only what had been given; what it left out is filled in here with the defaults of its time, never with today's. Whoever
-changes a default changes nothing here. Whoever adds a key adds to ``ADDED`` what runs without it did.
+``recipe.yaml`` and ``config.json`` carry ``record``, the version of this promise. Record 1 (folders without
+the key) held only what had been given; what it left out is filled in here with the defaults of its time,
+never with today's. Whoever changes a default changes nothing here. Whoever adds a key adds to ``ADDED`` what
+runs without it did.
 """
 
 import inspect
@@ -26,7 +28,8 @@ RECORD = 2
 _ATAN = {"name": "atan", "alpha": 2.0}
 _RECTANGLE = {"name": "rectangle", "alpha": 1.0}
 _COMMON = {
-    "threshold": 1.0, "reset": "hard", "surrogate": _ATAN, "initial": 0.0, "detach_reset": True, "smooth": False,
+    "threshold": 1.0, "reset": "hard", "surrogate": _ATAN, "initial": 0.0, "detach_reset": True,
+    "smooth": False,
 }  # fmt: skip
 NEURONS_1: dict[str, dict[str, Any]] = {"if": _COMMON, "lif": _COMMON, "plif": {**_COMMON, "init_tau": 2.0}}
 ALPHAS_1 = {"atan": 2.0, "sigmoid": 4.0, "triangle": 1.0, "rectangle": 1.0, "fast_sigmoid": 25.0}
@@ -37,7 +40,8 @@ FAMILIES_1: dict[str, dict[str, Any]] = {
     "dvs_gesture_cnn": {"type": "lif", "decay": 0.93, "reset": "soft"},
     "": {"type": "lif", "tau": 2.0},
 }
-# Keys that came after record 1, and what runs did before there was such a key: of a stage, of a network's options.
+# Keys that came after record 1, and what runs did before there was such a key: of a stage, of a network's
+# options.
 ADDED_TO_STAGES: dict[str, Any] = {"settle": False}
 ADDED_TO_NETWORKS: dict[str, Any] = {"initialisation": "plain"}
 
@@ -52,7 +56,9 @@ def complete(recipe: Recipe, factories: Iterable[str] = ()) -> dict[str, Any]:
     """A recipe with every value in force, as a mapping that loads as the same run under any later default."""
     # What is made from signatures is filled in below: a default there may be a value that JSON has not.
     rest = {"network", "objectives", "quantize"}
-    tree: dict[str, Any] = json.loads(recipe.model_dump_json(by_alias=True, exclude={"stages": {"__all__": rest}}))
+    tree: dict[str, Any] = json.loads(
+        recipe.model_dump_json(by_alias=True, exclude={"stages": {"__all__": rest}})
+    )
     keys = Stage.keys_known()
     tree["stages"] = [{key: written.get(key) for key in keys} for written in tree["stages"]]
     tree["data"]["augment"] = json.loads(augmentation(recipe.data).model_dump_json())
@@ -92,7 +98,9 @@ def _readable(cls: type, whole: dict[str, Any]) -> dict[str, Any]:
         json.dumps(whole)
         checked(cls, whole, "objective")
     except (SpikedistillError, TypeError):
-        return {k: v for k, v in whole.items() if isinstance(v, str | int | float | bool | list | dict | None)}
+        return {
+            k: v for k, v in whole.items() if isinstance(v, str | int | float | bool | list | dict | None)
+        }
     return whole
 
 
@@ -151,7 +159,9 @@ def upgraded_recipe(tree: Mapping[str, Any], record: int) -> dict[str, Any]:
 
 
 def upgraded_config(config: Mapping[str, Any], record: int) -> dict[str, Any]:
-    """A recorded network (``config.json``'s ``network``) with the values of its time where it says nothing."""
+    """A recorded network (``config.json``'s ``network``) with the values of its time where it says
+    nothing.
+    """
     whole: dict[str, Any] = json.loads(json.dumps(config))
     if record >= RECORD:
         return whole

@@ -69,8 +69,9 @@ def reevaluate(
 ) -> Reading:
     """Test accuracy of a stage; T up to the network's own are the first steps of one simulation.
 
-    Further columns: ``recalibrate``, norm statistics of that T; ``rebin``, each recording cut anew into T frames, statistics
-    recalibrated; ``integer``, the integer network; ``crossbar``, partial sums through the ADCs of the recipe's chip.
+    Further columns: ``recalibrate``, norm statistics of that T; ``rebin``, each recording cut anew into T
+    frames, statistics recalibrated; ``integer``, the integer network; ``crossbar``, partial sums through the
+    ADCs of the recipe's chip.
     """
     device = str(checked(device))
     _, stage, recipe, opened, network = open_run(text, data)
@@ -107,7 +108,9 @@ def reevaluate(
             T: _rebinned(network, recipe, T, device, stage) for T in time_steps or ([own] if own else [])
         }
     if crossbar:
-        reading.columns["crossbar"] = {own: _crossbar(network, batches(), opened.info.num_classes, recipe, reading)}
+        reading.columns["crossbar"] = {
+            own: _crossbar(network, batches(), opened.info.num_classes, recipe, reading)
+        }
     if integer:
         reading.columns["integer"] = {own: _integer(network, batches(), stage, quantized, reading)}
     return reading
@@ -153,7 +156,8 @@ def _integer(
         raise SpikedistillError(f"stage {stage!r} is not quantized; --integer needs a stage with `quantize:`")
     found = evaluate_integer(network, batches)
     reading.notes.append(
-        f"integer network: {found.equal} of {found.images} predictions equal to the fake-quantized network's, "
+        f"integer network: {found.equal} of {found.images} predictions equal to the fake-quantized "
+        "network's, "
         f"{found.bytes:,} bytes"
     )
     return found.right / found.images

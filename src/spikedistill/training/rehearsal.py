@@ -1,7 +1,8 @@
-"""Everything is checked before anything runs: two images go through every stage, its loss, its optimizer, its results.
+"""Everything is checked before anything runs: two images go through every stage, its loss, its optimizer, its
+results.
 
-Earlier stages stand in untrained, nothing is compiled, the generators are put back. What fails here would have failed after
-the stages before it had trained.
+Earlier stages stand in untrained, nothing is compiled, the generators are put back. What fails here would
+have failed after the stages before it had trained.
 """
 
 import copy
@@ -30,7 +31,9 @@ from .store import Factories
 IMAGES, CALIBRATION = 2, 16
 
 
-def rehearse(recipe: Recipe, data: Data, factories: Factories, optional: Collection[str] = ()) -> dict[str, str]:
+def rehearse(
+    recipe: Recipe, data: Data, factories: Factories, optional: Collection[str] = ()
+) -> dict[str, str]:
     """Raises :class:`SpikedistillError`, naming the stage, for what a run of this recipe would fail at.
 
     Of ``optional`` stages, which no other rests on, the error's words are given back instead, by stage.
@@ -49,7 +52,9 @@ def rehearse(recipe: Recipe, data: Data, factories: Factories, optional: Collect
                 try:
                     with at(f"stages.{stage.name}"):
                         _fits(stage, recipe)
-                        network = _explained(lambda stage=stage: _stage(stage, recipe, few, products, factories, x, y))
+                        network = _explained(
+                            lambda stage=stage: _stage(stage, recipe, few, products, factories, x, y)
+                        )
                 except SpikedistillError as error:
                     if stage.name not in optional:
                         raise
@@ -117,7 +122,9 @@ def _stage(
 
 def _few(data: Data) -> Data:
     """The data set with so few images in each split, read in this process."""
-    few = {name: min(CALIBRATION if name == "train" else IMAGES, size) for name, size in data.info.sizes.items()}
+    few = {
+        name: min(CALIBRATION if name == "train" else IMAGES, size) for name, size in data.info.sizes.items()
+    }
     splits = {}
     for name, split in data.splits.items():
         left, pieces = few[name], []
@@ -133,28 +140,36 @@ def _labels(data: Data) -> None:
         labels = data.labels(name)
         if len(labels) and int(labels.max()) >= data.info.num_classes:
             raise SpikedistillError(
-                f"data: the {name} part has the label {int(labels.max())}; there are {data.info.num_classes} classes, "
+                f"data: the {name} part has the label {int(labels.max())}; there are {data.info.num_classes} "
+                "classes, "
                 "counted from 0"
             )
     if not len(data.labels("train")) or not len(data.labels("test")):
-        raise SpikedistillError("data: the train or the test part is empty; lower data.validation, or give more images")
+        raise SpikedistillError(
+            "data: the train or the test part is empty; lower data.validation, or give more images"
+        )
 
 
 def _classes(logits: torch.Tensor, data: Data) -> None:
     if logits.shape[-1] < data.info.num_classes:
         raise SpikedistillError(
-            f"the network tells {logits.shape[-1]} classes apart, the data have {data.info.num_classes}; leave num_classes out"
+            f"the network tells {logits.shape[-1]} classes apart, the data have {data.info.num_classes}; "
+            "leave num_classes out"
         )
 
 
 def _fits(stage: Stage, recipe: Recipe) -> None:
-    """Weights, gradients and one optimizer state of a network that is known by name, against the memory there is."""
+    """Weights, gradients and one optimizer state of a network that is known by name, against the memory
+    there is.
+    """
     options = dict(stage.network or {})
     if options.get("name") not in networks.names():
         return
     known = networks.options(options["name"])
     given = {key: value for key, value in options.items() if key in known and key != "name"}
-    made = untrained(options["name"], given, None if options.get("ann") else stage.time_steps or recipe.time_steps)
+    made = untrained(
+        options["name"], given, None if options.get("ann") else stage.time_steps or recipe.time_steps
+    )
     needed = 3 * sum(p.numel() * 4 for p in made.parameters())
     free = available(torch.device("cpu"))
     if free is not None and needed > free:

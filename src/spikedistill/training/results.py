@@ -90,7 +90,9 @@ def stage_summary(
 
 def _warnings(rows: list[LayerSummary], network: nn.Module) -> list[str]:
     """A line for each layer that is dead or saturated, then what to do."""
-    found = [f"layer {r.path} is {r.warning}: it fires at {100 * r.firing_rate:.2f} %" for r in rows if r.warning]
+    found = [
+        f"layer {r.path} is {r.warning}: it fires at {100 * r.firing_rate:.2f} %" for r in rows if r.warning
+    ]
     return found + sorted({f"{r.warning} layers: {remedy(r.warning, network)}" for r in rows if r.warning})
 
 
@@ -110,7 +112,8 @@ def price(network: nn.Module, x: torch.Tensor, hardware: dict[str, Any]) -> dict
     from ..hardware import layers, operations
     from ..hardware import price as chip
 
-    if isinstance(network, Foreign) and network.spiking:  # somebody else's neurons: what they fire for is not known
+    # somebody else's neurons: what they fire for is not known
+    if isinstance(network, Foreign) and network.spiking:
         return {"synaptic_operations": None, "macs": None, "energy_pj": None, "hardware": None}
     found = layers(network, x)
     counted = operations.count(found)
@@ -123,7 +126,9 @@ def price(network: nn.Module, x: torch.Tensor, hardware: dict[str, Any]) -> dict
     }
 
 
-def add_crossbar(tree: dict[str, Any], network: nn.Module, batches: Any, K: int, hardware: dict[str, Any]) -> None:
+def add_crossbar(
+    tree: dict[str, Any], network: nn.Module, batches: Any, K: int, hardware: dict[str, Any]
+) -> None:
     """Beside a price with ADCs of too few bits: the test accuracy that their rounding leaves."""
     from ..hardware.crossbar import simulate
     from ..hardware.pricing import settings
@@ -140,4 +145,6 @@ def add_crossbar(tree: dict[str, Any], network: nn.Module, batches: Any, K: int,
 def integer(network: nn.Module, batches: Any) -> IntegerSummary:
     """Predictions of the integer network beside the fake-quantized one's."""
     found = evaluate_integer(network, batches)
-    return IntegerSummary(equal_predictions=found.equal == found.images, images=found.images, bytes=found.bytes)
+    return IntegerSummary(
+        equal_predictions=found.equal == found.images, images=found.images, bytes=found.bytes
+    )

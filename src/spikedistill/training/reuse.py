@@ -1,7 +1,9 @@
-"""Finished stages of other runs: a stage that is equal in all that its training sees is taken over, not trained again.
+"""Finished stages of other runs: a stage that is equal in all that its training sees is taken over, not
+trained again.
 
-Equal means: the same version and seed, the same contents and split of the data, the same values in force, and the same of
-every stage it begins or learns from. What code of the user's own had a part in, or what was changed on the way, is never taken.
+Equal means: the same version and seed, the same contents and split of the data, the same values in force, and
+the same of every stage it begins or learns from. What code of the user's own had a part in, or what was
+changed on the way, is never taken.
 """
 
 import hashlib
@@ -19,7 +21,8 @@ from .records import complete
 from .run_folder import FILE, read_file, recorded_environment
 from .summary import StageSummary
 
-PLACES = ("name", "root", "train", "test", "download", "workers")  # of the data: where they lie, how they are read
+# of the data: where they lie, how they are read
+PLACES = ("name", "root", "train", "test", "download", "workers")
 CONTENT = ("hash", "split_hash", "input", "frames", "size", "sizes")
 Keys = dict[str, str | None]
 
@@ -34,7 +37,8 @@ def stage_keys(
 ) -> Keys:
     """A hash for each stage of a recipe; None for one that cannot be known by what its recipe says.
 
-    ``data``: what :class:`~spikedistill.data.DataInfo` says, as a mapping; ``own``: names of the user's networks.
+    ``data``: what :class:`~spikedistill.data.DataInfo` says, as a mapping; ``own``: names of the user's
+    networks.
     """
     own = set(own)
     tree = json.loads(json.dumps(complete(recipe, own), default=str))
@@ -59,7 +63,9 @@ def stage_keys(
         parts["teachers"] = [[keys[name], weight] for name, weight in (stage.teachers or {}).items()]
         for role in ("init", "convert"):
             spec[role] = {k: v for k, v in (spec[role] or {}).items() if k != "from"}
-        known = all(parts[role] for role in before if role in parts) and all(key for key, _ in parts["teachers"])
+        known = all(parts[role] for role in before if role in parts) and all(
+            key for key, _ in parts["teachers"]
+        )
         if _is_own(stage, own) or not known:
             keys[stage.name] = None
             continue
@@ -88,7 +94,9 @@ def runs(folders: Iterable[Path]) -> list[Path]:
     folders = list(folders)
     for folder in folders:
         if not (folder / FILE).is_file():
-            raise SpikedistillError(f"--reuse {folder}: no run here (no {FILE}); give the folder that `train --out` made")
+            raise SpikedistillError(
+                f"--reuse {folder}: no run here (no {FILE}); give the folder that `train --out` made"
+            )
     return folders
 
 
@@ -118,11 +126,17 @@ def _of_seed(place: Path, recipe: Recipe) -> dict[str, Path]:
     version = str(recorded_environment(place).get("spikedistill"))
     keys = stage_keys(recipe, run.data, run.seed, str(resolved.get("precision")), (), version)
     places = {key: place / "stages" / name for name, key in keys.items() if key is not None}
-    return {key: at for key, at in places.items() if (at / "config.json").is_file() and (at / summary.FILE).is_file()}
+    return {
+        key: at
+        for key, at in places.items()
+        if (at / "config.json").is_file() and (at / summary.FILE).is_file()
+    }
 
 
 def take(source: Path, place: Path, stage: Stage, about: Sequence[tuple[str, str]] = ()) -> StageSummary:
-    """Copy a finished stage under the name it has here, its log too; ``about``: further files, such as the card."""
+    """Copy a finished stage under the name it has here, its log too; ``about``: further files, such as the
+    card.
+    """
     config = {k: v for k, v in checkpoint.read_json(source / "config.json").items() if k != "checksum"}
     row = summary.read_stage(source).model_copy(
         update={

@@ -1,4 +1,6 @@
-"""A whole recipe: stages in order, for one seed or several, into a run folder that can be stopped and continued."""
+"""A whole recipe: stages in order, for one seed or several, into a run folder that can be stopped and
+continued.
+"""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -49,7 +51,10 @@ class Run:
         seeds = self.summary.seeds
         stages = ", ".join(f"{stage.name} {_accuracy(stage)}" for stage in self.summary.stages)
         word = "seed" if len(seeds) == 1 else "seeds"
-        return f"Run({str(self.folder)!r}, {word} {', '.join(map(str, seeds))}, test accuracy: {stages or 'none yet'})"
+        return (
+            f"Run({str(self.folder)!r}, {word} {', '.join(map(str, seeds))}, test accuracy: "
+            f"{stages or 'none yet'})"
+        )
 
     def _repr_html_(self) -> str:
         from ..report import notebook
@@ -87,14 +92,16 @@ def train(
 ) -> Run:
     """Run a recipe: a shipped name, a file, a mapping or a :class:`Recipe`.
 
-    ``networks``: your own, by the name under which a stage's ``network.name`` asks for them. A class or function is called
-    for each stage, with the stage's options and what its signature names of num_classes, in_channels, input, time_steps, mean
-    and std; a module is copied. ``data``: your own (``spikedistill.data.from_arrays(...)`` or a mapping of arrays) in place of
-    the recipe's. ``out``: the run folder (default ``runs/<recipe>``); one that holds the same resolved recipe is continued,
-    another's is refused. ``seeds``: how many; ``seed``: only this one. ``track``: an experiment tracker that accelerate knows
-    ("tensorboard", "wandb", "mlflow", ... or a ``GeneralTracker``); its steps are epochs of the whole run. ``code``: files of
-    own code that a run which has begun goes on with although they changed (docs/own_code.md). ``reuse``: run folders whose
-    finished stages are taken over where they are equal (:mod:`.reuse`).
+    ``networks``: your own, by the name under which a stage's ``network.name`` asks for them. A class or
+    function is called for each stage, with the stage's options and what its signature names of num_classes,
+    in_channels, input, time_steps, mean and std; a module is copied. ``data``: your own
+    (``spikedistill.data.from_arrays(...)`` or a mapping of arrays) in place of the recipe's. ``out``: the run
+    folder (default ``runs/<recipe>``); one that holds the same resolved recipe is continued, another's is
+    refused. ``seeds``: how many; ``seed``: only this one. ``track``: an experiment tracker that accelerate
+    knows ("tensorboard", "wandb", "mlflow", ... or a ``GeneralTracker``); its steps are epochs of the whole
+    run. ``code``: files of own code that a run which has begun goes on with although they changed
+    (docs/own_code.md). ``reuse``: run folders whose finished stages are taken over where they are equal
+    (:mod:`.reuse`).
 
     Raises :class:`SpikedistillError` for whatever the user has to mend.
     """
@@ -144,13 +151,17 @@ def resume(
     track: Any = None,
     code: Sequence["str | Path"] = (),
 ) -> Run:
-    """Go on with the run of ``folder``. Own code comes from the current folder, installed packages and ``code``."""
+    """Go on with the run of ``folder``. Own code comes from the current folder, installed packages and
+    ``code``.
+    """
     name, recipe = read_claim(folder := Path(folder))
     if not (folder / FILE).exists():
         folder = folder.parent
     known = recorded_code(folder)
     with own_code.search((), folder, code, known.get("code")):
-        factories = {key: own_code.find(value, f"network {key!r},") for key, value in known.get("networks", {}).items()}
+        factories = {
+            key: own_code.find(value, f"network {key!r},") for key, value in known.get("networks", {}).items()
+        }
         return run(None, name, folder, opened(recipe), factories, device, quiet, track, changed)
 
 
@@ -170,7 +181,8 @@ def run(
     changed: Sequence[str] = (),
     reuse: Sequence[Path] = (),
 ) -> Run:
-    """Run a checked recipe on opened data; continues what the folder already holds (``recipe`` None: whatever it is).
+    """Run a checked recipe on opened data; continues what the folder already holds (``recipe`` None: whatever
+    it is).
 
     ``changed``: ``path=value`` of the few keys that may change in a run that has begun (:mod:`.changes`).
     """

@@ -26,7 +26,8 @@ from .summary import StageSummary
 
 FILE = "recipe.yaml"
 COMPARISON = "comparison.json"  # of methods (:mod:`.comparison`)
-OURS = (TWIN, COMPARISON, *LEFTOVERS, ".lock*", "tracking")  # and what may lie in a folder before it is a run's
+# and what may lie in a folder before it is a run's
+OURS = (TWIN, COMPARISON, *LEFTOVERS, ".lock*", "tracking")
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ def claim(
 ) -> Claim:
     """Make the folder this recipe's, or see that it already is; what it holds is then the recipe in force.
 
-    ``recipe`` None: what the folder holds, whatever it is. ``info``: the data opened for it; another hash than the run's is
-    refused. ``custom``: names of the caller's networks.
+    ``recipe`` None: what the folder holds, whatever it is. ``info``: the data opened for it; another hash
+    than the run's is refused. ``custom``: names of the caller's networks.
     """
     if (folder / FILE).exists():
         held, theirs = read_file(folder / FILE, custom)
@@ -61,7 +62,12 @@ def claim(
     if recipe is None:
         raise SpikedistillError(f"{folder} is no run folder: it has no recipe.yaml")
     prepare(folder)
-    tree: dict[str, Any] = {"name": name, "record": RECORD, "recipe": complete(recipe, custom), "given": recipe.plain()}
+    tree: dict[str, Any] = {
+        "name": name,
+        "record": RECORD,
+        "recipe": complete(recipe, custom),
+        "given": recipe.plain(),
+    }
     if info is not None:
         tree["data"] = {"name": info.name, "hash": info.hash, "split_hash": info.split_hash}
     write_claim(folder, tree)
@@ -73,7 +79,8 @@ def write_claim(folder: Path, tree: Mapping[str, Any]) -> None:
     try:
         twin = (folder / TWIN, checkpoint.sealed({"recipe": tree["recipe"]}).decode())
         file = (folder / FILE, yaml.safe_dump(dict(tree), sort_keys=False))
-        # A new run is one with a twin; of a change, killed between the two, the file that people read is the truth.
+        # A new run is one with a twin; of a change, killed between the two, the file that people read is the
+        # truth.
         for path, text in (file, twin) if (folder / FILE).exists() else (twin, file):
             write_text(path, text)
     except OSError as error:
@@ -90,7 +97,9 @@ def prepare(folder: Path) -> None:
             raise SpikedistillError(f"{folder} exists and holds no run; choose another --out")
         make_folder(folder)
     except OSError as error:
-        raise SpikedistillError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from None
+        raise SpikedistillError(
+            f"cannot write {folder}: {error.strerror or error}; choose another --out"
+        ) from None
 
 
 def read_claim(folder: Path) -> tuple[str, Recipe]:
@@ -127,19 +136,25 @@ def _read(path: Path) -> tuple[dict[str, Any], int]:
         held = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise SpikedistillError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from None
-    whole = isinstance(held, dict) and isinstance(held.get("recipe"), dict) and isinstance(held.get("name"), str)
+    whole = (
+        isinstance(held, dict) and isinstance(held.get("recipe"), dict) and isinstance(held.get("name"), str)
+    )
     if not whole or not isinstance(held.setdefault("record", 1), int):
-        raise SpikedistillError(f"{path} is not a run's record (name, record, recipe); restore it, or repeat the run")
+        raise SpikedistillError(
+            f"{path} is not a run's record (name, record, recipe); restore it, or repeat the run"
+        )
     if held["record"] > RECORD:
         raise SpikedistillError(
-            f"{path} is of record {held['record']}, this version reads up to {RECORD}: use the version that wrote it"
+            f"{path} is of record {held['record']}, this version reads up to {RECORD}: use the version that "
+            "wrote it"
         )
     return held, held["record"]
 
 
 def recorded_code(folder: Path) -> dict[str, Any]:
-    """What a run's record says of own code, as it stands there: ``{"code": {address: {file, sha256}}, "networks": {name:
-    address}}``; nothing of a folder that is no run yet."""
+    """What a run's record says of own code, as it stands there: ``{"code": {address: {file, sha256}},
+    "networks": {name: address}}``; nothing of a folder that is no run yet.
+    """
     if not (folder / FILE).exists():
         return {}
     held, _ = _read(folder / FILE)
@@ -162,9 +177,13 @@ def remember(folder: Path, code: Mapping[str, Any], networks: Mapping[str, str])
     said = {key: value for key, value in said.items() if value}
     if any(held.get(key) != value for key, value in said.items()):
         before = {
-            key: held["code"][key] for key in code if key in held.get("code", {}) and held["code"][key] != code[key]
+            key: held["code"][key]
+            for key in code
+            if key in held.get("code", {}) and held["code"][key] != code[key]
         }
-        changes = {"changes": [*held.get("changes", []), {"code": dict(code), "before": before}]} if before else {}
+        changes = (
+            {"changes": [*held.get("changes", []), {"code": dict(code), "before": before}]} if before else {}
+        )
         write_claim(folder, {**held, **said, **changes})
 
 
@@ -175,12 +194,15 @@ def _same_data(folder: Path, held: Mapping[str, Any], info: DataInfo | None) -> 
     where = f"{folder} was trained on {known.get('name')!r}"
     if known.get("hash") != info.hash:
         raise SpikedistillError(
-            f"{where} of content {str(known.get('hash'))[:12]}..., found {info.name!r} of {info.hash[:12]}...: the data "
-            "changed, or were given by the caller (sd.train(recipe, data=..., out=...)); give the same, or another --out"
+            f"{where} of content {str(known.get('hash'))[:12]}..., found {info.name!r} of "
+            f"{info.hash[:12]}...: the data "
+            "changed, or were given by the caller (sd.train(recipe, data=..., out=...)); give the same, "
+            "or another --out"
         )
     if known.get("split_hash") != info.split_hash:
         raise SpikedistillError(
-            f"{where}, split otherwise ({str(known.get('split_hash'))[:12]}... there, {info.split_hash[:12]}... here): "
+            f"{where}, split otherwise ({str(known.get('split_hash'))[:12]}... there, "
+            f"{info.split_hash[:12]}... here): "
             "use the same split files and version, or another --out"
         )
 
@@ -220,7 +242,8 @@ def card(name: str, stage: Stage, row: StageSummary, data: Data) -> str:
         f"# {name}: {stage.name}\n\n"
         f"{kind}{bits}, {row.parameters:,} parameters, trained on {data.info.name} for {row.epochs} epochs; "
         f"{100 * row.accuracy:.2f} % on its test set.\n\n"
-        "```python\nimport spikedistill as sd\n\nnetwork = sd.load('this folder')   # images in [0, 1], (N, C, H, W)\n"
+        "```python\nimport spikedistill as sd\n\nnetwork = sd.load('this folder')   # images in [0, 1], (N, "
+        "C, H, W)\n"
         "logits = network.predict(images)\n```\n"
     )
 

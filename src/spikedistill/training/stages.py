@@ -42,7 +42,9 @@ def build(
     calibration: Callable[[], Sequence[Tensor]],
     seed: int,
 ) -> nn.Module:
-    """The network a stage begins with; ``calibration`` gives a few training batches where something is to be measured."""
+    """The network a stage begins with; ``calibration`` gives a few training batches where something is to
+    be measured.
+    """
     T = stage.time_steps or recipe.time_steps
     for role, other in (
         *(("teacher", name) for name in stage.teachers or {}),
@@ -91,7 +93,9 @@ def build(
 
 
 def wants_recalibration(stage: Stage, network: Network, products: Mapping[str, Product]) -> bool:
-    """Whether norm statistics are measured anew: as the stage says, else where its weights were trained at another T."""
+    """Whether norm statistics are measured anew: as the stage says, else where its weights were trained at
+    another T.
+    """
     if stage.recalibrate is not None:
         return stage.recalibrate
     copied = stage.init.from_ if stage.init is not None and stage.init.method == "copy" else stage.from_
@@ -126,7 +130,10 @@ def named(options: Mapping[str, Any], T: int, info: DataInfo, factories: Factori
             defaults |= {"mean": info.mean, "std": info.std}
         given.pop("spiking", None)
         network = networks.create(
-            name, time_steps=steps, **{k: v for k, v in defaults.items() if k in known and k not in given}, **given
+            name,
+            time_steps=steps,
+            **{k: v for k, v in defaults.items() if k in known and k not in given},
+            **given,
         )
     if weights is not None:
         from ..networks.pretrained import load_weights
@@ -135,7 +142,9 @@ def named(options: Mapping[str, Any], T: int, info: DataInfo, factories: Factori
     return network
 
 
-def _own(name: str, target: Any, given: dict[str, Any], steps: int | None, info: DataInfo, by_name: bool) -> nn.Module:
+def _own(
+    name: str, target: Any, given: dict[str, Any], steps: int | None, info: DataInfo, by_name: bool
+) -> nn.Module:
     """A network of somebody's own, turned into a spiking one where the recipe says so."""
     size = {"num_classes": info.num_classes, "in_channels": info.in_channels, "input": info.input}
     known = {**size, "time_steps": steps, "mean": info.mean, "std": info.std}
@@ -146,8 +155,10 @@ def _own(name: str, target: Any, given: dict[str, Any], steps: int | None, info:
     if turn:
         neuron = None if "neuron" in taken else given.get("neuron")
         network = networks.spiking(
-            network, steps or 1, None if neuron is None else build_neuron(neuron), (2, info.in_channels, *info.size),
-            info.mean, info.std, given.get("gates", "refuse"), "frames" if info.input == "frames" else "image",
+            network, steps or 1, None if neuron is None else build_neuron(neuron),
+            (2, info.in_channels, *info.size),
+            info.mean, info.std, given.get("gates", "refuse"),
+            "frames" if info.input == "frames" else "image",
             initialisation=given.get("initialisation", "balanced"), firing_rate=given.get("firing_rate"),
         )  # fmt: skip
     own = Own(f"custom:{name}" if by_name else name, json.loads(json.dumps(recorded, default=str)))

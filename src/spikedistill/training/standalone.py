@@ -1,4 +1,6 @@
-"""A finished network that stands alone: made of its graph, it behaves as the one that somebody's code made."""
+"""A finished network that stands alone: made of its graph, it behaves as the one that somebody's code
+made.
+"""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +24,11 @@ BATCHES = (1, 5)  # images in a check; the graph was traced on two and on three
 def with_graph(network: nn.Module, info: DataInfo) -> nn.Module:
     """Hang its graph on a network of somebody's own, before it is quantized; returns the network."""
     own = own_of(network)
-    if own is None or own.graph is not None or (isinstance(network, Network) and network.input_codes is not None):
+    if (
+        own is None
+        or own.graph is not None
+        or (isinstance(network, Network) and network.input_codes is not None)
+    ):
         return network
     size = (info.in_channels, *info.size) if not isinstance(network, Network) or network.dims == 2 else None
     try:
@@ -36,8 +42,12 @@ def with_graph(network: nn.Module, info: DataInfo) -> nn.Module:
     return network
 
 
-def difference(network: nn.Module, graph: Mapping[str, Any], formed: Callable[[nn.Module], nn.Module]) -> str | None:
-    """In what a network made of its graph is not the same: keys, or outputs at two batch sizes; None: in nothing."""
+def difference(
+    network: nn.Module, graph: Mapping[str, Any], formed: Callable[[nn.Module], nn.Module]
+) -> str | None:
+    """In what a network made of its graph is not the same: keys, or outputs at two batch sizes; None: in
+    nothing.
+    """
     original = copy.deepcopy(network).cpu().eval()
     state = original.state_dict()
     try:

@@ -1,4 +1,6 @@
-"""Finished networks on disk: ``model.safetensors``, ``config.json``, a model card. The layout the Hugging Face hub expects."""
+"""Finished networks on disk: ``model.safetensors``, ``config.json``, a model card. The layout the Hugging
+Face hub expects.
+"""
 
 import hashlib
 import json
@@ -35,12 +37,14 @@ def save_network(
 ) -> None:
     """Write a network's folder in one exchange; ``about`` joins config.json; ``extra``: further files.
 
-    ``best``: the weights and statistics of the best validation epoch, as they were measured. Raises for a network that
-    holds NaN: a finished folder is never written of one.
+    ``best``: the weights and statistics of the best validation epoch, as they were measured. Raises for a
+    network that holds NaN: a finished folder is never written of one.
     """
     from safetensors.torch import save as to_bytes
 
-    finite.check(network, f"{folder}: the trained network", "nothing was written; the last checkpoint is kept")
+    finite.check(
+        network, f"{folder}: the trained network", "nothing was written; the last checkpoint is kept"
+    )
     data = to_bytes({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()})
     described, time_steps = description(network), getattr(network, "time_steps", None)
     contents = {"model.safetensors": data, "README.md": card.encode()}
@@ -95,15 +99,20 @@ def _alone(network: nn.Module, own: Own, described: Mapping[str, Any], time_step
 def load_network(
     folder: Path, network: nn.Module | None = None, factories: Factories | None = None, best: bool = False
 ) -> nn.Module:
-    """The network of a folder, in eval mode; one that spikedistill cannot build by itself is given as ``network``.
+    """The network of a folder, in eval mode; one that spikedistill cannot build by itself is given as
+    ``network``.
 
     ``best``: with the weights of the best validation epoch in place of the last ones.
     """
     config = read_json(folder / "config.json")
     if config.get("format") != FORMAT or "network" not in config:
-        raise SpikedistillError(f"{folder}: not a network folder of this version (format {config.get('format')!r})")
+        raise SpikedistillError(
+            f"{folder}: not a network folder of this version (format {config.get('format')!r})"
+        )
     if best and "best_sha256" not in config:
-        raise SpikedistillError(f"{folder} keeps no best epoch: its stage had no validation; load it without best")
+        raise SpikedistillError(
+            f"{folder} keeps no best epoch: its stage had no validation; load it without best"
+        )
     file = "best.safetensors" if best else "model.safetensors"
     tensors = read_tensors(folder / file, config.get("best_sha256" if best else "sha256"))
     described = records.upgraded_config(config["network"], int(config.get("record", 1)))
@@ -131,7 +140,9 @@ def _graph(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     path = folder / GRAPH
     found = read_plain(path)
     if hashlib.sha256(path.read_bytes()).hexdigest() != config["graph_sha256"] or not isinstance(found, dict):
-        raise SpikedistillError(f"{path} is damaged: its checksum differs; take it from a copy, or repeat the stage")
+        raise SpikedistillError(
+            f"{path} is damaged: its checksum differs; take it from a copy, or repeat the stage"
+        )
     return found
 
 
@@ -150,18 +161,23 @@ def rebuild(
     graph: dict[str, Any] | None = None,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
-    """An untrained network from its recorded config; of own code: by that code where it is in use, else of its graph."""
+    """An untrained network from its recorded config; of own code: by that code where it is in use, else of
+    its graph.
+    """
     config = dict(config)
     name = config.get("name")
     own = name is None or str(name).startswith("custom:") or own_code.is_address(name)
     if own:
         known = str(name).removeprefix("custom:")
-        # To be trained further, a network needs its code: what that does in training only is not in its graph.
+        # To be trained further, a network needs its code: what that does in training only is not in its
+        # graph.
         by_code = own_code.is_training() or (graph is None and own_code.is_open())
         target = own_target(known, factories) if known in factories or by_code else None
         options = dict(config.get("options") or {})
         if target is not None:
-            network = make(known, target, options if own_code.is_address(known) or "options" in config else {}, {})
+            network = make(
+                known, target, options if own_code.is_address(known) or "options" in config else {}, {}
+            )
             if "spiking" in config:
                 network = turned(network, config["spiking"])
         elif graph is not None:
@@ -170,7 +186,9 @@ def rebuild(
                 network.config = {k: v for k, v in config.items() if k != "quantize"}
         else:
             named = "" if name is None else f" {known!r}"
-            raise SpikedistillError(f"{where}: the network{named} is your own; pass it as sd.load(..., network=...)")
+            raise SpikedistillError(
+                f"{where}: the network{named} is your own; pass it as sd.load(..., network=...)"
+            )
         mark(network, Own(str(name), options, graph))
     elif str(name).startswith(("timm:", "torchvision:")):
         from ..networks.pretrained import from_config
@@ -180,17 +198,23 @@ def rebuild(
         try:
             network = networks.create(str(name), **config.get("options", {}))
         except own_code.NotImportedError as error:
-            raise SpikedistillError(f"{where}: {error}; pass the network as sd.load(..., network=...)") from None
+            raise SpikedistillError(
+                f"{where}: {error}; pass the network as sd.load(..., network=...)"
+            ) from None
     return formed(network, config, time_steps)
 
 
 def turned(model: nn.Module, record: Mapping[str, Any]) -> Network:
-    """Somebody's ReLU network as the spiking one that was saved; weights, and what balanced them, come from the record."""
+    """Somebody's ReLU network as the spiking one that was saved; weights, and what balanced them, come
+    from the record.
+    """
     return networks.spiking(model, **{**record, "initialisation": "plain", "firing_rate": None})
 
 
 def formed(network: nn.Module, config: Mapping[str, Any], time_steps: int | None) -> nn.Module:
-    """A network as it was made, brought into the form that its config records: converted, at its T, quantized."""
+    """A network as it was made, brought into the form that its config records: converted, at its T,
+    quantized.
+    """
     if "conversion" in config:
         from ..conversion import restore as converted
 
@@ -206,7 +230,9 @@ def formed(network: nn.Module, config: Mapping[str, Any], time_steps: int | None
 
 
 def find_stage(run: Path, stage: str | None) -> Path:
-    """A stage's folder: ``run`` may be a network folder itself, a run folder (its first seed), or a seed folder."""
+    """A stage's folder: ``run`` may be a network folder itself, a run folder (its first seed), or a seed
+    folder.
+    """
     if (run / "config.json").exists():
         if stage is not None:
             raise SpikedistillError(f"{run} is one network's folder; it has no stage {stage!r}")
@@ -218,9 +244,13 @@ def find_stage(run: Path, stage: str | None) -> Path:
         run = seeds[0]
     stages = [p.name for p in (run / "stages").iterdir()]
     order = read_json(run / "order.json")["stages"] if (run / "order.json").exists() else sorted(stages)
-    found = {name: run / "stages" / name for name in order if (run / "stages" / name / "config.json").exists()}
+    found = {
+        name: run / "stages" / name for name in order if (run / "stages" / name / "config.json").exists()
+    }
     if not found:
-        raise SpikedistillError(f"{run} holds no finished stage yet; continue it with `spikedistill resume {run}`")
+        raise SpikedistillError(
+            f"{run} holds no finished stage yet; continue it with `spikedistill resume {run}`"
+        )
     if stage is None:
         return [*found.values()][-1]
     if stage not in found:
@@ -231,12 +261,14 @@ def find_stage(run: Path, stage: str | None) -> Path:
 def load(
     folder: "str | Path", stage: str | None = None, network: nn.Module | None = None, best: bool = False
 ) -> nn.Module:
-    """A trained network from a run folder (its last stage, or ``stage``), a seed folder or a network folder, in eval mode.
+    """A trained network from a run folder (its last stage, or ``stage``), a seed folder or a network folder,
+    in eval mode.
 
-    Where the run used a network of your own, it is made of the graph that lies beside the weights; no code is imported.
-    ``network``: an instance of your own class to load the weights into instead. ``best``: the network of the best validation
-    epoch, exactly as it was measured, in place of the last (also ``stage="STAGE@best"``). ``hf://owner/name[@revision]``: a
-    network of the Hugging Face hub, of which only weights and JSON are fetched (:mod:`spikedistill.hub`).
+    Where the run used a network of your own, it is made of the graph that lies beside the weights; no code is
+    imported. ``network``: an instance of your own class to load the weights into instead. ``best``: the
+    network of the best validation epoch, exactly as it was measured, in place of the last (also
+    ``stage="STAGE@best"``). ``hf://owner/name[@revision]``: a network of the Hugging Face hub, of which only
+    weights and JSON are fetched (:mod:`spikedistill.hub`).
     """
     stage, at_best = split_best(stage)
     folder = hub.fetch(str(folder)) if hub.is_remote(folder) else folder
@@ -245,7 +277,9 @@ def load(
 
 
 def split_best(stage: str | None) -> tuple[str | None, bool]:
-    """``STAGE@best`` into the stage and whether its best epoch is meant; ``@best`` alone: of the last stage."""
+    """``STAGE@best`` into the stage and whether its best epoch is meant; ``@best`` alone: of the last
+    stage.
+    """
     if stage is None or not stage.endswith("@best"):
         return stage, False
     return stage.removesuffix("@best") or None, True

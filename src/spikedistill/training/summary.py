@@ -48,7 +48,9 @@ class Best(Model):
 
 
 class LayerSummary(Model):
-    """One layer of neurons: spikes per neuron and time step on the test set, and its number of neurons per image."""
+    """One layer of neurons: spikes per neuron and time step on the test set, and its number of neurons per
+    image.
+    """
 
     path: str
     firing_rate: float
@@ -69,13 +71,16 @@ class MembraneSummary(Model):
         for counts in (self.student, self.teacher):
             if counts is not None and len(counts) != len(self.edges) - 1:
                 raise ValueError(
-                    f"{self.path}: {len(self.edges)} edges need {len(self.edges) - 1} counts, {len(counts)} given"
+                    f"{self.path}: {len(self.edges)} edges need {len(self.edges) - 1} counts, "
+                    f"{len(counts)} given"
                 )
         return self
 
 
 class IntegerSummary(Model):
-    """The integer network beside the fake-quantized one: whether every prediction agrees, on how many images, its size."""
+    """The integer network beside the fake-quantized one: whether every prediction agrees, on how many
+    images, its size.
+    """
 
     equal_predictions: bool
     images: int
@@ -154,7 +159,9 @@ class RunSummary(Model):
 
 
 class Spread(Model):
-    """One figure over seeds: mean, sample standard deviation (n - 1; null for one seed), the values in the seeds' order."""
+    """One figure over seeds: mean, sample standard deviation (n - 1; null for one seed), the values in the
+    seeds' order.
+    """
 
     mean: float
     std: float | None = None
@@ -162,7 +169,9 @@ class Spread(Model):
 
 
 class StageSpread(Model):
-    """One stage over seeds; ``figures`` maps a field of :class:`StageSummary` (or ``hardware.<path>``) to its spread."""
+    """One stage over seeds; ``figures`` maps a field of :class:`StageSummary` (or ``hardware.<path>``) to
+    its spread.
+    """
 
     name: str
     kind: Literal["ann", "snn"]
@@ -178,7 +187,8 @@ class StageSpread(Model):
 class Difference(Model):
     r"""``stage`` minus ``baseline``, seed by seed: d_i = x_i - y_i.
 
-    The 95 % interval is ``mean(d) ± t(0.975, n-1) * std(d) / sqrt(n)`` (Student's t for paired samples); null for one seed.
+    The 95 % interval is ``mean(d) ± t(0.975, n-1) * std(d) / sqrt(n)`` (Student's t for paired samples); null
+    for one seed.
     """
 
     figure: str
@@ -220,7 +230,9 @@ def schema() -> dict[str, Any]:
 
 
 def write(folder: str | os.PathLike[str], summary: Summary) -> Path:
-    """Write ``summary.json`` into a run folder so that a reader sees the old file or the new one, never half of one."""
+    """Write ``summary.json`` into a run folder so that a reader sees the old file or the new one, never
+    half of one.
+    """
     path = Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, summary.model_dump_json(indent=1) + "\n")
@@ -230,7 +242,8 @@ def write(folder: str | os.PathLike[str], summary: Summary) -> Path:
 def read(folder: str | os.PathLike[str]) -> Summary:
     """The summary in a run folder: of one run, or over seeds.
 
-    Raises: SpikedistillError when there is none, or it is of another format or not what ``docs/run_folder.md`` says.
+    Raises: SpikedistillError when there is none, or it is of another format or not what
+    ``docs/run_folder.md`` says.
     """
     path = Path(folder) / FILE
     if not path.exists():
@@ -241,17 +254,22 @@ def read(folder: str | os.PathLike[str]) -> Summary:
     except SpikedistillError as error:
         raise SpikedistillError(f"{path} is not a summary ({error}): finish or repeat the run") from None
     if not isinstance(found, dict):
-        raise SpikedistillError(f"{path} is not a summary (a {type(found).__name__}): finish or repeat the run")
+        raise SpikedistillError(
+            f"{path} is not a summary (a {type(found).__name__}): finish or repeat the run"
+        )
     if found.get("format") != FORMAT:
         raise SpikedistillError(
-            f"{path} has format {found.get('format')!r:.80}; this version reads format {FORMAT}: use the version that wrote it"
+            f"{path} has format {found.get('format')!r:.80}; this version reads format {FORMAT}: "
+            "use the version that wrote it"
         )
     try:
         return _ADAPTER.validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise SpikedistillError(f"{path}: at {where}: {first['msg']} (found {first['input']!r:.80})") from error
+        raise SpikedistillError(
+            f"{path}: at {where}: {first['msg']} (found {first['input']!r:.80})"
+        ) from error
 
 
 def read_stage(folder: str | os.PathLike[str]) -> StageSummary:
@@ -261,7 +279,8 @@ def read_stage(folder: str | os.PathLike[str]) -> StageSummary:
         return StageSummary.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SpikedistillError(
-            f"{path} is not a stage's summary ({str(error).splitlines()[0]}); remove {Path(folder)} and resume: the stage is "
+            f"{path} is not a stage's summary ({str(error).splitlines()[0]}); remove {Path(folder)} and "
+            "resume: the stage is "
             "trained anew"
         ) from error
 
@@ -281,7 +300,8 @@ def merge(runs: Sequence[RunSummary]) -> MultiSummary:
     recipes = sorted({run.recipe for run in runs})
     if len(recipes) > 1:
         raise SpikedistillError(
-            f"runs of different recipes ({', '.join(recipes)}): merge runs of one recipe, report the others beside it"
+            f"runs of different recipes ({', '.join(recipes)}): merge runs of one recipe, "
+            "report the others beside it"
         )
     names = list(dict.fromkeys(stage.name for run in runs for stage in run.stages))
     everywhere = [name for name in names if all(name in {stage.name for stage in run.stages} for run in runs)]
@@ -319,12 +339,18 @@ def paired_interval(differences: Sequence[float], confidence: float = 0.95) -> t
         return None
     from scipy.special import stdtrit
 
-    half = float(stdtrit(len(differences) - 1, (1 + confidence) / 2)) * stdev(differences) / sqrt(len(differences))
+    half = (
+        float(stdtrit(len(differences) - 1, (1 + confidence) / 2))
+        * stdev(differences)
+        / sqrt(len(differences))
+    )
     return fmean(differences) - half, fmean(differences) + half
 
 
 def figures(stage: StageSummary) -> dict[str, float]:
-    """Every number of a stage that can be averaged over seeds, by name (``accuracy_at.2``, ``hardware.spikesim.dense.edap``)."""
+    """Every number of a stage that can be averaged over seeds, by name (``accuracy_at.2``,
+    ``hardware.spikesim.dense.edap``).
+    """
     plain = {name: getattr(stage, name) for name in _SCALARS}
     found = {name: float(value) for name, value in plain.items() if value is not None}
     for field in ("accuracy_at", "recalibrated_at"):
@@ -375,7 +401,8 @@ def _warnings(each: Sequence[Sequence[str]], seeds: Sequence[int]) -> list[str]:
     """Each warning once, with the seeds that gave it."""
     unique = dict.fromkeys(warning for warnings in each for warning in warnings)
     return [
-        f"seed {', '.join(str(seed) for seed, warnings in zip(seeds, each) if warning in warnings)}: {warning}"
+        f"seed {', '.join(str(seed) for seed, warnings in zip(seeds, each) if warning in warnings)}: "
+        f"{warning}"
         for warning in unique
     ]
 
@@ -386,5 +413,11 @@ def _paired(figure: str, stage: StageSpread, baseline: StageSpread) -> Differenc
     values = [x - y for x, y in zip(stage.figures[figure].values, baseline.figures[figure].values)]
     low, high = paired_interval(values) or (None, None)
     return Difference(
-        figure=figure, stage=stage.name, baseline=baseline.name, mean=fmean(values), low=low, high=high, values=values
+        figure=figure,
+        stage=stage.name,
+        baseline=baseline.name,
+        mean=fmean(values),
+        low=low,
+        high=high,
+        values=values,
     )

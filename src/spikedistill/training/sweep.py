@@ -12,10 +12,12 @@ from .run import train
 def sweep(
     recipe: str, space: Path, trials: int, out: Path, storage: str | None = None, device: str | None = None
 ) -> list[dict[str, Any]]:
-    """Rows of the trials, best first. ``space``: YAML, ``path: {low, high, log, step}`` or ``path: [values]``.
+    """Rows of the trials, best first. ``space``: YAML, ``path: {low, high, log, step}`` or ``path:
+    [values]``.
 
-    The test set takes no part in the choice. With ``storage`` (optuna's address of a database) several machines share a
-    study; a study that exists is continued, a trial whose process died is tried again, and one that diverges is marked and left.
+    The test set takes no part in the choice. With ``storage`` (optuna's address of a database) several
+    machines share a study; a study that exists is continued, a trial whose process died is tried again, and
+    one that diverges is marked and left.
     """
     try:
         import optuna
@@ -64,7 +66,9 @@ def sweep(
 
 
 def _retry(study: Any, out: Path, optuna: Any) -> None:
-    """Trials whose process died are asked again first, and go on in their folder; what still runs elsewhere is left alone."""
+    """Trials whose process died are asked again first, and go on in their folder; what still runs
+    elsewhere is left alone.
+    """
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         folder = trial.user_attrs.get("folder", f"trial-{trial.number}")
         if not (out / folder).is_dir():  # another machine's, or not begun
@@ -92,6 +96,8 @@ def _suggest(trial: Any, path: str, values: Any) -> Any:
     if isinstance(values, list):
         return trial.suggest_categorical(path, values)
     kind = (
-        trial.suggest_int if isinstance(values["low"], int) and isinstance(values["high"], int) else trial.suggest_float
+        trial.suggest_int
+        if isinstance(values["low"], int) and isinstance(values["high"], int)
+        else trial.suggest_float
     )
     return kind(path, **values)

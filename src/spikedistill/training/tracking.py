@@ -1,4 +1,6 @@
-"""One accelerator a run, with the experiment trackers (TensorBoard, Weights & Biases, MLflow ...) that accelerate knows."""
+"""One accelerator a run, with the experiment trackers (TensorBoard, Weights & Biases, MLflow ...) that
+accelerate knows.
+"""
 
 import json
 from collections.abc import Iterator
@@ -14,10 +16,11 @@ from ..errors import SpikedistillError, nearest
 
 @contextmanager
 def accelerator(device: str | None, track: Any, folder: Path) -> Iterator[Any]:
-    """accelerate's engine; after :func:`begin` its ``log`` reaches ``track``, whose files lie in ``folder/tracking``.
+    """accelerate's engine; after :func:`begin` its ``log`` reaches ``track``, whose files lie in
+    ``folder/tracking``.
 
-    ``track``: a name of accelerate's, a ``GeneralTracker`` of your own, or None. Raises :class:`SpikedistillError` for a name
-    that is unknown or not installed.
+    ``track``: a name of accelerate's, a ``GeneralTracker`` of your own, or None. Raises
+    :class:`SpikedistillError` for a name that is unknown or not installed.
     """
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration
@@ -29,7 +32,10 @@ def accelerator(device: str | None, track: Any, folder: Path) -> Iterator[Any]:
     if asked is not None and asked.index is not None:
         torch.accelerator.set_device_index(asked.index)
     made = Accelerator(
-        mixed_precision="no", cpu=asked is not None and asked.type == "cpu", log_with=track, project_config=places
+        mixed_precision="no",
+        cpu=asked is not None and asked.type == "cpu",
+        log_with=track,
+        project_config=places,
     )
     try:
         yield made

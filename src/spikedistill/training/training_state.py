@@ -1,4 +1,6 @@
-"""All that a resumed stage needs, as a checkpoint: weights, adapters, optimizer, average, best weights, position."""
+"""All that a resumed stage needs, as a checkpoint: weights, adapters, optimizer, average, best weights,
+position.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -25,11 +27,17 @@ def write(training: "Training") -> None:
     wrong += finite.faulty((k, v) for k, v in tensors.items() if not k.startswith(("model.", "best.")))
     if wrong:
         raise SpikedistillError(
-            f"stage {training.settings.name!r}, step {training.position.step}: {finite.words(wrong)} holds NaN or "
-            f"infinity; no checkpoint is written of it, the last good one is in {training.checkpoint_folder}. "
+            f"stage {training.settings.name!r}, step {training.position.step}: {finite.words(wrong)} holds "
+            "NaN or "
+            "infinity; no checkpoint is written of it, the last good one is in "
+            f"{training.checkpoint_folder}. "
             "Look for what gives such values (the data, a layer of your own), then resume"
         )
-    state = {"warned": sorted(training.warned), "suspects": sorted(training.suspects), "steps": training.steps}
+    state = {
+        "warned": sorted(training.warned),
+        "suspects": sorted(training.suspects),
+        "steps": training.steps,
+    }
     checkpoint.save(training.checkpoint_folder, tensors, {"position": training.position.__dict__, **state})
 
 
@@ -43,7 +51,8 @@ def read(training: "Training") -> None:
     tensors, state = found
     if state["steps"] != training.steps:
         raise SpikedistillError(
-            f"{training.checkpoint_folder} is of a training of {state['steps']} steps, this one has {training.steps}; "
+            f"{training.checkpoint_folder} is of a training of {state['steps']} steps, "
+            f"this one has {training.steps}; "
             "the data or the number of processes changed: use the same, or another --out"
         )
     training.distiller.load_state_dict(

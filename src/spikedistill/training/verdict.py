@@ -11,7 +11,9 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Verdict:
-    """A method's validation accuracy minus the baseline's, paired by seed, with its corrected interval (fractions)."""
+    """A method's validation accuracy minus the baseline's, paired by seed, with its corrected interval
+    (fractions).
+    """
 
     method: str
     mean: float
@@ -25,13 +27,16 @@ class Verdict:
 
 
 def judge(
-    accuracies: Mapping[str, Sequence[float]], baseline: Sequence[float], images: int, confidence: float = CONFIDENCE
+    accuracies: Mapping[str, Sequence[float]],
+    baseline: Sequence[float],
+    images: int,
+    confidence: float = CONFIDENCE,
 ) -> list[Verdict]:
     """A verdict for each of M methods, the largest mean difference first.
 
-    d_s = x_s - y_s over seeds s; mean(d) ± max(t(1 - a / (2 M), n - 1) * std(d) / sqrt(n), 1 / images), a = 1 - confidence:
-    Bonferroni's correction, and never finer than one of the ``images`` of the validation part, of which a few seeds can
-    all have won the same. Without an interval for fewer than two seeds.
+    d_s = x_s - y_s over seeds s; mean(d) ± max(t(1 - a / (2 M), n - 1) * std(d) / sqrt(n), 1 / images), a = 1
+    - confidence: Bonferroni's correction, and never finer than one of the ``images`` of the validation part,
+    of which a few seeds can all have won the same. Without an interval for fewer than two seeds.
     """
     found = []
     for method, values in accuracies.items():
@@ -59,14 +64,20 @@ def sentence(verdicts: Sequence[Verdict], seeds: int, baseline: str = "alone") -
     better = [verdict for verdict in verdicts if verdict.better]
     if not better:
         return (
-            f"No difference shown: no method beats {baseline} on the validation part (nearest: {first.method}, "
+            f"No difference shown: no method beats {baseline} on the validation part (nearest: "
+            f"{first.method}, "
             f"{_range(first)} points; {interval}); take {baseline}, or give more seeds."
         )
     take = better[0]
     others = (
-        f" Shown to be better than {baseline} too: {', '.join(v.method for v in better[1:])}." if better[1:] else ""
+        f" Shown to be better than {baseline} too: {', '.join(v.method for v in better[1:])}."
+        if better[1:]
+        else ""
     )
-    return f"Take {take.method}: {_range(take)} points over {baseline} on the validation part ({interval}).{others}"
+    return (
+        f"Take {take.method}: {_range(take)} points over {baseline} on the validation part "
+        f"({interval}).{others}"
+    )
 
 
 def _range(verdict: Verdict) -> str:
