@@ -9,43 +9,33 @@ ReLU); ``*@input``, what enters every convolution and linear layer; ``attention`
 every attention. Captures are ``(T, N, ...)``; an ANN's T is 1 on images and the number of frames on frames.
 """
 
-import re
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from . import simulation
-from .errors import SpikedistillError, nearest
+from .errors import SpikedistillError
 from .networks.base import Network, Quantized
 from .networks.foreign import Foreign
-from .networks.graph import Call, Graph, trace
-from .networks.operations import Node
 from .networks.wrapped import first_tensor
-from .neurons import NormNeuron, neuron_of
-from .neurons import layers as neuron_layers
+from .neurons import neuron_of
 from .neurons.over_time import time_mean
 from .numerics import at_least_float32
+from .places import (
+    INSIDES,
+    Tap,
+    attention_paths,
+    graph_of,
+    has_spikes,
+    image_ann,
+    neuron_paths,
+    resolve,
+    stages,
+)
 from .simulation import Simulation
-
-INSIDES = ("spikes", "membrane", "current")
-_FORM = re.compile(r"^(?P<path>[^#@]+)(#(?P<call>\d+))?(@(?P<what>\w+))?$")
-
-
-@dataclass(frozen=True)
-class Tap:
-    """One place: a module's path, which of its calls, and what of it."""
-
-    path: str
-    call: int = 0
-    what: str = "output"
-
-    def __str__(self) -> str:
-        text = self.path + (f"#{self.call}" if self.call else "")
-        return text if self.what == "output" else f"{text}@{self.what}"
 
 
 @dataclass
@@ -90,202 +80,6 @@ def _only(text: str, found: dict[str, Tensor]) -> Tensor:
     if len(found) != 1:
         raise SpikedistillError(f"tap {text!r} names {len(found)} places; one was expected")
     return next(iter(found.values()))
-
-
-_GRAPHS: "WeakKeyDictionary[nn.Module, Graph]" = WeakKeyDictionary()
-
-
-def graph_of(network: nn.Module, example: Tensor | None) -> Graph:
-    """The network's graph, traced once on (two samples of) ``example``."""
-    graph = _GRAPHS.get(network)
-    if graph is None:
-        if example is None:
-            raise SpikedistillError(
-                "aliases such as 'stage1' or 'before_head' need an example input to trace the network"
-            )
-        if _image_ann(network) and example.dim() == 5:
-            example = example[:, 0]
-        graph = trace(network, example[:2])
-        _GRAPHS[network] = graph
-    return graph
-
-
-def _image_ann(network: nn.Module) -> bool:
-    return isinstance(network, Network) and network.input == "image" and network.time_steps is None
-
-
-def neuron_paths(network: nn.Module) -> list[str]:
-    """Paths of all neuron layers (a norm and its neuron count as one, under the norm's path), in order of
-    definition.
-    """
-    return list(neuron_layers(network))
-
-
-def has_spikes(network: nn.Module) -> bool:
-    """Whether ``*@spikes`` names anything."""
-    return bool(neuron_paths(network)) or (isinstance(network, Foreign) and bool(network.spiking_layers()))
-
-
-def resolve(network: nn.Module, text: str, example: Tensor | None = None) -> list[Tap]:
-    """Concrete taps for a tap, alias or wildcard; an unknown one raises and names the nearest."""
-    match = _FORM.match(text)
-    if match is None:
-        raise SpikedistillError(f"tap {text!r} is not of the form path[#k][@what]")
-    path, call, what = str(match["path"]), int(match["call"] or 0), match["what"] or "output"
-    if what not in (*INSIDES, "output", "input"):
-        raise SpikedistillError(
-            f"tap {text!r}: unknown '@{what}'; {nearest(what, [*INSIDES, 'input', 'output'])}"
-        )
-    if path == "*":
-        return _every(network, what, text, example)
-    modules = dict(network.named_modules())
-    if path == "stages" and path not in modules:
-        return stages(network, example)
-    if path == "attention" and path not in modules:
-        return _attention(network, what, text)
-    aliases: dict[str, str] = getattr(network, "aliases", {})
-    if f"{path}#{call}" in aliases:  # one call of a reused module that became a module of its own
-        path, call = aliases[f"{path}#{call}"], 0
-    path, _, given = aliases.get(path, path).partition("@")
-    what = given if given and what == "output" else what
-    if path.endswith(".neuron") and isinstance(modules.get(path[: -len(".neuron")]), NormNeuron):
-        path = path[: -len(".neuron")]
-    if path in modules and path:
-        _check_inside(modules[path], what, text)
-        return [Tap(path, call, what)]
-    alias = _alias(network, path, example)
-    if alias is None:
-        known = [*modules, "logits", "attention", "before_head", "pooled", "stage1", "stage2", "stage3"]
-        raise SpikedistillError(
-            f"tap {text!r}: the network has no {path!r}; {nearest(path, [k for k in known if k])}"
-        )
-    if what != "output":
-        _check_inside(modules[alias.path], what, text)
-        return [Tap(alias.path, alias.call, what)]
-    return [alias]
-
-
-def _check_inside(module: nn.Module, what: str, text: str) -> None:
-    if what in INSIDES and neuron_of(module) is None:
-        raise SpikedistillError(
-            f"tap {text!r}: {type(module).__name__} is not a spiking neuron layer and has no {what}; "
-            "an ANN has only outputs"
-        )
-
-
-def _every(network: nn.Module, what: str, text: str, example: Tensor | None) -> list[Tap]:
-    if what == "input":
-        paths = [p for p, m in network.named_modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear)]
-    else:
-        paths = neuron_paths(network)
-    if not paths and what == "output":
-        inside = {f"{path}.neuron" for path, m in network.named_modules() if isinstance(m, NormNeuron)}
-        paths = [
-            p for p, m in network.named_modules() if isinstance(m, nn.ReLU | NormNeuron) and p not in inside
-        ]
-    if not paths and what == "spikes" and isinstance(network, Foreign):
-        paths, what = network.spiking_layers(), "output"
-    if not paths:
-        wanted = "convolutions or linear layers" if what == "input" else "spiking neuron layers"
-        raise SpikedistillError(
-            f"tap {text!r}: the network has no {wanted} (an ANN has no insides of neurons)"
-        )
-    if isinstance(network, Foreign) or (example is None and network not in _GRAPHS):
-        return [Tap(path, 0, what) for path in paths]
-    wanted_paths = set(paths)
-    nodes = [n for n in graph_of(network, example) if n.path in wanted_paths]
-    return [Tap(n.path or "", n.call, what) for n in nodes]
-
-
-def attention_paths(network: nn.Module) -> list[str]:
-    """Paths of the modules that attend, in order of definition: they have heads, and ``q`` and ``k``, or
-    ``qkv``, inside.
-    """
-    return [
-        path
-        for path, m in network.named_modules()
-        if (hasattr(m, "heads") or hasattr(m, "num_heads"))
-        and ({"q", "k"} <= (inside := dict(m.named_children()).keys()) or "qkv" in inside)
-    ]
-
-
-def _attention(network: nn.Module, what: str, text: str) -> list[Tap]:
-    paths = attention_paths(network)
-    if not paths:
-        raise SpikedistillError(
-            f"tap {text!r}: the network has no attention (a module with heads and q, k or qkv)"
-        )
-    return [
-        Tap(f"{path}.{name}", 0, what)
-        for path in paths
-        for name in (("q", "k") if hasattr(network.get_submodule(path), "q") else ("qkv",))
-    ]
-
-
-def _alias(network: nn.Module, name: str, example: Tensor | None) -> Tap | None:
-    if name == "logits":
-        return Tap("", 0, "output")
-    stage = re.fullmatch(r"stage(\d+)", name)
-    if stage:
-        paths = stages(network, example)
-        index = int(stage[1])
-        if not 1 <= index <= len(paths):
-            raise SpikedistillError(f"tap {name!r}: the network has stages 1 to {len(paths)}")
-        return paths[index - 1]
-    if name in ("before_head", "pooled"):
-        graph = graph_of(network, example)
-        pools = [n for n in graph if _is_global_pool(n)]
-        if pools and name == "pooled":
-            return _tap_of(graph, pools[-1].name)
-        if pools:
-            return _tap_of(graph, pools[-1].inputs[0])
-        linear = [n for n in graph if n.kind in ("Linear", "linear")]
-        if linear and name == "before_head" and linear[-1].path:
-            return Tap(linear[-1].path, linear[-1].call, "input")
-        lacks = (
-            "global pooling" if name == "pooled" else "global pooling and no linear layer that is a module"
-        )
-        raise SpikedistillError(f"tap {name!r}: the network has no {lacks}; name a path instead")
-    return None
-
-
-def stages(network: nn.Module, example: Tensor | None = None) -> list[Tap]:
-    """Taps of the stages' outputs: the network's own ``stage_paths()``, else the last output at each
-    resolution.
-    """
-    own: list[str] = getattr(network, "stage_paths", list)()
-    if own:
-        return [Tap(path) for path in own]
-    graph = graph_of(network, example)
-    out: list[tuple[tuple[int, ...], Call]] = []
-    for call in graph.calls:
-        if len(call.shape) != 4 or call.shape[-1] * call.shape[-2] <= 1 or not call.path:
-            continue
-        if out and out[-1][0] == call.shape[-2:]:
-            out[-1] = (call.shape[-2:], call)
-        else:
-            out.append((call.shape[-2:], call))
-    return [Tap(call.path, call.call) for _, call in out]
-
-
-def _is_global_pool(node: Node) -> bool:
-    if node.op not in ("adaptive_average_pool", "mean"):
-        return False
-    before, after = node.in_shapes[0], node.shape
-    return (
-        len(after) >= 2 and len(before) >= 3 and (len(after) < len(before) or all(s == 1 for s in after[2:]))
-    )
-
-
-def _tap_of(graph: Graph, name: str) -> Tap:
-    """A module whose output, or else input, is the named node's output."""
-    for call in graph.calls:
-        if call.output == name and call.path:
-            return Tap(call.path, call.call)
-    for call in graph.calls:
-        if call.input == name and call.path:
-            return Tap(call.path, call.call, "input")
-    raise SpikedistillError(f"no module gives or takes the output of {name!r}; name a path instead")
 
 
 class Recording:
@@ -345,7 +139,7 @@ def run(
     taps = list(taps)
     N = x.shape[0]
     own = network.time_steps if isinstance(network, Network) else None
-    if _image_ann(network) and x.dim() == 5:
+    if image_ann(network) and x.dim() == 5:
         x = x.transpose(0, 1).flatten(0, 1)
     steps = time_steps if own is not None and time_steps else simulation.steps_for(network, own)
     insides = [(t.path, t.call, t.what) for t in taps if t.what in INSIDES]

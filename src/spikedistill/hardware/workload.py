@@ -2,8 +2,7 @@
 batch.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from spikedistill.hardware.held import STORED_NORM_BITS, Widths, with_potentials
 from spikedistill.hardware.held import measure as measure_widths
 from spikedistill.hardware.layer import InputKind, Layer
 from spikedistill.hardware.past import past
+from spikedistill.hardware.seen import Seen, look, watch
 from spikedistill.networks.base import Network
 from spikedistill.networks.graph import Graph, trace
 from spikedistill.networks.operations import Node
@@ -41,7 +41,7 @@ class _Value:
     bits: int = 32
     max: int = 1
 
-    def observed(self, seen: "_Seen") -> "_Value":
+    def observed(self, seen: "Seen") -> "_Value":
         """Structure first: what is real by structure stays real whatever its values happen to be."""
         if self.kind == "real":
             return self
@@ -50,57 +50,6 @@ class _Value:
         if seen.integers and seen.low >= 0:
             return _Value("real", bits=int(seen.high).bit_length())
         return _Value("real", bits=self.bits)
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """Facts about one input tensor of a real batch."""
-
-    integers: bool
-    low: float
-    high: float
-    total: float
-    nonzero: float
-
-
-def _look(x: Tensor) -> _Seen:
-    return _Seen(
-        integers=bool((x == x.floor()).all()),
-        low=float(x.min()),
-        high=float(x.max()),
-        total=float(x.sum(dtype=torch.float64)),
-        nonzero=float(x.count_nonzero()),
-    )
-
-
-@contextmanager
-def _watch(network: nn.Module, see: Callable[[str, nn.Module, Tensor, Tensor], None]) -> Iterator[None]:
-    """Call ``see(name, module, input, output)`` at each call of a weight layer or neuron; names are those
-    of the graph.
-    """
-    counts: dict[str, int] = {}
-
-    def hook(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def seen(module: nn.Module, args: Any, out: Tensor) -> None:
-            k = counts.get(path, 0)
-            counts[path] = k + 1
-            with torch._C.DisableTorchFunction():  # the recorder of the graph must not see our own operations
-                see(f"{path}#{k}", module, args[0], out)
-
-        return seen
-
-    watched = (nn.Conv1d, nn.Conv2d, nn.Linear, Neuron, NormNeuron)
-    inside = {id(m.neuron) for m in network.modules() if isinstance(m, NormNeuron)}
-    handles = [
-        module.register_forward_hook(hook(path))
-        for path, module in network.named_modules()
-        if isinstance(module, watched) and id(module) not in inside
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def layers(network: nn.Module, batch: Tensor, image_bits: int = 8) -> list[Layer]:
@@ -119,16 +68,16 @@ def layers(network: nn.Module, batch: Tensor, image_bits: int = 8) -> list[Layer
     Raises: SpikedistillError when the network has no convolution or linear layer.
     """
     inputs: dict[str, Tensor] = {}
-    seen: dict[str, _Seen] = {}
+    seen: dict[str, Seen] = {}
     fired: dict[str, float] = {}
 
     def see(name: str, module: nn.Module, x: Tensor, out: Tensor) -> None:
         if isinstance(module, (Neuron, NormNeuron)):
             fired[name] = float(out.sum(dtype=torch.float64))
         else:
-            inputs[name], seen[name] = x.detach(), _look(x)
+            inputs[name], seen[name] = x.detach(), look(x)
 
-    with _watch(network, see):
+    with watch(network, see):
         graph = trace(network, batch)
     reader = _Reader(network, graph, image_bits, seen, measure_widths(network, batch, graph))
     found: list[Layer] = []
@@ -166,7 +115,7 @@ class _Reader:
     """Turns nodes into layers, remembering what each node's output holds and which layers it came from."""
 
     def __init__(
-        self, network: nn.Module, graph: Graph, image_bits: int, seen: dict[str, _Seen], widths: Widths
+        self, network: nn.Module, graph: Graph, image_bits: int, seen: dict[str, Seen], widths: Widths
     ) -> None:
         self.widths = widths
         self.graph, self.seen, self.steps = graph, seen, graph.time_steps or 1

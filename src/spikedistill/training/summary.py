@@ -5,219 +5,59 @@ from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError
 
 from spikedistill.errors import SpikedistillError
 from spikedistill.files import write_text
 from spikedistill.reading import parse_json, read_text
 
-FORMAT = 1
+from .summary_models import (
+    FORMAT as FORMAT,
+)
+from .summary_models import (
+    Best as Best,
+)
+from .summary_models import (
+    Bits as Bits,
+)
+from .summary_models import (
+    Difference as Difference,
+)
+from .summary_models import (
+    IntegerSummary as IntegerSummary,
+)
+from .summary_models import (
+    LayerSummary as LayerSummary,
+)
+from .summary_models import (
+    MembraneSummary as MembraneSummary,
+)
+from .summary_models import (
+    Model as Model,
+)
+from .summary_models import (
+    MultiSummary as MultiSummary,
+)
+from .summary_models import (
+    RunSummary as RunSummary,
+)
+from .summary_models import (
+    Spread as Spread,
+)
+from .summary_models import (
+    StageSpread as StageSpread,
+)
+from .summary_models import (
+    StageSummary as StageSummary,
+)
+from .summary_models import (
+    StepTime as StepTime,
+)
+
 FILE = "summary.json"
 PAIRED = ("accuracy", "firing_rate", "synaptic_operations", "energy_pj")
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Model(BaseModel):
-    """A part of the file: unknown keys are refused, NaN and infinity are written as strings (valid JSON)."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        validate_by_name=True,
-        validate_by_alias=True,
-        serialize_by_alias=True,
-        ser_json_inf_nan="strings",
-    )
-
-
-class Bits(Model):
-    """Bits of weights, stored membranes and norm coefficients of a quantized network."""
-
-    weight: int
-    membrane: int
-    norm: int
-
-
-class Best(Model):
-    """The epoch (counted from 1) whose validation accuracy was highest, and that accuracy."""
-
-    epoch: int
-    validation_accuracy: Fraction
-
-
-class LayerSummary(Model):
-    """One layer of neurons: spikes per neuron and time step on the test set, and its number of neurons per
-    image.
-    """
-
-    path: str
-    firing_rate: float
-    neurons: int
-    warning: Literal["dead", "saturated"] | None = None
-
-
-class MembraneSummary(Model):
-    """Histogram of the charged membrane H of one layer: B + 1 ``edges`` in thresholds, B counts each."""
-
-    path: str
-    edges: list[float]
-    student: list[int]
-    teacher: list[int] | None = None
-
-    @model_validator(mode="after")
-    def _lengths(self) -> "MembraneSummary":
-        for counts in (self.student, self.teacher):
-            if counts is not None and len(counts) != len(self.edges) - 1:
-                raise ValueError(
-                    f"{self.path}: {len(self.edges)} edges need {len(self.edges) - 1} counts, "
-                    f"{len(counts)} given"
-                )
-        return self
-
-
-class IntegerSummary(Model):
-    """The integer network beside the fake-quantized one: whether every prediction agrees, on how many
-    images, its size.
-    """
-
-    equal_predictions: bool
-    images: int
-    bytes: int
-
-
-class StepTime(Model):
-    """Where one training step's time goes, in seconds (means over the stage)."""
-
-    data: float = 0.0
-    teacher: float = 0.0
-    forward: float = 0.0
-    backward: float = 0.0
-    optimizer: float = 0.0
-
-
-class StageSummary(Model):
-    """One finished stage; accuracies are fractions in [0, 1] on the test set unless named otherwise."""
-
-    name: str
-    kind: Literal["ann", "snn"]
-    network: dict[str, Any]
-    parameters: int
-    time_steps: int | None = None
-    epochs: int
-    seconds: float
-    from_: str | None = Field(default=None, alias="from")
-    teacher: str | None = None
-    init: dict[str, Any] | None = None
-    convert: dict[str, Any] | None = None
-    objectives: list[dict[str, Any]] = []
-    accuracy: Fraction
-    validation_accuracy: Fraction | None = None
-    best: Best | None = None
-    accuracy_at: dict[int, Fraction] = {}
-    recalibrated_at: dict[int, Fraction] = {}
-    firing_rate: float | None = None
-    layers: list[LayerSummary] = []
-    synaptic_operations: float | None = None
-    operations_aim: float | None = None
-    macs: float | None = None
-    energy_pj: float | None = None
-    bits: Bits | None = None
-    confusion: list[list[int]] | None = None
-    membranes: list[MembraneSummary] | None = None
-    hardware: dict[str, Any] | None = None
-    integer: IntegerSummary | None = None
-    peak_memory_mb: float | None = None
-    images_per_second: float | None = None
-    step_time: StepTime | None = None
-    warnings: list[str] = []
-
-
-class RunSummary(Model):
-    """One run: one recipe, one seed."""
-
-    kind: Literal["run"] = "run"
-    format: Literal[1] = 1
-    title: str
-    recipe: str
-    seed: int
-    environment: dict[str, Any] = {}
-    data: dict[str, Any] = {}
-    citations: list[str] = []
-    stages: list[StageSummary] = []
-    warnings: list[str] = []
-
-    @property
-    def seeds(self) -> list[int]:
-        """Its seed, as the one of a list, so that a run reads as several do."""
-        return [self.seed]
-
-    def stage(self, name: str) -> StageSummary:
-        """The stage of that name; raises ``KeyError``."""
-        return {stage.name: stage for stage in self.stages}[name]
-
-
-class Spread(Model):
-    """One figure over seeds: mean, sample standard deviation (n - 1; null for one seed), the values in the
-    seeds' order.
-    """
-
-    mean: float
-    std: float | None = None
-    values: list[float]
-
-
-class StageSpread(Model):
-    """One stage over seeds; ``figures`` maps a field of :class:`StageSummary` (or ``hardware.<path>``) to
-    its spread.
-    """
-
-    name: str
-    kind: Literal["ann", "snn"]
-    network: dict[str, Any]
-    parameters: int
-    time_steps: int | None = None
-    convert: dict[str, Any] | None = None
-    bits: Bits | None = None
-    figures: dict[str, Spread]
-    warnings: list[str] = []
-
-
-class Difference(Model):
-    r"""``stage`` minus ``baseline``, seed by seed: d_i = x_i - y_i.
-
-    The 95 % interval is ``mean(d) ± t(0.975, n-1) * std(d) / sqrt(n)`` (Student's t for paired samples); null
-    for one seed.
-    """
-
-    figure: str
-    stage: str
-    baseline: str
-    mean: float
-    low: float | None = None
-    high: float | None = None
-    values: list[float]
-
-
-class MultiSummary(Model):
-    """One recipe over several seeds; the single runs lie beside it in ``seed-N`` folders."""
-
-    kind: Literal["seeds"] = "seeds"
-    format: Literal[1] = 1
-    title: str
-    recipe: str
-    seeds: list[int]
-    environment: dict[str, Any] = {}
-    data: dict[str, Any] = {}
-    citations: list[str] = []
-    stages: list[StageSpread] = []
-    differences: list[Difference] = []
-    warnings: list[str] = []
-
-    def stage(self, name: str) -> StageSpread:
-        """The stage of that name; raises ``KeyError``."""
-        return {stage.name: stage for stage in self.stages}[name]
 
 
 Summary = RunSummary | MultiSummary
