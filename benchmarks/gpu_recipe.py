@@ -20,7 +20,7 @@ from spikedistill.training.evaluate import evaluate_integer
 from spikedistill.training.loop import Settings, Training
 from spikedistill.training.machine import compiling, peak_memory_mb
 from spikedistill.training.progress import Progress
-from spikedistill.training.stages import Product, build, distiller_of
+from spikedistill.training.stage_network import Product, build, distiller_of
 
 RECIPE = "recommended-cifar10"
 

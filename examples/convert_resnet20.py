@@ -18,7 +18,7 @@ from torch import Tensor
 import spikedistill as sd
 from spikedistill.conversion import accuracy_over_time
 from spikedistill.networks.base import IMAGENET_MEAN, IMAGENET_STD
-from spikedistill.networks.pretrained import load_weights
+from spikedistill.networks.outside.library import load_weights
 
 
 def cifar10(root: Path) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,7 +20,7 @@ from spikedistill.conversion.ranges import run_as_ann, with_activations
 from spikedistill.errors import SpikedistillError
 from spikedistill.networks import create, spiking
 from spikedistill.networks.base import IMAGENET_MEAN, IMAGENET_STD, Network
-from spikedistill.networks.pretrained import load_weights
+from spikedistill.networks.outside.library import load_weights
 from spikedistill.neurons import IF, LIF, QCFS, NormNeuron, SignedIF, layers
 from spikedistill.neurons.qcfs import qcfs
 
@@ -311,7 +311,7 @@ def test_a_converted_network_is_restored_from_config_and_weights() -> None:
 
 def test_a_converted_network_of_timm_survives_saving(tmp_path: Path) -> None:
     pytest.importorskip("timm")
-    from spikedistill.networks.pretrained import from_name
+    from spikedistill.networks.outside.library import from_name
     from spikedistill.training.store import load_network, save_network
 
     torch.set_default_dtype(torch.float32)

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from .bibliography import citations
     from .conversion import convert
     from .distiller import Distiller, Losses
-    from .networks.adopt import adopt
     from .networks.balancing import balance
-    from .networks.foreign import foreign
-    from .networks.surgery import spiking
+    from .networks.outside.adopt import adopt
+    from .networks.outside.foreign import foreign
+    from .networks.outside.spiking import spiking
     from .neurons import IF, LIF, PLIF, NormNeuron, Repeat
     from .neurons.compilation import eager
     from .optimizer_groups import parameter_groups
@@ -44,10 +44,10 @@ _LATER = {
     "time_steps": "simulation",
     "citations": "bibliography",
     "convert": "conversion",
-    "adopt": "networks.adopt",
+    "adopt": "networks.outside.adopt",
     "balance": "networks.balancing",
-    "foreign": "networks.foreign",
-    "spiking": "networks.surgery",
+    "foreign": "networks.outside.foreign",
+    "spiking": "networks.outside.spiking",
     "parameter_groups": "optimizer_groups",
     "IntegerNetwork": "quantization",
     "quantize": "quantization",

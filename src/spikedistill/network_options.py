@@ -13,8 +13,8 @@ from torch import nn
 from . import networks, own_code
 from .errors import SpikedistillError, nearest
 from .networks.base import Initialisation
+from .networks.outside.library import from_name
 from .networks.own import FILLED, parameters
-from .networks.pretrained import from_name
 from .neurons import build as build_neuron
 from .typed import Choice, complaint, model_of
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from .errors import SpikedistillError, nearest
 from .networks.base import Network
-from .networks.foreign import Foreign
 from .networks.graph import Call, Graph, trace
 from .networks.operations import Node
+from .networks.outside.foreign import Foreign
 from .neurons import NormNeuron, neuron_of
 from .neurons import layers as neuron_layers
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from . import simulation
 from .errors import SpikedistillError
 from .networks.base import Network, Quantized
-from .networks.foreign import Foreign
-from .networks.wrapped import first_tensor
+from .networks.outside.adapter import first_tensor
+from .networks.outside.foreign import Foreign
 from .neurons import neuron_of
 from .neurons.over_time import time_mean
 from .numerics import at_least_float32

@@ -275,7 +275,7 @@ def test_quantized_network_tells_its_bits() -> None:
 
 def test_turned_network() -> None:
     """Other people's blocks: in-place residual additions, grouped convolutions, pools that do not divide."""
-    surgery = pytest.importorskip("spikedistill.networks.surgery")
+    surgery = pytest.importorskip("spikedistill.networks.outside.spiking")
 
     class Block(nn.Module):
         def __init__(self) -> None:

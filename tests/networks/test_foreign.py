@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from spikedistill import taps
 from spikedistill.errors import SpikedistillError
-from spikedistill.networks.foreign import foreign
+from spikedistill.networks.outside.foreign import foreign
 
 
 class Frames(nn.Module):

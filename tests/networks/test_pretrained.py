@@ -9,8 +9,8 @@ from torch import Tensor
 from spikedistill.errors import SpikedistillError
 from spikedistill.networks import create, spiking
 from spikedistill.networks.base import IMAGENET_MEAN, IMAGENET_STD, Network
-from spikedistill.networks.pretrained import from_config, from_name, load_weights
-from spikedistill.networks.wrapped import own_size
+from spikedistill.networks.outside.adapter import own_size
+from spikedistill.networks.outside.library import from_config, from_name, load_weights
 
 
 def small() -> Network:

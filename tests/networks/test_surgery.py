@@ -12,7 +12,7 @@ from spikedistill.conversion import convert
 from spikedistill.errors import SpikedistillError
 from spikedistill.networks import create, spiking
 from spikedistill.networks.graph import trace
-from spikedistill.networks.wrapped import first_tensor
+from spikedistill.networks.outside.adapter import first_tensor
 from spikedistill.neurons import IF, LIF, PLIF, Neuron, NormNeuron
 
 timm = pytest.importorskip("timm")

@@ -8,7 +8,7 @@ from lively import assert_equal, awake, check, events, images, lively
 
 from spikedistill import networks, taps
 from spikedistill.errors import SpikedistillError
-from spikedistill.networks.pretrained import load_weights
+from spikedistill.networks.outside.library import load_weights
 from spikedistill.neurons.compilation import eager
 from spikedistill.quantization import IntegerNetwork, quantize, to_integer
 from spikedistill.quantization.integer import entering

@@ -10,7 +10,7 @@ from torch import nn
 import spikedistill as sd
 from spikedistill import objectives
 from spikedistill.data import from_arrays
-from spikedistill.networks.pretrained import load_weights
+from spikedistill.networks.outside.library import load_weights
 from spikedistill.training import checkpoint, loop
 from spikedistill.training.guard import Guard
 

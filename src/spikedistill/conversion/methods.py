@@ -12,8 +12,8 @@ from .. import finite, networks
 from ..errors import SpikedistillError, nearest
 from ..networks.base import Network
 from ..networks.graph import trace
-from ..networks.sites import refuse
-from ..networks.wrapped import Wrapped
+from ..networks.outside.adapter import Wrapped
+from ..networks.outside.relu_sites import refuse
 from ..neurons import IF, QCFS, Neuron, NormNeuron, SignedIF, layers
 from .pooling import behind_neurons, pool_rates
 from .ranges import Percentile, check_percentile, measure

@@ -11,11 +11,11 @@ from ..errors import SpikedistillError, nearest
 from ..neurons import QCFS, Neuron
 from ..neurons.event_driven import equip
 from ..neurons.strided import guard
-from . import events, hybrid_vit, qkformer, resnet, spike_driven, spikformer, sresnet, vgg
+from . import event_cameras, hybrid_vit, qkformer, resnet, spike_driven, spikformer, sresnet, vgg
 from .balancing import balance
 from .base import Network
-from .pretrained import load_published
-from .surgery import spiking
+from .outside.library import load_published
+from .outside.spiking import spiking
 
 BUILDERS: dict[str, Callable[..., Network]] = {
     **vgg.NAMES,
@@ -23,7 +23,7 @@ BUILDERS: dict[str, Callable[..., Network]] = {
     **spikformer.NAMES,
     **spike_driven.NAMES,
     **qkformer.NAMES,
-    **events.NAMES,
+    **event_cameras.NAMES,
     **sresnet.NAMES,
     **hybrid_vit.NAMES,
     **own_code.installed("networks"),

@@ -346,7 +346,7 @@ def source_line() -> str:
     frame: Any = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if "/torch/" not in file and not file.endswith(("networks/graph.py", "networks/surgery.py")):
+        if "/torch/" not in file and not file.endswith(("networks/graph.py", "outside/spiking.py")):
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

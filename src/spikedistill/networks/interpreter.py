@@ -21,7 +21,7 @@ from ..typed import checked, read
 from .base import Network
 from .graph_file import DTYPES, FUNCTIONS, TORCH, CallStep, Document, Form, Leaf, SectionStep
 from .operations import Ref
-from .surgery import RepeatAfter
+from .outside.spiking import RepeatAfter
 
 PROGRAM = "_spikedistill_program"  # no name that a module of somebody's own may have
 

@@ -61,7 +61,7 @@ def _price_run(run: str, config: Path | None, layers_out: Path | None) -> tuple[
     from ..hardware.floorline import FloorlineConfig
     from ..hardware.pricing import headline, settings
     from ..training.reevaluate import open_run
-    from ..training.results import PRICED_IMAGES
+    from ..training.stage_measures import PRICED_IMAGES
     from ..training.summary import StageSummary
     from ..typed import parse
 

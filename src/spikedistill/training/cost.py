@@ -16,7 +16,7 @@ from ..recipe import Recipe, Stage
 from .machine import autocast, compiling
 from .optim import optimizer
 from .reuse import stage_keys
-from .stages import Factories, Product, build, distiller_of
+from .stage_network import Factories, Product, build, distiller_of
 
 STEPS = 2  # timed, after one that is not
 VALIDATED = 1 / 3  # of a training image's time

@@ -26,7 +26,6 @@ from .calibration import CALIBRATION_IMAGES, calibration_batches, recalibrate
 from .loop import Settings, Training
 from .machine import autocast, compiling, estimate, saving, worth_compiling
 from .progress import Progress
-from .results import stage_summary
 from .reuse import stage_keys, take
 from .run_folder import (
     Claim,
@@ -34,7 +33,8 @@ from .run_folder import (
     environment,
     recorded_environment,
 )
-from .stages import Product, build, distiller_of
+from .stage_measures import stage_summary
+from .stage_network import Product, build, distiller_of
 from .store import Factories, load_network, own_target, save_network
 from .summary import RunSummary, StageSummary
 

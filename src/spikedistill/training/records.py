@@ -17,7 +17,7 @@ import torch
 from .. import networks, objectives, own_code
 from ..data.config import augmentation
 from ..errors import SpikedistillError
-from ..networks.pretrained import from_name
+from ..networks.outside.library import from_name
 from ..neurons import IF, TYPES, build
 from ..recipe import Recipe, Stage
 from ..typed import checked

@@ -24,8 +24,8 @@ from ..recipe import Recipe, Stage, at
 from .machine import available
 from .optim import optimizer
 from .records import untrained
-from .results import stage_summary
-from .stages import Product, build, distiller_of
+from .stage_measures import stage_summary
+from .stage_network import Product, build, distiller_of
 from .store import Factories
 
 IMAGES, CALIBRATION = 2, 16

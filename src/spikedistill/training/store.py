@@ -191,7 +191,7 @@ def rebuild(
             )
         mark(network, Own(str(name), options, graph))
     elif str(name).startswith(("timm:", "torchvision:")):
-        from ..networks.pretrained import from_config
+        from ..networks.outside.library import from_config
 
         network = from_config(config)
     else:

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .. import simulation
-from ..errors import SpikedistillError
-from ..neurons import IF, Neuron, NormNeuron, Repeat, Surrogate, build
-from ..neurons.event_driven import equip
-from .balanced import balance_of, check_options
-from .balancing import balance
-from .base import Initialisation, Input, Network
-from .graph import trace
-from .sites import RELU_FUNCTIONS, Site, entrance, find
-from .surgery_check import explained, sharing_copy, verify
-from .wrapped import Wrapped, first_tensor, input_channels, published, statistics
+from ... import simulation
+from ...errors import SpikedistillError
+from ...neurons import IF, Neuron, NormNeuron, Repeat, Surrogate, build
+from ...neurons.event_driven import equip
+from ..balanced import balance_of, check_options
+from ..balancing import balance
+from ..base import Initialisation, Input, Network
+from ..graph import trace
+from .adapter import Wrapped, first_tensor, input_channels, published, statistics
+from .relu_sites import RELU_FUNCTIONS, Site, entrance, find
+from .spiking_check import explained, sharing_copy, verify
 
 log = logging.getLogger("spikedistill")
 FUNCTIONAL = "relu_sites"  # child of a module whose own code calls ReLU as a function

@@ -111,7 +111,7 @@ def named(options: Mapping[str, Any], T: int, info: DataInfo, factories: Factori
     if (target := own_target(str(name), factories)) is not None:
         network = _own(str(name), target, given, steps, info, name in factories)
     elif str(name).startswith(("timm:", "torchvision:")):
-        from ..networks.pretrained import from_name
+        from ..networks.outside.library import from_name
 
         spiking = given.pop("spiking", False)
         given.setdefault("num_classes", info.num_classes)
@@ -136,7 +136,7 @@ def named(options: Mapping[str, Any], T: int, info: DataInfo, factories: Factori
             **given,
         )
     if weights is not None:
-        from ..networks.pretrained import load_weights
+        from ..networks.outside.library import load_weights
 
         load_weights(network, weights)
     return network

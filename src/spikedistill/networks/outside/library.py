@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SpikedistillError, nearest
-from ..finite import faulty, words
-from .base import IMAGENET_MEAN, IMAGENET_STD, Initialisation, Network
-from .wrapped import Wrapped, input_channels, own_size, published, statistics
+from ...errors import SpikedistillError, nearest
+from ...finite import faulty, words
+from ..base import IMAGENET_MEAN, IMAGENET_STD, Initialisation, Network
+from .adapter import Wrapped, input_channels, own_size, published, statistics
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".th", ".bin", ".tar")
 # A file need not have these: a counter, and what a network knows about its images.
@@ -181,7 +181,7 @@ def from_name(
     else:
         raise SpikedistillError(f"network {name!r}: foreign names are 'timm:NAME' or 'torchvision:NAME'")
     if time_steps is not None:
-        from .surgery import spiking
+        from .spiking import spiking
 
         network = spiking(
             model, time_steps, neuron, _tiny(model, input_size), mean, std, gates, "image", input_size,

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import SpikedistillError
-from .graph import Graph
-from .operations import Node, Ref
+from ...errors import SpikedistillError
+from ..graph import Graph
+from ..operations import Node, Ref
 
 # On (T, N, ...) and on (T*N, ...) the same.
 EVERYWHERE = frozenset({"add", "subtract", "multiply", "divide", "relu", "pass", "cast", "scale"})

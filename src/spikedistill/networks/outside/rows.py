@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import simulation
-from ..errors import SpikedistillError
-from ..neurons import Neuron, NormNeuron
-from .base import Network
-from .graph import Graph
-from .operations import Node
+from ... import simulation
+from ...errors import SpikedistillError
+from ...neurons import Neuron, NormNeuron
+from ..base import Network
+from ..graph import Graph
+from ..operations import Node
 
 STEPS, IMAGES = 2, 3
 ALTERED = 1  # the image that the second run sees differently

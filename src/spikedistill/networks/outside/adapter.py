@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import SpikedistillError
-from ..neurons.strided import guard
-from .base import Input, Network
+from ...errors import SpikedistillError
+from ...neurons.strided import guard
+from ..base import Input, Network
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..networks.base import Network
-from ..networks.foreign import Foreign
+from ..networks.outside.foreign import Foreign
 from ..quantization.integer import real_parts
 from ..quantization.preparation import DEFAULTS
 from ..recipe import Stage

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import SpikedistillError
-from ..neurons import IF, LIF, PLIF, Neuron, Surrogate
-from ..neurons.dynamics import Reset
+from ...errors import SpikedistillError
+from ...neurons import IF, LIF, PLIF, Neuron, Surrogate
+from ...neurons.dynamics import Reset
 
 LIBRARIES = ("spikingjelly", "snntorch", "norse")
 KNOWN = "IFNode, LIFNode, ParametricLIFNode (SpikingJelly), Leaky (snnTorch) and LIFBoxCell (Norse)"

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import simulation
-from ..errors import SpikedistillError, nearest
-from .base import Input, Network, State
+from ... import simulation
+from ...errors import SpikedistillError, nearest
+from ..base import Input, Network, State
+from .adapter import Wrapped, first_tensor, input_channels, statistics
 from .peers import spikes
-from .wrapped import Wrapped, first_tensor, input_channels, statistics
 
 LAYOUTS = ("TNCHW", "NTCHW", "folded", "step", "NCHW")
 Reset = Callable[..., Any] | str | None

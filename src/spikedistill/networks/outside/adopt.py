@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SpikedistillError, nearest
-from ..neurons import Neuron
-from ..neurons.event_driven import equip
-from ..simulation import Simulation
+from ...errors import SpikedistillError, nearest
+from ...neurons import Neuron
+from ...neurons.event_driven import equip
+from ...simulation import Simulation
+from ..base import Input, Network
+from ..graph import trace
 from . import peers
-from .base import Input, Network
 from .foreign import Foreign
-from .graph import trace
 from .original import LAYOUTS, Original, Truth
+from .relu_sites import Site, entrance, norm_before
 from .rows import refuse_mixing
-from .sites import Site, entrance, norm_before
-from .surgery import Spiking, explained, repeat_after, sharing_copy, turn, words
+from .spiking import Spiking, explained, repeat_after, sharing_copy, turn, words
 
 log = logging.getLogger("spikedistill")
 # share of spikes that may differ in float64 where a learned decay is stored in another form, in float32

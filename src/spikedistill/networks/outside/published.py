@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SpikedistillError
-from .resnet import ResNet
-from .spikformer import Spikformer
+from ...errors import SpikedistillError
+from ..resnet import ResNet
+from ..spikformer import Spikformer
 
 _UNIT = r"tokenizer.units.\g<1>"
 TRANSFORMERS = (

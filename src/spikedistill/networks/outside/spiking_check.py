@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..errors import SpikedistillError
-from .base import Network
-from .graph import Graph, source_line, trace
+from ...errors import SpikedistillError
+from ..base import Network
+from ..graph import Graph, source_line, trace
+from .relu_sites import RELU_FUNCTIONS, Site, reads
 from .rows import refuse_mixing
-from .sites import RELU_FUNCTIONS, Site, reads
 
 
 def sharing_copy(module: Any) -> Any:

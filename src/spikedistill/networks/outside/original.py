@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SpikedistillError
+from ...errors import SpikedistillError
+from ..base import Input
+from ..graph import trace
 from . import loops, peers
-from .base import Input
-from .graph import trace
-from .wrapped import first_tensor
+from .adapter import first_tensor
 
 LAYOUTS = ("step", "TNCHW", "NCHW")
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import SpikedistillError
-from .graph import Graph
-from .operations import Node
+from ...errors import SpikedistillError
+from ..graph import Graph
+from ..operations import Node
 
 RELU_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
     {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
