@@ -13,47 +13,21 @@ from spikedistill.errors import SpikedistillError
 from spikedistill.files import write_text
 from spikedistill.reading import parse_json, read_text
 
-from .summary_models import (
-    FORMAT as FORMAT,
-)
-from .summary_models import (
-    Best as Best,
-)
-from .summary_models import (
-    Bits as Bits,
-)
-from .summary_models import (
-    Difference as Difference,
-)
-from .summary_models import (
-    IntegerSummary as IntegerSummary,
-)
-from .summary_models import (
-    LayerSummary as LayerSummary,
-)
-from .summary_models import (
-    MembraneSummary as MembraneSummary,
-)
-from .summary_models import (
-    Model as Model,
-)
-from .summary_models import (
-    MultiSummary as MultiSummary,
-)
-from .summary_models import (
-    RunSummary as RunSummary,
-)
-from .summary_models import (
-    Spread as Spread,
-)
-from .summary_models import (
-    StageSpread as StageSpread,
-)
-from .summary_models import (
-    StageSummary as StageSummary,
-)
-from .summary_models import (
-    StepTime as StepTime,
+from .summary_models import (  # noqa: F401 - public here
+    FORMAT,
+    Best,
+    Bits,
+    Difference,
+    IntegerSummary,
+    LayerSummary,
+    MembraneSummary,
+    Model,
+    MultiSummary,
+    RunSummary,
+    Spread,
+    StageSpread,
+    StageSummary,
+    StepTime,
 )
 
 FILE = "summary.json"
