@@ -17,9 +17,10 @@ from spikedistill.precision import resolve_precision
 from spikedistill.recipe import Recipe, Stage, load
 from spikedistill.training.calibration import calibration_batches
 from spikedistill.training.evaluate import evaluate_integer
-from spikedistill.training.loop import Settings, Training
+from spikedistill.training.loop import Training
 from spikedistill.training.machine import compiling, peak_memory_mb
 from spikedistill.training.progress import Progress
+from spikedistill.training.settings import Settings
 from spikedistill.training.stage_network import Product, build, distiller_of
 
 RECIPE = "recommended-cifar10"

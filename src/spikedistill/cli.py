@@ -1,6 +1,4 @@
-"""The command line. Every command is a thin shell over the library; errors for people are one line, status
-2.
-"""
+"""The command line. Every command is a thin shell over the library; what people have to mend is one line."""
 
 import json
 import sys
@@ -13,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
+from .cli_options import CodeOption, JsonOption, RunArgument, TrackOption
 from .errors import SpikedistillError
 from .interrupt import while_running
 from .status import ended
@@ -30,13 +29,6 @@ data_app = typer.Typer(help="Look at data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 INDENTED: Any = {"initial_indent": "    ", "subsequent_indent": "    "}
-TrackOption = Annotated[str | None, typer.Option(help="Log to tensorboard, wandb, mlflow ...")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-CodeOption = Annotated[
-    list[Path] | None,
-    typer.Option(help="A file of your own code, wherever it is and however it changed; may be repeated."),
-]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="folder[/seed-N][:STAGE[@best]]")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -73,8 +73,7 @@ class BasicForm(nn.Module):
 
     def __init__(
         self, make: Builder, c_in: int, c: int, stride: int, bottleneck: bool, shortcut: nn.Module | None,
-        connect: str,
-        pooled: bool = False,
+        connect: str, pooled: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.pooled = pooled
@@ -111,8 +110,7 @@ class SEWForm(BasicForm):
 
     def __init__(
         self, make: Builder, c_in: int, c: int, stride: int, bottleneck: bool, shortcut: nn.Module | None,
-        connect: str,
-        pooled: bool = False,
+        connect: str, pooled: bool = False,
     ):  # fmt: skip
         super().__init__(make, c_in, c, stride, bottleneck, shortcut, connect)
         self.join = Join(connect)
@@ -129,8 +127,7 @@ class MSForm(nn.Module):
 
     def __init__(
         self, make: Builder, c_in: int, c: int, stride: int, bottleneck: bool, shortcut: nn.Module | None,
-        connect: str,
-        pooled: bool = False,
+        connect: str, pooled: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.neuron = make.activation()
@@ -138,13 +135,10 @@ class MSForm(nn.Module):
         # The public code starts all norms at the threshold but the branch's last, which it starts at 0. Ours
         # starts that one at 0.2 thresholds: still close to the identity, and every layer of a fresh network
         # has a gradient.
-        for i in range(1, self.depth):
-            self.add_module(
-                f"bn{i}", make.norm_neuron(self.get_submodule(f"conv{i}").out_channels, scale=1.0)
-            )  # type: ignore[arg-type]
-        self.add_module(
-            f"bn{self.depth}", make.norm(self.get_submodule(f"conv{self.depth}").out_channels, scale=0.2)
-        )  # type: ignore[arg-type]
+        widths = [conv.out_channels for conv in self.children() if isinstance(conv, nn.Conv2d)]
+        for i, channels in enumerate(widths[:-1], 1):
+            self.add_module(f"bn{i}", make.norm_neuron(channels, scale=1.0))
+        self.add_module(f"bn{self.depth}", make.norm(widths[-1], scale=0.2))
         self.downsample = shortcut
 
     def forward(self, x: Tensor) -> Tensor:

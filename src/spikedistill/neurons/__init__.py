@@ -12,7 +12,8 @@ from torch import nn
 from .. import own_code
 from ..errors import SpikedistillError, nearest
 from .compilation import eager
-from .modules import IF, LIF, PLIF, Neuron, NormNeuron, Repeat, layers, neuron_of
+from .modules import IF, LIF, PLIF, Neuron, Repeat
+from .norm_neuron import NormNeuron, layers, neuron_of
 from .parallel import PSN, TIED, MaskedPSN, Parallel, SlidingPSN
 from .qcfs import QCFS, SignedIF
 from .surrogate import SURROGATES, Surrogate

@@ -14,7 +14,8 @@ from ..errors import SpikedistillError
 from . import fused, packing
 
 if TYPE_CHECKING:
-    from .modules import Neuron, NormNeuron
+    from .modules import Neuron
+    from .norm_neuron import NormNeuron
 
 
 def simulate(

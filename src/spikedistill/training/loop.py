@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from ..data import Data
 from ..distiller import Distiller
 from ..neurons.shared_norms import synchronize
 from ..randomness import seed_everything
-from ..recipe import Optimizer
 from . import metrics, signals, training_state
 from .calibration import settle
 from .diagnosis import explain
@@ -24,32 +22,11 @@ from .machine import autocast, peak_memory_mb, saving
 from .optim import MovingAverage, learning_rate, optimizer, set_learning_rate
 from .position import PARTS, Clock, Position
 from .progress import Progress
+from .settings import Settings
 from .tracking import scalars
 
 GATHER_EVERY = 20  # steps between reads of the loss from the device
 READ_EVERY_STEP = ("cpu",)  # devices that are asked at every step: reading them waits for nothing
-
-
-@dataclass
-class Settings:
-    """What a stage's training needs beside the distiller and the data; trackers know it as ``label``, from
-    ``first_epoch``.
-    """
-
-    name: str
-    epochs: int
-    batch_size: int
-    seed: int
-    optimizer: Optimizer
-    device: torch.device
-    precision: str = "float32"
-    folder: Path | None = None
-    checkpoint_seconds: float = 30.0
-    checkpoint_steps: int | None = None
-    memory: str = "default"
-    settle: bool = True
-    label: str = ""
-    first_epoch: int = 0
 
 
 class Training:
@@ -281,7 +258,7 @@ class Training:
 
     def finish_epoch(self) -> None:
         """Validation, the epoch's line in the log, best weights, checkpoint."""
-        sums, images = self.over_processes(self.position.sums, self.position.images)
+        sums, images = self.position.totals(self.world, self.settings.device)
         n = max(sums.get("count", 1.0), 1.0)
         self.position.epoch += 1
         self.position.batch = 0
@@ -324,18 +301,6 @@ class Training:
         if save or stop or self.position.epoch == self.settings.epochs:
             self.save()
             self.leave(stop)
-
-    def over_processes(self, sums: dict[str, float], images: int) -> tuple[dict[str, float], int]:
-        """An epoch's sums and images of all processes together."""
-        if self.world > 1:
-            names = sorted(sums)
-            kind = torch.float32 if self.settings.device.type == "mps" else torch.float64
-            each = torch.tensor(
-                [images, *(sums[name] for name in names)], dtype=kind, device=self.settings.device
-            )
-            torch.distributed.all_reduce(each)
-            images, sums = int(each[0]), dict(zip(names, each[1:].tolist()))
-        return sums, max(images, 1)
 
     def validate(self) -> Evaluation | None:
         """Accuracy and firing rates on the validation part, with the averaged weights where there are such.

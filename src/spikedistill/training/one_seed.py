@@ -23,7 +23,7 @@ from ..recipe import Stage
 from . import checkpoint, metrics, summary
 from .bfloat16 import trainable_precision
 from .calibration import CALIBRATION_IMAGES, calibration_batches, recalibrate
-from .loop import Settings, Training
+from .loop import Training
 from .machine import autocast, compiling, estimate, saving, worth_compiling
 from .progress import Progress
 from .reuse import stage_keys, take
@@ -33,6 +33,7 @@ from .run_folder import (
     environment,
     recorded_environment,
 )
+from .settings import Settings
 from .stage_measures import stage_summary
 from .stage_network import Product, build, distiller_of
 from .store import Factories, load_network, own_target, save_network

@@ -4,14 +4,14 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 PARTS = ("data", "teacher", "forward", "backward", "optimizer")
 
 
 @dataclass
 class Position:
-    """Where training stands, and the sums of the running epoch; all a resumed run needs beside the
-    tensors.
-    """
+    """Where training stands, and the sums of the running epoch: what a resumed run needs beside tensors."""
 
     epoch: int = 0
     batch: int = 0
@@ -22,6 +22,17 @@ class Position:
     times: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     images: int = 0
     last: dict[str, Any] | None = None  # the last epoch's line, which the finished stage shows
+
+    def totals(self, processes: int, device: torch.device) -> tuple[dict[str, float], int]:
+        """The running epoch's sums and images of all processes together; each of them has to ask."""
+        sums, images = self.sums, self.images
+        if processes > 1:
+            names = sorted(sums)
+            kind = torch.float32 if device.type == "mps" else torch.float64
+            each = torch.tensor([images, *(sums[name] for name in names)], dtype=kind, device=device)
+            torch.distributed.all_reduce(each)
+            images, sums = int(each[0]), dict(zip(names, each[1:].tolist()))
+        return sums, max(images, 1)
 
 
 class Clock:

@@ -1,0 +1,14 @@
+"""Options and arguments that several commands take."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TrackOption = Annotated[str | None, typer.Option(help="Log to tensorboard, wandb, mlflow ...")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+CodeOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="A file of your own code, wherever it is and however it changed; may be repeated."),
+]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="folder[/seed-N][:STAGE[@best]]")]

@@ -1,0 +1,31 @@
+"""What one stage's training is told: how long, how, with which seed, where to write."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..recipe import Optimizer
+
+
+@dataclass
+class Settings:
+    """What a stage's training needs beside the distiller and the data.
+
+    Trackers know it as ``label``, its first epoch as ``first_epoch``.
+    """
+
+    name: str
+    epochs: int
+    batch_size: int
+    seed: int
+    optimizer: Optimizer
+    device: torch.device
+    precision: str = "float32"
+    folder: Path | None = None
+    checkpoint_seconds: float = 30.0
+    checkpoint_steps: int | None = None
+    memory: str = "default"
+    settle: bool = True
+    label: str = ""
+    first_epoch: int = 0
