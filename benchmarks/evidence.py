@@ -50,9 +50,12 @@ TITLES = {
 }
 
 NOTES = {  # what the numbers do not say
-    "dvs128-objects": "Settings were fixed on the last quarter of each training recording, two seeds, three a "
-    "side, before the test sessions were read: `alone` with cross-entropy, smoothed labels (0.1) and TET; "
-    "`student` with logits at temperature 2 and weight 1, at 4 with 0.9 against 0.1, and weighted soft labels.",
+    "dvs128-objects": (
+        "Settings were fixed on the last quarter of each training recording, two seeds, three a side, "
+        "before the test sessions were read: `alone` with cross-entropy, smoothed labels (0.1) and TET; "
+        "`student` with logits at temperature 2 and weight 1, at 4 with 0.9 against 0.1, and weighted soft "
+        "labels."
+    ),
     "evidence-few": "No setting was chosen for these data: they are those of the unit below.",
     "evidence-unit": "One setting a method, none chosen on these data.",
 }
