@@ -110,7 +110,7 @@ def test_leftovers_of_dead_processes_are_cleaned(small, images, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_disk_that_takes_no_more_ends_in_one_line_and_loses_nothing(small, images, tmp_path, imported, capfd):
-    """The system itself refuses to write beyond a size: in the record, then in a checkpoint of the second epoch."""
+    """The system itself refuses to write beyond a size: in the record, then in a checkpoint."""
     small["stages"] = small["stages"][:1]
     run(small, images, tmp_path / "whole")
     sizes = [(tmp_path / "whole" / "recipe.yaml").stat().st_size // 2, 20_000]

@@ -1,10 +1,11 @@
 """Does a turned network keep images and time steps apart? Its first dimension holds T*N, time first; code may mix it up.
 
-A neuron reads its current as (T, N, ...). Code that puts something in front of the batch (patches, say), or that looks
-across the batch, makes it integrate over something else than time, and nothing fails. So the network is run twice, once
-over all steps and once step by step, with one image in two batches of other company, size and order: what enters each
-neuron has to be the same for this image. Its random spikes are the same in both runs, so that silent layers hide nothing;
-its company's are fewer in the second, so that statistics of the whole batch differ.
+A neuron reads its current as (T, N, ...). Code that puts something in front of the batch (patches, say), or
+that looks across the batch, makes it integrate over something else than time, and nothing fails. So the
+network is run twice, once over all steps and once step by step, with one image in two batches of other
+company, size and order: what enters each neuron has to be the same for this image. Its random spikes are
+the same in both runs, so that silent layers hide nothing; its company's are fewer in the second, so that
+statistics of the whole batch differ.
 """
 
 from collections.abc import Iterator
@@ -72,7 +73,7 @@ class _Current:
 
 @contextmanager
 def _forced(network: nn.Module, spikes: list[Tensor | None] | None) -> Iterator[list[Any]]:
-    """Have neurons give random spikes; for the image that stays those of ``spikes``, one entry a call in order.
+    """Have neurons give random spikes; the image that stays gets those of ``spikes``, one entry a call.
 
     Yields, call by call, ((path, call), current, spikes given).
     """

@@ -115,8 +115,8 @@ def edited(folder: Path, custom: Iterable[str] = ()) -> None:
         written = checkpoint.read_json(twin)["recipe"]
     except (SpikedistillError, KeyError, TypeError):
         raise SpikedistillError(
-            f"{twin} is damaged: whether {FILE} was changed by hand cannot be said; see that {FILE} is as it was, "
-            f"remove {twin}, then resume"
+            f"{twin} is damaged: whether {FILE} was changed by hand cannot be said; see that {FILE} is as "
+            f"it was, remove {twin}, then resume"
         ) from None
     held, claimed = read_file(folder / FILE, custom)
     paths = differences(written, held["recipe"])
