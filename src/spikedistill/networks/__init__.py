@@ -83,9 +83,9 @@ def _in_range(name: str, given: Mapping[str, Any]) -> None:
             each = value if isinstance(value, list | tuple) else [value]
             if any(not isinstance(v, Integral) or v < LOWEST[key] for v in each):
                 wrong = f"a whole number from {LOWEST[key]}"
-        elif key == "width" and not (isinstance(value, Real) and 0 < value < math.inf):
+        elif key == "width" and not (isinstance(value, Real) and 0 < float(value) < math.inf):
             wrong = "a finite number above 0"
-        elif key == "dropout" and not (isinstance(value, Real) and 0 <= value <= 1):
+        elif key == "dropout" and not (isinstance(value, Real) and 0 <= float(value) <= 1):
             wrong = "a number from 0 to 1"
         if wrong:
             raise SpikedistillError(f"network {name!r}: {key} must be {wrong}, found {value!r}")
