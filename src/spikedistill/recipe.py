@@ -34,6 +34,8 @@ from .recipes import shipped
 from .teachers import lessons, shares
 from .typed import Choice, Options, Strict, model_of, read
 
+LARGEST_SEED = 1 << 62  # a run's files hold integers of 64 bits
+
 
 class QuantizeOptions(Choice):
     """A stage's ``quantize``: the options of :func:`spikedistill.quantize`."""
@@ -186,7 +188,7 @@ class Recipe(Strict):
     paper: list[str] = []
     data: DataConfig = DataConfig()
     time_steps: PositiveInt = 4
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
     seeds: PositiveInt = 1
     optimizer: Optimizer = Optimizer()
     stages: Annotated[list[Stage], Field(min_length=1)]

@@ -33,8 +33,14 @@ from spikedistill.quantization import IntegerNetwork, quantize, to_integer
 from spikedistill.training import metrics, summary
 
 FEW, MANY = 300, 10_000
-SLOWEST = 10.0  # seconds of one file
-SEEDS: dict[str, tuple[int, ...]] = {}  # of mutations that once failed, tried first
+SLOWEST = 10.0  # seconds of the processor for one file
+# Of mutations that once failed, tried first.
+SEEDS: dict[str, tuple[int, ...]] = {
+    "integer_network": (354,),
+    "cifar_batch": (695,),
+    "nir_graph": (51,),
+    "sound_columns": (81,),
+}
 
 Make = Callable[[random.Random, Path], Path]
 READERS: dict[str, Callable[[Path], tuple[Make, Callable[[Path], Any]]]] = {}
@@ -405,7 +411,7 @@ def tried(name: str, seeds: Any, folder: Path) -> None:
     make, read = READERS[name](folder)
     for seed in seeds:
         path = make(random.Random(f"{name} {seed}"), folder)
-        start = time.monotonic()
+        start = time.process_time()
         try:
             read(path)
         except SpikedistillError as error:
@@ -414,7 +420,8 @@ def tried(name: str, seeds: Any, folder: Path) -> None:
             assert "\n" not in words or name in ("layer_file", "chip_file"), f"{name}, seed {seed}: {words}"
         except Exception as error:
             raise AssertionError(f"{name}, seed {seed}: {type(error).__name__}: {error}") from error
-        assert time.monotonic() - start < SLOWEST, f"{name}, seed {seed}: {time.monotonic() - start:.1f} s"
+        took = time.process_time() - start
+        assert took < SLOWEST, f"{name}, seed {seed}: {took:.1f} s"
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -1,5 +1,6 @@
 """All named networks: sizes, shapes, twins, equality with known references."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -364,3 +365,15 @@ def test_config_remakes_the_network() -> None:
     again.load_state_dict(first.state_dict())
     x = torch.rand(2, 3, 8, 8)
     assert torch.equal(first.eval()(x), again.eval()(x))
+
+
+@pytest.mark.parametrize("option, value, words", [
+    ("width", 0, "a finite number above 0"), ("width", -1.0, "a finite number above 0"),
+    ("width", math.nan, "a finite number above 0"), ("width", "wide", "a finite number above 0"),
+    ("num_classes", 0, "a whole number from 1"), ("in_channels", 2.5, "a whole number from 1"),
+    ("pools", -1, "a whole number from 0"), ("hidden", [8, -3], "a whole number from 0"),
+    ("dropout", math.nan, "a number from 0 to 1"), ("mean", [math.nan] * 3, "finite"),
+])  # fmt: skip
+def test_options_out_of_range_are_refused_by_name(option: str, value: object, words: str) -> None:
+    with pytest.raises(SpikedistillError, match=f"{option} must be {words}, found "):
+        networks.create("vgg5", **{"width": 0.0625, option: value})

@@ -407,6 +407,10 @@ class Neighbours(nn.Module):
             return x.cumsum(0)
         if self.way == "norm":
             return self.norm(x)
+        if self.way == "first":
+            return x + x[:1]
+        if self.way == "deviation":
+            return x / (x.std() + 1)
         if self.way == "state":
             self.seen = 0.5 * self.seen + float(x.abs().mean())
             return x + self.seen
@@ -437,12 +441,31 @@ def test_patches_in_front_of_the_batch_are_refused_and_behind_it_they_stream(inp
         torch.testing.assert_close(out, whole)
 
 
-@pytest.mark.parametrize("way", ["mean", "flip", "roll", "sum", "norm", "state", "end"])
+@pytest.mark.parametrize("way", ["mean", "flip", "roll", "sum", "norm", "first", "deviation", "state", "end"])
 def test_what_looks_across_the_batch_is_refused(way):
     words = "the logits mix" if way == "end" else "neuron at model.relu_sites.1 reads mixes"
     with pytest.raises(SpikedistillError, match=rf"(?s){words}.*test_surgery.py:\d+"):
         spiking(Neighbours(way), 2, example=(2, 3, 16, 16))
     spiking(Neighbours("none"), 2, example=(2, 3, 16, 16))
+
+
+AHEAD = {
+    "flip": lambda x: x.flip(0),
+    "first": lambda x: x + x[:1],
+    "size": lambda x: x * x.shape[0],
+    "place": lambda x: x * (1 + torch.arange(len(x))).view(-1, 1, 1, 1),
+    "brightest": lambda x: x / x.max(),
+}
+
+
+@pytest.mark.parametrize("way", AHEAD)
+def test_what_looks_across_the_images_before_the_first_neuron_is_refused(way):
+    class Ahead(Neighbours):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(AHEAD[way](x))
+
+    with pytest.raises(SpikedistillError, match=r"neuron at model.relu_sites.0 reads mixes"):
+        spiking(Ahead("none"), 2, example=(2, 3, 16, 16))
 
 
 def test_conversion_refuses_what_mixes_images():

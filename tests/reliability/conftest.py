@@ -30,8 +30,19 @@ def images() -> dict[str, np.ndarray]:
 NET = {"name": "conv6", "width": 0.0625, "neuron": {"type": "lif", "decay": 0.5, "threshold": 0.5}}
 
 
+@pytest.fixture(scope="session")
+def imported(images: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """This process has gone through one run: its children need not import again what a first run imports."""
+    run(two_stages(), images, tmp_path_factory.mktemp("first") / "run")
+
+
 @pytest.fixture
 def small() -> dict[str, Any]:
+    """A recipe of a test's own."""
+    return two_stages()
+
+
+def two_stages() -> dict[str, Any]:
     """Two stages of six updates each, a checkpoint every second one, averaged weights, augmentation."""
     return {
         "title": "small",

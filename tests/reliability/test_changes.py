@@ -42,7 +42,7 @@ def record(folder):
 
 
 @pytest.mark.parametrize("change", ["optimizer.lr=0.01", "student.optimizer.lr=0.01"])
-def test_the_learning_rate_of_a_run_may_change_and_the_record_says_from_where(begun, change):
+def test_the_learning_rate_of_a_run_may_change_and_the_record_says_from_where(begun, change, capsys):
     assert (
         cli.main(["resume", str(begun), change, "checkpoint.steps=3", "data.workers=0", "--device", "cpu"])
         == 0
@@ -59,6 +59,10 @@ def test_the_learning_rate_of_a_run_may_change_and_the_record_says_from_where(be
     assert metrics.read(begun).epochs("student")[-1]["lr"] == 0.01
     assert metrics.read(begun).epochs("teacher")[-1]["lr"] == 0.05
     assert cli.main(["resume", str(begun)]) == 0
+    whole = (begun / "recipe.yaml").read_bytes()
+    assert cli.main(["resume", str(begun), "optimizer.lr=0.5"]) == 2
+    assert "all stages of" in capsys.readouterr().err
+    assert (begun / "recipe.yaml").read_bytes() == whole
 
 
 @pytest.mark.parametrize("change, words", [
@@ -98,6 +102,16 @@ def test_a_damaged_record_ends_in_words(begun, text, capsys):
     (begun / "recipe.yaml").write_bytes(text.encode("latin-1"))
     assert cli.main(["resume", str(begun)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_damaged_twin_of_the_record_harms_nothing_that_cannot_be_mended(begun, capsys):
+    twin = begun / ".recipe.json"
+    for text in ("{", "[]", "{}"):
+        twin.write_text(text)
+        assert cli.main(["resume", str(begun)]) == 2
+        assert f"remove {twin}, then resume" in capsys.readouterr().err
+    twin.unlink()
+    assert cli.main(["resume", str(begun)]) == 0
 
 
 def test_other_data_are_refused(begun, images, capsys):

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import spikedistill as sd
 from spikedistill.training import checkpoint, loop, metrics
 from spikedistill.training.run_folder import clean
 
-from .conftest import outcome, run
+from .conftest import child, outcome, run
 
 
 class Stop(BaseException):
@@ -114,6 +116,28 @@ def test_leftovers_of_dead_processes_are_cleaned(small, images, tmp_path):
     (tmp_path / "early").mkdir()
     (tmp_path / "early" / ".recipe.yaml.12.tmp").write_text("name: half")
     run(small, images, tmp_path / "early")
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_disk_that_takes_no_more_ends_in_one_line_and_loses_nothing(
+    small, images, tmp_path, imported, capfd
+):
+    """The system itself refuses to write beyond a size: in the record, then in a checkpoint."""
+    small["stages"] = small["stages"][:1]
+    run(small, images, tmp_path / "whole")
+    sizes = [(tmp_path / "whole" / "recipe.yaml").stat().st_size // 2, 20_000]
+    for i, size in enumerate(sizes):
+        folder = tmp_path / f"run-{i}"
+
+        def work(folder: Path = folder, size: int = size) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+            run(small, images, folder)
+
+        assert child(work) == 1
+        last = capfd.readouterr().err.splitlines()[-1]
+        assert "SpikedistillError: cannot write" in last or "OSError: [Errno 27]" in last
+        run(small, images, folder)
+        assert outcome_of_one(folder) == outcome_of_one(tmp_path / "whole")
 
 
 def test_cadence_by_steps(small, images, tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ def kill_and_resume(small, images, folder: Path, points: list[int]) -> None:
 
 
 @pytest.fixture
-def whole(small, images, tmp_path):
+def whole(small, images, tmp_path, imported):
     """The uninterrupted run's outcome, and how often it changes the file system."""
 
     def counted() -> None:

@@ -35,6 +35,8 @@ def never(monkeypatch):
     (student(network={**NET, "input_size": 16}), r"input_size"),
     (student(network={**NET, "weights": "nowhere.pt"}), r"nowhere\.pt does not exist"),
     (student(network={**NET, "width": 10000}), r"GB are free; lower its width"),
+    (student(network={**NET, "width": -1}), r"s\.student: .*width must be a finite number above 0, found -1"),
+    (student(network={**NET, "dropout": 1.5}), r"student: .*dropout must be a number from 0 to 1, found 1\.5"),
     (student(network={**NET, "num_classes": 2}), r"(2 classes|out of bounds)"),
     (student(network={"name": "vgg16", "width": 0.0625}), r"stages\.student: two images do not pass"),
     (student(network={"name": "mine"}), r"unknown network 'mine'"),
@@ -74,6 +76,13 @@ def test_labels_beyond_the_classes(small, images, tmp_path, never):
     opened.splits["test"].pieces[0][0].labels[0] = 7
     with pytest.raises(sd.SpikedistillError, match="test part has the label 7; there are 3 classes"):
         run(small, opened, tmp_path / "run")
+
+
+def test_a_seed_beyond_what_a_summary_holds(small, images, tmp_path, capsys):
+    assert cli.main(["train", "digits", "--seed", str(1 << 64), "--out", str(tmp_path / "run")]) == 2
+    assert f"--seed must be at most {1 << 62}, found {1 << 64}" in capsys.readouterr().err
+    with pytest.raises(sd.SpikedistillError, match="seed: found"):
+        load({**small, "seed": 1 << 64})
 
 
 def test_a_seed_below_zero(tmp_path, capsys):

@@ -56,11 +56,19 @@ class Stop(Exception):
     pass
 
 
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    """Where the uninterrupted run lies: trained by the first that asks, found finished by the others."""
+    return tmp_path_factory.mktemp("left_alone") / "run"
+
+
 @pytest.mark.parametrize("at", [1, 4, 7, 16, 19])
-def test_stopped_anywhere_and_continued_equals_uninterrupted(tmp_path, recipe, arrays, monkeypatch, at):
+def test_stopped_anywhere_and_continued_equals_uninterrupted(
+    tmp_path, recipe, arrays, monkeypatch, left_alone, at
+):
     recipe["optimizer"] |= {"ema": 0.9, "warm_up": 1}
     recipe["data"]["augment"] = {"crop": 1, "flip": True, "mixup": 0.2}
-    whole = train(recipe, data=arrays, out=tmp_path / "whole", quiet=True)
+    whole = train(recipe, data=arrays, out=left_alone, quiet=True)
     monkeypatch.setattr(loop.Settings, "checkpoint_seconds", 0.0, raising=False)
     steps = 0
     original = loop.Training.save

@@ -1,7 +1,9 @@
 """Networks by name, ANN twin and SNN from one definition."""
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from torch import nn
@@ -55,6 +57,7 @@ def create(name: str, **given: Any) -> Network:
     for key in given:
         if key not in allowed:
             raise SpikedistillError(f"network {name!r} has no option {key!r}; {nearest(key, allowed)}")
+    _in_range(name, given)
     network = BUILDERS[name](**given)
     if not isinstance(network, Network):
         raise SpikedistillError(
@@ -68,6 +71,25 @@ def create(name: str, **given: Any) -> Network:
         whole["neuron"] = network.neuron_spec
     network.config = {"name": name, "options": {k: _plain(v) for k, v in whole.items()}}
     return equip(network) if network.spiking else guard(network)
+
+
+LOWEST = {"num_classes": 1, "in_channels": 1, "pools": 0, "hidden": 0}
+
+
+def _in_range(name: str, given: Mapping[str, Any]) -> None:
+    """Numbers that mean the same in all networks; torch would round them, or fail in words of its own."""
+    for key, value in given.items():
+        wrong = ""
+        if key in LOWEST and value is not None:
+            each = value if isinstance(value, list | tuple) else [value]
+            if any(not isinstance(v, Integral) or v < LOWEST[key] for v in each):
+                wrong = f"a whole number from {LOWEST[key]}"
+        elif key == "width" and not (isinstance(value, Real) and 0 < float(value) < math.inf):
+            wrong = "a finite number above 0"
+        elif key == "dropout" and not (isinstance(value, Real) and 0 <= float(value) <= 1):
+            wrong = "a number from 0 to 1"
+        if wrong:
+            raise SpikedistillError(f"network {name!r}: {key} must be {wrong}, found {value!r}")
 
 
 def _plain(value: Any) -> Any:

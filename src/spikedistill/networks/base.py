@@ -240,6 +240,8 @@ def _per_channel(value: float | Sequence[float] | None, default: float, channels
         raise SpikedistillError(
             f"{name} has {out.numel()} values for {channels} input channels; give one per channel"
         )
+    if not bool(out.isfinite().all()):
+        raise SpikedistillError(f"{name} must be finite, found {out.tolist()}")
     if name == "std" and not bool((out > 0).all()):
         raise SpikedistillError(f"std must be more than 0, found {out.tolist()}")
     return out.to(torch.get_default_device())

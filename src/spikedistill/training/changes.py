@@ -62,6 +62,10 @@ def change(folder: Path, overrides: Sequence[str], custom: Iterable[str] = ()) -
             raise SpikedistillError(
                 f"{text!r}: stage {first!r} of {folder} is finished; what it was trained with stays"
             )
+        if first == "optimizer" and len(finished) == len(claimed.recipe.stages):
+            raise SpikedistillError(
+                f"{text!r}: all stages of {folder} are finished; what they were trained with stays"
+            )
         apply_override(tree, text)
         apply_override(given, text)
         if path.startswith("optimizer."):
@@ -125,7 +129,13 @@ def edited(folder: Path, custom: Iterable[str] = ()) -> None:
     twin = folder / TWIN
     if not twin.exists():
         return
-    written = checkpoint.read_json(twin)["recipe"]
+    try:
+        written = checkpoint.read_json(twin)["recipe"]
+    except (SpikedistillError, KeyError, TypeError):
+        raise SpikedistillError(
+            f"{twin} is damaged: whether {FILE} was changed by hand cannot be said; see that {FILE} is as "
+            f"it was, remove {twin}, then resume"
+        ) from None
     held, claimed = read_file(folder / FILE, custom)
     paths = differences(written, held["recipe"])
     if not paths:
@@ -142,11 +152,12 @@ def edited(folder: Path, custom: Iterable[str] = ()) -> None:
     ]
     recipe = claimed.recipe
     finished = _finished(folder, recipe)
-    late = [path for path in paths if path.partition(".")[0] in finished]
+    closed = finished | ({"optimizer"} if len(finished) == len(recipe.stages) else set())
+    late = [path for path in paths if path.partition(".")[0] in closed]
     if late:
+        what = "all stages are" if late[0].startswith("optimizer.") else "that stage is"
         raise SpikedistillError(
-            f"{folder / FILE} was changed by hand at {late[0]}: that stage is finished; "
-            "put the old value back"
+            f"{folder / FILE} was changed by hand at {late[0]}: {what} finished; put the old value back"
         )
     tree = json.loads(json.dumps(held["recipe"]))
     for path, value in zip(paths, values):

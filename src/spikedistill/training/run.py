@@ -15,7 +15,7 @@ from .. import own_code
 from ..bibliography import citations
 from ..data import Data
 from ..errors import SpikedistillError
-from ..recipe import Recipe, at
+from ..recipe import LARGEST_SEED, Recipe, at
 from ..recipe import load as load_recipe
 from . import summary
 from .changes import change, edited
@@ -113,8 +113,9 @@ def train(
         checked = load_recipe(recipe, overrides, factories)
         if seeds is not None:
             checked = checked.model_copy(update={"seeds": seeds}) if seeds >= 1 else _refuse_seeds(seeds)
-        if seed is not None and seed < 0:
-            raise SpikedistillError(f"--seed must be at least 0, found {seed}")
+        if seed is not None and not 0 <= seed <= LARGEST_SEED:
+            wanted = "at least 0" if seed < 0 else f"at most {LARGEST_SEED}"
+            raise SpikedistillError(f"--seed must be {wanted}, found {seed}")
         if seed is not None:
             checked = checked.model_copy(update={"seeds": 1, "seed": seed})
         with at(f"{recipe}" if isinstance(recipe, str | Path) else "the recipe"):

@@ -3,9 +3,10 @@ mix it up.
 
 A neuron reads its current as (T, N, ...). Code that puts something in front of the batch (patches, say), or
 that looks across the batch, makes it integrate over something else than time, and nothing fails. So the
-network is run twice, once over all steps and once step by step with another image in the batch: what enters
-each neuron has to be the same for the images that stayed. In both runs neurons give the same random spikes,
-so that silent layers hide nothing.
+network is run twice, once over all steps and once step by step, with one image in two batches of other
+company, size and order: what enters each neuron has to be the same for this image. Its random spikes are
+the same in both runs, so that silent layers hide nothing; its company's are fewer in the second, so that
+statistics of the whole batch differ.
 """
 
 from collections.abc import Iterator
@@ -22,8 +23,9 @@ from ..base import Network
 from ..graph import Graph
 from ..operations import Node
 
-STEPS, IMAGES = 2, 3
-ALTERED = 1  # the image that the second run sees differently
+STEPS = 2
+IMAGES, FEWER = 3, 2  # of the two batches
+FIRST, LAST = 0, 1  # where the image that both have stands in them
 TOLERANCE = 1e-3  # of the largest value; sums of other batch sizes differ by rounding alone
 
 
@@ -34,8 +36,9 @@ def refuse_mixing(network: Network, graph: Graph, example: Tensor) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(IMAGES, *example.shape[1:], generator=generator).to(example.device, example.dtype)
-    others = images.clone()
-    others[ALTERED] = 0
+    images[FIRST] *= 0.5  # its company is brighter in the first batch and darker in the second
+    others = 0.25 * images[1 : 1 + FEWER]
+    others[LAST] = images[FIRST]
     own = network.time_steps or 1
     frames = network.input == "frames"
     given = images.unsqueeze(1).repeat(1, own, *[1] * (images.dim() - 1)) if frames else images
@@ -71,8 +74,7 @@ class _Current:
 
 @contextmanager
 def _forced(network: nn.Module, spikes: list[Tensor | None] | None) -> Iterator[list[Any]]:
-    """Have neurons give random spikes; for the images that stay those of ``spikes``, one entry a call in
-    order.
+    """Have neurons give random spikes; the image that stays gets those of ``spikes``, one entry a call.
 
     Yields, call by call, ((path, call), current, spikes given).
     """
@@ -83,12 +85,11 @@ def _forced(network: nn.Module, spikes: list[Tensor | None] | None) -> Iterator[
 
     def hook(path: str, neuron: Any) -> Any:
         def seen(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            given = (torch.rand(out.shape, generator=generator) < 0.5).to(out.device, out.dtype)
+            rate = 0.5 if spikes is None else 0.1
+            given = (torch.rand(out.shape, generator=generator) < rate).to(out.device, out.dtype)
             before = spikes[len(found)] if spikes is not None and len(found) < len(spikes) else None
-            if before is not None and before.shape == given.shape and len(given) % IMAGES == 0:
-                kept = before.unflatten(0, (IMAGES, -1)).clone()
-                kept[ALTERED] = given.unflatten(0, (IMAGES, -1))[ALTERED]
-                given = kept.flatten(0, 1)
+            if before is not None and _fit(before, given):
+                given.unflatten(0, (FEWER, -1))[LAST] = before.unflatten(0, (IMAGES, -1))[FIRST]
             call = counts.get(path, 0)
             counts[path] = call + 1
             found.append(((path, call), _Current(args[0], bool(getattr(neuron, "encode", False))), given))
@@ -114,13 +115,18 @@ def _step(x: Tensor, t: int, steps: int) -> Tensor | None:
 
 
 def _same(whole: Tensor | None, part: Tensor) -> bool:
-    """Whether the images that stayed have equal rows in both runs."""
-    if whole is None or whole.shape != part.shape or len(part) % IMAGES:
+    """Whether the image that stayed has equal rows in both runs."""
+    if whole is None or not _fit(whole, part):
         return False
-    a, b = (x.unflatten(0, (IMAGES, -1)) for x in (whole, part))
-    stay = [i for i in range(IMAGES) if i != ALTERED]
+    a, b = whole.unflatten(0, (IMAGES, -1)), part.unflatten(0, (FEWER, -1))
     bound = TOLERANCE * float(a.abs().amax().clamp(min=1e-6))
-    return bool(((a[stay] - b[stay]).abs() <= bound).all())
+    return bool(((a[FIRST] - b[LAST]).abs() <= bound).all())
+
+
+def _fit(whole: Tensor, part: Tensor) -> bool:
+    """Whether both have as many rows an image, of one shape."""
+    rows, left = divmod(len(part), FEWER)
+    return not left and len(whole) == rows * IMAGES and whole.shape[1:] == part.shape[1:]
 
 
 def _mixed(graph: Graph, name: str) -> SpikedistillError:
