@@ -36,7 +36,7 @@ def never(monkeypatch):
     (student(network={**NET, "weights": "nowhere.pt"}), r"nowhere\.pt does not exist"),
     (student(network={**NET, "width": 10000}), r"GB are free; lower its width"),
     (student(network={**NET, "width": -1}), r"s\.student: .*width must be a finite number above 0, found -1"),
-    (student(network={**NET, "dropout": 1.5}), r"student: .*dropout must be a number, found 1\.5"),
+    (student(network={**NET, "dropout": 1.5}), r"dropout must be a number from 0 to 1, found 1\.5"),
     (student(network={**NET, "num_classes": 2}), r"(2 classes|out of bounds)"),
     (student(network={"name": "vgg16", "width": 0.0625}), r"stages\.student: two images do not pass"),
     (student(network={"name": "mine"}), r"unknown network 'mine'"),
