@@ -18,12 +18,17 @@ from spikedistill.training.summary import (
 
 LAYERS = ["features.0.neuron", "features.3.neuron", "features.6.neuron", "features.9.neuron", "head.neuron"]
 CLASSES = [str(digit) for digit in range(10)]
-RECIPE = "title: Digits\ndata: {name: digits, batch_size: 128}\ntime_steps: 4\nseeds: 3\nstages:\n- name: teacher\n"
+RECIPE = (
+    "title: Digits\ndata: {name: digits, batch_size: 128}\ntime_steps: 4\nseeds: 3\nstages:\n- name: "
+    "teacher\n"
+)
 
 
 def confusion(wrong: int) -> list[list[int]]:
     """Ten classes, 30 images each, of which ``wrong`` images go to the next class."""
-    return [[30 - wrong if j == i else wrong if j == (i + 1) % 10 else 0 for j in range(10)] for i in range(10)]
+    return [
+        [30 - wrong if j == i else wrong if j == (i + 1) % 10 else 0 for j in range(10)] for i in range(10)
+    ]
 
 
 def chip(scale: float) -> dict[str, Any]:
@@ -124,7 +129,10 @@ def membranes(teacher: bool) -> list[MembraneSummary]:
     edges = [-2 + 0.25 * k for k in range(17)]
     bell = [round(1000 * 2.718 ** (-((edge - 0.2) ** 2))) for edge in edges[:-1]]
     wide = [round(900 * 2.718 ** (-((edge - 0.4) ** 2) / 1.5)) for edge in edges[:-1]]
-    return [MembraneSummary(path=path, edges=edges, student=bell, teacher=wide if teacher else None) for path in LAYERS]
+    return [
+        MembraneSummary(path=path, edges=edges, student=bell, teacher=wide if teacher else None)
+        for path in LAYERS
+    ]
 
 
 def run(seed: int, title: str = "Digits", shift: float = 0.0) -> RunSummary:

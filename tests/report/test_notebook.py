@@ -1,4 +1,6 @@
-"""What a notebook shows: the numbers of the objects, escaped, in the notebook's own colours, from nowhere else."""
+"""What a notebook shows: the numbers of the objects, escaped, in the notebook's own colours, from nowhere
+else.
+"""
 
 import re
 from collections import namedtuple
@@ -58,7 +60,9 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 
 def test_losses_are_their_parts() -> None:
     student = sd.networks.create("vgg5", in_channels=1, time_steps=2, width=0.125, pools=1)
-    losses = sd.Distiller(student, None, [{"type": "cross_entropy"}])(torch.rand(2, 1, 8, 8), torch.tensor([1, 2]))
+    losses = sd.Distiller(student, None, [{"type": "cross_entropy"}])(
+        torch.rand(2, 1, 8, 8), torch.tensor([1, 2])
+    )
     html = losses._repr_html_()
     is_safe(html)
     assert f"{float(losses.total.detach()):.4g}" in html
@@ -73,7 +77,8 @@ def test_a_network_is_its_layers(student: torch.nn.Module) -> None:
     is_safe(html)
     shown = texts(html)
     assert (
-        f"vgg5: SNN, T = 2, {sum(p.numel() for p in student.parameters()):,} parameters, 3 layers of neurons" in shown
+        f"vgg5: SNN, T = 2, {sum(p.numel() for p in student.parameters()):,} parameters, 3 layers of neurons"
+        in shown
     )
     counts = [int(text.replace(",", "")) for text in re.findall(r"right'>([\d,]+)</td>", html)]
     assert sum(counts) == sum(p.numel() for p in student.parameters())

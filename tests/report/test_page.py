@@ -98,7 +98,10 @@ def test_the_page_is_offline_and_unscripted(pages: dict[str, Path]) -> None:
         names = {tag for tag, _ in page.tags}
         assert not names & {"script", "iframe", "img", "object", "embed"}
         loads = [
-            value for _, attrs in page.tags for key, value in attrs.items() if key in ("src", "href", "xlink:href")
+            value
+            for _, attrs in page.tags
+            for key, value in attrs.items()
+            if key in ("src", "href", "xlink:href")
         ]
         assert all(value and value.startswith(("#", "data:")) for value in loads)
         assert all(value[1:] in page.ids for value in loads if value and value.startswith("#"))
@@ -148,7 +151,9 @@ def test_numbers_are_those_of_the_summary(pages: dict[str, Path]) -> None:
             ("spikesim.dense.tops_per_mm2", 1),
         ]
     ):
-        assert float(prices["student"][column]) == pytest.approx(scale * figures[f"hardware.{path}"].mean, rel=5e-3)
+        assert float(prices["student"][column]) == pytest.approx(
+            scale * figures[f"hardware.{path}"].mean, rel=5e-3
+        )
     assert ["student", "12.10 ± 0.10", "21.0", "40.0", "100.0"] in page.rows
     assert float(prices["student, ANN twin (3 bit)"][2]) == pytest.approx(6.4)
 
@@ -165,13 +170,19 @@ def test_what_was_run_is_told(pages: dict[str, Path]) -> None:
         "0123abc",
     ):
         assert word in text
-    assert "alone, student, quantized: not priced: head.pool: an uneven size" in read(pages["one"]).text["hardware"]
+    assert (
+        "alone, student, quantized: not priced: head.pool: an uneven size"
+        in read(pages["one"]).text["hardware"]
+    )
 
 
 def test_confusion_is_summed_over_seeds(pages: dict[str, Path]) -> None:
-    cells = re.findall(r"<title>0 taken for 0: (\d+) of (\d+)</title>", pages["one"].read_text(encoding="utf-8"))
+    cells = re.findall(
+        r"<title>0 taken for 0: (\d+) of (\d+)</title>", pages["one"].read_text(encoding="utf-8")
+    )
     expected = [
-        sum(run(s).stage(n).confusion[0][0] for s in range(3)) for n in ("teacher", "alone", "student", "quantized")
+        sum(run(s).stage(n).confusion[0][0] for s in range(3))
+        for n in ("teacher", "alone", "student", "quantized")
     ]  # type: ignore[index]
     assert [int(right) for right, _ in cells] == expected
     assert {int(total) for _, total in cells} == {90}
@@ -260,7 +271,10 @@ def test_the_same_run_gives_the_same_bytes_whatever_the_user_s_matplotlib_settin
     first = write_report(tmp_path, tmp_path / "a.html").read_bytes()
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
         assert write_report(tmp_path, tmp_path / "b.html").read_bytes() == first
-    script = f"from spikedistill.report.page import write_report; write_report({str(tmp_path)!r}, {str(tmp_path / 'c.html')!r})"
+    script = (
+        f"from spikedistill.report.page import write_report; write_report({str(tmp_path)!r}, "
+        f"{str(tmp_path / 'c.html')!r})"
+    )
     subprocess.run(
         [sys.executable, "-W", "error", "-c", script],
         check=True,
@@ -286,7 +300,10 @@ def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
 
 
 def test_importing_the_page_does_not_import_matplotlib() -> None:
-    script = "import sys, spikedistill.report.page; sys.exit('matplotlib' in sys.modules or 'jinja2' in sys.modules)"
+    script = (
+        "import sys, spikedistill.report.page; sys.exit('matplotlib' in sys.modules or 'jinja2' in "
+        "sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", script], check=True, env={"PYTHONPATH": ":".join(sys.path)})
 
 
@@ -329,7 +346,8 @@ def test_parts_beyond_the_palette_become_one(tmp_path: Path) -> None:
     wide.stages = [wide.stages[1].model_copy(update={"hardware": hardware})]
     summary.write(tmp_path, wide)
     legend = re.findall(
-        r'<i class="box"[^>]*></i>([^<]*)', write_report(tmp_path).read_text(encoding="utf-8").split("By component")[1]
+        r'<i class="box"[^>]*></i>([^<]*)',
+        write_report(tmp_path).read_text(encoding="utf-8").split("By component")[1],
     )
     assert legend == [f"part{index}" for index in range(7)] + ["other"]
 
@@ -347,7 +365,9 @@ def test_confusion_draws_only_cells_with_images(classes: int) -> None:
     matrix = [[5 if i == j else 0 for j in range(classes)] for i in range(classes)]
     svg = confusion(matrix, [], 0, "alt")
     assert svg.count("<title>") == classes
-    assert len(re.findall(r'dy=".35em" text-anchor="middle"[^>]*>5<', svg)) == (classes if classes <= 12 else 0)
+    assert len(re.findall(r'dy=".35em" text-anchor="middle"[^>]*>5<', svg)) == (
+        classes if classes <= 12 else 0
+    )
 
 
 def test_layers_keep_the_network_s_order(pages: dict[str, Path]) -> None:

@@ -106,7 +106,9 @@ def test_merge_against_figures_worked_out_by_hand() -> None:
     ]
     assert difference.values == pytest.approx([0.10, 0.07, 0.13])
     assert difference.mean == pytest.approx(0.10)
-    half = 4.302652729911275 * 0.03 / sqrt(3)  # tables: t(0.975, 2) = 4.30265; std of (0.10, 0.07, 0.13) = 0.03
+    half = (
+        4.302652729911275 * 0.03 / sqrt(3)
+    )  # tables: t(0.975, 2) = 4.30265; std of (0.10, 0.07, 0.13) = 0.03
     assert (difference.low, difference.high) == pytest.approx((0.10 - half, 0.10 + half))
 
 
@@ -135,7 +137,11 @@ def test_unfinished_stages_are_left_out_and_named() -> None:
 def test_merge_refuses_what_does_not_belong_together() -> None:
     other = run(1)
     other.recipe = "cifar10-demo"
-    for runs, message in (([], "no runs"), ([run(0), run(0)], "same seed"), ([run(0), other], "different recipes")):
+    for runs, message in (
+        ([], "no runs"),
+        ([run(0), run(0)], "same seed"),
+        ([run(0), other], "different recipes"),
+    ):
         with pytest.raises(SpikedistillError, match=message):
             summary.merge(runs)
 

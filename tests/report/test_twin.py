@@ -1,4 +1,6 @@
-"""Energies never come alone: the ANN twin at equal bits and the least favourable estimate stand beside them."""
+"""Energies never come alone: the ANN twin at equal bits and the least favourable estimate stand beside
+them.
+"""
 
 import pytest
 from synthetic import run
@@ -28,7 +30,9 @@ def priced():
 
 def test_each_estimate_has_its_twin():
     found = {one.model: one.ratio for one in table.estimates(priced().stage("quantized"))}
-    assert found == pytest.approx({"operations": 6.4, "with memory": 1.5, "SpikeSim dense": 0.5, "SpikeSim event": 2.0})
+    assert found == pytest.approx(
+        {"operations": 6.4, "with memory": 1.5, "SpikeSim dense": 0.5, "SpikeSim event": 2.0}
+    )
 
 
 def test_the_table_has_twin_and_least_favourable_beside_the_energy():

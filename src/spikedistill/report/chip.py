@@ -33,14 +33,17 @@ class Price:
 
 def section(study: Study) -> Section | None:
     """Energy, latency and area of every priced stage and of its ANN twin; None when no stage was priced."""
-    priced = {stage.name: tree for stage in study.summary.stages if (tree := _mean_hardware(study, stage.name))}
+    priced = {
+        stage.name: tree for stage in study.summary.stages if (tree := _mean_hardware(study, stage.name))
+    }
     if not priced:
         return None
     prices = [price for name, tree in priced.items() for price in _prices(name, study.colours[name], tree)]
     return Section(
         "hardware",
         "Hardware",
-        "Estimates per image, none of them measured on a chip, each with its own assumptions: read them side by side. "
+        "Estimates per image, none of them measured on a chip, each with its own assumptions: read them "
+        "side by side. "
         "Dense charges every array position; event charges only what spikes touch, counted on real images.",
         tables=[_together(prices), *_break_even(priced, study)],
         groups=[group for group in (_pareto(study), _components(prices), *_layers(priced)) if group.figures],
@@ -72,7 +75,8 @@ def mean_tree(trees: Sequence[Any]) -> Any:
     first = trees[0]
     if isinstance(first, dict):
         return {
-            key: mean_tree([tree[key] for tree in trees if isinstance(tree, dict) and key in tree]) for key in first
+            key: mean_tree([tree[key] for tree in trees if isinstance(tree, dict) and key in tree])
+            for key in first
         }
     if isinstance(first, list) and all(isinstance(tree, list) and len(tree) == len(first) for tree in trees):
         return [mean_tree(parts) for parts in zip(*trees)]
@@ -132,9 +136,11 @@ def _together(prices: Sequence[Price]) -> Table:
         for price in prices
     ]
     caption = (
-        "Energy per image four ways: SpikeSim (crossbar arrays) dense and event, multiplications and additions alone "
+        "Energy per image four ways: SpikeSim (crossbar arrays) dense and event, multiplications and "
+        "additions alone "
         "(MAC/AC, 45 nm), and with memory accesses. "
-        "Latency, area, EDAP (energy · delay · area) and TOPS (dense operations) are SpikeSim's dense figures. "
+        "Latency, area, EDAP (energy · delay · area) and TOPS (dense operations) are SpikeSim's dense "
+        "figures. "
         "ANN twin: the same network with ReLU, its activations of so many bits fed bit by bit."
     )
     return Table(headings, rows, caption, [price.colour for price in prices], title="All estimates together")
@@ -154,8 +160,14 @@ def _pareto(study: Study) -> Group:
 
 
 def _components(prices: Sequence[Price]) -> Group:
-    energy = [(name, _scaled(report.get("components"), 1e-6)) for price in prices for name, report in price.reports()]
-    area = [(p.name, _scaled((p.dense or p.event or {}).get("area"), 1e-6)) for p in prices if p.dense or p.event]
+    energy = [
+        (name, _scaled(report.get("components"), 1e-6))
+        for price in prices
+        for name, report in price.reports()
+    ]
+    area = [
+        (p.name, _scaled((p.dense or p.event or {}).get("area"), 1e-6)) for p in prices if p.dense or p.event
+    ]
     order = _by_size(energy) + [name for name in _by_size(area) if name not in _by_size(energy)]
     memory = [(price.name, _terms(price.memory)) for price in prices if _terms(price.memory)]
     drawn = [
@@ -187,12 +199,18 @@ def _break_even(priced: Mapping[str, Tree], study: Study) -> list[Table]:
         limits = priced.get(stage.name, {}).get("break_even")
         if limits:
             rates = [
-                f"{100 * limits[key]:.1f}" if key in limits else "–" for key in ("spikesim", "operations", "memory")
+                f"{100 * limits[key]:.1f}" if key in limits else "–"
+                for key in ("spikesim", "operations", "memory")
             ]
             rows.append((stage.name, percent(figure(stage, "firing_rate")), *rates))
     headings = ("Network", "Firing rate [%]", "SpikeSim event [%]", "Operations [%]", "With memory [%]")
-    caption = "The SNN needs less energy than its ANN twin while its mean firing rate is below this one. 0: never, 100: always."
-    table = Table(headings, rows, caption, [study.colours[row[0]] for row in rows], title="Where the SNN wins")
+    caption = (
+        "The SNN needs less energy than its ANN twin while its mean firing rate is below this one. 0: "
+        "never, 100: always."
+    )
+    table = Table(
+        headings, rows, caption, [study.colours[row[0]] for row in rows], title="Where the SNN wins"
+    )
     return [table] if rows else []
 
 
@@ -207,7 +225,11 @@ def _layers(priced: Mapping[str, Tree]) -> list[Group]:
             ]
             if rows:
                 figures.append(
-                    _bars(rows, "energy per image [µJ]", f"{name}: SpikeSim energy by layer ({mode}), in µJ per image.")
+                    _bars(
+                        rows,
+                        "energy per image [µJ]",
+                        f"{name}: SpikeSim energy by layer ({mode}), in µJ per image.",
+                    )
                 )
                 break
     return [Group(figures, "Energy by layer")]
@@ -249,13 +271,20 @@ def _notes(priced: Mapping[str, Tree]) -> list[str]:
     """What the models say beside their figures, each once with the stages it is said of."""
     said: dict[str, list[str]] = {}
     for name, tree in priced.items():
-        reports = [report for mode in ("dense", "event") if (report := (tree.get("spikesim") or {}).get(mode))]
-        unpriced = {item["name"]: item["reason"] for report in reports for item in report.get("unpriced") or []}
+        reports = [
+            report for mode in ("dense", "event") if (report := (tree.get("spikesim") or {}).get(mode))
+        ]
+        unpriced = {
+            item["name"]: item["reason"] for report in reports for item in report.get("unpriced") or []
+        }
         notes = [f"not priced: {layer}: {reason}" for layer, reason in unpriced.items()]
-        notes += [note for report in [*reports, tree.get("memory") or {}] for note in report.get("notes") or []]
+        notes += [
+            note for report in [*reports, tree.get("memory") or {}] for note in report.get("notes") or []
+        ]
         if (bars := tree.get("crossbar")) is not None:
             notes.append(
-                f"with ADCs of {bars['adc_bits']:.0f} bits ({bars['lossless_adc_bits']:.0f} would lose nothing) its test "
+                f"with ADCs of {bars['adc_bits']:.0f} bits ({bars['lossless_adc_bits']:.0f} would lose "
+                "nothing) its test "
                 f"accuracy is {100 * bars['accuracy']:.2f} %: the price above is that network's"
             )
         for note in dict.fromkeys(notes):

@@ -28,12 +28,16 @@ def compare_command(
     """``given``: recipes; with ``methods`` overrides, ``path=value``, of what stands behind ``on``."""
     if methods is None:
         if on is not None or budget is not None or not given:
-            raise SpikedistillError("compare takes recipes, or --methods all (or a,b) with --on RECIPE_OR_DATA")
+            raise SpikedistillError(
+                "compare takes recipes, or --methods all (or a,b) with --on RECIPE_OR_DATA"
+            )
         return _recipes(given, seeds, out or Path("runs"), device, as_json)
     if on is None:
         raise SpikedistillError("--methods needs --on RECIPE_OR_DATA: what the methods are tried on")
     if plain := [text for text in given if "=" not in text]:
-        raise SpikedistillError(f"with --methods only path=value may stand beside the options; found {plain[0]!r}")
+        raise SpikedistillError(
+            f"with --methods only path=value may stand beside the options; found {plain[0]!r}"
+        )
     found = compare(
         on, methods, seeds=seeds, budget=budget, out=out, overrides=list(given), device=device, say=_note
     )  # fmt: skip
@@ -67,7 +71,10 @@ def _recipes(recipes: Sequence[str], seeds: int, out: Path, device: str | None, 
         parts += ["", table.shown(run.summary), *table.lines_below(run.summary)]
     if len(found) > 1:
         parts += ["", together([(run.folder.name, run.summary) for run in found])]
-    tree = {"report": page, "summaries": {str(run.folder): run.summary.model_dump(mode="json") for run in found}}
+    tree = {
+        "report": page,
+        "summaries": {str(run.folder): run.summary.model_dump(mode="json") for run in found},
+    }
     tell(tree, *parts, f"\nreport: {page}", as_json=as_json)
 
 
@@ -79,5 +86,7 @@ def together(runs: Sequence[tuple[str, Any]]) -> Table:
         for label, summary in runs:
             stage = next((stage for stage in summary.stages if stage.name == name), None)
             if stage is not None:
-                rows.append((name, label, *next(row.cells()[1:] for row in table.rows(summary) if row.stage == name)))
+                rows.append(
+                    (name, label, *next(row.cells()[1:] for row in table.rows(summary) if row.stage == name))
+                )
     return Table((table.HEADINGS[0], "Run", *table.HEADINGS[1:]), rows, "Side by side", left=(0, 1))

@@ -38,14 +38,22 @@ def evaluate_command(
         "stage": first.stage,
         "images": first.images,
         "seeds": list(found),
-        "accuracy": {name: {str(T or "-"): values for T, values in column.items()} for name, column in columns.items()},
+        "accuracy": {
+            name: {str(T or "-"): values for T, values in column.items()} for name, column in columns.items()
+        },
         "notes": notes,
     }
     tell(tree, title, _table(columns, list(found)), *notes, as_json=as_json)
 
 
 def readings(
-    run: str, time_steps: Sequence[int], integer: bool, recalibrate: bool, rebin: bool, crossbar: bool, device: str
+    run: str,
+    time_steps: Sequence[int],
+    integer: bool,
+    recalibrate: bool,
+    rebin: bool,
+    crossbar: bool,
+    device: str,
 ) -> dict[int | None, Reading]:
     """By seed; of a network that is no run of several seeds one reading alone."""
     folder, stage = split_run(run)
@@ -77,7 +85,9 @@ def _table(columns: Columns, seeds: Sequence[int | None]) -> Table:
         rows = []
         for T in steps:
             rows += [[T or "-", seed, *row(T, lambda v, i=i: _percent(v[i]))] for i, seed in enumerate(seeds)]
-            rows.append([T or "-", "mean", *row(T, lambda v: f"{100 * fmean(v):.2f} ± {100 * stdev(v):.2f} %")])
+            rows.append(
+                [T or "-", "mean", *row(T, lambda v: f"{100 * fmean(v):.2f} ± {100 * stdev(v):.2f} %")]
+            )
     return Table(headings, rows, left=range(len(headings)))
 
 

@@ -20,14 +20,18 @@ def hardware_command(
     layers_out: Path | None,
     as_json: bool,
 ) -> int:
-    """Print the price; status 2 where a figure has no value (the published code's limits in released mode)."""
+    """Print the price; status 2 where a figure has no value (the published code's limits in released
+    mode).
+    """
     from .. import hardware
     from ..hardware.show import ratios_table, show
 
     if (run is None) == (layers is None):
         raise SpikedistillError("give a RUN or --layers FILE (one of them)")
     if iso_accuracy and not against:
-        raise SpikedistillError("--iso-accuracy chooses among runs to divide by; give some with --against RUN")
+        raise SpikedistillError(
+            "--iso-accuracy chooses among runs to divide by; give some with --against RUN"
+        )
     if layers is not None:
         if against or layers_out or iso_accuracy:
             raise SpikedistillError("--against, --iso-accuracy and --layers-out need a RUN, not a layer file")

@@ -25,7 +25,8 @@ def push(run: str, target: str, private: bool = False) -> str:
     stage, best = split_best(stage)
     if best:
         raise SpikedistillError(
-            f"{run}: the best epoch's weights go along with the stage; push it whole and load it with best=True"
+            f"{run}: the best epoch's weights go along with the stage; push it whole and load it with "
+            "best=True"
         )
     if not folder.exists():
         raise SpikedistillError(f"no run at {folder}; give the folder that `spikedistill train` wrote")
@@ -40,7 +41,9 @@ def push(run: str, target: str, private: bool = False) -> str:
 
 
 def card(name: str, address: str, place: Path) -> str:
-    """The model card of a stage: what it is, what was measured, beside what, on which data, and whose methods it uses."""
+    """The model card of a stage: what it is, what was measured, beside what, on which data, and whose
+    methods it uses.
+    """
     row = summary.read_stage(place)
     whole = _summary(place)
     data: dict[str, Any] = whole.data if whole is not None else {}
@@ -60,8 +63,14 @@ def card(name: str, address: str, place: Path) -> str:
     ]
     if whole is not None:
         lines = [*table.least_favourable(whole), *table.all_warnings(whole)]
-        parts += ["## Results of its run", _markdown(table.HEADINGS, [one.cells() for one in table.rows(whole)])]
-        parts += [_safe(table.caption(whole)), "Hardware figures are estimates of models, none measured on a chip."]
+        parts += [
+            "## Results of its run",
+            _markdown(table.HEADINGS, [one.cells() for one in table.rows(whole)]),
+        ]
+        parts += [
+            _safe(table.caption(whole)),
+            "Hardware figures are estimates of models, none measured on a chip.",
+        ]
         parts += ["\n".join(f"- {_safe(line)}" for line in lines)] if lines else []
     parts += ["## Training", "\n".join(f"- {_safe(line)}" for line in _training(row, data))]
     if whole is not None and whole.citations:
@@ -78,7 +87,11 @@ def _metadata(name: str, row: StageSummary, data: dict[str, Any]) -> str:
         "dataset": {"name": trained, "type": trained},
         "metrics": [{"type": "accuracy", "value": round(row.accuracy, 6), "name": "test accuracy"}],
     }
-    head = {"library_name": "spikedistill", "tags": tags, "model-index": [{"name": name, "results": [result]}]}
+    head = {
+        "library_name": "spikedistill",
+        "tags": tags,
+        "model-index": [{"name": name, "results": [result]}],
+    }
     return yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
 
 
@@ -90,7 +103,9 @@ def _training(row: StageSummary, data: dict[str, Any]) -> list[str]:
     lines += [f"objectives: {', '.join(objectives)}"] if objectives else []
     lines += [f"data: {data['name']}, sha256 {data['hash']}"] if {"name", "hash"} <= data.keys() else []
     if row.accuracy_at:
-        lines.append("accuracy by T: " + ", ".join(f"{T}: {100 * a:.2f} %" for T, a in row.accuracy_at.items()))
+        lines.append(
+            "accuracy by T: " + ", ".join(f"{T}: {100 * a:.2f} %" for T, a in row.accuracy_at.items())
+        )
     return lines
 
 
@@ -104,7 +119,9 @@ def _summary(place: Path) -> Summary | None:
 
 def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(_safe(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(_safe(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
 def _safe(text: str) -> str:

@@ -11,12 +11,16 @@ from spikedistill.training.contest import BASELINE
 from spikedistill.training.summary import MultiSummary, Summary
 
 HEADINGS = (
-    "Method", "Test [%]", f"Against {BASELINE} [points]", "Validation [%]", "Rate [%]", "Operations", "T", "Bits", *RUN[-3:],
+    "Method", "Test [%]", f"Against {BASELINE} [points]", "Validation [%]", "Rate [%]", "Operations", "T", "Bits",
+    *RUN[-3:],
 )  # fmt: skip
 CAPTION = (
-    f"Test and validation part, last checkpoint, mean ± sample standard deviation over seeds. Against {BASELINE}: test accuracy, "
-    "paired seed by seed, with its 95 % interval, not corrected. Rate: spikes per neuron and step. Operations and energy "
-    "(from the operations alone) per image, beside it the ANN twin's at equal bits, and the twin's energy over the SNN's in the "
+    "Test and validation part, last checkpoint, mean ± sample standard deviation over seeds. Against "
+    f"{BASELINE}: test accuracy, "
+    "paired seed by seed, with its 95 % interval, not corrected. Rate: spikes per neuron and step. "
+    "Operations and energy "
+    "(from the operations alone) per image, beside it the ANN twin's at equal bits, and the twin's energy "
+    "over the SNN's in the "
     "estimate that favours the SNN least: below 1 the twin is cheaper."
 )
 
@@ -49,7 +53,11 @@ def _difference(summary: Summary, method: str) -> str:
         return f"{100 * (own - base):+.2f}"
     for one in summary.differences:
         if (one.figure, one.stage, one.baseline) == ("accuracy", method, BASELINE):
-            interval = "" if one.low is None or one.high is None else f" [{100 * one.low:+.2f}, {100 * one.high:+.2f}]"
+            interval = (
+                ""
+                if one.low is None or one.high is None
+                else f" [{100 * one.low:+.2f}, {100 * one.high:+.2f}]"
+            )
             return f"{100 * one.mean:+.2f}{interval}"
     return "–"
 
@@ -61,9 +69,16 @@ def section(study: Study) -> Section | None:
         return None
     names = list(plan["methods"])
     table = Table(
-        HEADINGS, rows(study.summary, names), CAPTION, [study.colours[stage.name] for stage in study.summary.stages]
+        HEADINGS,
+        rows(study.summary, names),
+        CAPTION,
+        [study.colours[stage.name] for stage in study.summary.stages],
     )
-    figures = [chip.frontier(points, "from operation counts")] if len(points := chip.energy_points(study)) > 1 else []
+    figures = (
+        [chip.frontier(points, "from operation counts")]
+        if len(points := chip.energy_points(study)) > 1
+        else []
+    )
     work = [
         (stage.name, study.colours[stage.name], found.mean / 1e6, 100 * accuracy.mean)
         for stage in study.summary.stages
@@ -73,9 +88,17 @@ def section(study: Study) -> Section | None:
         and (accuracy := figure(stage, "accuracy"))
     ]
     if len(work) > 1:
-        text = "Test accuracy in % against synaptic operations per image in millions, means. Up and left is better."
+        text = (
+            "Test accuracy in % against synaptic operations per image in millions, means. Up and left is "
+            "better."
+        )
         figures.append(Figure(plots.pareto(work, "operations per image [M], logarithmic", text), text))
     left = [f"Left out: {name}: {reason}" for name, reason in plan.get("left_out", {}).items()]
     return Section(
-        "methods", "Which method", plan["sentence"], [table], [Group([*figures, *against_time(study)])], notes=left
+        "methods",
+        "Which method",
+        plan["sentence"],
+        [table],
+        [Group([*figures, *against_time(study)])],
+        notes=left,
     )

@@ -1,7 +1,8 @@
 """What a notebook shows of runs, losses, networks, evaluations and prices: tables and small plots as HTML.
 
-The colours are the notebook's own (``currentColor``; marks are of middle brightness), so it reads in light and dark. Styles stand
-on the elements: nothing is loaded from anywhere, and nothing of the page around is touched. Whatever is shown is escaped.
+The colours are the notebook's own (``currentColor``; marks are of middle brightness), so it reads in light
+and dark. Styles stand on the elements: nothing is loaded from anywhere, and nothing of the page around is
+touched. Whatever is shown is escaped.
 """
 
 import re
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 SHOWN = 24  # rows; more are folded away
 # Between 3:1 and 6:1 in contrast on white as on black; texts have the notebook's own colour.
 _SERIES = ("#3b82c4", "#cf6a24", "#1f9a73", "#b85f9c", "#a07d14", "#5f95c8", "#8477cc", "#7d8794")
-_MARKS = ";".join(["--muted:currentColor", "--grid:#80808066", *(f"--s{i}:{c}" for i, c in enumerate(_SERIES))])
+_MARKS = ";".join(
+    ["--muted:currentColor", "--grid:#80808066", *(f"--s{i}:{c}" for i, c in enumerate(_SERIES))]
+)
 _BOX = f"color:inherit;font-size:13px;line-height:1.4;max-width:60rem;{_MARKS}"
 _CELL = "padding:.25em .7em;border:0;border-bottom:1px solid #80808066;background:none;color:inherit"
 
@@ -39,7 +42,9 @@ def run(found: "Run") -> str:
         for i, stage in enumerate(stages)
         if (value := table.figure(stage, "accuracy")) is not None
     ]
-    text = "Test accuracy in % of each stage" + (", a dot a seed" if isinstance(summary, MultiSummary) else "")
+    text = "Test accuracy in % of each stage" + (
+        ", a dot a seed" if isinstance(summary, MultiSummary) else ""
+    )
     plot = _plot(plots.dots(rows, "test accuracy [%]", text)) if rows else ""
     below = "".join(f"<p style='margin:.2em 0'>{escape(line)}</p>" for line in table.lines_below(summary))
     where = f"<p style='margin:.2em 0'><code>{escape(str(found.folder))}</code></p>"
@@ -60,19 +65,34 @@ def network(found: nn.Module) -> str:
     for path, module in found.named_modules():
         neuron = neuron_of(module)
         own = sum(p.numel() for p in module.parameters(recurse=isinstance(module, NormNeuron)))
-        inside = path.endswith(".neuron") and isinstance(found.get_submodule(path.rpartition(".")[0]), NormNeuron)
+        inside = path.endswith(".neuron") and isinstance(
+            found.get_submodule(path.rpartition(".")[0]), NormNeuron
+        )
         if inside or not (own or neuron is not None):
             continue
         weight = getattr(module, "weight", None)
         form = " x ".join(map(str, weight.shape)) if isinstance(weight, Tensor) else ""
-        cells = [path or "(itself)", type(module).__name__, form, f"{own:,}" if own else "", str(neuron or "")]
+        cells = [
+            path or "(itself)",
+            type(module).__name__,
+            form,
+            f"{own:,}" if own else "",
+            str(neuron or ""),
+        ]
         rows.append([*cells, *([_bits(quantized, path)] if quantized is not None else [])])
     total = sum(p.numel() for p in found.parameters())
     steps = getattr(found, "time_steps", None)
     kind = f"SNN, T = {steps}" if steps else "ANN"
     name = str(getattr(found, "config", {}).get("name") or type(found).__name__)
     title = f"{name}: {kind}, {total:,} parameters, {len(layers(found))} layers of neurons"
-    headings = ["layer", "kind", "weight", "parameters", "neuron", *(["weight bits"] if quantized is not None else [])]
+    headings = [
+        "layer",
+        "kind",
+        "weight",
+        "parameters",
+        "neuron",
+        *(["weight bits"] if quantized is not None else []),
+    ]
     return _box(_table(terminal.Table(headings, rows, title, left=(0, 1, 2, 4))))
 
 
@@ -81,8 +101,12 @@ def evaluation(found: "Evaluation") -> str:
     title = f"{100 * found.accuracy:.2f} % of {found.images:,} images"
     rates = found.layers()
     if not rates:
-        return _box(_table(terminal.Table(["test", "accuracy [%]"], [["all", f"{100 * found.accuracy:.2f}"]], title)))
-    rows = [[one.path, f"{100 * one.firing_rate:.2f}", f"{one.neurons:,}", one.warning or ""] for one in rates]
+        return _box(
+            _table(terminal.Table(["test", "accuracy [%]"], [["all", f"{100 * found.accuracy:.2f}"]], title))
+        )
+    rows = [
+        [one.path, f"{100 * one.firing_rate:.2f}", f"{one.neurons:,}", one.warning or ""] for one in rates
+    ]
     shown = terminal.Table(["layer", "firing rate [%]", "neurons", "warning"], rows, title, left=(0, 3))
     return _box(_table(shown), _plot(plots.firing([(0, [rates])], "Firing rate of each layer in %")))
 
@@ -90,7 +114,11 @@ def evaluation(found: "Evaluation") -> str:
 def price(tree: Mapping[str, Any]) -> str:
     """A network's price: the other estimates and the ANN twin beside SpikeSim's figures, then its layers."""
     reports = {name: report for name, report in tree["spikesim"].items() if isinstance(report, Mapping)}
-    shown = [beside_table(tree), figures_table(reports), layers_table(reports.get("event") or reports["dense"])]
+    shown = [
+        beside_table(tree),
+        figures_table(reports),
+        layers_table(reports.get("event") or reports["dense"]),
+    ]
     said = dict.fromkeys(note for report in reports.values() for note in report.get("notes", ()))
     notes = "".join(f"<p style='margin:.2em 0'>{escape(str(note))}</p>" for note in said)
     warning = "<p style='margin:.2em 0'>Estimates of models, none measured on a chip.</p>"
@@ -103,13 +131,16 @@ def _table(shown: terminal.Table) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
         sides = ("left" if i in shown.left else "right" for i in range(len(cells)))
         return "".join(
-            f"<{tag} style='{_CELL};text-align:{side}'>{escape(text)}</{tag}>" for text, side in zip(cells, sides)
+            f"<{tag} style='{_CELL};text-align:{side}'>{escape(text)}</{tag}>"
+            for text, side in zip(cells, sides)
         )
 
     def whole(rows: Sequence[Sequence[str]]) -> str:
         body = "".join(f"<tr style='background:none'>{row(cells, 'td')}</tr>" for cells in rows)
         head = f"<thead><tr>{row(shown.headings, 'th')}</tr></thead>"
-        return f"<div style='overflow-x:auto'><table style='{_GRID}'>{head}<tbody>{body}</tbody></table></div>"
+        return (
+            f"<div style='overflow-x:auto'><table style='{_GRID}'>{head}<tbody>{body}</tbody></table></div>"
+        )
 
     cells = shown.cells
     cut = SHOWN if len(cells) > SHOWN + 4 else len(cells)
@@ -120,7 +151,8 @@ def _table(shown: terminal.Table) -> str:
 
 
 _GRID = (
-    "border-collapse:collapse;border:0;margin:.2em 0;font-variant-numeric:tabular-nums;color:inherit;background:none"
+    "border-collapse:collapse;border:0;margin:.2em "
+    "0;font-variant-numeric:tabular-nums;color:inherit;background:none"
 )
 
 

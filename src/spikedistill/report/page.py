@@ -27,13 +27,16 @@ Folder = str | os.PathLike[str]
 
 
 def write_report(folders: Folder | Sequence[Folder], out: Folder | None = None) -> Path:
-    """Write the page of a run folder, or of several beside each other (paired by stage name), and return its path.
+    """Write the page of a run folder, or of several beside each other (paired by stage name), and return its
+    path.
 
-    The file stands alone: style and plots are inside, nothing is loaded. ``out`` defaults to ``report.html`` in the first folder
-    (one run) or ``comparison.html`` beside it (several).
-    Raises: SpikedistillError when a folder holds no finished stage.
+    The file stands alone: style and plots are inside, nothing is loaded. ``out`` defaults to ``report.html``
+    in the first folder (one run) or ``comparison.html`` beside it (several). Raises: SpikedistillError when a
+    folder holds no finished stage.
     """
-    paths = [Path(folders)] if isinstance(folders, str | os.PathLike) else [Path(folder) for folder in folders]
+    paths = (
+        [Path(folders)] if isinstance(folders, str | os.PathLike) else [Path(folder) for folder in folders]
+    )
     if not paths:
         raise SpikedistillError("no run folder to report: give at least one")
     studies = _labelled([load(path.resolve()) for path in paths], paths)
@@ -116,12 +119,16 @@ def tiles(study: Study) -> list[tuple[str, str, str]]:
             )
         )
     if energy:
-        made.append((f"{microjoule(energy.mean)} µJ", "energy per image, from operation counts", _beside(last)))
+        made.append(
+            (f"{microjoule(energy.mean)} µJ", "energy per image, from operation counts", _beside(last))
+        )
     return made
 
 
 def _beside(stage: StageSummary | StageSpread) -> str:
-    """An energy never comes alone: the ANN twin's at equal bits, and the estimate that favours the network least."""
+    """An energy never comes alone: the ANN twin's at equal bits, and the estimate that favours the network
+    least.
+    """
     found = {one.model: one for one in estimates(stage)}
     words = [f"bits w/m/n: {bits_text(stage.bits)}"]
     if (counted := found.get("operations")) is not None:
@@ -179,13 +186,19 @@ def comparison(studies: Sequence[Study]) -> list[Section]:
         *HEADINGS[-3:],
     )
     caption = (
-        "Stages are paired by name. Against: difference in test accuracy in percentage points, paired over the seeds that both "
-        "runs have, with its 95 % interval (Student's t). Equal-bit ANN: the twin, from operation counts; least ratio: "
+        "Stages are paired by name. Against: difference in test accuracy in percentage points, paired over "
+        "the seeds that both "
+        "runs have, with its 95 % interval (Student's t). Equal-bit ANN: the twin, from operation counts; "
+        "least ratio: "
         "the twin's energy over the SNN's in the estimate that favours the SNN least."
     )
     text = "Test accuracy in % of every stage in every run: a dot per seed, the mark is the mean."
     figures = [
-        Figure(plots.dots(shown, "test accuracy [%]", text), text, [(s.label, i, "box") for i, s in enumerate(studies)])
+        Figure(
+            plots.dots(shown, "test accuracy [%]", text),
+            text,
+            [(s.label, i, "box") for i, s in enumerate(studies)],
+        )
     ]
     points = [
         (name, index, energy, accuracy)
@@ -212,13 +225,16 @@ def comparison(studies: Sequence[Study]) -> list[Section]:
 def _difference(study: Study, baseline: Study, name: str) -> str:
     """``+1.20 [0.40, 2.00]`` in points over common seeds."""
     here, there = (
-        {run.seed: s.accuracy for run in one.runs for s in run.stages if s.name == name} for one in (study, baseline)
+        {run.seed: s.accuracy for run in one.runs for s in run.stages if s.name == name}
+        for one in (study, baseline)
     )
     values = [100 * (here[seed] - there[seed]) for seed in sorted(here.keys() & there.keys())]
     if not values:
         return "–"
     interval = paired_interval(values)
-    return f"{sum(values) / len(values):+.2f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
+    return f"{sum(values) / len(values):+.2f}" + (
+        f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
+    )
 
 
 def _work(stage: StageSummary | StageSpread) -> str:

@@ -14,7 +14,9 @@ from spikedistill.training.summary import MultiSummary, RunSummary, StageSummary
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under headings; ``colours`` puts a series' swatch before a row, ``text_columns`` are set left."""
+    """Rows of text under headings; ``colours`` puts a series' swatch before a row, ``text_columns`` are
+    set left.
+    """
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -26,7 +28,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """An inline SVG, what it shows and in which units, and its legend: (name, series or None for grey, style)."""
+    """An inline SVG, what it shows and in which units, and its legend: (name, series or None for grey,
+    style).
+    """
 
     svg: str
     caption: str
@@ -70,7 +74,8 @@ class Section:
 @dataclass(frozen=True)
 class Study:
     """One run folder: its summary, the runs behind it (one a seed), their logs, the resolved recipe's text,
-    ``plan``: what a comparison of methods decided (:class:`~spikedistill.training.comparison.Plan`), else nothing.
+    ``plan``: what a comparison of methods decided (:class:`~spikedistill.training.comparison.Plan`), else
+    nothing.
     """
 
     label: str
@@ -101,7 +106,8 @@ def load(folder: Path) -> Study:
     found = read_plan(folder)
     plan = asdict(found) if found is not None else {}
     folders = sorted(
-        (path.parent for path in folder.glob(f"seed-*/{summary.FILE}")), key=lambda path: (len(path.name), path.name)
+        (path.parent for path in folder.glob(f"seed-*/{summary.FILE}")),
+        key=lambda path: (len(path.name), path.name),
     )
     if not folders:
         alone = summary.read(folder)
@@ -111,7 +117,9 @@ def load(folder: Path) -> Study:
             )
         return Study(folder.name, alone, [alone], [metrics.read(folder)], text, plan=plan)
     runs = [run for path in folders if isinstance(run := summary.read(path), RunSummary)]
-    return Study(folder.name, summary.merge(runs), runs, [metrics.read(path) for path in folders], text, plan=plan)
+    return Study(
+        folder.name, summary.merge(runs), runs, [metrics.read(path) for path in folders], text, plan=plan
+    )
 
 
 def colours(names: Sequence[str]) -> dict[str, int]:

@@ -1,4 +1,6 @@
-"""The page's plots: pure functions from numbers to inline SVG whose colours are the page's own (light, dark, print)."""
+"""The page's plots: pure functions from numbers to inline SVG whose colours are the page's own (light,
+dark, print).
+"""
 
 import io
 import re
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Matplotlib needs real colours; each is exchanged for a CSS variable, so that one drawing serves light, dark and paper.
+# Matplotlib needs real colours; each is exchanged for a CSS variable, so that one drawing serves light, dark
+# and paper.
 INK, MUTED, GRID = "#101112", "#707172", "#d0d1d2"
 SERIES = ("#0a5c9e", "#c2500a", "#0b7d5b", "#a8488a", "#8f6b00", "#4b8fc4", "#6a58b5", "#5b6472")
 _VARIABLES = {INK: "currentColor", MUTED: "var(--muted)", GRID: "var(--grid)"} | {
@@ -46,7 +49,8 @@ def _drawing(plot: Callable[P, str]) -> Callable[P, str]:
         import matplotlib
 
         with matplotlib.rc_context(), warnings.catch_warnings():
-            # Names may be in a script that matplotlib's font lacks; the browser draws the text, not matplotlib.
+            # Names may be in a script that matplotlib's font lacks; the browser draws the text, not
+            # matplotlib.
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(_SETTINGS)
@@ -62,15 +66,19 @@ def series(index: int) -> str:
 
 @_drawing
 def training(seeds: Sequence[Mapping[str, Curve]], colour: int, alt: str) -> str:
-    """Accuracy above, loss below, against epochs: seeds thin, their mean thick; validation coloured, training grey.
+    """Accuracy above, loss below, against epochs: seeds thin, their mean thick; validation coloured, training
+    grey.
 
-    Each seed maps ``train_accuracy``, ``validation_accuracy``, ``train_loss``, ``validation_loss`` to (epochs, values).
+    Each seed maps ``train_accuracy``, ``validation_accuracy``, ``train_loss``, ``validation_loss`` to
+    (epochs, values).
     """
     figure = _figure(WIDTH, 3.7)
     upper, lower = figure.subplots(2, 1, sharex=True)
     for axes, what in ((upper, "accuracy"), (lower, "loss")):
         for part, shade, style in (("train", MUTED, (0, (4, 1.5))), ("validation", series(colour), "-")):
-            _mean_of_seeds(axes, [seed[f"{part}_{what}"] for seed in seeds if f"{part}_{what}" in seed], shade, style)
+            _mean_of_seeds(
+                axes, [seed[f"{part}_{what}"] for seed in seeds if f"{part}_{what}" in seed], shade, style
+            )
         _style(axes, "y")
     upper.set_ylabel("accuracy [%]")
     lower.set_ylabel("loss")
@@ -95,11 +103,21 @@ def validation(stages: Sequence[tuple[int, Sequence[Curve]]], alt: str) -> str:
 
 @_drawing
 def dots(rows: Sequence[tuple[str, int, Spread]], xlabel: str, alt: str) -> str:
-    """One row a name: a faint dot per seed, a strong tick for the mean (values already in the axis's unit)."""
+    """One row a name: a faint dot per seed, a strong tick for the mean (values already in the axis's
+    unit).
+    """
     figure = _figure(WIDTH, 0.75 + 0.34 * len(rows))
     axes = figure.subplots()
     for y, (_, colour, spread) in enumerate(rows):
-        axes.plot(spread.values, [y] * len(spread.values), "o", color=series(colour), alpha=0.45, markersize=5.5, mew=0)
+        axes.plot(
+            spread.values,
+            [y] * len(spread.values),
+            "o",
+            color=series(colour),
+            alpha=0.45,
+            markersize=5.5,
+            mew=0,
+        )
         axes.plot([spread.mean], [y], "|", color=series(colour), markersize=15, mew=2.2)
     _rows(axes, [name for name, *_ in rows])
     axes.set_xlabel(xlabel)
@@ -135,9 +153,13 @@ def forest(
 
 @_drawing
 def firing(stages: Sequence[tuple[int, Sequence[Sequence[LayerSummary]]]], alt: str) -> str:
-    """Firing rate by layer: (colour, one list of layers a seed) for each stage; the mean with the seeds' range."""
+    """Firing rate by layer: (colour, one list of layers a seed) for each stage; the mean with the seeds'
+    range.
+    """
     names = list(dict.fromkeys(layer.path for _, seeds in stages for layers in seeds for layer in layers))
-    figure = _figure(WIDTH, 0.85 + (0.16 + 0.1 * len(stages)) * len(names) * (1 if len(names) <= 20 else 0.55))
+    figure = _figure(
+        WIDTH, 0.85 + (0.16 + 0.1 * len(stages)) * len(names) * (1 if len(names) <= 20 else 0.55)
+    )
     axes = figure.subplots()
     for place, (colour, seeds) in enumerate(stages):
         offset = (place - (len(stages) - 1) / 2) * min(0.22, 0.66 / len(stages))
@@ -149,7 +171,12 @@ def firing(stages: Sequence[tuple[int, Sequence[Sequence[LayerSummary]]]], alt: 
             mean = sum(rates) / len(rates)
             axes.plot([min(rates), max(rates)], [y + offset] * 2, color=series(colour), linewidth=1.6)
             axes.plot(
-                [mean], [y + offset], "o", color=series(colour), markersize=5, mfc="none" if odd else series(colour)
+                [mean],
+                [y + offset],
+                "o",
+                color=series(colour),
+                markersize=5,
+                mfc="none" if odd else series(colour),
             )
     _rows(axes, names)
     axes.set_xlim(left=-0.015 * axes.get_xlim()[1])
@@ -161,7 +188,9 @@ def firing(stages: Sequence[tuple[int, Sequence[Sequence[LayerSummary]]]], alt: 
 def against_time(
     stages: Sequence[tuple[int, str, Mapping[int, Spread]]], references: Sequence[tuple[int, float]], alt: str
 ) -> str:
-    """Test accuracy against time steps: (colour, "-" or "--", {T: accuracy in %}); references are ANNs' level lines."""
+    """Test accuracy against time steps: (colour, "-" or "--", {T: accuracy in %}); references are ANNs'
+    level lines.
+    """
     figure = _figure(WIDTH, 2.9)
     axes = figure.subplots()
     for colour, level in references:
@@ -190,7 +219,9 @@ def against_time(
 
 @_drawing
 def membrane(histogram: MembraneSummary, colour: int, alt: str) -> str:
-    """Share of charged membranes by value in thresholds: student filled, teacher as a line, the threshold dotted."""
+    """Share of charged membranes by value in thresholds: student filled, teacher as a line, the threshold
+    dotted.
+    """
     figure = _figure(2.5, 1.55, constrained=False)
     figure.subplots_adjust(left=0.05, right=0.97, bottom=0.27, top=0.97)
     axes = figure.subplots()
@@ -212,7 +243,9 @@ def membrane(histogram: MembraneSummary, colour: int, alt: str) -> str:
 
 
 @_drawing
-def stacked(rows: Sequence[tuple[str, Mapping[str, float]]], colours: Mapping[str, int], xlabel: str, alt: str) -> str:
+def stacked(
+    rows: Sequence[tuple[str, Mapping[str, float]]], colours: Mapping[str, int], xlabel: str, alt: str
+) -> str:
     """One horizontal bar a row, stacked from named parts; equal names have equal colours."""
     figure = _figure(WIDTH, 0.75 + 0.3 * len(rows))
     axes = figure.subplots()
@@ -230,14 +263,21 @@ def stacked(rows: Sequence[tuple[str, Mapping[str, float]]], colours: Mapping[st
 
 @_drawing
 def pareto(points: Sequence[tuple[str, int, float, float]], xlabel: str, alt: str) -> str:
-    """Accuracy in % against energy (logarithmic) of (name, colour, energy, accuracy); the line joins what nothing beats."""
+    """Accuracy in % against energy (logarithmic) of (name, colour, energy, accuracy); the line joins what
+    nothing beats.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     figure = _figure(WIDTH, 3.1)
     axes = figure.subplots()
     best = frontier([(energy, accuracy) for *_, energy, accuracy in points])
     axes.step(
-        [x for x, _ in best], [y for _, y in best], where="post", color=MUTED, linewidth=1.1, linestyle=(0, (3, 2))
+        [x for x, _ in best],
+        [y for _, y in best],
+        where="post",
+        color=MUTED,
+        linewidth=1.1,
+        linestyle=(0, (3, 2)),
     )
     for _, colour, energy, accuracy in points:
         axes.plot([energy], [accuracy], "o", color=series(colour), markersize=7)
@@ -274,7 +314,9 @@ def _figure(width: float, height: float, constrained: bool = True) -> "Figure":
 
 
 def _name_points(figure: "Figure", axes: "Axes", points: Sequence[tuple[str, float, float]]) -> None:
-    """Each name beside its point where nothing else stands: right, left, above or below; nowhere free, no name."""
+    """Each name beside its point where nothing else stands: right, left, above or below; nowhere free, no
+    name.
+    """
     figure.draw_without_rendering()
     per_point = figure.dpi / 72
     places = [axes.transData.transform((x, y)) / per_point for _, x, y in points]
@@ -354,7 +396,9 @@ def _mean_of_seeds(axes: "Axes", curves: Sequence[Curve], colour: str, style: An
 
 
 def _svg(figure: "Figure", alt: str) -> str:
-    """The figure as an inline SVG: no header, no metadata, no name spaces, own ids, the page's colours and font."""
+    """The figure as an inline SVG: no header, no metadata, no name spaces, own ids, the page's colours and
+    font.
+    """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
@@ -370,5 +414,9 @@ def _svg(figure: "Figure", alt: str) -> str:
     )  # how matplotlib before 3.11 says it
     inner = re.sub(r">\s*\n\s*<", "><", inner)
     own = f"f{crc32(inner.encode()):x}-"
-    inner = re.sub(r'\bid="', f'id="{own}', inner).replace("url(#", f"url(#{own}").replace('href="#', f'href="#{own}')
+    inner = (
+        re.sub(r'\bid="', f'id="{own}', inner)
+        .replace("url(#", f"url(#{own}")
+        .replace('href="#', f'href="#{own}')
+    )
     return f'<svg role="img" aria-label="{escape(alt)}" viewBox="{view.group(1)}">{inner.strip()}'

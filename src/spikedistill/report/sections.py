@@ -47,15 +47,20 @@ def results(study: Study) -> Section:
     )
     figures = []
     accuracies = [
-        (s.name, study.colours[s.name], _scaled(found, 100)) for s in summary.stages if (found := figure(s, "accuracy"))
+        (s.name, study.colours[s.name], _scaled(found, 100))
+        for s in summary.stages
+        if (found := figure(s, "accuracy"))
     ]
     if len(study.runs) > 1:
         text = "Test accuracy in %: a dot per seed, the mark is the mean."
         figures.append(Figure(plots.dots(accuracies, "test accuracy [%]", text), text))
-    differences = [d for d in getattr(summary, "differences", []) if d.figure == "accuracy" and d.low is not None][:15]
+    differences = [
+        d for d in getattr(summary, "differences", []) if d.figure == "accuracy" and d.low is not None
+    ][:15]
     if differences:
         text = (
-            "Difference in test accuracy in percentage points, paired seed by seed: dots are seeds, the diamond is the mean, "
+            "Difference in test accuracy in percentage points, paired seed by seed: dots are seeds, the "
+            "diamond is the mean, "
             "the line its 95 % interval (Student's t)."
         )
         figures.append(Figure(plots.forest(differences, text), text))
@@ -85,12 +90,15 @@ def training(study: Study) -> Section | None:
         return None
     figures = []
     shown = [
-        (colour, [c["validation_accuracy"] for c in seeds if "validation_accuracy" in c]) for _, colour, seeds in stages
+        (colour, [c["validation_accuracy"] for c in seeds if "validation_accuracy" in c])
+        for _, colour, seeds in stages
     ]
     if len(stages) > 1 and any(found for _, found in shown):
         text = "Validation accuracy of all stages, by epoch of the stage."
         figures.append(
-            Figure(plots.validation(shown, text), text, [(name, colour, "line") for name, colour, _ in stages])
+            Figure(
+                plots.validation(shown, text), text, [(name, colour, "line") for name, colour, _ in stages]
+            )
         )
     for name, colour, seeds in stages:
         text = f"{name}: accuracy in % (above) and loss (below) by epoch." + (
@@ -99,12 +107,17 @@ def training(study: Study) -> Section | None:
         legend: Legend = [("validation", colour, "line"), ("training", None, "dash")]
         figures.append(Figure(plots.training(seeds, colour, text), text, legend))
     torn = [run.seed for run, log in zip(study.runs, study.logs) if log.torn]
-    notes = [f"Seed {seed}: the log's last line is torn (the process was stopped); it is left out." for seed in torn]
+    notes = [
+        f"Seed {seed}: the log's last line is torn (the process was stopped); it is left out."
+        for seed in torn
+    ]
     return Section("training", "Training", groups=[Group(figures)], notes=notes)
 
 
 def curves(epochs: Sequence[Mapping[str, Any]]) -> dict[str, plots.Curve]:
-    """``train_accuracy``, ``validation_loss`` ... as (epochs, values) of the epoch lines that have them; accuracies in %."""
+    """``train_accuracy``, ``validation_loss`` ... as (epochs, values) of the epoch lines that have them;
+    accuracies in %.
+    """
     found: dict[str, plots.Curve] = {}
     for part in ("train", "validation"):
         for what, scale in (("accuracy", 100.0), ("loss", 1.0)):
@@ -122,7 +135,8 @@ def activity(study: Study) -> Section | None:
     """Firing rate per layer, accuracy against T."""
     figures = []
     spiking = [
-        (s.name, study.colours[s.name], [one.layers for one in study.stages(s.name)]) for s in study.summary.stages
+        (s.name, study.colours[s.name], [one.layers for one in study.stages(s.name)])
+        for s in study.summary.stages
     ]
     spiking = [(name, colour, seeds) for name, colour, seeds in spiking if any(seeds)]
     if spiking:
@@ -134,7 +148,9 @@ def activity(study: Study) -> Section | None:
         svg = plots.firing([(colour, seeds) for _, colour, seeds in spiking], text)
         figures.append(Figure(svg, text, [(name, colour, "dot") for name, colour, _ in spiking]))
     timed = against_time(study)
-    return Section("activity", "Spikes and time", groups=[Group(figures + timed)]) if figures or timed else None
+    return (
+        Section("activity", "Spikes and time", groups=[Group(figures + timed)]) if figures or timed else None
+    )
 
 
 def against_time(study: Study) -> list[Figure]:
@@ -145,7 +161,9 @@ def against_time(study: Study) -> list[Figure]:
             at = {T: _scaled(found, 100) for T, found in by_time_steps(stage, field).items()}
             if len(at) > 1:
                 lines.append((study.colours[stage.name], style, at))
-                legend.append((stage.name + word, study.colours[stage.name], "line" if style == "-" else "dash"))
+                legend.append(
+                    (stage.name + word, study.colours[stage.name], "line" if style == "-" else "dash")
+                )
     if not lines:
         return []
     anns = [s for s in study.summary.stages if s.kind == "ann"]
@@ -172,7 +190,10 @@ def membranes(study: Study) -> Section | None:
             for h in histograms
         ]
         groups.append(Group(figures, stage.name, small=True, colour=colour, legend=legend))
-    lead = "Share of neurons and time steps by charged membrane H, the state before the spike is drawn, in units of the threshold"
+    lead = (
+        "Share of neurons and time steps by charged membrane H, the state before the spike is drawn, in "
+        "units of the threshold"
+    )
     lead += f" (seed {study.seeds[0]})." if len(study.runs) > 1 else "."
     return Section("membranes", "Membranes", lead, groups=groups) if groups else None
 
@@ -192,9 +213,14 @@ def confusion(study: Study) -> Section | None:
         total = [[sum(cells) for cells in zip(*rows)] for rows in zip(*found)]
         text = f"{stage.name}. {_most_frequent(total, names)}"
         figures.append(
-            Figure(confusion_svg(total, names, study.colours[stage.name], f"Confusion matrix of {text}"), text)
+            Figure(
+                confusion_svg(total, names, study.colours[stage.name], f"Confusion matrix of {text}"), text
+            )
         )
-    lead = "Test images by true class (rows) and predicted class (columns); the shade is the share of the true class."
+    lead = (
+        "Test images by true class (rows) and predicted class (columns); the shade is the share of the "
+        "true class."
+    )
     lead += " Counts are summed over seeds." if len(study.runs) > 1 else ""
     return Section("confusion", "Confusion", lead, groups=[Group(figures)]) if figures else None
 
@@ -207,7 +233,13 @@ def what_was_run(study: Study) -> Section:
     stages = Table(
         ("Stage", "Network", "Begins from", "Teacher", "Objectives"),
         [
-            (s.name, _options(s.network), _origin(s), s.teacher or "–", "; ".join(map(_options, s.objectives)) or "–")
+            (
+                s.name,
+                _options(s.network),
+                _origin(s),
+                s.teacher or "–",
+                "; ".join(map(_options, s.objectives)) or "–",
+            )
             for s in firsts
         ],
         colours=swatches,
@@ -253,7 +285,9 @@ def _cost(study: Study, first: StageSummary) -> tuple[str, ...]:
     every = study.stages(first.name)
     steps = [stage.step_time for stage in every if stage.step_time]
     parts = ("data", "teacher", "forward", "backward", "optimizer")
-    times = [f"{1000 * sum(getattr(s, part) for s in steps) / len(steps):.1f}" if steps else "–" for part in parts]
+    times = [
+        f"{1000 * sum(getattr(s, part) for s in steps) / len(steps):.1f}" if steps else "–" for part in parts
+    ]
     return (
         first.name,
         count(first.parameters),
@@ -282,7 +316,9 @@ def _options(options: Mapping[str, Any]) -> str:
     """``{name: vgg9, width: 0.25}`` as ``vgg9 (width 0.25)``."""
     head = next((str(options[key]) for key in ("name", "type", "from") if key in options), "")
     rest = ", ".join(
-        f"{key} {value}" for key, value in options.items() if key not in ("name", "type", "from") and value is not None
+        f"{key} {value}"
+        for key, value in options.items()
+        if key not in ("name", "type", "from") and value is not None
     )
     return f"{head} ({rest})" if head and rest else head or rest
 
@@ -294,7 +330,9 @@ def _flat(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             found += _flat(value, name)
         else:
-            found.append((name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
+            found.append(
+                (name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+            )
     return found
 
 
@@ -316,7 +354,8 @@ def _integers(study: Study) -> list[str]:
             word = "equal predictions" if equal else "DIFFERENT predictions"
             images, size = sum(one.images for one in found), found[0].bytes / 1000
             notes.append(
-                f"{stage.name}: the integer network gives {word} on {images} images; its file has {size:.0f} kB."
+                f"{stage.name}: the integer network gives {word} on {images} images; its file has "
+                f"{size:.0f} kB."
             )
     return notes
 
