@@ -11,8 +11,8 @@ from spikedistill.training.contest import BASELINE
 from spikedistill.training.summary import MultiSummary, Summary
 
 HEADINGS = (
-    "Method", "Test [%]", f"Against {BASELINE} [points]", "Validation [%]", "Rate [%]", "Operations", "T", "Bits",
-    *RUN[-3:],
+    "Method", "Test [%]", f"Against {BASELINE} [points]", "Validation [%]", "Rate [%]", "Operations", "T",
+    "Bits", *RUN[-3:],
 )  # fmt: skip
 CAPTION = (
     "Test and validation part, last checkpoint, mean ± sample standard deviation over seeds. Against "
@@ -72,7 +72,7 @@ def section(study: Study) -> Section | None:
         HEADINGS,
         rows(study.summary, names),
         CAPTION,
-        [study.colours[stage.name] for stage in study.summary.stages],
+        [study.colour(stage.name) for stage in study.summary.stages],
     )
     figures = (
         [chip.frontier(points, "from operation counts")]
@@ -80,7 +80,7 @@ def section(study: Study) -> Section | None:
         else []
     )
     work = [
-        (stage.name, study.colours[stage.name], found.mean / 1e6, 100 * accuracy.mean)
+        (stage.name, study.colour(stage.name), found.mean / 1e6, 100 * accuracy.mean)
         for stage in study.summary.stages
         if stage.kind == "snn"
         and (found := operations(stage))
@@ -92,7 +92,9 @@ def section(study: Study) -> Section | None:
             "Test accuracy in % against synaptic operations per image in millions, means. Up and left is "
             "better."
         )
-        figures.append(Figure(plots.pareto(work, "operations per image [M], logarithmic", text), text))
+        svg = plots.pareto(work, "operations per image [M], logarithmic", text)
+        table = [("method", "operations [M]", "accuracy [%]"), *((name, x, y) for name, _, x, y in work)]
+        figures.append(Figure(svg, text, (), table, "accuracy-operations"))
     left = [f"Left out: {name}: {reason}" for name, reason in plan.get("left_out", {}).items()]
     return Section(
         "methods",

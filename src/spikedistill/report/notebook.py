@@ -5,7 +5,6 @@ and dark. Styles stand on the elements: nothing is loaded from anywhere, and not
 touched. Whatever is shown is escaped.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,12 @@ SHOWN = 24  # rows; more are folded away
 # Between 3:1 and 6:1 in contrast on white as on black; texts have the notebook's own colour.
 _SERIES = ("#3b82c4", "#cf6a24", "#1f9a73", "#b85f9c", "#a07d14", "#5f95c8", "#8477cc", "#7d8794")
 _MARKS = ";".join(
-    ["--muted:currentColor", "--grid:#80808066", *(f"--s{i}:{c}" for i, c in enumerate(_SERIES))]
+    [
+        "--muted:currentColor",
+        "--grid:#80808066",
+        "--paper:transparent",
+        *(f"--s{i}:{c}" for i, c in enumerate(_SERIES)),
+    ]
 )
 _BOX = f"color:inherit;font-size:13px;line-height:1.4;max-width:60rem;{_MARKS}"
 _CELL = "padding:.25em .7em;border:0;border-bottom:1px solid #80808066;background:none;color:inherit"
@@ -165,9 +169,7 @@ def _folded(title: str, inside: str) -> str:
 
 
 def _plot(svg: str) -> str:
-    # Matplotlib's style sheet would hold for the whole notebook.
-    alone = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.S)
-    return f"<div style='max-width:30rem;stroke-linejoin:round;stroke-linecap:butt'>{alone}</div>"
+    return f"<div style='max-width:30rem'>{svg}</div>"
 
 
 def _percent(value: Spread) -> Spread:

@@ -18,13 +18,13 @@ from ..distiller import Distiller
 from ..files import write_text
 from ..networks.base import Network
 from ..recipe import Stage
-from . import checkpoint, metrics, summary
+from . import checkpoint, metrics, observations, summary
 from .bfloat16 import trainable_precision
 from .calibration import CALIBRATION_IMAGES, calibration_batches, recalibrate
 from .loop import Settings, Training
 from .machine import autocast, compiling, estimate, saving, worth_compiling
 from .progress import Progress
-from .results import stage_summary
+from .results import batches_of, stage_summary
 from .reuse import stage_keys, take
 from .run_folder import (
     Claim,
@@ -182,6 +182,7 @@ class OneSeed:
         network.eval()
         teacher = next(iter(teachers.values()), None)
         row = stage_summary(self, stage, network, teacher, training, time.perf_counter() - started)
+        seen = observations.observe(network, teacher, batches_of(self, "test"))
         if self.accelerator.is_main_process:
             about = {"stage": stage.name, "class_names": list(self.data.info.class_names), "data": self.data.info.name}
             # The folder, its summary in it, appears at once: until then all of the above can be repeated.
@@ -191,7 +192,7 @@ class OneSeed:
                 about,
                 card(self.name, stage, row, self.data),
                 training.best if training else None,
-                {summary.FILE: row.model_dump_json(indent=1)},
+                {summary.FILE: row.model_dump_json(indent=1), observations.FILE: observations.contents(seen)},
             )
             self.forget_checkpoints(stage)
         self.log("stage_end", stage=stage.name, accuracy=row.accuracy, seconds=row.seconds)
