@@ -59,7 +59,11 @@ class Browser:
         media = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=media)
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
         )
         self.events.clear()
         self.call("Page.navigate", url=page.resolve().as_uri())
@@ -79,7 +83,11 @@ class Browser:
 
     def requests(self) -> list[str]:
         """The addresses that the page asked for, itself among them; none of them is a data URI."""
-        asked = [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
+        asked = [
+            e["params"]["request"]["url"]
+            for e in self.events
+            if e.get("method") == "Network.requestWillBeSent"
+        ]
         return [url for url in asked if not url.startswith("data:")]
 
     def picture(self, path: Path) -> None:
@@ -95,13 +103,13 @@ def browser(program: str) -> Iterator[Browser]:
     back_read, back_write = os.pipe()
     with tempfile.TemporaryDirectory() as profile:
         options = [
-            "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-            "--disable-component-update", "--hide-scrollbars", f"--user-data-dir={profile}",
+            "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--hide-scrollbars", f"--user-data-dir={profile}",
         ]  # fmt: skip
         # The browser reads from its file 3 and writes to its file 4.
         shell = f'exec "$0" "$@" 3<&{to_read} 4>&{back_write}'
         process = subprocess.Popen(
-            ["sh", "-c", shell, program, *options, "--remote-debugging-pipe"],
+            ["bash", "-c", shell, program, *options, "--remote-debugging-pipe"],
             pass_fds=(to_read, back_write),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -7,7 +7,7 @@ from html import escape
 
 from .scales import SIZE, Scale, fitting, label, width
 
-INK, MUTED, GRID, PAPER = "currentColor", "var(--muted)", "var(--grid)", "var(--paper)"
+INK, MUTED, GRID = "currentColor", "var(--muted)", "var(--grid)"
 COLOURS = (
     8  # of a palette; the page's style has them as --s0 ... (stages, runs) and --p0 ... (parts of something)
 )
@@ -64,7 +64,7 @@ class Canvas:
         self, x: float, y: float, colour: str, radius: float = 3.5, faint: float = 1.0, hollow: bool = False
     ) -> None:
         """A disc, or a ring."""
-        paint = f'fill="{PAPER}" stroke="{colour}" stroke-width="1.6"' if hollow else f'fill="{colour}"'
+        paint = f'fill="none" stroke="{colour}" stroke-width="1.6"' if hollow else f'fill="{colour}"'
         more = f' opacity="{faint}"' if faint < 1 else ""
         self.parts.append(f'<circle cx="{_n(x)}" cy="{_n(y)}" r="{_n(radius)}" {paint}{more}/>')
 
@@ -92,9 +92,9 @@ class Canvas:
         """One line, its middle at height ``y``; ``kind``: its class on the page; ``turned``: reads
         upwards.
         """
-        more = f' text-anchor="{anchor}"' if anchor != "start" else ""
+        more = f' class="{kind}"' if kind else ""
+        more += f' text-anchor="{anchor}"' if anchor != "start" else ""
         more += f' font-size="{_n(size)}"' if size != SIZE else ""
-        more += f' class="{kind}"' if kind else ""
         more += f' transform="rotate(-90 {_n(x)} {_n(y)})"' if turned else ""
         self.parts.append(
             f'<text x="{_n(x)}" y="{_n(y)}" dy=".35em"{more} fill="{colour}">{escape(words)}</text>'
@@ -184,8 +184,8 @@ def rows(
     names: Sequence[str], x: tuple[float, float], xlabel: str, total: float, step: float
 ) -> tuple[Canvas, Panel]:
     """A canvas with a name each ``step`` down the left side; row i stands at y = i."""
-    limit = 24
-    left = min(max((width(ending(name, limit)) for name in names), default=0) * 0.93 + 10, 0.48 * total)
+    limit = int((0.5 * total - 12) / width("0"))
+    left = max((width(ending(name, limit)) for name in names), default=0) + 12
     canvas = Canvas(total, step * len(names) + 46)
     panel = Panel(canvas, (left, 6, total - 12, step * len(names) + 6), x, (len(names) - 0.5, -0.5))
     panel.axes(xlabel, yticks=(), grid="x")

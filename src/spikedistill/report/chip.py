@@ -11,6 +11,7 @@ from spikedistill.report.table import figure, number, percent
 
 Tree = Mapping[str, Any]
 Rows = Sequence[tuple[str, Mapping[str, float]]]
+THIN = 0.005  # of the longest bar: a layer's below it cannot be seen
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def frontier(points: Sequence[tuple[str, Colour, float, float]], what: str) -> F
     )
     svg = plots.pareto(drawn, "energy per image [µJ], logarithmic", text)
     rows = [("network", "energy [µJ]", "accuracy [%]"), *((name, x, y) for name, _, x, y in drawn)]
-    return Figure(svg, text, (), rows, "accuracy-energy")
+    return Figure(svg, text, (), rows, f"accuracy-energy-{what.replace(', ', '-').replace(' ', '-')}")
 
 
 def energy_points(study: Study, path: str = "energy_pj") -> list[tuple[str, Colour, float, float]]:
@@ -245,7 +246,7 @@ def _layers(priced: Mapping[str, Tree], order: Sequence[str]) -> list[Group]:
             if rows:
                 caption = f"{name}: SpikeSim energy by layer ({mode}), in µJ per image."
                 names = order or _by_size(rows)
-                figures.append(_bars(rows, "energy per image [µJ]", caption, names, f"energy-{name}"))
+                figures.append(_bars(rows, "energy per image [µJ]", caption, names, f"energy-{name}", THIN))
                 break
     return [Group(figures, "Energy by layer", folded=True)]
 
@@ -256,15 +257,19 @@ def _by_size(rows: Rows) -> list[str]:
     return sorted(names, key=lambda name: -sum(parts.get(name, 0.0) for _, parts in rows))
 
 
-def _bars(rows: Rows, unit: str, caption: str, order: Sequence[str], name: str) -> Figure:
-    """Stacked bars; parts beyond the palette are one part, ``other``; rows of nothing are named instead of
-    drawn.
+def _bars(rows: Rows, unit: str, caption: str, order: Sequence[str], name: str, least: float = 0.0) -> Figure:
+    """Stacked bars; parts beyond the palette are one part, ``other``.
+
+    Rows of nothing, or of less than ``least`` of the longest, would be empty bars: they are named instead.
     """
     kept = order if len(order) <= COLOURS else order[: COLOURS - 1]
-    empty = [row for row, parts in rows if not any(parts.values())]
+    sums = {row: sum(parts.values()) for row, parts in rows}
+    empty = [row for row, total in sums.items() if total <= least * max(sums.values())]
     if empty:
         shown = ", ".join(empty) if len(empty) <= 6 else f"{', '.join(empty[:5])} and {len(empty) - 5} more"
-        caption += f" None in {shown}."
+        caption += (
+            f" Under {100 * least:g} % of the longest, not drawn: {shown}." if least else f" None: {shown}."
+        )
     folded = [
         (
             row,

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from ..training.observations import Activity, Bin, Drawn
 from .canvas import INK, MUTED, Canvas, Colour, Panel, ending, paint, rows, whole
 from .plots import WIDTH
-from .scales import span
+from .scales import span, width
 
 TRACED, PANELS = 3, 4  # neurons of a layer, layers
+NAMED = 19  # characters of a layer's name
 
 
 def calibration(networks: Sequence[tuple[Colour, Sequence[Bin]]], alt: str) -> str:
@@ -64,7 +65,7 @@ def raster(images: Sequence[Drawn], colour: Colour, alt: str) -> str:
     apart.
     """
     names = [one.path for one in images[0].layers]
-    left = min(max(len(name) for name in names) * 6.2 + 10, 130)
+    left = max(width(ending(name, NAMED)) for name in names) + 10
     steps = max(len(row) for one in images for layer in one.layers for row in layer.spikes)
     room = (WIDTH - left - 4 - 10 * (len(images) - 1)) / len(images)
     heights = [4 * len(layer.neurons) for layer in images[0].layers]
@@ -89,7 +90,7 @@ def raster(images: Sequence[Drawn], colour: Colour, alt: str) -> str:
                     f'<path d="{"".join(marks)}" stroke="{paint(colour)}" stroke-width="3.2"/>'
                 )
             if i == 0:
-                canvas.text(left - 6, top + height / 2, ending(layer.path, 19), "end", kind="name")
+                canvas.text(left - 6, top + height / 2, ending(layer.path, NAMED), "end", kind="name")
             top += height + 8
         canvas.text(
             x + room / 2, top + 6, f"{steps} time step{'s' * (steps > 1)} →", "middle", MUTED, kind="tick"
@@ -112,7 +113,7 @@ def traces(image: Drawn, colour: Colour, alt: str) -> str:
         place = (x, y, x + 158, y + 66)
         panel = Panel(canvas, place, (0.7, steps + 0.3), span([*values, 0.0, 1.0], 0.08))
         panel.axes("", "", whole(1, steps), grid="")
-        canvas.text(x - 28, y - 12, ending(layer.path, 26), size=10, kind="name")
+        canvas.text(x - 28, y - 12, ending(layer.path, 24), size=10, kind="name")
         panel.level(1, INK, thick=1.2)
         for n, dash in zip(kept, ("", "5 2", "1.5 2")):
             times = [float(t + 1) for t in range(len(layer.membranes[n]))]

@@ -17,7 +17,7 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], colour: Col
     cell = max(340 / classes, 3.0)
     labelled = classes <= 30
     longest = min(max(map(len, names), default=1), 12)
-    margin = 14 + (longest * 6.2 + 6 if labelled else 4)
+    margin = 19 + (longest * 6.2 + 6 if labelled else 4)
     end = margin + classes * cell
     canvas = Canvas(end + 2, end + 2)
     canvas.line([(margin, margin), (end, margin), (end, end), (margin, end), (margin, margin)], GRID, 1)

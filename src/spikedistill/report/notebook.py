@@ -29,7 +29,6 @@ _MARKS = ";".join(
     [
         "--muted:currentColor",
         "--grid:#80808066",
-        "--paper:transparent",
         *(f"--s{i}:{c}" for i, c in enumerate(_SERIES)),
     ]
 )

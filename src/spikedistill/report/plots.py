@@ -153,7 +153,7 @@ def membrane(histogram: MembraneSummary, colour: Colour, teacher: Colour, alt: s
     ]
     edges = histogram.edges
     top = max(value for shares in both for value in [*shares, 0.0]) or 1.0
-    panel = Panel(canvas, (6, 4, 194, 76), (edges[0], edges[-1]), (0.0, top))
+    panel = Panel(canvas, (16, 4, 184, 76), (edges[0], edges[-1]), (0.0, top))
     panel.axes("H [thresholds]", yticks=())
     for shares, line in zip(both, (False, True)):
         if not shares:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil, floor, log10
 
 SIZE = 11.0  # of the text in a drawing, in its own units
-_DIGIT = 0.6  # of a character, in its size: no digit of a usual font is wider
+_DIGIT = 0.64  # of a character, in its size: no digit of a usual font is wider
 _ROUND = (1.0, 2.0, 2.5, 5.0)
 
 

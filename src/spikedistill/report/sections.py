@@ -164,7 +164,7 @@ def _losses(study: Study) -> list[Figure]:
         text += " Thin lines are seeds." if len(seeds) > 1 else ""
         svg = plots.curves([(colour, "", drawn) for _, colour, drawn in lines], "epoch", "loss", text)
         legend: Legend = [(term.replace("_", " "), colour, "line") for term, colour, _ in lines]
-        made.append(Figure(svg, text, legend, table_of(lines, study.logged), f"loss-{name}"))
+        made.append(Figure(svg, text, legend, table_of(lines, study.logged), f"loss-parts-{name}"))
     return made
 
 
