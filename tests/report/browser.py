@@ -103,8 +103,8 @@ def browser(program: str) -> Iterator[Browser]:
     back_read, back_write = os.pipe()
     with tempfile.TemporaryDirectory() as profile:
         options = [
-            "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--hide-scrollbars", f"--user-data-dir={profile}",
+            "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
+            "--disable-background-networking", "--disable-component-update", f"--user-data-dir={profile}",
         ]  # fmt: skip
         # The browser reads from its file 3 and writes to its file 4.
         shell = f'exec "$0" "$@" 3<&{to_read} 4>&{back_write}'

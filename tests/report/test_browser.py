@@ -15,7 +15,7 @@ pytestmark = [
 ]
 OPEN = "document.querySelectorAll('details').forEach(d => d.open = true)"
 TOUCHING = """[...document.querySelectorAll('svg')].flatMap(svg => {
-  const ticks = [...svg.querySelectorAll('.tick')].map(t => [t.textContent, t.getBoundingClientRect()]);
+  const ticks = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
   return ticks.flatMap(([a, p], i) => ticks.slice(i + 1).filter(([b, q]) =>
     p.left < q.right - .5 && q.left < p.right - .5 && p.top < q.bottom - 3 && q.top < p.bottom - 3
   ).map(([b]) => `${svg.getAttribute('aria-label').slice(0, 40)}: ${a} on ${b}`));

@@ -270,7 +270,7 @@ def test_a_mark_for_each_spike_and_a_dot_for_each_of_the_traced(html: str) -> No
         len(re.findall(r"h[\d.]+", "".join(re.findall(r'<path d="(M[^"]*h[^"]*)"', svg))))
         == 3 * len(LAYERS) * 6
     )
-    assert "class 0, taken for 7" in svg
+    assert "class 0 → 7</text>" in svg
     traced = table(html, "membranes-student")
     assert {row["image"] for row in traced} == {"0"}
     shown = svg_of(html, "membranes-student")

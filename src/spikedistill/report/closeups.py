@@ -72,9 +72,7 @@ def raster(images: Sequence[Drawn], colour: Colour, alt: str) -> str:
     canvas = Canvas(WIDTH, 22 + sum(heights) + 8 * len(heights) + 24)
     for i, one in enumerate(images):
         x, step = left + i * (room + 10), room / steps
-        said = f"class {one.target}" + (
-            "" if one.prediction == one.target else f", taken for {one.prediction}"
-        )
+        said = f"class {one.target}" + ("" if one.prediction == one.target else f" → {one.prediction}")
         canvas.text(x, 9, said, size=10)
         top = 20.0
         for height, layer in zip(heights, one.layers):

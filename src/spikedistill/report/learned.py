@@ -127,8 +127,7 @@ def neurons(study: Study) -> list[Group]:
         of = f" of seed {study.seeds[0]}" if len(study.runs) > 1 else ""
         text = (
             f"Spikes{of} on {len(images)} test image{'s' * (len(images) > 1)}: up to {_most(images)} "
-            "neurons a "
-            "layer, evenly spread, one a line."
+            "neurons a layer, evenly spread, one a line. Class 3 → 5: of class 3, taken for 5."
         )
         rows: list[Sequence[object]] = [
             ("image", "class", "predicted", "layer", "neuron", "step", "membrane", "spike")

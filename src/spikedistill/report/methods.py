@@ -1,5 +1,6 @@
 """Methods side by side: one table for terminal and page, what was left out, and which to take."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from spikedistill.report import chip, plots
@@ -93,8 +94,11 @@ def section(study: Study) -> Section | None:
             "better."
         )
         svg = plots.pareto(work, "operations per image [M], logarithmic", text)
-        table = [("method", "operations [M]", "accuracy [%]"), *((name, x, y) for name, _, x, y in work)]
-        figures.append(Figure(svg, text, (), table, "accuracy-operations"))
+        numbers: list[Sequence[Any]] = [
+            ("method", "operations [M]", "accuracy [%]"),
+            *((name, x, y) for name, _, x, y in work),
+        ]
+        figures.append(Figure(svg, text, (), numbers, "accuracy-operations"))
     left = [f"Left out: {name}: {reason}" for name, reason in plan.get("left_out", {}).items()]
     return Section(
         "methods",

@@ -54,9 +54,9 @@ def results(study: Study) -> Section:
         text = "Test accuracy in %: a dot per seed, the mark is the mean."
         svg = plots.dots(accuracies, "test accuracy [%]", text)
         figures.append(Figure(svg, text, (), spreads(accuracies, study.seeds), "accuracy"))
-    found = [d for d in getattr(summary, "differences", []) if d.figure == "accuracy" and d.low is not None]
-    if found:
-        figures.append(_differences(found[:15], study.seeds))
+    paired = [d for d in getattr(summary, "differences", []) if d.figure == "accuracy" and d.low is not None]
+    if paired:
+        figures.append(_differences(paired[:15], study.seeds))
     points = chip.energy_points(study)
     if len(points) > 1:
         figures.append(chip.frontier(points, "from operation counts"))
@@ -224,16 +224,15 @@ def activity(study: Study) -> Section | None:
         if any(layer.warning for _, _, seeds in spiking for layers in seeds for layer in layers):
             text += " Hollow marks are dead (< 0.1 %) or saturated layers."
         svg = plots.firing([(colour, seeds) for _, colour, seeds in spiking], text)
-        table = [
+        table: list[Sequence[Any]] = [("stage", "layer", "seed", "firing rate")]
+        table += [
             (name, layer.path, seed, layer.firing_rate)
             for name, _, seeds in spiking
             for seed, layers in zip(study.seeds, seeds)
             for layer in layers
         ]
         legend: Legend = [(name, colour, "dot") for name, colour, _ in spiking]
-        figures.append(
-            Figure(svg, text, legend, [("stage", "layer", "seed", "firing rate"), *table], "firing")
-        )
+        figures.append(Figure(svg, text, legend, table, "firing"))
     groups = [Group([*figures, *against_time(study)]), *learned.neurons(study)]
     groups = [group for group in groups if group.figures]
     return Section("activity", "Spikes and time", groups=groups) if groups else None
@@ -308,7 +307,8 @@ def confusion(study: Study) -> Section | None:
         text = f"{stage.name}. {_most_frequent(total, names)}"
         svg = confusion_svg(total, names, study.colour(stage.name), f"Confusion matrix of {text}")
         known = [names[k] if k < len(names) else str(k) for k in range(len(total))]
-        table = [("true class", *known), *((name, *row) for name, row in zip(known, total))]
+        table: list[Sequence[Any]] = [("true class", *known)]
+        table += [(name, *row) for name, row in zip(known, total)]
         figures.append(Figure(svg, text, (), table, f"confusion-{stage.name}"))
     lead = (
         "Test images by true class (rows) and predicted class (columns); the shade is the share of the "
