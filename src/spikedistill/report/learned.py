@@ -27,30 +27,38 @@ def section(study: Study) -> Section | None:
     )
 
 
+SHARES = ("equal", "both", "only_student", "only_teacher", "neither")
+HEADINGS = (
+    "Stage", "Calibration error [%]", "Teacher", "Equal predictions [%]", "Both right [%]",
+    "Only student [%]", "Only teacher [%]", "Neither [%]", "KL [nats]",
+)  # fmt: skip
+
+
 def _table(study: Study, seen: dict[str, list[Observations]]) -> Table:
-    made = []
+    """A row a stage; without any teacher the calibration alone."""
+    made, taught = [], False
     for name, found in seen.items():
-        pairs = [one.agreement for one in found if one.agreement]
-        shares = [
-            percent(spread([getattr(pair, key) for pair in pairs])) if pairs else "–"
-            for key in ("equal", "both", "only_student", "only_teacher", "neither")
-        ]
-        divergence = f"{sum(pair.divergence for pair in pairs) / len(pairs):.3f}" if pairs else "–"
-        errors = percent(spread([one.student.error for one in found]))
-        made.append((name, study.teacher(name) or "–" if pairs else "–", *shares, divergence, errors))
-    headings = (
-        "Stage", "Teacher", "Equal predictions [%]", "Both right [%]", "Only student [%]", "Only teacher [%]",
-        "Neither [%]", "KL [nats]", "Calibration error [%]",
-    )  # fmt: skip
+        row = [name, percent(spread([one.student.error for one in found]))]
+        if pairs := [one.agreement for one in found if one.agreement]:
+            shares = [percent(spread([getattr(pair, key) for pair in pairs])) for key in SHARES]
+            row += [
+                study.teacher(name),
+                *shares,
+                f"{sum(pair.divergence for pair in pairs) / len(pairs):.3f}",
+            ]
+            taught = True
+        made.append([*row, *["–"] * (len(HEADINGS) - len(row))])
     caption = (
-        "Equal predictions: the same class as the teacher's. KL: of the teacher's probabilities to the "
-        "student's, "
-        "mean over images. Calibration error: how far confidence and accuracy lie apart, mean over images "
-        "(ECE, "
-        "ten bins)."
+        "Calibration error: how far confidence and accuracy lie apart, mean over images (ECE, ten bins)."
     )
+    if taught:
+        caption += (
+            " Equal predictions: the same class as the teacher's. KL: of the teacher's probabilities to the "
+            "student's, mean over images."
+        )
     colours = [study.colour(row[0]) for row in made]
-    return Table(headings, made, caption, colours, text_columns=2)
+    end = len(HEADINGS) if taught else 2
+    return Table(HEADINGS[:end], [row[:end] for row in made], caption, colours)
 
 
 def _calibration(study: Study, seen: dict[str, list[Observations]]) -> Figure:

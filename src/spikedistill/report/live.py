@@ -23,10 +23,7 @@ def standing(events: list[dict[str, Any]], seed: str) -> list[tuple[str, str]]:
     if not epochs:
         return found
     last = epochs[max(epochs)]
-    times = [(e["epoch"], e["time"]) for e in epochs.values() if isinstance(e.get("time"), int | float)]
-    if len(times) > 1 and isinstance(total, int):
-        (first, start), (latest, end) = min(times), max(times)
-        left = (end - start) / max(latest - first, 1) * (total - last["epoch"])
+    if (left := _left(last, total)) is not None:
         found.append(
             ("time left in the stage", f"about {left:.0f} s" if left < 120 else f"about {left / 60:.0f} min")
         )
@@ -38,3 +35,12 @@ def standing(events: list[dict[str, Any]], seed: str) -> list[tuple[str, str]]:
                     (f"{'training' if part == 'train' else part} {what}", f"{scale * values[what]:.4g}{unit}")
                 )
     return found
+
+
+def _left(line: dict[str, Any], total: Any) -> float | None:
+    """Seconds until the stage ends, from the mean time of its steps; None where it is not logged."""
+    parts = line.get("step_time")
+    step = line.get("step")
+    if not isinstance(parts, dict) or not isinstance(step, int) or not isinstance(total, int):
+        return None
+    return sum(parts.values()) * step / line["epoch"] * (total - line["epoch"])

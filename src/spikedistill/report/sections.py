@@ -282,7 +282,8 @@ def membranes(study: Study) -> Section | None:
         for h in histograms:
             alt = f"{stage.name}: membrane histogram of {h.path}"
             table: list[Sequence[Any]] = [("from", "to", "student", "teacher")]
-            table += zip(h.edges, h.edges[1:], h.student, h.teacher or [""] * len(h.student))
+            theirs: Sequence[Any] = h.teacher or [""] * len(h.student)
+            table += zip(h.edges, h.edges[1:], h.student, theirs)
             svg = plots.membrane(h, colour, study.colour(teacher), alt)
             figures.append(Figure(svg, h.path, (), table, f"histogram-{stage.name}-{h.path}"))
         groups.append(Group(figures, stage.name, small=True, colour=colour, legend=legend))
