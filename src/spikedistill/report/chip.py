@@ -46,8 +46,8 @@ def section(study: Study) -> Section | None:
         "hardware",
         "Hardware",
         "Estimates per image, none of them measured on a chip, each with its own assumptions: read them "
-        "side by side. "
-        "Dense charges every array position; event charges only what spikes touch, counted on real images.",
+        "side by side. Dense charges every array position; event charges only what spikes touch, counted "
+        "on real images.",
         tables=[_together(prices), *_break_even(priced, study)],
         groups=[
             group
@@ -62,8 +62,8 @@ def frontier(points: Sequence[tuple[str, Colour, float, float]], what: str) -> F
     """Accuracy against energy of (name, colour, energy in pJ, accuracy as a fraction)."""
     drawn = [(name, colour, energy / 1e6, 100 * accuracy) for name, colour, energy, accuracy in points]
     text = (
-        f"Test accuracy in % against energy per image in µJ ({what}), means. Up and left is better; "
-        "the dashed line joins what nothing beats."
+        f"Test accuracy in % against energy per image in µJ ({what}), means. Up and left is better; the "
+        "dashed line joins what nothing beats."
     )
     svg = plots.pareto(drawn, "energy per image [µJ], logarithmic", text)
     rows = [("network", "energy [µJ]", "accuracy [%]"), *((name, x, y) for name, _, x, y in drawn)]
@@ -146,11 +146,9 @@ def _together(prices: Sequence[Price]) -> Table:
     ]
     caption = (
         "Energy per image four ways: SpikeSim (crossbar arrays) dense and event, multiplications and "
-        "additions alone "
-        "(MAC/AC, 45 nm), and with memory accesses. "
-        "Latency, area, EDAP (energy · delay · area) and TOPS (dense operations) are SpikeSim's dense "
-        "figures. "
-        "ANN twin: the same network with ReLU, its activations of so many bits fed bit by bit."
+        "additions alone (MAC/AC, 45 nm), and with memory accesses. Latency, area, EDAP (energy · delay · "
+        "area) and TOPS (dense operations) are SpikeSim's dense figures. ANN twin: the same network with "
+        "ReLU, its activations of so many bits fed bit by bit."
     )
     return Table(headings, rows, caption, [price.colour for price in prices], title="All estimates together")
 
@@ -313,8 +311,8 @@ def _notes(priced: Mapping[str, Tree]) -> list[str]:
         if (bars := tree.get("crossbar")) is not None:
             notes.append(
                 f"with ADCs of {bars['adc_bits']:.0f} bits ({bars['lossless_adc_bits']:.0f} would lose "
-                "nothing) its test "
-                f"accuracy is {100 * bars['accuracy']:.2f} %: the price above is that network's"
+                f"nothing) its test accuracy is {100 * bars['accuracy']:.2f} %: the price above is that "
+                "network's"
             )
         for note in dict.fromkeys(notes):
             said.setdefault(note, []).append(name)

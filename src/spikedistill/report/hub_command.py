@@ -56,8 +56,8 @@ def card(name: str, address: str, place: Path) -> str:
         f"# {_safe(name)}",
         f"{kind}{bits}; {row.parameters:,} parameters; `{_safe(str(row.network.get('name')))}`. "
         f"{100 * row.accuracy:.2f} % of the test images of {_safe(str(data.get('name', 'its data')))}.",
-        f"```python\nimport spikedistill as sd\n\nnetwork = sd.load({address!r}{own})\n"
-        "logits = network.predict(images)   # images in [0, 1], (N, C, H, W)\n```",
+        f"```python\nimport spikedistill as sd\n\nnetwork = sd.load({address!r}{own})\nlogits = "
+        "network.predict(images)   # images in [0, 1], (N, C, H, W)\n```",
         *([f"The network is code of its author's, and needs it: {_safe(needed)}"] if needed else []),
         "No code is in this repository, and none is run to load it.",
     ]

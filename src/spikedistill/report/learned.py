@@ -53,8 +53,8 @@ def _table(study: Study, seen: dict[str, list[Observations]]) -> Table:
     )
     if taught:
         caption += (
-            " Equal predictions: the same class as the teacher's. KL: of the teacher's probabilities to the "
-            "student's, mean over images."
+            " Equal predictions: the same class as the teacher's. KL: of the teacher's probabilities to "
+            "the student's, mean over images."
         )
     colours = [study.colour(row[0]) for row in made]
     end = len(HEADINGS) if taught else 2
@@ -108,8 +108,8 @@ def _layers(study: Study, name: str, found: Observations) -> Figure:
     pairs = beside(found)
     text = (
         f"{name} and {teacher}, layer by layer: values that are not zero (of a spiking network spikes per "
-        "neuron and "
-        "step), and at the right how like their features are (linear CKA: 1 the same, 0 unrelated). "
+        "neuron and step), and at the right how like their features are (linear CKA: 1 the same, 0 "
+        "unrelated). "
     )
     text += "Beside each layer the teacher's of the same name, else the one most like it."
     text += f" Seed {study.seeds[0]}." if len(study.runs) > 1 else ""
@@ -150,8 +150,7 @@ def neurons(study: Study) -> list[Group]:
         spikes = Figure(closeups.raster(images, colour, text), text, (), rows, f"spikes-{name}")
         text = (
             f"Charged membranes H{of}, in thresholds, of up to {closeups.TRACED} neurons a layer on the "
-            "image of "
-            f"class {images[0].target}: the threshold is dotted, dots are spikes."
+            f"image of class {images[0].target}: the threshold is dotted, dots are spikes."
         )
         kept = [
             row

@@ -17,12 +17,10 @@ HEADINGS = (
 )  # fmt: skip
 CAPTION = (
     "Test and validation part, last checkpoint, mean ± sample standard deviation over seeds. Against "
-    f"{BASELINE}: test accuracy, "
-    "paired seed by seed, with its 95 % interval, not corrected. Rate: spikes per neuron and step. "
-    "Operations and energy "
-    "(from the operations alone) per image, beside it the ANN twin's at equal bits, and the twin's energy "
-    "over the SNN's in the "
-    "estimate that favours the SNN least: below 1 the twin is cheaper."
+    f"{BASELINE}: test accuracy, paired seed by seed, with its 95 % interval, not corrected. Rate: spikes "
+    "per neuron and step. Operations and energy (from the operations alone) per image, beside it the ANN "
+    "twin's at equal bits, and the twin's energy over the SNN's in the estimate that favours the SNN "
+    "least: below 1 the twin is cheaper."
 )
 
 

@@ -197,10 +197,9 @@ def comparison(studies: Sequence[Study]) -> list[Section]:
     )
     caption = (
         "Stages are paired by name. Against: difference in test accuracy in percentage points, paired over "
-        "the seeds that both "
-        "runs have, with its 95 % interval (Student's t). Equal-bit ANN: the twin, from operation counts; "
-        "least ratio: "
-        "the twin's energy over the SNN's in the estimate that favours the SNN least."
+        "the seeds that both runs have, with its 95 % interval (Student's t). Equal-bit ANN: the twin, "
+        "from operation counts; least ratio: the twin's energy over the SNN's in the estimate that favours "
+        "the SNN least."
     )
     text = "Test accuracy in % of every stage in every run: a dot per seed, the mark is the mean."
     legend: Legend = [(study.label, part(i), "box") for i, study in enumerate(studies)]

@@ -81,8 +81,7 @@ def spreads(found: Sequence[tuple[str, Any, Spread]], seeds: Sequence[int]) -> l
 def _differences(found: Sequence[Difference], seeds: Sequence[int]) -> Figure:
     text = (
         "Difference in test accuracy in percentage points, paired seed by seed: small dots are seeds, the "
-        "large "
-        "one is the mean, the line its 95 % interval (Student's t)."
+        "large one is the mean, the line its 95 % interval (Student's t)."
     )
     table: list[Sequence[Any]] = [
         ("stage", "minus", "mean", "low", "high", *(f"seed {seed}" for seed in seeds))
@@ -289,8 +288,7 @@ def membranes(study: Study) -> Section | None:
         groups.append(Group(figures, stage.name, small=True, colour=colour, legend=legend))
     lead = (
         "Share of neurons and time steps by charged membrane H, the state before the spike is drawn, in "
-        "units of "
-        "the threshold"
+        "units of the threshold"
     )
     lead += f" (seed {study.seeds[0]})." if len(study.runs) > 1 else "."
     return Section("membranes", "Membranes", lead, groups=groups, folded=True) if groups else None
@@ -313,8 +311,7 @@ def confusion(study: Study) -> Section | None:
         figures.append(Figure(svg, text, (), table, f"confusion-{stage.name}"))
     lead = (
         "Test images by true class (rows) and predicted class (columns); the shade is the share of the "
-        "true class, "
-        "full above a half."
+        "true class, full above a half."
     )
     lead += " Counts are summed over seeds." if len(study.runs) > 1 else ""
     return Section("confusion", "Confusion", lead, groups=[Group(figures)], folded=True) if figures else None

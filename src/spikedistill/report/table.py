@@ -98,11 +98,9 @@ def caption(summary: Summary) -> str:
     )
     return (
         f"{seeds}; last checkpoint of each stage, test set. Operations: synaptic operations of an SNN, "
-        "multiply-accumulates "
-        "(MACs) of an ANN. Energy: estimated from the operation counts; beside it that of the ANN twin at "
-        "equal bits, and the "
-        "twin's energy over the SNN's in the estimate that favours the SNN least: below 1 the twin is "
-        "cheaper."
+        "multiply-accumulates (MACs) of an ANN. Energy: estimated from the operation counts; beside it "
+        "that of the ANN twin at equal bits, and the twin's energy over the SNN's in the estimate that "
+        "favours the SNN least: below 1 the twin is cheaper."
     )
 
 
@@ -170,9 +168,8 @@ def least_favourable(summary: Summary) -> list[str]:
         if found := estimates(stage):
             least = min(found, key=lambda one: one.ratio)
             lines.append(
-                f"{stage.name}: least favourable is {least.model}: {energy(least.network)}, its ANN twin "
-                "at equal bits "
-                f"{energy(least.twin)}"
+                f"{stage.name}: least favourable is {least.model}: {energy(least.network)}, its ANN twin at "
+                f"equal bits {energy(least.twin)}"
             )
     return lines
 
