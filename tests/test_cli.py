@@ -45,6 +45,8 @@ def test_train_prints_the_table_and_the_page(run, capsys):
     assert "student" in out
     assert str(run / "report.html") in out
     assert (run / "report.html").stat().st_size > 10_000
+    assert "Student and teacher" in (run / "report.html").read_text()
+    assert (run / "stages" / "student" / "observations.json").is_file()
 
 
 def test_overrides_reach_the_run(run, tmp_path, capsys):

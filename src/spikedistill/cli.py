@@ -159,6 +159,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="The page's file; default report.html in the first run.")
     ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Make it again while the run goes.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the offline HTML page of one run, or of several side by side."""
@@ -167,6 +168,13 @@ def report(
     from .training.reevaluate import split_run
 
     folders: list[Any] = [split_run(run)[0] for run in runs]
+    if watch:
+        from .report.watch import watch as watch_run
+
+        if len(folders) > 1 or as_json:
+            raise SpikedistillError("--watch takes one run, and no --json")
+        watch_run(folders[0], out)
+        return
     page = write_report(folders if len(folders) > 1 else folders[0], out)
     found = (
         {run: load(folder).summary.model_dump(mode="json") for run, folder in zip(runs, folders)}

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from spikedistill.training import metrics, summary
+from spikedistill.training import metrics, observations, summary
 from spikedistill.training.summary import (
     Best,
     Bits,
@@ -18,7 +18,10 @@ from spikedistill.training.summary import (
 
 LAYERS = ["features.0.neuron", "features.3.neuron", "features.6.neuron", "features.9.neuron", "head.neuron"]
 CLASSES = [str(digit) for digit in range(10)]
-RECIPE = "title: Digits\ndata: {name: digits, batch_size: 128}\ntime_steps: 4\nseeds: 3\nstages:\n- name: teacher\n"
+RECIPE = (
+    "title: Digits\ndata: {name: digits, batch_size: 128}\ntime_steps: 4\nseeds: 3\nstages:\n- name: "
+    "teacher\n"
+)
 
 
 def confusion(wrong: int) -> list[list[int]]:
@@ -192,13 +195,64 @@ def folder(path: Path, summarized: RunSummary) -> Path:
                 step=7 * epoch,
                 train={
                     "loss": 2.3 * (1 - share),
-                    "parts": {"cross_entropy": 2.3 * (1 - share)},
+                    "parts": loss_parts(done, 1 - share),
                     "accuracy": min(1.0, reached + 0.02),
                 },
                 validation={"loss": 2.4 * (1 - share) + 0.05, "accuracy": reached},
                 lr=0.1 * (1 - epoch / done.epochs),
             )
     return path
+
+
+def loss_parts(done: StageSummary, left: float) -> dict[str, float]:
+    """The terms of a stage's loss; those of one with a teacher are two."""
+    taught = {"logit_distillation": 9 * left**2} if done.teacher else {}
+    return {"cross_entropy": 2.3 * left} | taught
+
+
+def observed(path: Path) -> Path:
+    """Observations beside every stage of a run of one seed."""
+    for done in summary.read(path).stages:
+        assert isinstance(done, StageSummary)
+        place = path / "stages" / done.name
+        place.mkdir(parents=True)
+        (place / observations.FILE).write_text(observations.contents(seen(done)))
+    return path
+
+
+def seen(done: StageSummary) -> observations.Observations:
+    """What might be seen of a stage: every number a known function of its accuracy."""
+    right = done.accuracy
+    bins = [
+        observations.Bin(images=10 * k, confidence=(k + 0.5) / 10, accuracy=right * (k + 0.5) / 10)
+        for k in range(10)
+    ]
+    predictions = observations.Predictions(images=450, accuracy=right, calibration=bins, error=1 - right)
+    found = observations.Observations(student=predictions)
+    found.layers = [observations.Activity(path=one.path, share=one.firing_rate) for one in done.layers]
+    if done.layers:
+        found.drawn = [drawn(n) for n in range(3)]
+    if done.teacher:
+        found.teacher = predictions
+        shares = {"both": right - 0.02, "only_student": 0.02, "only_teacher": 0.03, "neither": 0.95 - right}
+        found.agreement = observations.Agreement(equal=right, divergence=0.125, **shares)
+        found.teacher_layers = [observations.Activity(path=f"stage{k}", share=k / 10) for k in (3, 5, 7)]
+        found.likeness = [[0.2 * (k == row % 3) + 0.7 for k in range(3)] for row in range(len(done.layers))]
+    return found
+
+
+def drawn(image: int) -> observations.Drawn:
+    """Three neurons of each layer over four steps."""
+    layers = [
+        observations.Trace(
+            path=path,
+            neurons=[0, 500, 999],
+            spikes=["0101", "0000", "1111"],
+            membranes=[[0.5, 1.25, 0.75, 1.5], [0.1, 0.2, -0.3, 0.4], [1.0, 2.0, 1.5, 1.125]],
+        )
+        for path in LAYERS
+    ]
+    return observations.Drawn(image=image, target=image, prediction=image or 7, layers=layers)
 
 
 def study(path: Path, seeds: int = 3, title: str = "Digits", shift: float = 0.0) -> Path:

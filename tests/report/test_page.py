@@ -271,7 +271,10 @@ def test_the_same_run_gives_the_same_bytes_whatever_the_user_s_matplotlib_settin
     first = write_report(tmp_path, tmp_path / "a.html").read_bytes()
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
         assert write_report(tmp_path, tmp_path / "b.html").read_bytes() == first
-    script = f"from spikedistill.report.page import write_report; write_report({str(tmp_path)!r}, {str(tmp_path / 'c.html')!r})"
+    script = (
+        f"from spikedistill.report.page import write_report; write_report({str(tmp_path)!r}, "
+        f"{str(tmp_path / 'c.html')!r})"
+    )
     subprocess.run(
         [sys.executable, "-W", "error", "-c", script],
         check=True,
@@ -297,7 +300,10 @@ def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
 
 
 def test_importing_the_page_does_not_import_matplotlib() -> None:
-    script = "import sys, spikedistill.report.page; sys.exit('matplotlib' in sys.modules or 'jinja2' in sys.modules)"
+    script = (
+        "import sys, spikedistill.report.page; sys.exit('matplotlib' in sys.modules or 'jinja2' in "
+        "sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", script], check=True, env={"PYTHONPATH": ":".join(sys.path)})
 
 

@@ -1,4 +1,6 @@
-"""Energies never come alone: the ANN twin at equal bits and the least favourable estimate stand beside them."""
+"""Energies never come alone: the ANN twin at equal bits and the least favourable estimate stand beside
+them.
+"""
 
 import pytest
 from synthetic import run

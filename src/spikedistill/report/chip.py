@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spikedistill.report import plots
+from spikedistill.report.canvas import COLOURS, Colour, part
 from spikedistill.report.parts import Figure, Group, Section, Study, Table, colours
 from spikedistill.report.table import figure, number, percent
 
 Tree = Mapping[str, Any]
 Rows = Sequence[tuple[str, Mapping[str, float]]]
+THIN = 0.005  # of the longest bar: a layer's below it cannot be seen
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Price:
     """One network's price, means over seeds: SpikeSim dense and event, operations, memory-inclusive."""
 
     name: str
-    colour: int
+    colour: Colour
     dense: Tree | None
     event: Tree | None
     operations: Tree | None
@@ -38,32 +40,40 @@ def section(study: Study) -> Section | None:
     }
     if not priced:
         return None
-    prices = [price for name, tree in priced.items() for price in _prices(name, study.colours[name], tree)]
+    prices = [price for name, tree in priced.items() for price in _prices(name, study.colour(name), tree)]
+    order = _order(prices)
     return Section(
         "hardware",
         "Hardware",
-        "Estimates per image, none of them measured on a chip, each with its own assumptions: read them side by side. "
-        "Dense charges every array position; event charges only what spikes touch, counted on real images.",
+        "Estimates per image, none of them measured on a chip, each with its own assumptions: read them "
+        "side by side. Dense charges every array position; event charges only what spikes touch, counted "
+        "on real images.",
         tables=[_together(prices), *_break_even(priced, study)],
-        groups=[group for group in (_pareto(study), _components(prices), *_layers(priced)) if group.figures],
+        groups=[
+            group
+            for group in (_pareto(study), _components(prices, order), *_layers(priced, order))
+            if group.figures
+        ],
         notes=_notes(priced),
     )
 
 
-def frontier(points: Sequence[tuple[str, int, float, float]], what: str) -> Figure:
+def frontier(points: Sequence[tuple[str, Colour, float, float]], what: str) -> Figure:
     """Accuracy against energy of (name, colour, energy in pJ, accuracy as a fraction)."""
     drawn = [(name, colour, energy / 1e6, 100 * accuracy) for name, colour, energy, accuracy in points]
     text = (
-        f"Test accuracy in % against energy per image in µJ ({what}), means. Up and left is better; "
-        "the dashed line joins what nothing beats."
+        f"Test accuracy in % against energy per image in µJ ({what}), means. Up and left is better; the "
+        "dashed line joins what nothing beats."
     )
-    return Figure(plots.pareto(drawn, "energy per image [µJ], logarithmic", text), text)
+    svg = plots.pareto(drawn, "energy per image [µJ], logarithmic", text)
+    rows = [("network", "energy [µJ]", "accuracy [%]"), *((name, x, y) for name, _, x, y in drawn)]
+    return Figure(svg, text, (), rows, f"accuracy-energy-{what.replace(', ', '-').replace(' ', '-')}")
 
 
-def energy_points(study: Study, path: str = "energy_pj") -> list[tuple[str, int, float, float]]:
+def energy_points(study: Study, path: str = "energy_pj") -> list[tuple[str, Colour, float, float]]:
     """(name, colour, energy in pJ, accuracy) of the stages that have the figure ``path``."""
     return [
-        (stage.name, study.colours[stage.name], energy.mean, accuracy.mean)
+        (stage.name, study.colour(stage.name), energy.mean, accuracy.mean)
         for stage in study.summary.stages
         if (energy := figure(stage, path)) and energy.mean > 0 and (accuracy := figure(stage, "accuracy"))
     ]
@@ -90,14 +100,14 @@ def _mean_hardware(study: Study, name: str) -> Tree | None:
     return mean_tree(trees) if trees else None
 
 
-def _prices(name: str, colour: int, tree: Tree) -> list[Price]:
+def _prices(name: str, colour: Colour, tree: Tree) -> list[Price]:
     twin = tree.get("ann_twin")
     bits = twin.get("activation_bits") if twin else None
     bits = f" ({bits:g} bit)" if bits else ""
     return [_price(name, colour, tree)] + ([_price(f"{name}, ANN twin", colour, twin, bits)] if twin else [])
 
 
-def _price(name: str, colour: int, tree: Tree, detail: str = "") -> Price:
+def _price(name: str, colour: Colour, tree: Tree, detail: str = "") -> Price:
     chip = tree.get("spikesim") or {}
     beside = (tree.get("operations"), tree.get("memory"), detail, tree.get("chips") or {})
     return Price(name, colour, chip.get("dense"), chip.get("event"), *beside)
@@ -135,10 +145,10 @@ def _together(prices: Sequence[Price]) -> Table:
         for price in prices
     ]
     caption = (
-        "Energy per image four ways: SpikeSim (crossbar arrays) dense and event, multiplications and additions alone "
-        "(MAC/AC, 45 nm), and with memory accesses. "
-        "Latency, area, EDAP (energy · delay · area) and TOPS (dense operations) are SpikeSim's dense figures. "
-        "ANN twin: the same network with ReLU, its activations of so many bits fed bit by bit."
+        "Energy per image four ways: SpikeSim (crossbar arrays) dense and event, multiplications and "
+        "additions alone (MAC/AC, 45 nm), and with memory accesses. Latency, area, EDAP (energy · delay · "
+        "area) and TOPS (dense operations) are SpikeSim's dense figures. ANN twin: the same network with "
+        "ReLU, its activations of so many bits fed bit by bit."
     )
     return Table(headings, rows, caption, [price.colour for price in prices], title="All estimates together")
 
@@ -156,7 +166,7 @@ def _pareto(study: Study) -> Group:
     return Group([])
 
 
-def _components(prices: Sequence[Price]) -> Group:
+def _components(prices: Sequence[Price], order: Sequence[str]) -> Group:
     energy = [
         (name, _scaled(report.get("components"), 1e-6))
         for price in prices
@@ -165,23 +175,36 @@ def _components(prices: Sequence[Price]) -> Group:
     area = [
         (p.name, _scaled((p.dense or p.event or {}).get("area"), 1e-6)) for p in prices if p.dense or p.event
     ]
-    order = _by_size(energy) + [name for name in _by_size(area) if name not in _by_size(energy)]
     memory = [(price.name, _terms(price.memory)) for price in prices if _terms(price.memory)]
     drawn = [
-        _bars(rows, unit, caption, names)
-        for rows, unit, caption, names in (
+        _bars(rows, unit, caption, names, name)
+        for rows, unit, caption, names, name in (
             (
                 energy,
                 "energy per image [µJ]",
-                "SpikeSim energy per image by component, in µJ; a bar's end is the total.",
+                "SpikeSim energy per image by component, in µJ; the total stands behind the bar.",
                 order,
+                "components",
             ),
-            (area, "area [mm²]", "Chip area by component, in mm².", order),
-            (memory, "energy per image [µJ]", "Memory-inclusive energy per image by term, in µJ.", ()),
+            (area, "area [mm²]", "Chip area by component, in mm².", order, "area"),
+            (
+                memory,
+                "energy per image [µJ]",
+                "Memory-inclusive energy per image by term, in µJ.",
+                _by_size(memory),
+                "memory",
+            ),
         )
         if any(parts for _, parts in rows)
     ]
     return Group(drawn, "By component")
+
+
+def _order(prices: Sequence[Price]) -> list[str]:
+    """All components of energy and area, the largest first: each has one colour in every chart."""
+    energy = [(name, report.get("components") or {}) for price in prices for name, report in price.reports()]
+    area = [(price.name, (price.dense or price.event or {}).get("area") or {}) for price in prices]
+    return list(dict.fromkeys([*_by_size(energy), *_by_size(area)]))
 
 
 def _terms(memory: Tree | None) -> dict[str, float]:
@@ -201,14 +224,15 @@ def _break_even(priced: Mapping[str, Tree], study: Study) -> list[Table]:
             ]
             rows.append((stage.name, percent(figure(stage, "firing_rate")), *rates))
     headings = ("Network", "Firing rate [%]", "SpikeSim event [%]", "Operations [%]", "With memory [%]")
-    caption = "The SNN needs less energy than its ANN twin while its mean firing rate is below this one. 0: never, 100: always."
-    table = Table(
-        headings, rows, caption, [study.colours[row[0]] for row in rows], title="Where the SNN wins"
+    caption = (
+        "The SNN needs less energy than its ANN twin while its mean firing rate is below this one. 0: "
+        "never, 100: always."
     )
+    table = Table(headings, rows, caption, [study.colour(row[0]) for row in rows], title="Where the SNN wins")
     return [table] if rows else []
 
 
-def _layers(priced: Mapping[str, Tree]) -> list[Group]:
+def _layers(priced: Mapping[str, Tree], order: Sequence[str]) -> list[Group]:
     figures = []
     for name, tree in priced.items():
         for mode in ("event", "dense"):
@@ -218,15 +242,11 @@ def _layers(priced: Mapping[str, Tree]) -> list[Group]:
                 for layer in report.get("layers") or []
             ]
             if rows:
-                figures.append(
-                    _bars(
-                        rows,
-                        "energy per image [µJ]",
-                        f"{name}: SpikeSim energy by layer ({mode}), in µJ per image.",
-                    )
-                )
+                caption = f"{name}: SpikeSim energy by layer ({mode}), in µJ per image."
+                names = order or _by_size(rows)
+                figures.append(_bars(rows, "energy per image [µJ]", caption, names, f"energy-{name}", THIN))
                 break
-    return [Group(figures, "Energy by layer")]
+    return [Group(figures, "Energy by layer", folded=True)]
 
 
 def _by_size(rows: Rows) -> list[str]:
@@ -235,22 +255,35 @@ def _by_size(rows: Rows) -> list[str]:
     return sorted(names, key=lambda name: -sum(parts.get(name, 0.0) for _, parts in rows))
 
 
-def _bars(rows: Rows, unit: str, caption: str, order: Sequence[str] = ()) -> Figure:
-    """Stacked bars; parts beyond the palette are one part, ``other``."""
-    order = list(order) or _by_size(rows)
-    kept = order if len(order) <= len(plots.SERIES) else order[: len(plots.SERIES) - 1]
+def _bars(rows: Rows, unit: str, caption: str, order: Sequence[str], name: str, least: float = 0.0) -> Figure:
+    """Stacked bars; parts beyond the palette are one part, ``other``.
+
+    Rows of nothing, or of less than ``least`` of the longest, would be empty bars: they are named instead.
+    """
+    kept = order if len(order) <= COLOURS else order[: COLOURS - 1]
+    sums = {row: sum(parts.values()) for row, parts in rows}
+    empty = [row for row, total in sums.items() if total <= least * max(sums.values())]
+    if empty:
+        shown = ", ".join(empty) if len(empty) <= 6 else f"{', '.join(empty[:5])} and {len(empty) - 5} more"
+        caption += (
+            f" Under {100 * least:g} % of the longest, not drawn: {shown}." if least else f" None: {shown}."
+        )
     folded = [
         (
-            name,
-            {part: parts[part] for part in kept if part in parts}
+            row,
+            {one: parts[one] for one in kept if parts.get(one)}
             | ({"other": rest} if (rest := _rest(parts, kept)) else {}),
         )
-        for name, parts in rows
+        for row, parts in rows
+        if row not in empty
     ]
     names = colours([*kept, "other"])
-    shown = [name for name in names if any(name in parts for _, parts in folded)]
+    found = [one for one in names if any(one in parts for _, parts in folded)]
     svg = plots.stacked(folded, names, unit, caption)
-    return Figure(svg, caption, [(name.replace("_", " "), names[name], "box") for name in shown])
+    table: list[Sequence[Any]] = [("name", *order, "total")]
+    table += [(row, *(parts.get(one, 0.0) for one in order), sum(parts.values())) for row, parts in rows]
+    legend = [(one.replace("_", " "), part(names[one]), "box") for one in found]
+    return Figure(svg, caption, legend, table, name)
 
 
 def _rest(parts: Mapping[str, float], kept: Sequence[str]) -> float:
@@ -277,8 +310,9 @@ def _notes(priced: Mapping[str, Tree]) -> list[str]:
         ]
         if (bars := tree.get("crossbar")) is not None:
             notes.append(
-                f"with ADCs of {bars['adc_bits']:.0f} bits ({bars['lossless_adc_bits']:.0f} would lose nothing) its test "
-                f"accuracy is {100 * bars['accuracy']:.2f} %: the price above is that network's"
+                f"with ADCs of {bars['adc_bits']:.0f} bits ({bars['lossless_adc_bits']:.0f} would lose "
+                f"nothing) its test accuracy is {100 * bars['accuracy']:.2f} %: the price above is that "
+                "network's"
             )
         for note in dict.fromkeys(notes):
             said.setdefault(note, []).append(name)

@@ -25,7 +25,8 @@ def push(run: str, target: str, private: bool = False) -> str:
     stage, best = split_best(stage)
     if best:
         raise SpikedistillError(
-            f"{run}: the best epoch's weights go along with the stage; push it whole and load it with best=True"
+            f"{run}: the best epoch's weights go along with the stage; push it whole and load it with "
+            "best=True"
         )
     if not folder.exists():
         raise SpikedistillError(f"no run at {folder}; give the folder that `spikedistill train` wrote")
@@ -40,7 +41,9 @@ def push(run: str, target: str, private: bool = False) -> str:
 
 
 def card(name: str, address: str, place: Path) -> str:
-    """The model card of a stage: what it is, what was measured, beside what, on which data, and whose methods it uses."""
+    """The model card of a stage: what it is, what was measured, beside what, on which data, and whose
+    methods it uses.
+    """
     row = summary.read_stage(place)
     whole = _summary(place)
     data: dict[str, Any] = whole.data if whole is not None else {}
@@ -53,8 +56,8 @@ def card(name: str, address: str, place: Path) -> str:
         f"# {_safe(name)}",
         f"{kind}{bits}; {row.parameters:,} parameters; `{_safe(str(row.network.get('name')))}`. "
         f"{100 * row.accuracy:.2f} % of the test images of {_safe(str(data.get('name', 'its data')))}.",
-        f"```python\nimport spikedistill as sd\n\nnetwork = sd.load({address!r}{own})\n"
-        "logits = network.predict(images)   # images in [0, 1], (N, C, H, W)\n```",
+        f"```python\nimport spikedistill as sd\n\nnetwork = sd.load({address!r}{own})\nlogits = "
+        "network.predict(images)   # images in [0, 1], (N, C, H, W)\n```",
         *([f"The network is code of its author's, and needs it: {_safe(needed)}"] if needed else []),
         "No code is in this repository, and none is run to load it.",
     ]

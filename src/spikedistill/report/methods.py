@@ -1,5 +1,6 @@
 """Methods side by side: one table for terminal and page, what was left out, and which to take."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from spikedistill.report import chip, plots
@@ -11,13 +12,15 @@ from spikedistill.training.contest import BASELINE
 from spikedistill.training.summary import MultiSummary, Summary
 
 HEADINGS = (
-    "Method", "Test [%]", f"Against {BASELINE} [points]", "Validation [%]", "Rate [%]", "Operations", "T", "Bits", *RUN[-3:],
+    "Method", "Test [%]", f"Against {BASELINE} [points]", "Validation [%]", "Rate [%]", "Operations", "T",
+    "Bits", *RUN[-3:],
 )  # fmt: skip
 CAPTION = (
-    f"Test and validation part, last checkpoint, mean ± sample standard deviation over seeds. Against {BASELINE}: test accuracy, "
-    "paired seed by seed, with its 95 % interval, not corrected. Rate: spikes per neuron and step. Operations and energy "
-    "(from the operations alone) per image, beside it the ANN twin's at equal bits, and the twin's energy over the SNN's in the "
-    "estimate that favours the SNN least: below 1 the twin is cheaper."
+    "Test and validation part, last checkpoint, mean ± sample standard deviation over seeds. Against "
+    f"{BASELINE}: test accuracy, paired seed by seed, with its 95 % interval, not corrected. Rate: spikes "
+    "per neuron and step. Operations and energy (from the operations alone) per image, beside it the ANN "
+    "twin's at equal bits, and the twin's energy over the SNN's in the estimate that favours the SNN "
+    "least: below 1 the twin is cheaper."
 )
 
 
@@ -68,7 +71,7 @@ def section(study: Study) -> Section | None:
         HEADINGS,
         rows(study.summary, names),
         CAPTION,
-        [study.colours[stage.name] for stage in study.summary.stages],
+        [study.colour(stage.name) for stage in study.summary.stages],
     )
     figures = (
         [chip.frontier(points, "from operation counts")]
@@ -76,7 +79,7 @@ def section(study: Study) -> Section | None:
         else []
     )
     work = [
-        (stage.name, study.colours[stage.name], found.mean / 1e6, 100 * accuracy.mean)
+        (stage.name, study.colour(stage.name), found.mean / 1e6, 100 * accuracy.mean)
         for stage in study.summary.stages
         if stage.kind == "snn"
         and (found := operations(stage))
@@ -84,8 +87,16 @@ def section(study: Study) -> Section | None:
         and (accuracy := figure(stage, "accuracy"))
     ]
     if len(work) > 1:
-        text = "Test accuracy in % against synaptic operations per image in millions, means. Up and left is better."
-        figures.append(Figure(plots.pareto(work, "operations per image [M], logarithmic", text), text))
+        text = (
+            "Test accuracy in % against synaptic operations per image in millions, means. Up and left is "
+            "better."
+        )
+        svg = plots.pareto(work, "operations per image [M], logarithmic", text)
+        numbers: list[Sequence[Any]] = [
+            ("method", "operations [M]", "accuracy [%]"),
+            *((name, x, y) for name, _, x, y in work),
+        ]
+        figures.append(Figure(svg, text, (), numbers, "accuracy-operations"))
     left = [f"Left out: {name}: {reason}" for name, reason in plan.get("left_out", {}).items()]
     return Section(
         "methods",

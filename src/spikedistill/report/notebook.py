@@ -1,10 +1,10 @@
 """What a notebook shows of runs, losses, networks, evaluations and prices: tables and small plots as HTML.
 
-The colours are the notebook's own (``currentColor``; marks are of middle brightness), so it reads in light and dark. Styles stand
-on the elements: nothing is loaded from anywhere, and nothing of the page around is touched. Whatever is shown is escaped.
+The colours are the notebook's own (``currentColor``; marks are of middle brightness), so it reads in light
+and dark. Styles stand on the elements: nothing is loaded from anywhere, and nothing of the page around is
+touched. Whatever is shown is escaped.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,11 @@ SHOWN = 24  # rows; more are folded away
 # Between 3:1 and 6:1 in contrast on white as on black; texts have the notebook's own colour.
 _SERIES = ("#3b82c4", "#cf6a24", "#1f9a73", "#b85f9c", "#a07d14", "#5f95c8", "#8477cc", "#7d8794")
 _MARKS = ";".join(
-    ["--muted:currentColor", "--grid:#80808066", *(f"--s{i}:{c}" for i, c in enumerate(_SERIES))]
+    [
+        "--muted:currentColor",
+        "--grid:#80808066",
+        *(f"--s{i}:{c}" for i, c in enumerate(_SERIES)),
+    ]
 )
 _BOX = f"color:inherit;font-size:13px;line-height:1.4;max-width:60rem;{_MARKS}"
 _CELL = "padding:.25em .7em;border:0;border-bottom:1px solid #80808066;background:none;color:inherit"
@@ -149,7 +153,10 @@ def _table(shown: terminal.Table) -> str:
     return title + whole(cells[:cut]) + rest + caption
 
 
-_GRID = "border-collapse:collapse;border:0;margin:.2em 0;font-variant-numeric:tabular-nums;color:inherit;background:none"
+_GRID = (
+    "border-collapse:collapse;border:0;margin:.2em "
+    "0;font-variant-numeric:tabular-nums;color:inherit;background:none"
+)
 
 
 def _box(*parts: str) -> str:
@@ -161,9 +168,7 @@ def _folded(title: str, inside: str) -> str:
 
 
 def _plot(svg: str) -> str:
-    # Matplotlib's style sheet would hold for the whole notebook.
-    alone = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.S)
-    return f"<div style='max-width:30rem;stroke-linejoin:round;stroke-linecap:butt'>{alone}</div>"
+    return f"<div style='max-width:30rem'>{svg}</div>"
 
 
 def _percent(value: Spread) -> Spread:

@@ -9,7 +9,8 @@ from pathlib import Path
 from spikedistill.errors import SpikedistillError
 from spikedistill.files import write_text
 from spikedistill.report import chip, methods, plots, sections
-from spikedistill.report.parts import Figure, Group, Section, Study, Table, colours, load
+from spikedistill.report.canvas import paint, part
+from spikedistill.report.parts import Figure, Group, Legend, Section, Study, Table, colours, load
 from spikedistill.report.table import (
     HEADINGS,
     bits_text,
@@ -27,11 +28,12 @@ Folder = str | os.PathLike[str]
 
 
 def write_report(folders: Folder | Sequence[Folder], out: Folder | None = None) -> Path:
-    """Write the page of a run folder, or of several beside each other (paired by stage name), and return its path.
+    """Write the page of a run folder, or of several beside each other (paired by stage name), and return its
+    path.
 
-    The file stands alone: style and plots are inside, nothing is loaded. ``out`` defaults to ``report.html`` in the first folder
-    (one run) or ``comparison.html`` beside it (several).
-    Raises: SpikedistillError when a folder holds no finished stage.
+    The file stands alone: style and plots are inside, nothing is loaded. ``out`` defaults to ``report.html``
+    in the first folder (one run) or ``comparison.html`` beside it (several). Raises: SpikedistillError when a
+    folder holds no finished stage.
     """
     paths = (
         [Path(folders)] if isinstance(folders, str | os.PathLike) else [Path(folder) for folder in folders]
@@ -39,16 +41,22 @@ def write_report(folders: Folder | Sequence[Folder], out: Folder | None = None) 
     if not paths:
         raise SpikedistillError("no run folder to report: give at least one")
     studies = _labelled([load(path.resolve()) for path in paths], paths)
-    target = (
-        Path(out)
-        if out is not None
-        else paths[0] / "report.html"
-        if len(paths) == 1
-        else paths[0].parent / "comparison.html"
-    )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, render(studies))
+    target = target_of(paths, out)
+    write(target, render(studies))
     return target
+
+
+def target_of(paths: Sequence[Path], out: Folder | None = None) -> Path:
+    """Where a page goes."""
+    if out is not None:
+        return Path(out)
+    return paths[0] / "report.html" if len(paths) == 1 else paths[0].parent / "comparison.html"
+
+
+def write(target: Path, page: str) -> None:
+    """Write a page so that a browser sees the old one or the new one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, page)
 
 
 def render(studies: Sequence[Study]) -> str:
@@ -60,13 +68,16 @@ def render(studies: Sequence[Study]) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((source / "page.html").read_text(encoding="utf-8"))
     style = Markup((source / "page.css").read_text(encoding="utf-8"))
-    stage_colours = colours([stage.name for study in studies for stage in study.summary.stages])
+    stage_colours = colours([name for study in studies for name in study.names])
     studies = [replace(study, colours=stage_colours) for study in studies]
     several = len(studies) > 1
+    live = studies[0].live
     return template.render(
         title=" / ".join(dict.fromkeys(study.summary.title for study in studies)),
         style=style,
         svg=Markup,
+        paint=paint,
+        live=live,
         comparison=comparison(studies) if several else None,
         studies=[
             {
@@ -125,7 +136,9 @@ def tiles(study: Study) -> list[tuple[str, str, str]]:
 
 
 def _beside(stage: StageSummary | StageSpread) -> str:
-    """An energy never comes alone: the ANN twin's at equal bits, and the estimate that favours the network least."""
+    """An energy never comes alone: the ANN twin's at equal bits, and the estimate that favours the network
+    least.
+    """
     found = {one.model: one for one in estimates(stage)}
     words = [f"bits w/m/n: {bits_text(stage.bits)}"]
     if (counted := found.get("operations")) is not None:
@@ -162,12 +175,12 @@ def comparison(studies: Sequence[Study]) -> list[Section]:
                     *twin_cells(stage),
                 )
             )
-            swatches.append(index)
+            swatches.append(part(index))
             if accuracy:
                 shown.append(
                     (
                         f"{name} · {study.label}",
-                        index,
+                        part(index),
                         Spread(mean=100 * accuracy.mean, values=[100 * v for v in accuracy.values]),
                     )
                 )
@@ -183,20 +196,17 @@ def comparison(studies: Sequence[Study]) -> list[Section]:
         *HEADINGS[-3:],
     )
     caption = (
-        "Stages are paired by name. Against: difference in test accuracy in percentage points, paired over the seeds that both "
-        "runs have, with its 95 % interval (Student's t). Equal-bit ANN: the twin, from operation counts; least ratio: "
-        "the twin's energy over the SNN's in the estimate that favours the SNN least."
+        "Stages are paired by name. Against: difference in test accuracy in percentage points, paired over "
+        "the seeds that both runs have, with its 95 % interval (Student's t). Equal-bit ANN: the twin, "
+        "from operation counts; least ratio: the twin's energy over the SNN's in the estimate that favours "
+        "the SNN least."
     )
     text = "Test accuracy in % of every stage in every run: a dot per seed, the mark is the mean."
-    figures = [
-        Figure(
-            plots.dots(shown, "test accuracy [%]", text),
-            text,
-            [(s.label, i, "box") for i, s in enumerate(studies)],
-        )
-    ]
+    legend: Legend = [(study.label, part(i), "box") for i, study in enumerate(studies)]
+    values = [("stage and run", "mean", "seeds"), *((name, s.mean, *s.values) for name, _, s in shown)]
+    figures = [Figure(plots.dots(shown, "test accuracy [%]", text), text, legend, values, "runs")]
     points = [
-        (name, index, energy, accuracy)
+        (name, part(index), energy, accuracy)
         for index, study in enumerate(studies)
         for name, _, energy, accuracy in chip.energy_points(study)
     ]
@@ -204,7 +214,7 @@ def comparison(studies: Sequence[Study]) -> list[Section]:
         figures.append(
             replace(
                 chip.frontier(points, "from operation counts"),
-                legend=[(s.label, i, "box") for i, s in enumerate(studies)],
+                legend=legend,
             )
         )
     return [

@@ -1,280 +1,216 @@
-"""The page's plots: pure functions from numbers to inline SVG whose colours are the page's own (light, dark, print)."""
+"""The page's plots: pure functions from numbers to inline SVG."""
 
-import io
-import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
-from html import escape
-from typing import TYPE_CHECKING, Any, ParamSpec
-from zlib import crc32
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
-from spikedistill.training.summary import Difference, LayerSummary, MembraneSummary, Spread
+from ..training.summary import Difference, LayerSummary, MembraneSummary, Spread
+from .canvas import INK, MUTED, Canvas, Colour, Panel, paint, part, rows, whole
+from .scales import span, widened, width
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Matplotlib needs real colours; each is exchanged for a CSS variable, so that one drawing serves light, dark and paper.
-INK, MUTED, GRID = "#101112", "#707172", "#d0d1d2"
-SERIES = ("#0a5c9e", "#c2500a", "#0b7d5b", "#a8488a", "#8f6b00", "#4b8fc4", "#6a58b5", "#5b6472")
-_VARIABLES = {INK: "currentColor", MUTED: "var(--muted)", GRID: "var(--grid)"} | {
-    colour: f"var(--s{index})" for index, colour in enumerate(SERIES)
-}
-WIDTH = 4.6
-P = ParamSpec("P")
+WIDTH, HEIGHT = 400.0, 215.0
+DASH = "6 3"
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
-_SETTINGS: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "spikedistill",
-    "text.parse_math": False,
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.formatter.useoffset": False,
-    "axes.formatter.use_mathtext": False,
-    "axes.unicode_minus": True,
-}
+def curves(lines: Sequence[tuple[str, str, Sequence[Curve]]], xlabel: str, ylabel: str, alt: str) -> str:
+    """(colour, dash, a curve a seed) each: seeds thin, the mean over the epochs that all have reached thick.
 
-
-def _drawing(plot: Callable[P, str]) -> Callable[P, str]:
-    """Draw with matplotlib's defaults and ours, whatever the user's own settings; texts are no formulas."""
-
-    @wraps(plot)
-    def draw(*args: P.args, **kwargs: P.kwargs) -> str:
-        import matplotlib
-
-        with matplotlib.rc_context(), warnings.catch_warnings():
-            # Names may be in a script that matplotlib's font lacks; the browser draws the text, not matplotlib.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(_SETTINGS)
-            return plot(*args, **kwargs)
-
-    return draw
-
-
-def series(index: int) -> str:
-    """The drawing colour of a series; ``var(--sN)`` is its name on the page."""
-    return SERIES[index % len(SERIES)]
-
-
-@_drawing
-def training(seeds: Sequence[Mapping[str, Curve]], colour: int, alt: str) -> str:
-    """Accuracy above, loss below, against epochs: seeds thin, their mean thick; validation coloured, training grey.
-
-    Each seed maps ``train_accuracy``, ``validation_accuracy``, ``train_loss``, ``validation_loss`` to (epochs, values).
+    The axis of values is logarithmic where all are positive and differ more than fifty times.
     """
-    figure = _figure(WIDTH, 3.7)
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    for axes, what in ((upper, "accuracy"), (lower, "loss")):
-        for part, shade, style in (("train", MUTED, (0, (4, 1.5))), ("validation", series(colour), "-")):
-            _mean_of_seeds(
-                axes, [seed[f"{part}_{what}"] for seed in seeds if f"{part}_{what}" in seed], shade, style
-            )
-        _style(axes, "y")
-    upper.set_ylabel("accuracy [%]")
-    lower.set_ylabel("loss")
-    lower.set_xlabel("epoch")
-    _whole_numbers(lower)
-    return _svg(figure, alt)
+    every = [y for *_, seeds in lines for _, ys in seeds for y in ys]
+    steps = [x for *_, seeds in lines for xs, _ in seeds for x in xs]
+    steep = bool(every) and min(every) > 0 and max(every) > 50 * min(every)
+    canvas = Canvas(WIDTH, HEIGHT)
+    x = (min(steps, default=0.0), max(steps, default=1.0))
+    x = x if x[0] < x[1] else (x[0] - 0.5, x[1] + 0.5)
+    y = widened(every, 0.06) if steep else span(every)
+    panel = Panel(canvas, (44, 24, WIDTH - 14, HEIGHT - 36), x, y, "y" if steep else "")
+    panel.axes(xlabel, ylabel, whole(*x) or [tick for tick in panel.x.ticks() if tick[0] == round(tick[0])])
+    for colour, dash, seeds in lines:
+        _mean_of_seeds(panel, seeds, colour, dash)
+    return canvas.svg(alt)
 
 
-@_drawing
-def validation(stages: Sequence[tuple[int, Sequence[Curve]]], alt: str) -> str:
-    """Validation accuracy of every stage against the share of its epochs: (colour, a curve per seed)."""
-    figure = _figure(WIDTH, 3.7)
-    axes = figure.subplots()
-    for colour, curves in stages:
-        _mean_of_seeds(axes, curves, series(colour), "-")
-    _style(axes, "y")
-    _whole_numbers(axes)
-    axes.set_xlabel("epoch of the stage")
-    axes.set_ylabel("validation accuracy [%]")
-    return _svg(figure, alt)
+def dots(values: Sequence[tuple[str, Colour, Spread]], xlabel: str, alt: str) -> str:
+    """One row a name: a faint dot per seed, a strong tick for the mean (values already in the axis's
+    unit).
+    """
+    every = [value for *_, spread in values for value in [*spread.values, spread.mean]]
+    canvas, panel = rows([name for name, *_ in values], span(every), xlabel, WIDTH, 25)
+    for y, (_, colour, spread) in enumerate(values):
+        for value in spread.values:
+            panel.dot(value, y, paint(colour), radius=3.6, faint=0.5)
+        at, middle = panel.x(spread.mean), panel.y(y)
+        canvas.line([(at, middle - 7), (at, middle + 7)], paint(colour), 2.6)
+    return canvas.svg(alt)
 
 
-@_drawing
-def dots(rows: Sequence[tuple[str, int, Spread]], xlabel: str, alt: str) -> str:
-    """One row a name: a faint dot per seed, a strong tick for the mean (values already in the axis's unit)."""
-    figure = _figure(WIDTH, 0.75 + 0.34 * len(rows))
-    axes = figure.subplots()
-    for y, (_, colour, spread) in enumerate(rows):
-        axes.plot(
-            spread.values,
-            [y] * len(spread.values),
-            "o",
-            color=series(colour),
-            alpha=0.45,
-            markersize=5.5,
-            mew=0,
-        )
-        axes.plot([spread.mean], [y], "|", color=series(colour), markersize=15, mew=2.2)
-    _rows(axes, [name for name, *_ in rows])
-    axes.set_xlabel(xlabel)
-    return _svg(figure, alt)
-
-
-@_drawing
 def forest(
     differences: Sequence[Difference], alt: str, scale: float = 100.0, xlabel: str = "difference [points]"
 ) -> str:
     """Paired differences with their 95 % intervals around the line of no difference."""
-    figure = _figure(WIDTH, 0.75 + 0.34 * len(differences))
-    axes = figure.subplots()
-    axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (3, 2)))
+    every = [scale * v for d in differences for v in [0.0, *d.values, d.low or 0.0, d.high or 0.0]]
+    names = [f"{d.stage} − {d.baseline}" for d in differences]
+    canvas, panel = rows(names, span(every), xlabel, WIDTH, 25)
+    panel.upright(0, MUTED, "4 3")
     for y, difference in enumerate(differences):
-        low, high = difference.low, difference.high
-        if low is not None and high is not None:
-            axes.plot([scale * low, scale * high], [y, y], color=INK, linewidth=1.4, solid_capstyle="butt")
-        axes.plot(
-            [scale * v for v in difference.values],
-            [y] * len(difference.values),
-            "o",
-            color=series(0),
-            alpha=0.4,
-            markersize=4,
-            mew=0,
-        )
-        axes.plot([scale * difference.mean], [y], "D", color=INK, markersize=5)
-    _rows(axes, [f"{d.stage} − {d.baseline}" for d in differences])
-    axes.set_xlabel(xlabel)
-    return _svg(figure, alt)
+        if difference.low is not None and difference.high is not None:
+            panel.curve([scale * difference.low, scale * difference.high], [y, y], INK, thick=1.5)
+        for value in difference.values:
+            panel.dot(scale * value, y, MUTED, radius=2.6, faint=0.6)
+        panel.dot(scale * difference.mean, y, INK, radius=4.2)
+    return canvas.svg(alt)
 
 
-@_drawing
-def firing(stages: Sequence[tuple[int, Sequence[Sequence[LayerSummary]]]], alt: str) -> str:
-    """Firing rate by layer: (colour, one list of layers a seed) for each stage; the mean with the seeds' range."""
+def firing(stages: Sequence[tuple[Colour, Sequence[Sequence[LayerSummary]]]], alt: str) -> str:
+    """Firing rate by layer: (colour, one list of layers a seed) for each stage; the mean with the seeds'
+    range.
+
+    Rings are layers with a warning: dead or saturated.
+    """
     names = list(dict.fromkeys(layer.path for _, seeds in stages for layers in seeds for layer in layers))
-    figure = _figure(
-        WIDTH, 0.85 + (0.16 + 0.1 * len(stages)) * len(names) * (1 if len(names) <= 20 else 0.55)
-    )
-    axes = figure.subplots()
+    every = [100 * layer.firing_rate for _, seeds in stages for layers in seeds for layer in layers]
+    step = max(15.0, 8.0 * len(stages) + 2) if len(names) <= 20 else 15.0
+    low, high = span(every, zero=True)
+    canvas, panel = rows(names, (-0.02 * high, high), "spikes per neuron and time step [%]", WIDTH, step)
     for place, (colour, seeds) in enumerate(stages):
-        offset = (place - (len(stages) - 1) / 2) * min(0.22, 0.66 / len(stages))
+        aside = (place - (len(stages) - 1) / 2) * min(0.25, 0.7 / len(stages))
         for y, name in enumerate(names):
-            rates = [100 * layer.firing_rate for layers in seeds for layer in layers if layer.path == name]
-            odd = any(layer.warning for layers in seeds for layer in layers if layer.path == name)
-            if not rates:
+            found = [layer for layers in seeds for layer in layers if layer.path == name]
+            if not found:
                 continue
-            mean = sum(rates) / len(rates)
-            axes.plot([min(rates), max(rates)], [y + offset] * 2, color=series(colour), linewidth=1.6)
-            axes.plot(
-                [mean],
-                [y + offset],
-                "o",
-                color=series(colour),
-                markersize=5,
-                mfc="none" if odd else series(colour),
-            )
-    _rows(axes, names)
-    axes.set_xlim(left=-0.015 * axes.get_xlim()[1])
-    axes.set_xlabel("spikes per neuron and time step [%]")
-    return _svg(figure, alt)
+            rates = [100 * layer.firing_rate for layer in found]
+            panel.curve([min(rates), max(rates)], [y + aside] * 2, paint(colour), thick=1.6)
+            odd = any(layer.warning for layer in found)
+            panel.dot(sum(rates) / len(rates), y + aside, paint(colour), radius=3.2, hollow=odd)
+    return canvas.svg(alt)
 
 
-@_drawing
 def against_time(
-    stages: Sequence[tuple[int, str, Mapping[int, Spread]]], references: Sequence[tuple[int, float]], alt: str
+    stages: Sequence[tuple[Colour, str, Mapping[int, Spread]]],
+    references: Sequence[tuple[Colour, float]],
+    alt: str,
 ) -> str:
-    """Test accuracy against time steps: (colour, "-" or "--", {T: accuracy in %}); references are ANNs' level lines."""
-    figure = _figure(WIDTH, 2.9)
-    axes = figure.subplots()
+    """Test accuracy against time steps: (colour, "-" or "--", {T: accuracy in %}); references: ANNs' level
+    lines.
+
+    A first T far below all others does not flatten the curve: the axis begins above it, the value stands at
+    its foot.
+    """
+    every = [T for *_, at in stages for T in at]
+    low, high = floor_of(
+        [[at[T].mean for T in sorted(at)] for *_, at in stages], [level for _, level in references]
+    )
+    canvas = Canvas(WIDTH, HEIGHT)
+    ends = (min(every) / 1.12, max(every) * 1.12)
+    panel = Panel(canvas, (44, 24, WIDTH - 14, HEIGHT - 36), ends, (low, high), "x")
+    panel.axes("time steps T", "test accuracy [%]", [(T, str(T)) for T in sorted(set(every))])
     for colour, level in references:
-        axes.axhline(level, color=series(colour), linewidth=1.2, linestyle=(0, (1, 1.5)))
+        panel.level(level, paint(colour))
+    feet: list[float] = []
     for colour, style, at in stages:
-        steps = sorted(at)
-        axes.errorbar(
-            steps,
-            [at[t].mean for t in steps],
-            yerr=[at[t].std or 0.0 for t in steps],
-            color=series(colour),
-            linestyle=style,
-            marker="o" if style == "-" else "s",
-            markersize=4.5,
-            linewidth=1.6,
-            elinewidth=1,
-            capsize=2.5,
+        shown = [(T, at[T]) for T in sorted(at) if at[T].mean >= low]
+        panel.curve(
+            [T for T, _ in shown],
+            [found.mean for _, found in shown],
+            paint(colour),
+            dash=DASH if style == "--" else "",
         )
-    every = sorted({t for *_, at in stages for t in at})
-    axes.set_xticks(every, [str(t) for t in every])
-    _style(axes, "y")
-    axes.set_xlabel("time steps T")
-    axes.set_ylabel("test accuracy [%]")
-    return _svg(figure, alt)
+        for T, found in shown:
+            if found.std:
+                ends = (max(found.mean - found.std, low), min(found.mean + found.std, high))
+                panel.curve([T, T], ends, paint(colour), thick=1)
+            panel.dot(T, found.mean, paint(colour), radius=3, hollow=style == "--")
+        for T in sorted(at):
+            if at[T].mean < low:
+                x, y = panel.x(T) + 4, panel.bottom - 9 - 13 * len(feet)
+                feet.append(y)
+                canvas.text(x, y, f"↓ {at[T].mean:.1f}", colour=paint(colour), kind="halo")
+    return canvas.svg(alt)
 
 
-@_drawing
-def membrane(histogram: MembraneSummary, colour: int, alt: str) -> str:
-    """Share of charged membranes by value in thresholds: student filled, teacher as a line, the threshold dotted."""
-    figure = _figure(2.5, 1.55, constrained=False)
-    figure.subplots_adjust(left=0.05, right=0.97, bottom=0.27, top=0.97)
-    axes = figure.subplots()
-    for counts, filled in ((histogram.student, True), (histogram.teacher, False)):
-        if counts is None:
+def floor_of(lines: Sequence[Sequence[float]], levels: Sequence[float] = ()) -> tuple[float, float]:
+    """Ends of an axis for curves whose first value may lie far below the others: these have half of it at
+    least.
+    """
+    rest = [value for line in lines for value in line[1:]] + list(levels)
+    every = [value for line in lines for value in line] + list(levels)
+    low, high = min(every), max(every)
+    if rest and high - low > 2.5 * max(high - min(rest), 1e-9) and high - low > 5:
+        least = min(rest)
+        return least - max(0.25 * (high - least), 1.0), high + max(0.06 * (high - least), 0.25)
+    return span(every)
+
+
+def membrane(histogram: MembraneSummary, colour: Colour, teacher: Colour, alt: str) -> str:
+    """Share of charged membranes by value in thresholds: student filled, teacher as a line, the threshold
+    dotted.
+    """
+    canvas = Canvas(200, 112)
+    both = [
+        [count / max(sum(counts), 1) for count in counts] if counts else []
+        for counts in (histogram.student, histogram.teacher)
+    ]
+    edges = histogram.edges
+    top = max(value for shares in both for value in [*shares, 0.0]) or 1.0
+    panel = Panel(canvas, (16, 4, 184, 76), (edges[0], edges[-1]), (0.0, top))
+    panel.axes("H [thresholds]", yticks=())
+    for shares, line in zip(both, (False, True)):
+        if not shares:
             continue
-        shares = [c / max(sum(counts), 1) for c in counts]
-        if filled:
-            axes.stairs(shares, histogram.edges, fill=True, color=series(colour), alpha=0.5, linewidth=0)
+        stairs = [
+            (panel.x(edge), panel.y(share))
+            for k, share in enumerate(shares)
+            for edge in (edges[k], edges[k + 1])
+        ]
+        if line:
+            canvas.line(stairs, paint(teacher), 1.4)
         else:
-            axes.stairs(shares, histogram.edges, color=INK, linewidth=1.2)
-    axes.axvline(1, color=MUTED, linewidth=1, linestyle=(0, (1, 1.5)))
-    _style(axes, None)
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
-    axes.set_xlim(histogram.edges[0], histogram.edges[-1])
-    axes.set_xlabel("H [thresholds]")
-    return _svg(figure, alt)
+            way = "L".join(
+                f"{x:.1f} {y:.1f}"
+                for x, y in [(panel.left, panel.bottom), *stairs, (panel.right, panel.bottom)]
+            )
+            canvas.parts.append(f'<path d="M{way}Z" fill="{paint(colour)}" opacity=".6"/>')
+    panel.upright(1, INK)
+    return canvas.svg(alt)
 
 
-@_drawing
 def stacked(
-    rows: Sequence[tuple[str, Mapping[str, float]]], colours: Mapping[str, int], xlabel: str, alt: str
+    bars: Sequence[tuple[str, Mapping[str, float]]], colours: Mapping[str, int], xlabel: str, alt: str
 ) -> str:
-    """One horizontal bar a row, stacked from named parts; equal names have equal colours."""
-    figure = _figure(WIDTH, 0.75 + 0.3 * len(rows))
-    axes = figure.subplots()
-    for y, (_, parts) in enumerate(rows):
+    """One horizontal bar a row, stacked from named parts, its sum behind it; equal names have equal
+    colours.
+    """
+    sums = [sum(parts.values()) for _, parts in bars]
+    canvas, panel = rows([name for name, _ in bars], (0.0, max([*sums, 1e-12]) * 1.22), xlabel, WIDTH, 21)
+    for y, ((_, parts), total) in enumerate(zip(bars, sums)):
         left = 0.0
         for name in colours:
-            if width := parts.get(name, 0.0):
-                axes.barh(y, width, left=left, height=0.66, color=series(colours[name]), edgecolor="none")
-                left += width
-    _rows(axes, [name for name, _ in rows])
-    axes.set_xlim(left=0)
-    axes.set_xlabel(xlabel)
-    return _svg(figure, alt)
+            if value := parts.get(name, 0.0):
+                x, end = panel.x(left), panel.x(left + value)
+                canvas.box(
+                    x, panel.y(y) - 7, max(end - x, 0.3), 14, part(colours[name]), tip=f"{name}: {value:.3g}"
+                )
+                left += value
+        canvas.text(panel.x(total) + 5, panel.y(y), f"{total:.3g}", colour=MUTED, kind="total")
+    return canvas.svg(alt)
 
 
-@_drawing
-def pareto(points: Sequence[tuple[str, int, float, float]], xlabel: str, alt: str) -> str:
-    """Accuracy in % against energy (logarithmic) of (name, colour, energy, accuracy); the line joins what nothing beats."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    figure = _figure(WIDTH, 3.1)
-    axes = figure.subplots()
+def pareto(points: Sequence[tuple[str, Colour, float, float]], xlabel: str, alt: str) -> str:
+    """Accuracy in % against energy (logarithmic) of (name, colour, energy, accuracy); a line joins what
+    nothing beats.
+    """
+    canvas = Canvas(WIDTH, HEIGHT)
+    x, y = widened([p[2] for p in points], 0.3), span([p[3] for p in points], 0.2)
+    panel = Panel(canvas, (44, 24, WIDTH - 14, HEIGHT - 36), x, y, "x")
+    panel.axes(xlabel, "test accuracy [%]", grid="xy")
     best = frontier([(energy, accuracy) for *_, energy, accuracy in points])
-    axes.step(
-        [x for x, _ in best],
-        [y for _, y in best],
-        where="post",
-        color=MUTED,
-        linewidth=1.1,
-        linestyle=(0, (3, 2)),
-    )
+    for (x0, y0), (x1, y1) in pairwise(best):
+        panel.curve([x0, x1, x1], [y0, y0, y1], MUTED, thick=1.2, dash="4 3")
     for _, colour, energy, accuracy in points:
-        axes.plot([energy], [accuracy], "o", color=series(colour), markersize=7)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.margins(x=0.28, y=0.16)
-    _style(axes, "both")
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel("test accuracy [%]")
-    _name_points(figure, axes, [(name, energy, accuracy) for name, _, energy, accuracy in points])
-    return _svg(figure, alt)
+        panel.dot(energy, accuracy, paint(colour), radius=4.6)
+    _name_points(canvas, [(name, panel.x(energy), panel.y(accuracy)) for name, _, energy, accuracy in points])
+    return canvas.svg(alt)
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -286,117 +222,44 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return best
 
 
-def short(text: str, limit: int = 12) -> str:
-    """At most ``limit`` characters, the cut marked by an ellipsis."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _figure(width: float, height: float, constrained: bool = True) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained" if constrained else None)
-
-
-def _name_points(figure: "Figure", axes: "Axes", points: Sequence[tuple[str, float, float]]) -> None:
-    """Each name beside its point where nothing else stands: right, left, above or below; nowhere free, no name."""
-    figure.draw_without_rendering()
-    per_point = figure.dpi / 72
-    places = [axes.transData.transform((x, y)) / per_point for _, x, y in points]
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
-    for (name, *point), (x, y) in zip(points, places):
-        width = 4.9 * len(name)
-        for dx, dy, align, before in (
-            (7, -3, "left", 0.0),
-            (-7, -3, "right", 1.0),
-            (0, 7, "center", 0.5),
-            (0, -14, "center", 0.5),
+def _name_points(canvas: Canvas, points: Sequence[tuple[str, float, float]]) -> None:
+    """Each name beside its point where nothing else stands: right, left, above or below; nowhere free, no
+    name.
+    """
+    taken = [(x - 5, y - 5, x + 5, y + 5) for _, x, y in points]
+    for name, x, y in points:
+        room = width(name)
+        for dx, dy, anchor, before in (
+            (9, 0, "start", 0.0),
+            (-9, 0, "end", 1.0),
+            (0, -13, "middle", 0.5),
+            (0, 13, "middle", 0.5),
         ):
-            left = x + dx - before * width
-            box = (left, y + dy - 1, left + width, y + dy + 9)
-            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+            left = x + dx - before * room
+            box = (left, y + dy - 6, left + room, y + dy + 6)
+            inside = left >= 0 and left + room <= canvas.width
+            if inside and not any(
+                box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken
+            ):
                 taken.append(box)
-                axes.annotate(
-                    name,
-                    (point[0], point[1]),
-                    (dx, dy),
-                    textcoords="offset points",
-                    ha=align,
-                    fontsize=8.5,
-                    color=INK,
-                    gid=f"halo{len(taken)}",
-                )
+                canvas.text(x + dx, y + dy, name, anchor, kind="halo")
                 break
 
 
-def _style(axes: "Axes", grid: str | None) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GRID)
-    axes.tick_params(length=0, colors=MUTED, labelcolor=MUTED, labelsize=8.5)
-    axes.xaxis.label.set(color=INK, fontsize=9)
-    axes.yaxis.label.set(color=INK, fontsize=9)
-    axes.set_axisbelow(True)
-    axes.patch.set_visible(False)
-    if grid:
-        axes.grid(axis=grid, color=GRID, linewidth=0.7)  # type: ignore[arg-type]
-
-
-def _rows(axes: "Axes", names: Sequence[str]) -> None:
-    """Names down the left side, the first on top."""
-    _style(axes, "x")
-    axes.set_yticks(range(len(names)), [short(name, 34) for name in names])
-    axes.tick_params(axis="y", labelcolor=INK)
-    axes.spines["left"].set_visible(False)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-
-
-def _whole_numbers(axes: "Axes") -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-
-
-def _mean_of_seeds(axes: "Axes", curves: Sequence[Curve], colour: str, style: Any) -> None:
+def _mean_of_seeds(panel: Panel, seeds: Sequence[Curve], colour: str, dash: str) -> None:
     """Each seed thin; over the epochs that all seeds have reached, their mean thick."""
-    curves = [curve for curve in curves if curve[0]]
-    if not curves:
+    seeds = [curve for curve in seeds if curve[0]]
+    if not seeds:
         return
-    if len(curves) > 1:
-        for x, y in curves:
-            axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.45)
-    tables = [dict(zip(*curve)) for curve in curves]
+    if len(seeds) > 1:
+        for xs, ys in seeds:
+            panel.curve(xs, ys, colour, thick=0.8, faint=0.45)
+    xs, mean = mean_curve(seeds)
+    panel.curve(xs, mean, colour, dash=dash)
+
+
+def mean_curve(seeds: Sequence[Curve]) -> Curve:
+    """The mean over the epochs that all seeds have reached."""
+    tables = [dict(zip(*curve)) for curve in seeds]
     epochs = sorted(set.intersection(*[set(table) for table in tables]))
-    mean = [sum(table[epoch] for table in tables) / len(tables) for epoch in epochs]
-    axes.plot(
-        epochs,
-        mean,
-        color=colour,
-        linewidth=1.8,
-        linestyle=style,
-        marker="o" if len(epochs) == 1 else None,
-        markersize=4,
-    )
-
-
-def _svg(figure: "Figure", alt: str) -> str:
-    """The figure as an inline SVG: no header, no metadata, no name spaces, own ids, the page's colours and font."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    body = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
-    view = re.search(r'viewBox="([^"]+)"', body)
-    assert view is not None
-    inner = body[body.index(">") + 1 :].replace("xlink:href", "href")
-    for colour, variable in _VARIABLES.items():
-        inner = inner.replace(colour, variable)
-    inner = re.sub(r"(?<=[\" ])font-family: [^;\"<>]*;? ?", "", inner)
-    inner = re.sub(
-        r"(?<=[\" ])font: ([\d.]+)px [^;\"<>]*", r"font-size: \1px", inner
-    )  # how matplotlib before 3.11 says it
-    inner = re.sub(r">\s*\n\s*<", "><", inner)
-    own = f"f{crc32(inner.encode()):x}-"
-    inner = (
-        re.sub(r'\bid="', f'id="{own}', inner)
-        .replace("url(#", f"url(#{own}")
-        .replace('href="#', f'href="#{own}')
-    )
-    return f'<svg role="img" aria-label="{escape(alt)}" viewBox="{view.group(1)}">{inner.strip()}'
+    return epochs, [sum(table[epoch] for table in tables) / len(tables) for epoch in epochs]

@@ -23,7 +23,8 @@ HEADINGS = (
     "Stage", "Test accuracy [%]", "T", "Firing rate [%]", "Operations / image", "Bits w/m/n", "Energy [µJ]",
     "Equal-bit ANN [µJ]", "Least ratio",
 )  # fmt: skip
-# Each estimate, where it stands in ``hardware`` and where its ANN twin's does (SpikeSim prices an ANN's dense figures).
+# Each estimate, where it stands in ``hardware`` and where its ANN twin's does (SpikeSim prices an ANN's dense
+# figures).
 ESTIMATES = (
     ("operations", ("operations.energy_pj",), ("ann_twin.operations.energy_pj",)),
     ("with memory", ("memory.total_pj",), ("ann_twin.memory.total_pj",)),
@@ -62,7 +63,9 @@ def rows(summary: Summary) -> list[Row]:
 
 
 def render(summary: Summary, console: "Console | None" = None) -> None:
-    """Print the table: with colours and lines in a terminal, aligned plain text elsewhere (a file, a pipe)."""
+    """Print the table: with colours and lines in a terminal, aligned plain text elsewhere (a file, a
+    pipe).
+    """
     show(shown(summary), *lines_below(summary), console=console)
 
 
@@ -88,14 +91,16 @@ def lines_below(summary: Summary) -> list[str]:
 def caption(summary: Summary) -> str:
     """What the columns mean, and over what the spread is."""
     seeds = (
-        f"Mean ± sample standard deviation over {len(summary.seeds)} seeds ({', '.join(map(str, summary.seeds))})"
+        f"Mean ± sample standard deviation over {len(summary.seeds)} seeds "
+        f"({', '.join(map(str, summary.seeds))})"
         if len(summary.seeds) > 1
         else f"One seed ({summary.seeds[0]})"
     )
     return (
-        f"{seeds}; last checkpoint of each stage, test set. Operations: synaptic operations of an SNN, multiply-accumulates "
-        "(MACs) of an ANN. Energy: estimated from the operation counts; beside it that of the ANN twin at equal bits, and the "
-        "twin's energy over the SNN's in the estimate that favours the SNN least: below 1 the twin is cheaper."
+        f"{seeds}; last checkpoint of each stage, test set. Operations: synaptic operations of an SNN, "
+        "multiply-accumulates (MACs) of an ANN. Energy: estimated from the operation counts; beside it "
+        "that of the ANN twin at equal bits, and the twin's energy over the SNN's in the estimate that "
+        "favours the SNN least: below 1 the twin is cheaper."
     )
 
 
@@ -138,7 +143,9 @@ def estimates(stage: StageSummary | StageSpread) -> list[Estimate]:
 
 
 def chip_names(stage: StageSummary | StageSpread) -> list[str]:
-    """Chip models of somebody's own that priced a stage (a dot is of an address, else of a part within a model)."""
+    """Chip models of somebody's own that priced a stage (a dot is of an address, else of a part within a
+    model).
+    """
     before, after = "hardware.chips.", ".energy_pj"
     keys = stage.figures if isinstance(stage, StageSpread) else figures(stage)
     names = [key[len(before) : -len(after)] for key in keys if key.startswith(before) and key.endswith(after)]
@@ -146,7 +153,9 @@ def chip_names(stage: StageSummary | StageSpread) -> list[str]:
 
 
 def twin_cells(stage: StageSummary | StageSpread) -> tuple[str, str]:
-    """Beside an energy from operation counts: the ANN twin's at equal bits in µJ, and the least of all estimates' ratios."""
+    """Beside an energy from operation counts: the ANN twin's at equal bits in µJ, and the least of all
+    estimates' ratios.
+    """
     found = estimates(stage)
     twin = next((microjoule(one.twin) for one in found if one.model == "operations"), "–")
     return twin, number(min(one.ratio for one in found)) if found else "–"
@@ -159,8 +168,8 @@ def least_favourable(summary: Summary) -> list[str]:
         if found := estimates(stage):
             least = min(found, key=lambda one: one.ratio)
             lines.append(
-                f"{stage.name}: least favourable is {least.model}: {energy(least.network)}, its ANN twin at equal bits "
-                f"{energy(least.twin)}"
+                f"{stage.name}: least favourable is {least.model}: {energy(least.network)}, its ANN twin at "
+                f"equal bits {energy(least.twin)}"
             )
     return lines
 
@@ -181,13 +190,16 @@ def conversions(summary: Summary) -> list[str]:
             found = f"needs T = {T} for" if T else f"has not reached, at T = {max(curve)},"
             times = f", {T / other.time_steps:.3g} times as many" if T else ""
             lines.append(
-                f"{stage.name} {found} the {percent(reached)} % of {other.name} (T = {other.time_steps}{times})"
+                f"{stage.name} {found} the {percent(reached)} % of {other.name} (T = "
+                f"{other.time_steps}{times})"
             )
     return lines
 
 
 def by_time_steps(stage: StageSummary | StageSpread, name: str) -> dict[int, Spread]:
-    """``accuracy_at`` or ``recalibrated_at`` of a stage: test accuracy by time steps, where it was evaluated at several."""
+    """``accuracy_at`` or ``recalibrated_at`` of a stage: test accuracy by time steps, where it was
+    evaluated at several.
+    """
     names = stage.figures if isinstance(stage, StageSpread) else figures(stage)
     steps = sorted(int(key.split(".")[1]) for key in names if key.startswith(f"{name}."))
     return {T: found for T in steps if (found := figure(stage, f"{name}.{T}"))}

@@ -36,6 +36,22 @@ def locked(folder: Path, note: Callable[[str], None] = lambda text: None) -> Ite
         os.close(file)
 
 
+def held(folder: Path) -> bool:
+    """Whether a process trains in ``folder`` now; False where that cannot be told."""
+    if any(place == folder.resolve() for _, place in _held):
+        return True  # this process; to open the file and close it again would end its lock
+    try:
+        import fcntl
+
+        with open(folder / FILE, "rb") as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except ImportError:
+        return False
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False
+
+
 def _lock(file: int, folder: Path, note: Callable[[str], None]) -> None:
     try:
         import fcntl

@@ -20,7 +20,7 @@ from ..distiller import Distiller
 from ..files import write_text
 from ..networks.base import Network
 from ..recipe import Stage
-from . import checkpoint, metrics, summary
+from . import checkpoint, metrics, observations, summary
 from .bfloat16 import trainable_precision
 from .calibration import CALIBRATION_IMAGES, calibration_batches, recalibrate
 from .loop import Training
@@ -34,7 +34,7 @@ from .run_folder import (
     recorded_environment,
 )
 from .settings import Settings
-from .stage_measures import stage_summary
+from .stage_measures import batches_of, stage_summary
 from .stage_network import Product, build, distiller_of
 from .store import Factories, load_network, own_target, save_network
 from .summary import RunSummary, StageSummary
@@ -192,6 +192,7 @@ class OneSeed:
         network.eval()
         teacher = next(iter(teachers.values()), None)
         row = stage_summary(self, stage, network, teacher, training, time.perf_counter() - started)
+        seen = observations.observe(network, teacher, batches_of(self, "test"))
         if self.accelerator.is_main_process:
             about = {
                 "stage": stage.name,
@@ -205,7 +206,7 @@ class OneSeed:
                 about,
                 card(self.name, stage, row, self.data),
                 training.best if training else None,
-                {summary.FILE: row.model_dump_json(indent=1)},
+                {summary.FILE: row.model_dump_json(indent=1), observations.FILE: observations.contents(seen)},
             )
             self.forget_checkpoints(stage)
         self.log("stage_end", stage=stage.name, accuracy=row.accuracy, seconds=row.seconds)

@@ -1,6 +1,7 @@
 """What a finished stage has to show: test accuracy, rates, membranes, operations, price, integer equality."""
 
 import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,12 +34,10 @@ def stage_summary(
     """The stage's row: everything measured on the test set, once, with the last weights."""
     info, T = run.data.info, getattr(network, "time_steps", None)
     quantized = getattr(network, "config", {}).get("quantize")
-    batch = run.recipe.data.batch_size
     at = [t for t in stage.accuracy_at if T is None or not quantized or t <= T]
 
     def batches(split: str) -> Any:
-        for x, y in run.data.batches(split, max(batch, 128), device=run.device):
-            yield (x.double() if run.resolved["precision"] == "float64" else x), y
+        return batches_of(run, split)
 
     test = evaluate(network, batches("test"), info.num_classes, time_steps=at, position=("test", run.seed))
     validation = None
@@ -86,6 +85,12 @@ def stage_summary(
         warnings=_warnings(rows, network),
         **costs,
     )
+
+
+def batches_of(run: "OneSeed", split: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A split as a run measures on it."""
+    for x, y in run.data.batches(split, max(run.recipe.data.batch_size, 128), device=run.device):
+        yield (x.double() if run.resolved["precision"] == "float64" else x), y
 
 
 def _warnings(rows: list[LayerSummary], network: nn.Module) -> list[str]:

@@ -1,0 +1,107 @@
+"""From numbers to places on paper: scales, round ticks, and which of their labels have room."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil, floor, log10
+
+SIZE = 11.0  # of the text in a drawing, in its own units
+_DIGIT = 0.64  # of a character, in its size: no digit of a usual font is wider
+_ROUND = (1.0, 2.0, 2.5, 5.0)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values from ``low`` to ``high`` on the way from ``start`` to ``end``, evenly or by their logarithm."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    logarithmic: bool = False
+
+    def __call__(self, value: float) -> float:
+        """Where a value is drawn."""
+        low, high = self.low, self.high
+        if self.logarithmic:
+            low, high, value = log10(low), log10(high), log10(value)
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self, upright: bool = False) -> list[tuple[float, str]]:
+        """Round values within and their labels, as many as have room beside (``upright``: above) each
+        other.
+        """
+        for most in (6, 5, 4, 3, 2):
+            found = (
+                _decades(self.low, self.high, most) if self.logarithmic else _steps(self.low, self.high, most)
+            )
+            if len(fitting(found, self, upright)) == len(found):
+                return found
+        return fitting(found, self, upright)
+
+
+def fitting(
+    ticks: Sequence[tuple[float, str]], scale: Scale, upright: bool = False
+) -> list[tuple[float, str]]:
+    """Those of some labels, the last first, that do not touch a label already kept."""
+    kept: list[tuple[float, str]] = []
+    taken: list[tuple[float, float]] = []
+    for value, label in reversed(ticks):
+        half = (SIZE if upright else width(label)) / 2 + 3
+        place = scale(value)
+        if all(place + half <= low or high <= place - half for low, high in taken):
+            kept.append((value, label))
+            taken.append((place - half, place + half))
+    return kept[::-1]
+
+
+def span(values: Iterable[float], margin: float = 0.06, zero: bool = False) -> tuple[float, float]:
+    """The least and the largest value with some room around them; ``zero``: begins at 0."""
+    every = list(values) or [0.0, 1.0]
+    low, high = min(every), max(every)
+    if zero:
+        low = min(0.0, low)
+    room = margin * (high - low) or 0.05 * abs(high) or 0.5
+    return (low if zero else low - room), high + room
+
+
+def widened(values: Iterable[float], factor: float) -> tuple[float, float]:
+    """The least and the largest of positive values, for a logarithmic scale, with room around them."""
+    every = list(values)
+    low, high = min(every), max(every)
+    room = max(high / low, 1.5) ** factor
+    return low / room, high * room
+
+
+def width(text: str, size: float = SIZE) -> float:
+    """Room for a text, rather too much than too little; the browser has the font."""
+    return size * _DIGIT * len(text)
+
+
+def label(value: float) -> str:
+    """A tick's number: as short as it is exact."""
+    if value and not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.0e}".replace("e-0", "e−").replace("e+0", "e").replace("e-", "e−")
+    return f"{value:.6g}".replace("-", "−")
+
+
+def _steps(low: float, high: float, most: int) -> list[tuple[float, str]]:
+    """At most ``most`` multiples of a round number."""
+    raw = (high - low) / most
+    power = 10.0 ** floor(log10(raw))
+    for step in [factor * scale for scale in (power, 10 * power) for factor in _ROUND]:
+        first, last = ceil(low / step - 1e-9), floor(high / step + 1e-9)
+        if step >= raw and last - first < most:
+            return [(k * step, label(round(k * step, 12))) for k in range(first, last + 1)]
+    return []
+
+
+def _decades(low: float, high: float, most: int) -> list[tuple[float, str]]:
+    """At most ``most`` of 1, 2, 5 times the powers of ten, else of the powers, else of every second, third
+    ...
+    """
+    powers = range(floor(log10(low)), ceil(log10(high)) + 1)
+    for factors, every in (((1, 2, 5), 1), ((1, 3), 1), *(((1,), n) for n in range(1, len(powers) + 1))):
+        found = [f * 10.0**p for p in powers if p % every == 0 for f in factors if low <= f * 10.0**p <= high]
+        if len(found) <= most:
+            return [(value, label(float(f"{value:.3g}"))) for value in found]
+    return []

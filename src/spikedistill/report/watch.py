@@ -1,0 +1,104 @@
+"""``report --watch``: the page of a run that goes, made again when something new is known, until the run
+has ended.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import SpikedistillError
+from ..training import lock, metrics, summary
+from ..training.run_folder import read_claim
+from ..training.summary import RunSummary
+from .live import Live, standing
+from .page import render, target_of, write
+from .parts import Study, by_number, load, study
+
+EVERY = 10.0
+
+
+def watch(
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    every: float = EVERY,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Write the page now and, while a process trains in ``folder``, whenever its log has grown; returns its
+    path.
+
+    The page asks the browser to load it again every ``every`` seconds; the last one, of the run that has
+    ended or when Ctrl-C is pressed, does not. Raises: SpikedistillError where ``folder`` holds no run.
+    """
+    folder = Path(folder)
+    if not (folder / "recipe.yaml").exists() and not (folder / summary.FILE).exists():
+        raise SpikedistillError(f"no run in {folder}: give a run's folder, or start it first")
+    page, known = target_of([folder], out), None
+    try:
+        going = lock.held(folder)
+        say(
+            f"{page}: "
+            + (f"made again every {every:g} s; Ctrl-C ends" if going else "no process trains there")
+        )
+        while going:
+            now = _state(folder)
+            if now != known:
+                write(page, render([live(folder, every)]))
+                known = now
+            time.sleep(every)
+            going = lock.held(folder)
+        say(f"{page}: the run has ended")
+    except KeyboardInterrupt:
+        say(f"{page}: no longer made again")
+    write(page, render([_last(folder)]))
+    return page
+
+
+def live(folder: Path, seconds: float) -> Study:
+    """A run as far as it is: all seeds' logs; the results of the seeds that are finished, else of the one
+    that goes.
+    """
+    places = sorted((path for path in folder.glob("seed-*") if path.is_dir()), key=by_number) or [folder]
+    begun = [place for place in places if (place / metrics.FILE).exists()]
+    found = [(place, _summary(place)) for place in begun]
+    runs = [(place, run) for place, run in found if run is not None]
+    most = max((len(run.stages) for _, run in runs), default=0)
+    runs = [(place, run) for place, run in runs if len(run.stages) == most]
+    if runs:
+        whole = summary.merge([run for _, run in runs]) if len(runs) > 1 else runs[0][1]
+    else:
+        whole = _nothing(folder)
+        runs = [(folder, whole)]
+    lines = standing(metrics.read(begun[-1]).events, begun[-1].name) if begun else [("stage", "not begun")]
+    lines = [line for line in lines if line[0] != "seed" or len(places) > 1]
+    return study(folder, whole, [r for _, r in runs], [p for p, _ in runs], begun, Live(lines, seconds))
+
+
+def _last(folder: Path) -> Study:
+    """The run as it was left: whole, or as far as it came."""
+    try:
+        return load(folder)
+    except SpikedistillError:
+        return live(folder, 0)
+
+
+def _summary(place: Path) -> RunSummary | None:
+    found = summary.read(place) if (place / summary.FILE).exists() else None
+    return found if isinstance(found, RunSummary) else None
+
+
+def _nothing(folder: Path) -> RunSummary:
+    """The summary of a run that has finished no stage."""
+    name, recipe = read_claim(folder)
+    title, data = recipe.title or name, {"name": recipe.data.name}
+    return RunSummary(title=title, recipe=name, seed=recipe.seed, data=data)
+
+
+def _state(folder: Path) -> list[tuple[str, int, int]]:
+    """What the page is made from, by its age and size."""
+    files = [
+        *folder.glob(metrics.FILE),
+        *folder.glob(f"*/{metrics.FILE}"),
+        *folder.glob(f"**/{summary.FILE}"),
+    ]
+    return sorted((str(path), (at := path.stat()).st_mtime_ns, at.st_size) for path in files)
