@@ -35,8 +35,9 @@ def mel_filters(bands: int, bins: int, rate: int, low: float, high: float) -> Te
 
 
 def cosine_transform(bands: int, coefficients: int) -> Tensor:
-    """The orthonormal DCT-II matrix, ``D[k, n] = s_k cos(pi k (n + 1/2) / bands)``, s_0 = sqrt(1/bands), else
-    sqrt(2/bands).
+    """The orthonormal DCT-II matrix, ``D[k, n] = s_k cos(pi k (n + 1/2) / bands)``.
+
+    ``s_0 = sqrt(1 / bands)``, all other ``s_k = sqrt(2 / bands)``.
 
     Shape: -> (coefficients, bands).
     """

@@ -151,9 +151,7 @@ class Data:
         seed: int,
         shard: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
-        """A process's part of an augmented ``batch`` (positions): the rows that it would have in the whole
-        one.
-        """
+        """A process's part of an augmented ``batch`` (positions): the rows it has in the whole one."""
         rank, world = shard
         n, rows, config = len(batch), torch.arange(len(batch))[rank::world], self.augment
         begin = torch.get_rng_state()

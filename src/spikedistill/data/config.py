@@ -99,9 +99,7 @@ class EventAugmentConfig(Strict):
 
 
 class AudioAugmentConfig(Strict):
-    """Augmentations of sound: ``shift_ms`` in either direction; ``noise``: largest amplitude, of the
-    largest sample.
-    """
+    """Augmentations of sound: ``shift_ms`` either way; ``noise``: largest amplitude, of the largest value."""
 
     shift_ms: NonNegativeFloat = 0.0
     noise: NonNegativeFloat = 0.0

@@ -17,8 +17,7 @@ NDA = EventAugmentConfig(roll=5, rotate=30.0, shear=16.7, cutout=8, flip=True, p
 
 
 def augment_events(x: Tensor, config: EventAugmentConfig) -> Tensor:
-    """Roll, rotate, shear, cut out and flip samples at random; counts stay whole (the nearest pixel is
-    taken).
+    """Roll, rotate, shear, cut out and flip samples at random; counts stay whole (nearest pixel taken).
 
     Shape: (N, F, C, H, W) -> same.
     """
@@ -47,8 +46,7 @@ def augment_events(x: Tensor, config: EventAugmentConfig) -> Tensor:
 
 
 def roll(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Sample i moved ``down[i]`` rows and ``right[i]`` columns; what leaves on one side comes in on the
-    other.
+    """Sample i moved ``down[i]`` rows and ``right[i]`` columns; what leaves on one side enters on the other.
 
     Shape: (N, F, C, H, W), (N,), (N,) -> (N, F, C, H, W).
     """
@@ -60,8 +58,7 @@ def roll(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
 
 
 def affine(x: Tensor, degrees: Tensor, shear: Tensor) -> Tensor:
-    """Sample i turned by ``degrees[i]`` about the centre, then sheared along x by ``shear[i]`` degrees; zeros
-    enter.
+    """Sample i turned by ``degrees[i]`` about the centre, then sheared along x by ``shear[i]``; zeros enter.
 
     Output pixel p shows input pixel ``R S p`` in coordinates about the centre (nearest).
 

@@ -212,9 +212,7 @@ def _cut(source: Source, config: DataConfig) -> dict[str, list[tuple[Part, np.nd
 
 
 def _few(labels: splits.Index, amount: float | int, groups: np.ndarray | None) -> splits.Index:
-    """Indices of ``amount`` samples (a part below 1, or a number), every class with its share, whole
-    groups.
-    """
+    """Indices of ``amount`` samples (a part below 1, or a number): each class its share, whole groups."""
     if amount >= len(labels):
         raise SpikedistillError(
             f"data.train_samples: found {amount}, but there are {len(labels)} training samples"
