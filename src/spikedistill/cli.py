@@ -164,11 +164,8 @@ def report(
 
     folders: list[Any] = [split_run(run)[0] for run in runs]
     page = write_report(folders if len(folders) > 1 else folders[0], out)
-    found = (
-        {run: load(folder).summary.model_dump(mode="json") for run, folder in zip(runs, folders)}
-        if as_json
-        else {}
-    )
+    asked = runs if as_json else []
+    found = {run: load(folder).summary.model_dump(mode="json") for run, folder in zip(asked, folders)}
     tell({"report": page, "summaries": found}, str(page), as_json=as_json)
 
 

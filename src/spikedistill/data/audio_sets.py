@@ -199,7 +199,7 @@ def _recordings(paths: Sequence[Path]) -> tuple[list[NDArray[np.int16]], int]:
 
 
 def wav_folder(config: DataConfig, steps: int) -> Source:
-    """``root``/train/CLASS/*.wav and ``root``/test/CLASS/*.wav, or ``root``/CLASS/*.wav with 10 % for test."""
+    """``root``/train/CLASS/*.wav and ``root``/test/CLASS/*.wav, or ``root``/CLASS/*.wav, 10 % for test."""
     if config.root is None:
         raise SpikedistillError(
             "data set 'wavfolder' needs data.root, a folder with one folder of WAV files per class"

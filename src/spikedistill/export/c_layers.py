@@ -30,9 +30,7 @@ MOST_INDEX = (1 << 31) - 1
 
 
 class LayerBuilder:
-    """Reads the operations once; ``shapes``: what each gives for one image at one step, with a first
-    dimension of 1.
-    """
+    """Reads the operations once; ``shapes``: what each gives for one image and step, (1, ...)."""
 
     def __init__(self, header: Header, tensors: dict[str, Tensor], shapes: list[Shape]) -> None:
         self.header, self.tensors, self.shapes = header, tensors, [shape[1:] for shape in shapes]
@@ -132,9 +130,7 @@ class LayerBuilder:
         return self.copy(value, out, shape, read, out.strides, name="spread")
 
     def window(self, channels: int, *pairs: Any) -> str:
-        """A ``struct window``: sizes before and after, kernel, stride, padding, dilation; 1-D as maps of
-        height 1.
-        """
+        """A ``struct window``: sizes before and after, kernel, stride, padding, dilation; 1-D: height 1."""
         fill = (1, 1, 1, 1, 0, 1)
         both = [[f, *pair] if len(pair) == 1 else list(pair) for f, pair in zip(fill, pairs)]
         return f"{{{channels}, {', '.join(braces(pair) for pair in both)}}}"

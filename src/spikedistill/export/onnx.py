@@ -1,6 +1,4 @@
-"""Networks as ONNX files: the whole simulation in one graph, or one time step with the membranes as inputs
-and outputs.
-"""
+"""Networks as ONNX files: the whole simulation in one graph, or one time step, membranes going in and out."""
 
 import copy
 import json
@@ -223,9 +221,7 @@ def _watched(network: nn.Module, entered: list[str]) -> Iterator[None]:
 
 
 def _blamed(why: BaseException | None) -> str:
-    """The path of the module whose operation the exporter could not translate, from the operation's own
-    notes.
-    """
+    """The path of the module whose operation the exporter could not translate, from the operation's notes."""
     while why is not None:
         node = getattr(why, "node", None)
         stack = getattr(node, "meta", {}).get("nn_module_stack") if node is not None else None

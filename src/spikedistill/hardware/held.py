@@ -1,6 +1,4 @@
-"""How wide the values of a quantized network are on a batch: what its integer network holds, not what it
-stores.
-"""
+"""How wide a quantized network's values are on a batch: what its integer form holds, not what it stores."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -113,9 +111,7 @@ def measure(network: nn.Module, batch: Tensor, graph: Graph) -> Widths:
 
 
 def with_potentials(layers: list[Layer]) -> list[Layer]:
-    """Give each weight layer and norm the width of the neuron's potential that it charges, and each norm
-    its accumulators'.
-    """
+    """Give layers and norms the width of the potential that they charge, and norms their accumulators'."""
     by_name = {layer.name: layer for layer in layers}
     potentials: dict[str, int] = {}
     for layer in layers:

@@ -17,9 +17,7 @@ def areas(
     config: Config,
     reasons: dict[str, str],
 ) -> dict[str, float] | None:
-    """Area by component, um2: every tile is built whole, with ``pe_per_tile`` PEs; None, with the reason,
-    without tiles.
-    """
+    """Area by component, um2: every tile is built whole, with ``pe_per_tile`` PEs; no tiles: None and why."""
     if tiles is None:
         reasons["area_um2"] = "no tile count: " + reasons["tiles"]
         return None
