@@ -216,7 +216,7 @@ class Config(Strict):
 
     @property
     def adc_factor(self) -> float:
-        """Factor of the ADC law on the published ADC's energy and area; 1 when the switch ``adc_bits`` is off."""
+        """The ADC law on the published ADC's energy and area; 1 when the switch ``adc_bits`` is off."""
         if not self.switches.adc_bits or self.adc_law == "constant":
             return 1.0
         bits, reference = self.adc_bits or self.lossless_adc_bits, self.technology.adc_reference_bits
