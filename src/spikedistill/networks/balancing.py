@@ -1,6 +1,4 @@
-"""``balance``: a network's neurons and classifier balanced on a batch, whatever its weights are and where
-they came from.
-"""
+"""``balance``: a network's neurons and classifier balanced on a batch, whatever weights it has."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -108,9 +106,7 @@ class _Residuals:
 
 
 class _Fit:
-    """Stands in for a neuron's ``simulate`` during one pass: finds the factor, applies it, goes on with
-    what then fires.
-    """
+    """Stands in for a neuron's ``simulate`` in one pass: finds the factor, applies it, gives its spikes."""
 
     def __init__(
         self, name: str, neuron: Neuron, norm: NormNeuron | None, rate: float, residuals: _Residuals,

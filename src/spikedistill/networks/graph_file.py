@@ -1,5 +1,4 @@
-"""A traced network as a document that JSON holds: modules by their settings, calls in order, nothing that
-runs code.
+"""A traced network as a document that JSON holds: modules by settings, calls in order, no code that runs.
 
 :func:`describe` writes it, :mod:`.interpreter` makes a network of it. A network is traced at two batch sizes
 (and two numbers of time steps), and a number in a call that grew with them is written as so many an image
@@ -122,9 +121,7 @@ class Form(Strict):
 
 
 class Document(Strict):
-    """``form``: None for a plain module. ``size``: of an image or frame, (C, ...). ``modules``: None for a
-    composite one.
-    """
+    """``form``: None if plain. ``size``: of an image or frame, (C, ...). ``modules``: None if composite."""
 
     format: Literal[1]
     form: Form | None

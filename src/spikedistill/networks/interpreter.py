@@ -1,5 +1,6 @@
-"""Networks made of a document (:mod:`.graph_file`): the same state dict, taps, quantization and exports;
-no code of others.
+"""Networks made of a document (:mod:`.graph_file`): the same state dict, taps, quantization, exports.
+
+No code of others runs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,9 +68,7 @@ class _Program:
 
 
 class Holder(nn.Module):
-    """Stands where a composite module stood: holds its children, and is called where it was, so that taps
-    find it.
-    """
+    """Stands where a composite module stood: holds its children, is called where it was: taps find it."""
 
     def forward(self, x: Tensor, body: Callable[[], Tensor]) -> Tensor:
         """What the calls within give."""

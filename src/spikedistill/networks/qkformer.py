@@ -81,8 +81,7 @@ class QKAttention(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Spiking patch embedding with deformed shortcut: convolutions, and a 1x1 convolution past the last of
-    them, added.
+    """Spiking patch embedding with deformed shortcut: convolutions, plus a 1x1 convolution past the last.
 
     Both sides end in a neuron. Every unit is convolution, norm, max-pool (where there is one), neuron; the
     shortcut's stride is what the pools that it passes halve.

@@ -1,6 +1,4 @@
-"""``adopt``: a network of SpikingJelly, snnTorch or Norse becomes one of ours, and is checked by running
-both.
-"""
+"""``adopt``: a network of SpikingJelly, snnTorch or Norse becomes one of ours; both are run and compared."""
 
 import copy
 import logging
@@ -51,8 +49,7 @@ def adopt(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
 ) -> Network:
-    """A copy of a network of SpikingJelly, snnTorch or Norse with our layers and neurons, for everything that
-    follows.
+    """A copy of a network of SpikingJelly, snnTorch or Norse with our layers and neurons, for what follows.
 
     Neurons: SpikingJelly's IFNode, LIFNode, ParametricLIFNode, snnTorch's Leaky, Norse's LIFBoxCell
     (:mod:`.peers` has the equations); cells with a second state are refused by name. A batch norm read by one
@@ -188,8 +185,9 @@ def _verify(
     places: list[str],
     learned: bool,
 ) -> None:  # fmt: skip
-    """Both networks on the example, in float64 and in float32, and at another batch size; images and steps
-    stay apart.
+    """Both networks on the example, in float64 and float32, and at another batch size.
+
+    Images and steps must stay apart.
     """
     network.differs = {}
     wide = copy.deepcopy(original)

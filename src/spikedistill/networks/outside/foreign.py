@@ -41,9 +41,7 @@ class Foreign(Wrapped):
         return [f"model.{path}" for path, m in self.model.named_modules() if path and spikes(m)]
 
     def timed(self, calls: list[Tensor], N: int, T: int | None) -> Tensor:
-        """What a module gave in all its calls of one pass, as (T, N, ...); raises where the layout does
-        not say how.
-        """
+        """What a module gave in all calls of one pass, as (T, N, ...); raises if the layout is unclear."""
         if T is None:
             return calls[0].unflatten(0, (-1, N))
         if len(calls) == T > 1:
@@ -105,9 +103,7 @@ class Foreign(Wrapped):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (T, N, K); ANN (N, K). The first pass is also run twice and on one image, see
-        :func:`foreign`.
-        """
+        """Logits (T, N, K); ANN (N, K). The first pass also runs twice and on one image: :func:`foreign`."""
         self._check(x)
         return super().forward(x)
 
@@ -171,8 +167,7 @@ def foreign(
     interpolation: str = "bilinear",
     output: int | str | None = None,
 ) -> Network:
-    """Somebody else's network, SNN or ANN, as one of ours: it owns its normalisation, takes [0, 1], gives (T,
-    N, K).
+    """Somebody else's network, SNN or ANN, as one of ours: it normalises, takes [0, 1], gives (T, N, K).
 
     ``layout`` is what the model takes: "TNCHW" (SpikingJelly's multi-step mode), "NTCHW", "folded" (T*N, C,
     H, W), "step" (called once per time step on (N, C, H, W)), "NCHW" (called once; an ANN, or an SNN that

@@ -209,9 +209,7 @@ def from_name(
 
 
 def from_config(config: Mapping[str, Any]) -> Network:
-    """The untrained network that a recorded ``config`` describes; weights, and what balanced them, come
-    from the record.
-    """
+    """The untrained network that ``config`` records; weights and what balanced them come from the record."""
     plain = {"initialisation": "plain", "firing_rate": None}
     return from_name(str(config["name"]), **{**config.get("options", {}), **plain})
 

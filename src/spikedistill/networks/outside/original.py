@@ -88,9 +88,7 @@ class Original:
         )
 
     def _own_time(self, truth: Truth) -> bool:
-        """Whether a pass over images held time steps of its own: neurons called T times, or once on (T, N,
-        ...).
-        """
+        """Whether a pass over images held time steps of its own: neurons ran T times, or on (T, N, ...)."""
         N = truth.logits.shape[-2]
         spikes = [s for s in truth.spikes.values() if s]
         looped = min((len(s) for s in spikes), default=0)
@@ -142,9 +140,7 @@ class Original:
 
     @contextmanager
     def _recorded(self, dtype: torch.dtype) -> Iterator[dict[str, list[Tensor]]]:
-        """Spikes of every neuron, call by call; snnTorch's come in float32, and go on in the network's
-        type.
-        """
+        """Spikes of every neuron, call by call; snnTorch's come in float32, and go on in the network's."""
         found: dict[str, list[Tensor]] = {path: [] for path in self.neurons}
 
         def hook(path: str) -> Any:

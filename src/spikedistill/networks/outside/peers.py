@@ -142,8 +142,7 @@ def layer_of(module: nn.Module) -> type[nn.Module] | None:
 
 
 def translate(model: nn.Module) -> tuple[dict[str, Cell], list[str]]:
-    """Change a peer's model in place: layers become torch's, neurons :class:`Placeholder`; returns these, and
-    notes.
+    """Change a peer's model in place: layers become torch's, neurons :class:`Placeholder`; returns both.
 
     Raises: SpikedistillError naming path, class and reason of what has no form here.
     """

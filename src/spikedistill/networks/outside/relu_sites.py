@@ -1,7 +1,5 @@
 # ruff: noqa: SIM905  (lists of words)
-"""Where a ReLU network can be turned into a spiking one: ReLU call sites, norms before them, the entrance
-of time.
-"""
+"""Where a ReLU network can be made a spiking one: ReLU calls, norms before them, the entrance of time."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -47,9 +45,7 @@ CLAMPS = frozenset({"clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_
 
 @dataclass
 class Site:
-    """One ReLU call; ``norm``: path of the norm that only this call reads and that becomes a NormNeuron
-    with it.
-    """
+    """One ReLU call; ``norm``: the norm that only this call reads; both become a NormNeuron."""
 
     node: Node
     norm: str | None
@@ -75,9 +71,7 @@ def _dominates(graph: Graph, name: str, sites: list[Site]) -> bool:
 
 
 def find(graph: Graph, model: nn.Module, gates: str = "refuse") -> list[Site]:
-    """All ReLU calls in the order of execution; raises for what has no spiking counterpart, by path and
-    source line.
-    """
+    """All ReLU calls as they run; raises for what has no spiking counterpart, by path and source line."""
     live = graph.live
     refuse([node for node in graph if node.name in live], gates)
     sites = [Site(n, norm_before(n, graph, model)) for n in graph if n.name in live and n.op == "relu"]
@@ -89,9 +83,7 @@ def find(graph: Graph, model: nn.Module, gates: str = "refuse") -> list[Site]:
 
 
 def refuse(nodes: list[Node], gates: str, norms: bool = False) -> None:
-    """Raise for nodes that cannot be turned, all of them by path, with the nearest thing that can;
-    ``norms``: these too.
-    """
+    """Raise for nodes that cannot be turned, all by path, with the nearest that can; ``norms``: these too."""
     wrong: list[str] = []
     kinds: set[str] = set()
     for node in nodes:
@@ -201,9 +193,7 @@ def _norm_act(module: nn.Module) -> bool:
 
 
 def entrance(graph: Graph, sites: list[Site]) -> list[tuple[str, str]]:
-    """Ways for time to enter, best first: ("encode", site), ("repeat", path of a module whose output is
-    repeated or "").
-    """
+    """Ways for time to enter, best first: ("encode", site), ("repeat", path of a repeated module, or "")."""
     ways = []
     if _dominates(graph, sites[0].node.name, sites):
         ways.append(("encode", sites[0].node.name))

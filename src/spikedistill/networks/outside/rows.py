@@ -1,5 +1,4 @@
-"""Does a turned network keep images and time steps apart? Its first dimension holds T*N, time first; code may
-mix it up.
+"""Does a turned network keep images and time steps apart? Its first axis is T*N, time first; code may mix it.
 
 A neuron reads its current as (T, N, ...). Code that puts something in front of the batch (patches, say), or
 that looks across the batch, makes it integrate over something else than time, and nothing fails. So the
@@ -71,8 +70,7 @@ class _Current:
 
 @contextmanager
 def _forced(network: nn.Module, spikes: list[Tensor | None] | None) -> Iterator[list[Any]]:
-    """Have neurons give random spikes; for the images that stay those of ``spikes``, one entry a call in
-    order.
+    """Have neurons give random spikes; for images that stay those of ``spikes``, an entry a call.
 
     Yields, call by call, ((path, call), current, spikes given).
     """
@@ -124,9 +122,7 @@ def _same(whole: Tensor | None, part: Tensor) -> bool:
 
 
 def _mixed(graph: Graph, name: str) -> SpikedistillError:
-    """The error: which neuron (or the logits), and what stands before it and moves or changes the first
-    dimension.
-    """
+    """The error: which neuron (or the logits), and what before it moves or changes the first dimension."""
     output = name == graph.output
     end = graph[name] if name in graph else graph[graph.output]
     before = [end] if output and not isinstance(end.module, Neuron | NormNeuron) else []

@@ -38,9 +38,7 @@ class explained:
 
 
 def verify(network: Network, example: Tensor, before: Graph, sites: list[Site], places: list[str]) -> None:
-    """Run the turned network: every neuron reached, read by as many as its ReLU was, nothing left, T*N
-    logits.
-    """
+    """Run the turned network: each neuron reached, read by as many as its ReLU, nothing left, T*N logits."""
     T = network.time_steps or 1
     with explained(example):
         graph = trace(network, example)
