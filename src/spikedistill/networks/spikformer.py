@@ -170,11 +170,11 @@ class Block(nn.Module):
 class Tokenizer(nn.Module):
     """Spiking patch splitting: four convolutions to C/8, C/4, C/2, C channels.
 
-    A 3/2 max-pool follows each of the last ``pools``. ``cml``: conv -> norm -> pool -> neuron (Zhou et al., "Enhancing
-    the performance of transformer-based spiking neural networks by SNN-optimized downsampling with precise
-    gradient backpropagation", 2023); ``original``: conv -> norm -> neuron -> pool. A fifth convolution gives
-    the real-valued stream (``ms``), or adds its spikes as relative position. Shape: (N, C_in, H, W), or (T*N,
-    C_in, H, W), to (T*N, C, H / 2^pools, W / 2^pools).
+    A 3/2 max-pool follows each of the last ``pools``. ``cml``: conv -> norm -> pool -> neuron (Zhou et al.,
+    "Enhancing the performance of transformer-based spiking neural networks by SNN-optimized downsampling with
+    precise gradient backpropagation", 2023); ``original``: conv -> norm -> neuron -> pool. A fifth
+    convolution gives the real-valued stream (``ms``), or adds its spikes as relative position. Shape: (N,
+    C_in, H, W), or (T*N, C_in, H, W), to (T*N, C, H / 2^pools, W / 2^pools).
     """
 
     def __init__(self, make: Builder, c_in: int, channels: int, pools: int, cml: bool, ms: bool) -> None:
