@@ -44,9 +44,7 @@ def allowed() -> bool:
 
 
 def enable(on: bool) -> None:
-    """Switch compiling on or off for this process; the environment's ``SPIKEDISTILL_EAGER=1`` is stronger
-    than on.
-    """
+    """Switch compiling on or off for this process; the environment's ``SPIKEDISTILL_EAGER=1`` beats on."""
     global _enabled
     _enabled = on
 
@@ -67,16 +65,12 @@ def eager() -> Any:
 
 
 def uncompiled() -> Any:
-    """A context in which neurons run the fused arithmetic, hand-derived backward included, without
-    compiling it.
-    """
+    """A context in which neurons run the fused arithmetic, its backward too, without compiling it."""
     return use("uncompiled")
 
 
 def compiled() -> Any:
-    """A context in which neurons run compiled whatever the switches say (unless compiling has failed
-    before).
-    """
+    """A context in which neurons run compiled whatever the switches say (unless compiling failed before)."""
     return use("compiled")
 
 

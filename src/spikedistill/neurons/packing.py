@@ -55,9 +55,7 @@ def unpack(packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
 
 
 class Packer:
-    """What one :func:`packed_spikes` context knows: the spikes emitted in it, and how many bytes were
-    kept.
-    """
+    """What one :func:`packed_spikes` context knows: the spikes emitted in it, how many bytes were kept."""
 
     def __init__(self) -> None:
         # By storage: a weak reference keeps the address from being used again, so a hit is never somebody

@@ -22,8 +22,7 @@ def simulate(
     current: Tensor, neuron: "Neuron", owner: nn.Module, norm: "NormNeuron | None" = None,
     residual: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Spikes (T*N, ...) of ``neuron`` from the current (T*N, ...), or from a constant one (N, ...) if it
-    encodes.
+    """Spikes (T*N, ...) of ``neuron`` from the current (T*N, ...), or a constant one (N, ...) if it encodes.
 
     ``owner``: the module whose path captures and streamed states are filed under. With ``norm`` what charges
     the neuron is ``norm.current(current, residual)``.

@@ -11,8 +11,7 @@ from .pairs import as_map
 
 
 def blur_mask(x: Tensor, ratio: float, form: str = "channel") -> Tensor:
-    """0 with probability ``ratio``, else 1: per sample and channel (N, C, 1, 1), or per position (N, 1, H,
-    W).
+    """0 with probability ``ratio``, else 1: per sample and channel (N, C, 1, 1), or position (N, 1, H, W).
 
     Drawn from torch's generator of the device, not rescaled.
     """
