@@ -1,6 +1,4 @@
-"""Tables for people: lines and colours on a terminal, aligned text of any width in a pipe, a file or a
-notebook.
-"""
+"""Tables for people: lines and colours on a terminal, aligned text in a pipe, file or notebook."""
 
 import json
 import sys
@@ -107,9 +105,7 @@ def show(*parts: "Table | str", console: "Console | None" = None) -> None:
 
 
 def tell(tree: Any, *parts: "Table | str", as_json: bool) -> None:
-    """What a command found: ``tree`` as one JSON object and nothing else, or the tables and lines that
-    people read.
-    """
+    """What a command found: ``tree`` as one JSON object alone, or the tables and lines that people read."""
     if as_json:
         print(json.dumps(tree, default=str))
     else:
@@ -127,9 +123,7 @@ def duration(nanoseconds: float | None) -> str:
 
 
 def significant(value: float | int | None, digits: int = 4) -> str:
-    """A number with so many significant digits and no exponent where that is readable; whole numbers stay
-    whole.
-    """
+    """A number with so many significant digits, without exponent if readable; whole numbers stay whole."""
     if value is None:
         return "-"
     if isinstance(value, int) or not value:

@@ -31,9 +31,7 @@ from .weights import WeightFormat, learned_scale, learned_start, weight_codes, w
 
 
 class Step:
-    """``s``, one for all layers of a sum: the largest of theirs, or kept by the first (learned, least
-    squared error).
-    """
+    """``s``, one for all layers of a sum: the largest, or the first's (learned, least squared error)."""
 
     def __init__(self, layers: "list[FoldedLayer]", f: WeightFormat) -> None:
         self.layers, self.format, self.owner = layers, f, layers[0].layer
@@ -172,8 +170,9 @@ class FoldedMembrane(Membrane):
 
     @property
     def shift(self) -> int:
-        """MINT: Q's step is the weights' (``extra`` = log2 of the pooled area); where images enter, it
-        reaches the threshold.
+        """MINT: Q's step is the weights' (``extra`` = log2 of the pooled area).
+
+        Where images enter, it reaches the threshold.
         """
         return self.extra if self.mint and self.extra is not None else super().shift
 

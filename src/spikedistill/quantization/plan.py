@@ -107,8 +107,7 @@ def refuse(node: Node, why: str) -> SpikedistillError:
 
 
 def own_code(module: nn.Module, kind: type[nn.Module] | None, *methods: str) -> str | None:
-    """The method with which a module computes something of its own: what quantization replaces or takes as
-    known.
+    """The method with which a module computes something of its own: quantization replaces or knows it.
 
     ``kind``: the class whose methods are known; None: torch's and spikedistill's own classes.
     """

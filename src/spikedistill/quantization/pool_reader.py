@@ -45,9 +45,7 @@ class PlanWriter:
         return self.plan.edges[input_names(node)[i]]
 
     def put(self, node: Node, kind: str, edge: Edge, suffix: str = "", **options: Any) -> None:
-        """One operation; with ``suffix`` one of several that a node becomes, the first of which read its
-        inputs.
-        """
+        """One operation; with ``suffix`` one of several that a node becomes; the first read its inputs."""
         name = node.name + suffix
         self.plan.ops.append(Op(name, kind, input_names(node), node.path or "", options))
         self.plan.edges[name] = edge

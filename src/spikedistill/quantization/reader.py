@@ -98,9 +98,7 @@ class Reader(PoolReader):
         )
 
     def alone(self, name: str) -> bool:
-        """Whether no grid is needed: one norm or neuron reads a layer, through pools and views, or it is
-        the output.
-        """
+        """Whether no grid is needed: one norm or neuron reads a layer, pools between, or it is the output."""
         pooled = False
         while name != self.graph.output:
             readers = self.graph.readers(name)
