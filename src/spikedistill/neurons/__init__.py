@@ -1,4 +1,4 @@
-"""Neurons: equations (``dynamics``), surrogate gradients, modules. New ones: a class and a line in ``TYPES``."""
+"""Neurons: equations (``dynamics``), surrogate gradients, modules. A new one: class and line in ``TYPES``."""
 
 import copy
 import inspect

@@ -1,5 +1,4 @@
-"""The fused arithmetic of norm, neuron and surrogate over all time steps: pure functions of tensors, backward
-by hand.
+"""Fused arithmetic of norm, neuron and surrogate over all time steps: pure functions, backward by hand.
 
     I_t = a * x_t + b (+ residual_t)            a, b per channel; absent where the neuron stands alone
     H_t, S_t, V_t as in ``dynamics``

@@ -1,6 +1,4 @@
-"""What a machine does for a stage: memory that a step takes, bfloat16 autocast, compiled neurons where
-that pays.
-"""
+"""What a machine does for a stage: memory of a step, bfloat16 autocast, compiled neurons where that pays."""
 
 import time
 from collections.abc import Iterator
@@ -95,8 +93,9 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def saving(memory: str, network: nn.Module) -> AbstractContextManager[Any]:
-    """How the forward pass keeps what backward needs: as it is, spikes as bits, or blocks recomputed with
-    spikes as bits.
+    """How the forward pass keeps what backward needs.
+
+    As it is, spikes as bits, or blocks recomputed with spikes as bits.
     """
     stack = ExitStack()
     if memory != "default":
@@ -122,9 +121,7 @@ def compiling(on: bool) -> Iterator[None]:
 
 
 def worth_compiling(distiller: Distiller, x: Tensor, y: Tensor, steps: int) -> bool:
-    """Whether ``steps`` training steps like this one outlast the compiling; times two, and leaves no trace
-    of them.
-    """
+    """Whether ``steps`` training steps like this one outlast the compiling; times two, leaves no trace."""
     if (
         not compilation.allowed()
         or steps < 20

@@ -1,6 +1,4 @@
-"""All stages of a recipe for one seed: built, trained, measured, saved; what is finished is not trained
-again.
-"""
+"""All stages of a recipe for one seed: built, trained, measured, saved; what is finished stays."""
 
 import json
 import shutil

@@ -27,9 +27,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def state_by_name(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as ``{"parameter name|key": tensor}``: groups may be cut otherwise and it
-    still fits.
-    """
+    """The optimizer's state as ``{"parameter name|key": tensor}``: groups may be cut otherwise."""
     out = {}
     for name, parameter in module.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -52,9 +50,7 @@ def restore_by_name(optimizer: torch.optim.Optimizer, module: nn.Module, state: 
 
 
 def _named_state(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """A state by number ("3.momentum_buffer"), as checkpoints had it when there were two groups: decayed,
-    then vectors.
-    """
+    """A state by number ("3.momentum_buffer"), as checkpoints of two groups had it: decayed, then vectors."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     group = {id(p): g["name"] == "vectors" for g in parameter_groups(module, 1.0) for p in g["params"]}
     order = [name for last in (False, True) for name, p in named if group[id(p)] == last]

@@ -1,5 +1,4 @@
-"""Everything is checked before anything runs: two images go through every stage, its loss, its optimizer, its
-results.
+"""Everything is checked before anything runs: two images go through all stages, losses, optimizers, results.
 
 Earlier stages stand in untrained, nothing is compiled, the generators are put back. What fails here would
 have failed after the stages before it had trained.
@@ -159,9 +158,7 @@ def _classes(logits: torch.Tensor, data: Data) -> None:
 
 
 def _fits(stage: Stage, recipe: Recipe) -> None:
-    """Weights, gradients and one optimizer state of a network that is known by name, against the memory
-    there is.
-    """
+    """Weights, gradients and one optimizer state of a network known by name, against the memory there is."""
     options = dict(stage.network or {})
     if options.get("name") not in networks.names():
         return

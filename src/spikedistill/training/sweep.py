@@ -66,9 +66,7 @@ def sweep(
 
 
 def _retry(study: Any, out: Path, optuna: Any) -> None:
-    """Trials whose process died are asked again first, and go on in their folder; what still runs
-    elsewhere is left alone.
-    """
+    """Trials whose process died are asked again first, and go on in their folder; live ones are left."""
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         folder = trial.user_attrs.get("folder", f"trial-{trial.number}")
         if not (out / folder).is_dir():  # another machine's, or not begun

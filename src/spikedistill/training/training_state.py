@@ -1,6 +1,4 @@
-"""All that a resumed stage needs, as a checkpoint: weights, adapters, optimizer, average, best weights,
-position.
-"""
+"""What a resumed stage needs, a checkpoint: weights, adapters, optimizer, average, best weights, position."""
 
 from typing import TYPE_CHECKING
 

@@ -11,9 +11,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Verdict:
-    """A method's validation accuracy minus the baseline's, paired by seed, with its corrected interval
-    (fractions).
-    """
+    """A method's validation accuracy minus the baseline's, paired by seed, and corrected interval (0..1)."""
 
     method: str
     mean: float
