@@ -42,13 +42,13 @@ TORCH: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in _LAYERS
 # clock.
 _MORE = (
     "neg abs exp log sqrt rsqrt pow square clamp clamp_min clamp_max minimum maximum where max min amax amin "
-"einsum softmax "
+    "einsum softmax "
     "log_softmax sigmoid tanh gelu silu relu6 hardswish hardsigmoid leaky_relu elu mish softplus normalize "
-"layer_norm "
+    "layer_norm "
     "group_norm batch_norm instance_norm linear conv1d conv2d pixel_shuffle scaled_dot_product_attention "
-"masked_fill norm std "
+    "masked_fill norm std "
     "var ones_like zeros_like baddbmm addmm roll repeat_interleave narrow select index_select gather tile "
-"broadcast_to"
+    "broadcast_to"
 )  # fmt: skip
 _PLACES = (("Tensor", Tensor), ("torch", torch), ("F", F))
 

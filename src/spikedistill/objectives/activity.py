@@ -10,7 +10,7 @@ Norm = Literal["l1", "l2"]
 
 
 def rate_penalty(rate: Tensor, norm: str = "l1") -> Tensor:
-    """"l1": the mean firing rate; "l2": the mean square of neurons' rates over T. Shape: rate (N, ...)."""
+    """The mean firing rate ("l1"), the mean square of neurons' rates over T ("l2"). Shape: rate (N, ...)."""
     return rate.abs().mean() if norm == "l1" else (rate**2).mean()
 
 

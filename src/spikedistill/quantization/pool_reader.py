@@ -89,10 +89,10 @@ class PoolReader(PlanWriter):
             return self.put(node, "replicate", self.edge(node), times=[a // b for b, a in zip(before, after)])
         if kernel is None:
             raise refuse(
-                node, f"has overlapping windows ({before} to {after}); its divisor is not one number: "
-"choose sizes that "
-                "divide",
-            )  # fmt: skip
+                node,
+                f"has overlapping windows ({before} to {after}); its divisor is not one number: choose sizes "
+                "that divide",
+            )
         return self.average(node, list(kernel), list(kernel), [0, 0], prod(kernel))
 
     def window(self, node: Node) -> dict[str, Any]:
