@@ -98,9 +98,8 @@ def replace_folder(folder: Path, contents: Mapping[str, bytes], before: Path | N
         if before is not None and old.exists() and not before.exists():
             os.rename(old, before)
         raise SpikedistillError(
-            f"cannot write {folder}: {error.strerror or error}; what was there before is unchanged. "
-            "Free space or choose "
-            "another --out, then resume"
+            f"cannot write {folder}: {error.strerror or error}; what was there before is unchanged. Free "
+            "space or choose another --out, then resume"
         ) from None
     shutil.rmtree(old, ignore_errors=True)
 

@@ -163,8 +163,7 @@ def _errors(found: Repository, done: str) -> Iterator[None]:
     where = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     offline = (
         f"{found} cannot be {done}: the hub at {where} cannot be reached ({{}}); connect (HF_ENDPOINT names "
-        "another hub, "
-        "HF_HUB_OFFLINE=1 must not be set), or use a folder: file://FOLDER"
+        "another hub, HF_HUB_OFFLINE=1 must not be set), or use a folder: file://FOLDER"
     )
     try:
         yield

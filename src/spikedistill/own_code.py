@@ -221,24 +221,22 @@ def _located(module: str, text: str, what: str, here: Search) -> Path | None:
         if file is not None and theirs is not None and theirs != file:
             raise SpikedistillError(
                 f"{what} {text!r}: {file} is meant, but a module {module!r} of {theirs} is imported already; "
-                "rename yours, or "
-                "start a new process"
+                "rename yours, or start a new process"
             )
         file = theirs
     if file is None:
         return None
     if _of_a_run(file.parent, here.run):
         raise SpikedistillError(
-            f"{what} {text!r}: {file} lies in a run's folder, from which nothing is imported; "
-            "move it beside the recipe, or to "
-            "the current folder"
+            f"{what} {text!r}: {file} lies in a run's folder, from which nothing is imported; move it beside "
+            "the recipe, or to the current folder"
         )
     then = here.known.get(text, {}).get("sha256")
     if then is not None and file not in here.files and (now := _digest(file)) != then:
         raise ChangedCodeError(
             f"{what} {text!r}: {file} is not the code this run was begun with (sha256 {str(then)[:12]}... "
-            "there, "
-            f"{now[:12]}... here); put the old file back, or name this one to go on with it: --code {file}"
+            f"there, {now[:12]}... here); put the old file back, or name this one to go on with it: --code "
+            f"{file}"
         )
     return file
 

@@ -353,9 +353,8 @@ def _check_steps(recipe: Recipe, stage: Stage, where: str) -> None:
     for key, steps in given:
         if steps is not None and steps != T:
             raise SpikedistillError(
-                f"{where}.{key}: {kind} has weights for T = {T} time steps, found {steps}; leave it out, "
-                "or take sliding_psn, "
-                "which runs at any T"
+                f"{where}.{key}: {kind} has weights for T = {T} time steps, found {steps}; leave it out, or "
+                "take sliding_psn, which runs at any T"
             )
 
 

@@ -57,8 +57,8 @@ def convert(
     if method == "qcfs" and not learned:
         raise SpikedistillError(
             "method='qcfs' converts an ANN trained with QCFS activations: networks.create(..., "
-            "time_steps=None, "
-            "neuron={'type': 'qcfs', 'levels': 8}); use method='threshold_balancing' for a ReLU network"
+            "time_steps=None, neuron={'type': 'qcfs', 'levels': 8}); use method='threshold_balancing' for a "
+            "ReLU network"
         )
     if method == "threshold_balancing" and learned:
         raise SpikedistillError(

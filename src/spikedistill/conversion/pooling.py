@@ -72,8 +72,7 @@ def behind_neurons(graph: Graph) -> list[str]:
             else:
                 warnings.warn(
                     f"{node.source}: {node.kind} of spikes stays as it is, and its rate is higher than the "
-                    "largest rate; make it "
-                    "a max-pooling module for conversion to tend to the ANN",
+                    "largest rate; make it a max-pooling module for conversion to tend to the ANN",
                     stacklevel=2,
                 )
     return list(found)

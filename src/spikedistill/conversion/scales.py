@@ -75,8 +75,7 @@ class Scaler:
         if out.owner is not None:
             raise SpikedistillError(
                 f"conversion: the logits are spikes of {out.owner}, whose worth no later weight could carry; "
-                "convert a "
-                "network that ends in a linear layer or convolution"
+                "convert a network that ends in a linear layer or convolution"
             )
 
     def inputs(self, node: Node) -> list[Edge]:
@@ -115,9 +114,8 @@ class Scaler:
         """The error for an operation that no worth can pass."""
         return SpikedistillError(
             f"conversion does not know how spikes of a worth pass {node.kind} at "
-            f"{node.path or node.scope or '(top)'} "
-            f"({node.source}); convert a network of convolutions, linear layers, norms, pools, "
-            "sums and concatenations"
+            f"{node.path or node.scope or '(top)'} ({node.source}); convert a network of convolutions, "
+            "linear layers, norms, pools, sums and concatenations"
         )
 
     def single(self, node: Node, by: list[nn.Module] | None) -> list[nn.Module] | None:

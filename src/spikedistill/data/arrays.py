@@ -46,8 +46,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
             if total > NPZ_BYTES or total > max(NPZ_FREE, NPZ_RATIO * own):
                 raise SpikedistillError(
                     f"cannot read {path}: its {own:,} bytes unpack to {total:,}; at most 32 GiB are read, "
-                    "and above 1 GiB "
-                    f"at most {NPZ_RATIO} times the file"
+                    f"and above 1 GiB at most {NPZ_RATIO} times the file"
                 )
             return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
     except SpikedistillError:

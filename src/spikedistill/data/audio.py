@@ -63,9 +63,8 @@ class Features:
         high = config.high_hz or rate / 2
         if self.columns < 1 or self.hop < 1:
             raise SpikedistillError(
-                f"data.audio: {config.seconds} s in windows of {config.window_ms} ms every "
-                f"{config.hop_ms} ms "
-                f"do not give {multiple} columns at {rate} Hz; take more seconds or a smaller hop_ms"
+                f"data.audio: {config.seconds} s in windows of {config.window_ms} ms every {config.hop_ms} "
+                f"ms do not give {multiple} columns at {rate} Hz; take more seconds or a smaller hop_ms"
             )
         if not config.low_hz < high <= rate / 2:
             raise SpikedistillError(

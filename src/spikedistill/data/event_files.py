@@ -139,8 +139,7 @@ def read_aedat3(path: Path) -> Events:
         if not valid <= number <= capacity or overflow >= 1 << 31 or (kind == 1 and (size, place) != (8, 4)):
             raise SpikedistillError(
                 f"{path}: the packet at byte {position - 28} says {valid} valid of {number} events in room "
-                f"for {capacity} of "
-                f"{size} bytes, time at byte {place}, overflow {overflow}: damaged"
+                f"for {capacity} of {size} bytes, time at byte {place}, overflow {overflow}: damaged"
             )
         if len(body) - position < size * capacity:
             raise SpikedistillError(f"{path}: cut short in a packet at byte {position}")

@@ -79,9 +79,8 @@ def torchvision_set(config: DataConfig, frames: int) -> Source:
         return from_arrays_file(config, frames)
     if config.root is None:
         raise SpikedistillError(
-            f"data set {config.name!r} needs data.root: torchvision's folder (data.download: "
-            "true fetches it), "
-            f"or a folder with {config.name}.npz"
+            f"data set {config.name!r} needs data.root: torchvision's folder (data.download: true fetches "
+            f"it), or a folder with {config.name}.npz"
         )
     if config.name.startswith("cifar"):
         folder = _cifar_folder(config.root, config.name)

@@ -95,8 +95,7 @@ def _called(config: DataConfig, time_steps: Sequence[int]) -> "Data | Mapping[st
     if not isinstance(found, Data | Mapping):
         raise SpikedistillError(
             f"data.name: {config.name!r} gives {type(found).__name__}; a mapping with x_train, y_train, "
-            "x_test and y_test is "
-            "needed, or sd.data.from_arrays(...)"
+            "x_test and y_test is needed, or sd.data.from_arrays(...)"
         )
     return found
 

@@ -101,8 +101,7 @@ def to_nir(
         said = [*summed_up(lowered.refusals), *lossy[len(lowered.refusals) :]]
         warnings.warn(
             f"{target}: {share:.2%} of spikes differ for readers that do not know this file's metadata "
-            f"({'; '.join(said)}), "
-            f"measured on {len(example)} examples over {network.time_steps} steps",
+            f"({'; '.join(said)}), measured on {len(example)} examples over {network.time_steps} steps",
             stacklevel=2,
         )
     return lossy

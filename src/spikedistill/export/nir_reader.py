@@ -137,9 +137,8 @@ class NIRNetwork(Network):
                     ) from None
                 if out.numel() * time_steps > MOST_VALUES or out.numel() == 0:
                     raise SpikedistillError(
-                        f"node {name!r} gives the shape {tuple(out.shape[1:])} at {time_steps} steps; "
-                        "at most "
-                        f"{MOST_VALUES:,} values are run"
+                        f"node {name!r} gives the shape {tuple(out.shape[1:])} at {time_steps} steps; at "
+                        f"most {MOST_VALUES:,} values are run"
                     )
                 values[name] = out
         if values[self.graph_output].dim() != 2:

@@ -81,8 +81,7 @@ def _check(network: Any, per_step: bool) -> None:
     if per_step and parallel is not None:
         raise SpikedistillError(
             f"{parallel.kind} weighs several time steps and has no membrane that a step's graph could carry "
-            "on; export the whole "
-            "simulation"
+            "on; export the whole simulation"
         )
     if network.encoding == "poisson":
         raise SpikedistillError(

@@ -30,8 +30,8 @@ def round_weights(lowered: Lowered, bits: int) -> dict[str, float]:
             if found != {1.0}:
                 raise SpikedistillError(
                     f"{layer.path}: reads real values from another weighted layer, and rounded weights would "
-                    "need a second "
-                    "scale there; weight_bits is for networks whose layers read spikes or the input"
+                    "need a second scale there; weight_bits is for networks whose layers read spikes or the "
+                    "input"
                 )
             scale = scales[layer.name]
             assert layer.bias is not None

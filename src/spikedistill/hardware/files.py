@@ -90,10 +90,8 @@ def check_geometry(layers: Sequence[Layer], where: str) -> None:
         ):
             raise SpikedistillError(
                 f"{where}: {layer.name}: out_size {layer.typed_size} is larger than the {layer.positions} "
-                "positions that "
-                f"kernel {layer.kernel_size}, stride {layer.stride}, padding {layer.pads} make of in_size "
-                f"{layer.in_size}; "
-                "correct one of them"
+                f"positions that kernel {layer.kernel_size}, stride {layer.stride}, padding {layer.pads} "
+                f"make of in_size {layer.in_size}; correct one of them"
             )
         if layer.kind == "conv" and prod(layer.positions) < 1:
             raise SpikedistillError(

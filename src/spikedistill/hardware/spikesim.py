@@ -210,9 +210,8 @@ def evaluate(layers: Sequence[Layer], config: Config | None = None) -> HardwareR
         notes.append(f"no source gives the SRAM array's energy: {stand_in}")
     if config.switches.adc_bits and config.adc_bits and config.adc_bits < config.lossless_adc_bits:
         notes.append(
-            f"{config.adc_bits}-bit ADCs lose information (lossless: {config.lossless_adc_bits} bits): "
-            "read this price beside "
-            "the accuracy that `spikedistill evaluate RUN --crossbar` gives"
+            f"{config.adc_bits}-bit ADCs lose information (lossless: {config.lossless_adc_bits} bits): read "
+            "this price beside the accuracy that `spikedistill evaluate RUN --crossbar` gives"
         )
     ends = [time.end for time in times.values() if time.end is not None] if times else []
     return HardwareReport.build(

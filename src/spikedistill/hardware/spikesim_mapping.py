@@ -117,9 +117,8 @@ def why_unpriced(layer: Layer, layers: Sequence[Layer], config: Config) -> str |
         return f"{layer.operator or 'this operator'} is not supported by the hardware models"
     if layer.terms:
         return (
-            f"{layer.neuron} has no membrane that SpikeSim's neuron module could hold; "
-            "what it keeps and computes again is in "
-            "`operations` and `memory`"
+            f"{layer.neuron} has no membrane that SpikeSim's neuron module could hold; what it keeps and "
+            "computes again is in `operations` and `memory`"
         )
     if layer.kind == "pool":
         return "pooling has no arithmetic in this model"

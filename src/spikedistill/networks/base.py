@@ -208,8 +208,7 @@ def frames(x: Tensor, own: int | None, T: int | None) -> Tensor:
     if F % own:
         raise SpikedistillError(
             f"{F} frames cannot be summed in equal groups to T = {own} steps; give a multiple of {own} "
-            "frames "
-            "(data.frames bins at the least common multiple of all T in a recipe)"
+            "frames (data.frames bins at the least common multiple of all T in a recipe)"
         )
     if own != F:
         x = x.unflatten(0, (own, F // own)).sum(1)

@@ -75,8 +75,7 @@ class SEW7B(Network):
         if min(x.shape[-2:]) < 2**self.pools:
             raise SpikedistillError(
                 f"sew_7b_wide halves the map {self.pools} times; frames of {x.shape[-2]}x{x.shape[-1]} are "
-                "too small: set "
-                f"pools to at most {min(x.shape[-2:]).bit_length() - 1}"
+                f"too small: set pools to at most {min(x.shape[-2:]).bit_length() - 1}"
             )
 
     def body(self, x: Tensor) -> Tensor:
@@ -141,9 +140,8 @@ class DVSGestureCNN(Network):
         super().check(x, sim)
         if tuple(x.shape[-2:]) != (self.image_size, self.image_size):
             raise SpikedistillError(
-                f"dvs_gesture_cnn was made for {self.image_size}x{self.image_size}, "
-                f"found {x.shape[-2]}x{x.shape[-1]}; "
-                "set image_size, or resize the frames"
+                f"dvs_gesture_cnn was made for {self.image_size}x{self.image_size}, found "
+                f"{x.shape[-2]}x{x.shape[-1]}; set image_size, or resize the frames"
             )
 
     balanced_by = "data"  # event counts, no norms

@@ -149,9 +149,9 @@ class GraphNetwork(Network):
         size = vars(self)[PROGRAM].size
         if tuple(x.shape[-len(size) :]) != size:
             raise SpikedistillError(
-                f"this network was read from its graph, which holds for inputs of {size}; "
-                f"found {tuple(x.shape[-len(size) :])}. "
-                "Of its own code another size can be had: sd.load(..., network=...)"
+                f"this network was read from its graph, which holds for inputs of {size}; found "
+                f"{tuple(x.shape[-len(size) :])}. Of its own code another size can be had: sd.load(..., "
+                "network=...)"
             )
 
     def body(self, x: Tensor) -> Tensor:

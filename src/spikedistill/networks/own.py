@@ -69,7 +69,6 @@ def make(name: str, target: Any, given: Mapping[str, Any], known: Mapping[str, A
     if not isinstance(made, nn.Module):
         raise SpikedistillError(
             f"network {name!r} is no network: found {type(made).__name__}; it takes a subclass of "
-            "torch.nn.Module, a function "
-            "that returns a module, or a module"
+            "torch.nn.Module, a function that returns a module, or a module"
         )
     return made

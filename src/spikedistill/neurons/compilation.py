@@ -144,9 +144,8 @@ def _give_up(error: Exception) -> None:
     lines = [line for line in str(error).splitlines() if line.strip()]
     _broken = f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
     warnings.warn(
-        f"compiling failed, neurons run uncompiled, several times slower ({_broken}); "
-        "install a C++ compiler, or set "
-        "SPIKEDISTILL_EAGER=1 to silence this",
+        f"compiling failed, neurons run uncompiled, several times slower ({_broken}); install a C++ "
+        "compiler, or set SPIKEDISTILL_EAGER=1 to silence this",
         RuntimeWarning,
         stacklevel=2,
     )

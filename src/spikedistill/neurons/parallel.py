@@ -192,8 +192,7 @@ class _Tied(Parallel):
         if own != T and not (streaming and own > T):
             raise SpikedistillError(
                 f"{self.kind} has weights for T = {own} time steps, found T = {T}; make and train the "
-                "network at "
-                "that T, or take sliding_psn, which runs at any"
+                "network at that T, or take sliding_psn, which runs at any"
             )
 
 

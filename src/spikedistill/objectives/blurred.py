@@ -103,9 +103,8 @@ class BlurredFeature(Objective):
             raise refuse(
                 self,
                 f"the student's map is {tuple(student.shape[1:])} and the teacher's "
-                f"{tuple(teacher.shape[1:])} (C, H, W); "
-                "name taps of equal height and width (tap, teacher_tap), or one where the teacher gives a "
-                "vector",
+                f"{tuple(teacher.shape[1:])} (C, H, W); name taps of equal height and width (tap, "
+                "teacher_tap), or one where the teacher gives a vector",
             )
         self.align = nn.Conv2d(c, d, 1) if c != d else nn.Identity()
         self.restore = restoration(d)

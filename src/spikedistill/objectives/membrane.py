@@ -110,8 +110,7 @@ class MembraneDistillation(Objective):
                     raise refuse(
                         self,
                         f"{name} is {tuple(h.shape[2:])} in the student and {tuple(theirs[name].shape[2:])} "
-                        "in the teacher; "
-                        "name layers of equal size in `layers`",
+                        "in the teacher; name layers of equal size in `layers`",
                     )
                 if self.pairing == "first" and theirs[name].shape[0] < h.shape[0]:
                     raise refuse(

@@ -46,8 +46,8 @@ class TemporalSelfDistillation(Objective):
             raise refuse(
                 self,
                 f"time_steps is {self.time_steps} and the student's own T {setup.time_steps} (its logits "
-                "have "
-                f"{setup.logits.shape[0]} steps); give more than its own T, to one of our spiking networks",
+                f"have {setup.logits.shape[0]} steps); give more than its own T, to one of our spiking "
+                "networks",
             )
 
     def forward(self, view: View) -> Tensor:

@@ -70,8 +70,7 @@ class StableSpike(Objective):
             raise refuse(
                 self,
                 f"tap {self.tap!r} has {as_map(self, spikes.mean(0)).shape[1]} channels and the classifier "
-                "reads "
-                f"{head.in_features} features; name the neuron layer whose average it reads",
+                f"reads {head.in_features} features; name the neuron layer whose average it reads",
             )
         self._head = [head]
 

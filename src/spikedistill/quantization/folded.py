@@ -219,8 +219,7 @@ class FoldedAssembler(Assembler):
             if len(readers) != 1 or readers[0].kind == "layer" or group in plan.real:
                 raise SpikedistillError(
                     f"{name} refuses {plan.groups[group][0]}: it writes to a residual stream of real values, "
-                    "which is "
-                    "not one step's; take scheme='uniform'"
+                    "which is not one step's; take scheme='uniform'"
                 )
         for path, end in plan.ends.items():
             if end.kind == "stream" and plan.op(path).name != plan.output:

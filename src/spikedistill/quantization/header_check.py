@@ -108,8 +108,7 @@ def check_cost(
         if written > MOST_VALUES or sums > MOST_SUMS:
             raise SpikedistillError(
                 f"{where}: ops.{i} ({op.op}) gives {written:.3g} values for one image and brings its sums to "
-                f"{sums:.3g}; at most "
-                f"{MOST_VALUES:.3g} and {MOST_SUMS:.3g} are run"
+                f"{sums:.3g}; at most {MOST_VALUES:.3g} and {MOST_SUMS:.3g} are run"
             )
         values.append(out)
     if values[-1].dim() != 2:

@@ -188,9 +188,8 @@ class IntegerNetwork:
             )
         if header.get("format") != FORMAT or header.get("version") != VERSION:
             raise SpikedistillError(
-                f"{path}: found format {header.get('format')!r} version {header.get('version')!r}; "
-                "this release reads "
-                f"{FORMAT!r} version {VERSION}"
+                f"{path}: found format {header.get('format')!r} version {header.get('version')!r}; this "
+                f"release reads {FORMAT!r} version {VERSION}"
             )
         read_header(header, tensors, str(path))
         return cls(header, tensors)

@@ -185,8 +185,7 @@ class InputCodes:
         if T is not None and self.time_steps < T and not self.network.training:
             raise SpikedistillError(
                 f"this network was quantized at T = {self.time_steps}, found T = {T}; quantized networks are "
-                "not "
-                "evaluated above their T: train it longer (time_steps of the stage) or quantize it anew"
+                "not evaluated above their T: train it longer (time_steps of the stage) or quantize it anew"
             )
 
 

@@ -12,9 +12,8 @@ from .streams import Streams
 
 ROUNDED = 1 << 20  # a mean's sum is read back from a float by rounding; below this it cannot miss
 ALLOWED = (
-    "has no form on integer codes; allowed between layers: additions, products of spikes, "
-    "powers of two as factors, "
-    "pools, means, sums, reshaping, transposing, slicing, zero padding, concatenation"
+    "has no form on integer codes; allowed between layers: additions, products of spikes, powers of two as "
+    "factors, pools, means, sums, reshaping, transposing, slicing, zero padding, concatenation"
 )
 
 

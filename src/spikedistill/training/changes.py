@@ -21,8 +21,7 @@ OPTIMIZER = ("lr", "min_lr", "clip")
 OTHERS = ("data.workers", "checkpoint", "checkpoint.seconds", "checkpoint.steps")
 WORDS = (
     "a run that has begun may change optimizer.lr, .min_lr, .clip (also STAGE.optimizer.lr), data.workers, "
-    "checkpoint and "
-    "--device"
+    "checkpoint and --device"
 )
 
 

@@ -100,8 +100,7 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if wrong:
         raise SpikedistillError(
             f"{folder / 'tensors.safetensors'}: {wrong[0]} holds NaN or infinity ({len(wrong)} tensors do); "
-            "use an older "
-            "checkpoint or repeat the run"
+            "use an older checkpoint or repeat the run"
         )
     return tensors, state
 

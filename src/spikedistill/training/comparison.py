@@ -151,8 +151,7 @@ def _plan(
         if not kept:
             raise SpikedistillError(
                 f"--budget {hours(budget)} holds no method: teacher and {BASELINE} take about "
-                f"{hours(basis)}; give more, "
-                "or fewer --seeds"
+                f"{hours(basis)}; give more, or fewer --seeds"
             )
         kept = [method.name for method in fitting if method.name in kept]
     return Plan(

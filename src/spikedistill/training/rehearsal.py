@@ -140,8 +140,7 @@ def _labels(data: Data) -> None:
         if len(labels) and int(labels.max()) >= data.info.num_classes:
             raise SpikedistillError(
                 f"data: the {name} part has the label {int(labels.max())}; there are {data.info.num_classes} "
-                "classes, "
-                "counted from 0"
+                "classes, counted from 0"
             )
     if not len(data.labels("train")) or not len(data.labels("test")):
         raise SpikedistillError(

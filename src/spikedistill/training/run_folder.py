@@ -195,15 +195,13 @@ def _same_data(folder: Path, held: Mapping[str, Any], info: DataInfo | None) -> 
     if known.get("hash") != info.hash:
         raise SpikedistillError(
             f"{where} of content {str(known.get('hash'))[:12]}..., found {info.name!r} of "
-            f"{info.hash[:12]}...: the data "
-            "changed, or were given by the caller (sd.train(recipe, data=..., out=...)); give the same, "
-            "or another --out"
+            f"{info.hash[:12]}...: the data changed, or were given by the caller (sd.train(recipe, data=..., "
+            "out=...)); give the same, or another --out"
         )
     if known.get("split_hash") != info.split_hash:
         raise SpikedistillError(
             f"{where}, split otherwise ({str(known.get('split_hash'))[:12]}... there, "
-            f"{info.split_hash[:12]}... here): "
-            "use the same split files and version, or another --out"
+            f"{info.split_hash[:12]}... here): use the same split files and version, or another --out"
         )
 
 

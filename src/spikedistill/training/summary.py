@@ -92,8 +92,7 @@ def read_stage(folder: str | os.PathLike[str]) -> StageSummary:
     except (OSError, ValueError) as error:
         raise SpikedistillError(
             f"{path} is not a stage's summary ({str(error).splitlines()[0]}); remove {Path(folder)} and "
-            "resume: the stage is "
-            "trained anew"
+            "resume: the stage is trained anew"
         ) from error
 
 

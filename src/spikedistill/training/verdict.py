@@ -63,8 +63,7 @@ def sentence(verdicts: Sequence[Verdict], seeds: int, baseline: str = "alone") -
     if not better:
         return (
             f"No difference shown: no method beats {baseline} on the validation part (nearest: "
-            f"{first.method}, "
-            f"{_range(first)} points; {interval}); take {baseline}, or give more seeds."
+            f"{first.method}, {_range(first)} points; {interval}); take {baseline}, or give more seeds."
         )
     take = better[0]
     others = (

@@ -86,8 +86,7 @@ def adopt(
     if not isinstance(example, Tensor) or example.dim() < space or len(example) < 2:
         raise SpikedistillError(
             "adopt runs both networks on an example: give example= a batch of at least two images (N, C, H, "
-            "W) in [0, 1], "
-            "or of frames (N, F, C, H, W) with input='frames'"
+            "W) in [0, 1], or of frames (N, F, C, H, W) with input='frames'"
         )
     for module in network.modules():
         _cut_off(module)
@@ -204,17 +203,15 @@ def _verify(
     limit = LEARNED if learned else 0.0
     if share > limit:
         raise SpikedistillError(
-            f"{share:.2%} of the spikes differ from the original's in float64, most at {worst}: "
-            "the network does something "
-            "that its layers and neurons alone do not say (a state or a change between time steps?); "
-            "sd.foreign takes it as it is"
+            f"{share:.2%} of the spikes differ from the original's in float64, most at {worst}: the network "
+            "does something that its layers and neurons alone do not say (a state or a change between time "
+            "steps?); sd.foreign takes it as it is"
         )
     network.differs["float64"] = share
     if not _same_logits(logits, exact.logits, 1e-9 if not learned else 1e-5):
         raise SpikedistillError(
-            f"all spikes are the original's, but the logits {tuple(logits.shape)} are not, "
-            "nor is their mean or sum over time; "
-            "sd.foreign takes the network as it is"
+            f"all spikes are the original's, but the logits {tuple(logits.shape)} are not, nor is their mean "
+            "or sum over time; sd.foreign takes the network as it is"
         )
     if network.std.dtype is not torch.float64:
         network.differs["float32"] = _compare(network, example, truth, sites, places)[0]

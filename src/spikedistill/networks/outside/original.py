@@ -70,9 +70,8 @@ class Original:
                 continue
             if not torch.equal(truth.logits, again.logits):
                 raise SpikedistillError(
-                    "the network gives something else when it runs a second time on the same input: "
-                    "a state that its reset "
-                    "does not reach, or chance (dropout in eval mode)"
+                    "the network gives something else when it runs a second time on the same input: a state "
+                    "that its reset does not reach, or chance (dropout in eval mode)"
                 )
             calls = max(len(s) for s in truth.spikes.values())
             if layout == "NCHW" and not self._own_time(truth):

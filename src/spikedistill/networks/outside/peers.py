@@ -322,8 +322,7 @@ def _box(m: Any, notes: list[str], path: str) -> Cell:
     if not threshold > leak or not 0 < gain <= 1:
         raise SpikedistillError(
             f"has v_th {threshold:g}, v_leak {leak:g} and dt * tau_mem_inv {gain:g}; v_th must be above "
-            "v_leak, the "
-            "product between 0 and 1"
+            "v_leak, the product between 0 and 1"
         )
     if leak:
         notes.append(f"{path}: membrane and threshold are counted from v_leak = {leak:g}")

@@ -110,7 +110,6 @@ def _check_thresholds(network: Spikformer) -> None:
     }
     if found - {0.5}:
         raise SpikedistillError(
-            "the attention neurons of published transformers have threshold 0.5, "
-            f"this network's {min(found):g}: create it "
-            "with initialisation='plain' and neuron={'type': 'lif', 'tau': 2.0}"
+            "the attention neurons of published transformers have threshold 0.5, this network's "
+            f"{min(found):g}: create it with initialisation='plain' and neuron={{'type': 'lif', 'tau': 2.0}}"
         )

@@ -20,12 +20,10 @@ GATES = frozenset({"Sigmoid", "Hardsigmoid", "sigmoid", "sigmoid_", "hardsigmoid
 # Module classes and functions that have no spiking counterpart here.
 REFUSED = GATES | frozenset(
     "ReLU6 GELU SiLU Hardswish Mish LeakyReLU PReLU RReLU ELU SELU CELU GLU Softplus Softsign Tanh Hardtanh "
-    "Softmax Softmax2d "
-    "LogSoftmax LogSigmoid MultiheadAttention QuickGELU relu6 gelu silu silu_ hardswish hardswish_ mish "
-    "leaky_relu "
-    "leaky_relu_ prelu rrelu elu elu_ selu selu_ celu glu softplus tanh tanh_ hardtanh hardtanh_ softmax "
-    "log_softmax "
-    "logsigmoid softsign scaled_dot_product_attention multi_head_attention_forward threshold "
+    "Softmax Softmax2d LogSoftmax LogSigmoid MultiheadAttention QuickGELU relu6 gelu silu silu_ hardswish "
+    "hardswish_ mish leaky_relu leaky_relu_ prelu rrelu elu elu_ selu selu_ celu glu softplus tanh tanh_ "
+    "hardtanh hardtanh_ softmax log_softmax logsigmoid softsign scaled_dot_product_attention "
+    "multi_head_attention_forward threshold "
     "threshold_".split()
 )
 # Norms of the input's own statistics: trained as they are in spiking networks, but no worth of a spike passes
@@ -116,21 +114,18 @@ def _nearest(kinds: set[str]) -> str:
     if gates := kinds & GATES:
         words.append(
             f"{', '.join(sorted(gates))}: for squeeze-and-excite gates (sigmoid) gates='keep' of sd.spiking "
-            "leaves them "
-            "real-valued"
+            "leaves them real-valued"
         )
     if "norm" in kinds:
         words.append(
-            "Norms of the input's own statistics: use nn.BatchNorm1d or nn.BatchNorm2d, "
-            "whose scale moves into weights and "
-            "thresholds, and train the ANN anew"
+            "Norms of the input's own statistics: use nn.BatchNorm1d or nn.BatchNorm2d, whose scale moves "
+            "into weights and thresholds, and train the ANN anew"
         )
     if "attention" in kinds:
         words.append(
             "Attention by softmax: use attention without it, of spikes: "
-            "sd.networks.create('spikformer_4_384', "
-            "'spike_driven_2_512' or 'qkformer_4_384') is trained or distilled as it is, "
-            "with this network as its teacher"
+            "sd.networks.create('spikformer_4_384', 'spike_driven_2_512' or 'qkformer_4_384') is trained or "
+            "distilled as it is, with this network as its teacher"
         )
     if others := kinds - GATES - {"norm", "attention"}:
         words.append(

@@ -141,9 +141,8 @@ def _mixed(graph: Graph, name: str) -> SpikedistillError:
     places = [f"{n.path or n.scope or '(top)'}: {n.kind} at {n.source}" for n in suspects[-3:]]
     reader = "the logits mix" if output else f"what the neuron at {end.path} reads mixes"
     return SpikedistillError(
-        f"{reader} images or time steps: the first dimension of a spiking network holds T*N, time first, "
-        "and every image has "
-        "to stay in its rows at every step. Look at\n  "
+        f"{reader} images or time steps: the first dimension of a spiking network holds T*N, time first, and "
+        "every image has to stay in its rows at every step. Look at\n  "
         + "\n  ".join(places)
         + "\nKeep the batch in front: put what you split off (patches, groups) behind it, and use nothing of "
         "other images"
