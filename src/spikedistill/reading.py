@@ -67,8 +67,7 @@ def parse_yaml(text: str, where: str, words: str = "not readable as YAML", colum
     try:
         return _plain(loader.get_single_data())
     except (yaml.YAMLError, ValueError, OverflowError, AttributeError, LookupError, TypeError) as error:
-        # all but the first come from the constructors of scalars: a date of month 13, a number of 5,000
-        # digits
+        # all but the first come from constructors of scalars: a date of month 13, a number of 5,000 digits
         mark = getattr(error, "problem_mark", None)
         at = f"line {mark.line + 1}" + (f", column {mark.column + 1}" if column else "") if mark else ""
         raise SpikedistillError(f"{where}: {words}: {_line(error)}{at and f' ({at})'}") from None

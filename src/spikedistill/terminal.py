@@ -84,8 +84,7 @@ class Table:
 def show(*parts: "Table | str", console: "Console | None" = None) -> None:
     """Print tables and lines one below the other, each table that has a title after an empty line."""
     file = sys.stdout if console is None else console.file
-    # rich cuts tables to 80 columns where it knows no terminal, and a notebook is none: both get the whole
-    # text.
+    # rich cuts tables to 80 columns where it knows no terminal (a notebook, a pipe): these get all text.
     if not (sys.stdout.isatty() if console is None else console.is_terminal):
         for i, part in enumerate(parts):
             space = "\n" if i and isinstance(part, Table) and part.title else ""

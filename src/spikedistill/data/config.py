@@ -180,8 +180,7 @@ class DataConfig(Strict):
 
 _CIFAR: dict[str, Any] = {"crop": 4, "flip": True}
 _EVENTS: dict[str, Any] = {}
-# Crop and flip are what every paper on these sets has; no set has more by default. Digits and letters must
-# not flip.
+# Crop and flip: every paper on these sets has them, no set more by default. Digits, letters must not flip.
 DEFAULT_AUGMENTATION: dict[str, dict[str, Any]] = {
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,

@@ -11,8 +11,7 @@ from spikedistill.data.config import EventAugmentConfig
 from spikedistill.data.draws import drawn
 
 # After Li, Kim, Park, Geller, Panda, "Neuromorphic data augmentation for training spiking neural networks",
-# ECCV 2022: flip, then one of rolling, rotation, shear, cutout. The sizes are our reading, of its weaker
-# setting.
+# ECCV 2022: flip, then one of rolling, rotation, shear, cutout. Sizes: our reading of the weaker setting.
 NDA = EventAugmentConfig(roll=5, rotate=30.0, shear=16.7, cutout=8, flip=True, pick="one")
 
 
@@ -68,8 +67,7 @@ def affine(x: Tensor, degrees: Tensor, shear: Tensor) -> Tensor:
     angle, slope = degrees * (math.pi / 180), torch.tan(shear * (math.pi / 180))
     cos, sin = angle.cos(), angle.sin()
     matrix = torch.zeros(n, 2, 3)
-    # affine_grid's coordinates run from -1 to 1 along both axes: the ratio of sides keeps turns free of
-    # distortion
+    # affine_grid's axes both run from -1 to 1: the ratio of sides keeps turns free of distortion
     matrix[:, 0, 0], matrix[:, 0, 1] = cos, (cos * slope - sin) * (h / w)
     matrix[:, 1, 0], matrix[:, 1, 1] = sin * (w / h), sin * slope + cos
     grid = F.affine_grid(matrix, [n, 1, h, w], align_corners=False).to(x.device)

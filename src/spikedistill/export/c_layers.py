@@ -89,7 +89,6 @@ class LayerBuilder:
         return f"{name}_{self.i}"
 
     # -- copies
-    # -----------------------------------------------------------------------------------------------------
 
     def copy(
         self, value: Value, out: Value, shape: Shape, read: list[int], write: list[int],
@@ -136,7 +135,6 @@ class LayerBuilder:
         return f"{{{channels}, {', '.join(braces(pair) for pair in both)}}}"
 
     # -- input
-    # ------------------------------------------------------------------------------------------------------
 
     def _input(self, op: Op) -> Value:
         form = self.header.input
@@ -162,7 +160,6 @@ class LayerBuilder:
         return 16 if self.header.input.limit < 1 << 15 else 32
 
     # -- layers, norms and neurons
-    # ----------------------------------------------------------------------------------
 
     def _layer(self, op: Layer) -> Value:
         x, convolves = self.logical(self.given[0]), len(op.shape) > 2

@@ -26,8 +26,7 @@ def areas(
     array = tech.sram_array_um2 if config.device == "sram" else tech.rram_array_um2
     if on.array_scaling:
         array *= (config.crossbar_size / tech.array_rows) ** 2
-    # PEs of each kernel size, the spare ones of a tile included; shared tiles have their spare PEs at the
-    # largest kernel.
+    # PEs of each kernel size, a tile's spare ones included; shared tiles have theirs at the largest kernel.
     if on.tile_sharing:
         pes = [(placed.tiles * config.pe_per_tile, placed.taps) for _, placed in mapped]
     else:

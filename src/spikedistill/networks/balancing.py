@@ -153,8 +153,7 @@ class _Fit:
             return float(spikes.float().mean())
 
         low, high = 1e-4, 1e4
-        # Where most currents are negative (a trained network's late layers), nearly all that can fire is all
-        # there is.
+        # Where most currents are negative (late layers of a trained network), only so many can fire at all.
         rate = min(self.rate, 0.8 * rate_of(high))
         return crossing(lambda f: rate_of(f) < rate, low, high, halvings=20) if rate > 0 else 1.0
 

@@ -140,8 +140,7 @@ class Builder:
         out = nn.BatchNorm2d(channels)
         weight = self._weight(scale)
         if pooled and self.balance is not None:
-            # The largest of nine neighbours is no longer centred, and varies less: back to what a norm alone
-            # would give.
+            # The largest of nine neighbours is not centred, and varies less: back to what a norm gives.
             weight /= POOLED_DEVIATION
             nn.init.constant_(out.bias, -weight * POOLED_MEAN)
         nn.init.constant_(out.weight, weight)

@@ -35,8 +35,7 @@ _LAYERS = (
     "Unflatten Identity Dropout Dropout1d Dropout2d"
 )
 TORCH: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in _LAYERS.split()}
-# Functions beside those of the vocabulary: what an ANN's layers compute. None looks at files, devices or the
-# clock.
+# Functions beside the vocabulary: what layers of ANNs compute. None looks at files, devices or the clock.
 _MORE = (
     "neg abs exp log sqrt rsqrt pow square clamp clamp_min clamp_max minimum maximum where max min amax amin "
     "einsum softmax log_softmax sigmoid tanh gelu silu relu6 hardswish hardsigmoid leaky_relu elu mish "

@@ -28,8 +28,7 @@ Operation = Literal[
     "pass", "cast",
 ]  # fmt: skip
 
-# By the most derived class that stands here; a leaf of its own kind says it by a class attribute
-# ``graph_op``.
+# By the most derived class that stands here; a leaf of its own kind has a class attribute ``graph_op``.
 MODULES: dict[type[nn.Module], Operation] = {
     nn.Conv1d: "conv",
     nn.Conv2d: "conv",

@@ -130,8 +130,7 @@ class SpikeDrivenTransformer(Network):
         )  # fmt: skip
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        # An average over L tokens that are alike in part varies less than they do: by about the fourth root
-        # of L.
+        # An average over L tokens, alike in part, varies less than they do: by about the fourth root of L.
         self.neuron = make.activation(threshold=size.tokens**-0.25 if make.balance is not None else 1.0)
         self.head = make.head(channels, head, pooled=False)
         initialise(self)

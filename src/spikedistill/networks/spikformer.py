@@ -148,12 +148,10 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         hidden = int(channels * mlp_ratio)
-        # All branches of a balanced network together add as much to its real-valued stream as stood there
-        # before.
+        # All branches of a balanced network together add as much to its stream as stood there before.
         share = branches**-0.5 if ms and make.balance is not None else None
         last = partial(make.norm, scale=share) if ms else make.norm_neuron
-        # A norm behind attention makes its common part small and its gradient large: such a branch begins
-        # smaller.
+        # A norm behind attention makes its common part small and its gradient large: it begins smaller.
         attended = partial(make.norm, scale=share / 3) if share and attn_norm else last
         self.attn_neuron = make.activation() if ms else nn.Identity()
         self.attn = attention or SpikingSelfAttention(make, channels, heads, attn_norm, tokens)

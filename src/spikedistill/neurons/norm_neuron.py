@@ -52,8 +52,7 @@ class NormNeuron(BatchStatistics, nn.Module):
 
     def track(self, mean: Tensor, var: Tensor, n: int | Tensor) -> None:
         """Move the running statistics towards a batch's; ``n`` values per channel were read."""
-        # A constant current stands for T equal ones: the unbiased factor counts them all, as a repeated input
-        # would.
+        # A constant current stands for T equal ones: the unbiased factor counts all, as if repeated.
         neuron = self.neuron
         copies = simulation.steps(neuron.time_steps) if isinstance(neuron, Neuron) and neuron.encode else 1
         update_running(self, mean, var, n * copies)

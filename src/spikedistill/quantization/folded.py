@@ -112,8 +112,7 @@ class FoldedLayer(CodedLayer):
         a = self.map()[0] if a is None else a
         scale = self.scale()
         assert self.format.bits is not None
-        # scale / scale is 1; its gradient makes that of the scale LSQ's: of scale * code, not of the code
-        # alone.
+        # scale / scale is 1; its gradient makes that of the scale LSQ's: of scale * code, not of code.
         return weight_codes(self.folded(a), scale, self.format.bits) * (scale / scale.detach())
 
     def offset(self, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:

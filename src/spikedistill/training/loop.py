@@ -90,8 +90,7 @@ class Training:
     def epoch(self, model: nn.Module) -> None:
         """One pass over the training set, from the current batch, then validation. A step has five parts."""
         update = getattr(self.student, "requantize", None)
-        # Shifts follow the weights once an epoch; in the middle of one a resumed run has them from its
-        # checkpoint.
+        # Shifts follow the weights once an epoch; a resumed run has them from its checkpoint.
         if update is not None and self.position.batch == 0:
             update()
         self.distiller.train()
@@ -123,8 +122,7 @@ class Training:
             self.guard.look(self.position.step, seen, self.distiller.parameters())
             if self.settings.optimizer.clip:
                 nn.utils.clip_grad_norm_(self.distiller.parameters(), self.settings.optimizer.clip)
-            # On a CPU the flag costs nothing to read; a GPU is asked rarely, its optimizer looks at the flag
-            # by itself.
+            # On a CPU the flag costs nothing to read; a GPU is asked rarely, its optimizer looks by itself.
             if (
                 len(pending) >= GATHER_EVERY * micro
                 or self.settings.device.type in READ_EVERY_STEP

@@ -15,8 +15,7 @@ from ..neurons import Neuron, compilation
 from ..neurons.packing import packed_spikes
 from ..neurons.recompute import lean
 
-# A cold compiler cache costs up to this long on two CPU cores; the fused form saves about this part of an
-# eager step.
+# A cold compiler cache costs up to this long on two cores; the fused form saves this part of an eager step.
 COMPILE_SECONDS = 45.0
 SAVED = 0.5
 

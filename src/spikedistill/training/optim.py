@@ -72,8 +72,7 @@ def learning_rate(config: Optimizer, step: int, steps: int, steps_per_epoch: int
     if config.schedule == "step":
         return config.lr * config.gamma ** ((step // steps_per_epoch) // config.step_epochs)
     if config.schedule == "one_cycle":
-        # Cosine up from lr/25, cosine down to min_lr (Smith's policy as torch's OneCycleLR has it, momentum
-        # fixed).
+        # Cosine up from lr/25, cosine down to min_lr (Smith's policy as in OneCycleLR, momentum fixed).
         up = config.one_cycle_up
         if p < up:
             return config.lr / 25 + (config.lr - config.lr / 25) * (1 - math.cos(math.pi * p / up)) / 2

@@ -39,8 +39,7 @@ FAMILIES_1: dict[str, dict[str, Any]] = {
     "dvs_gesture_cnn": {"type": "lif", "decay": 0.93, "reset": "soft"},
     "": {"type": "lif", "tau": 2.0},
 }
-# Keys that came after record 1, and what runs did before there was such a key: of a stage, of a network's
-# options.
+# Keys that came after record 1, and what runs did before: keys of a stage, of a network's options.
 ADDED_TO_STAGES: dict[str, Any] = {"settle": False}
 ADDED_TO_NETWORKS: dict[str, Any] = {"initialisation": "plain"}
 

@@ -79,8 +79,7 @@ def write_claim(folder: Path, tree: Mapping[str, Any]) -> None:
     try:
         twin = (folder / TWIN, checkpoint.sealed({"recipe": tree["recipe"]}).decode())
         file = (folder / FILE, yaml.safe_dump(dict(tree), sort_keys=False))
-        # A new run is one with a twin; of a change, killed between the two, the file that people read is the
-        # truth.
+        # A new run is one with a twin; of a change, killed between the two, people's file is the truth.
         for path, text in (file, twin) if (folder / FILE).exists() else (twin, file):
             write_text(path, text)
     except OSError as error:

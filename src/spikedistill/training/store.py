@@ -164,8 +164,7 @@ def rebuild(
     own = name is None or str(name).startswith("custom:") or own_code.is_address(name)
     if own:
         known = str(name).removeprefix("custom:")
-        # To be trained further, a network needs its code: what that does in training only is not in its
-        # graph.
+        # To be trained further, a network needs its code: what is done in training only is not in its graph.
         by_code = own_code.is_training() or (graph is None and own_code.is_open())
         target = own_target(known, factories) if known in factories or by_code else None
         options = dict(config.get("options") or {})

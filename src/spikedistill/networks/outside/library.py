@@ -215,8 +215,7 @@ def from_config(config: Mapping[str, Any]) -> Network:
 
 
 def _tiny(model: nn.Module, input_size: Any) -> Tensor | None:
-    # Convolutional networks take any size, and a small trial pass is quick; transformers are refused by
-    # surgery anyway.
+    # Convolutional networks take any size, and a small pass is quick; surgery refuses transformers anyway.
     if input_size is not None or published(model).get("fixed_input_size"):
         return None
     return torch.rand(2, input_channels(model), 64, 64, generator=torch.Generator().manual_seed(0))

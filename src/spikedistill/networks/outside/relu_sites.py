@@ -26,8 +26,7 @@ REFUSED = GATES | frozenset(
     "multi_head_attention_forward threshold "
     "threshold_".split()
 )
-# Norms of the input's own statistics: trained as they are in spiking networks, but no worth of a spike passes
-# them.
+# Norms of the input's own statistics: trained as they are in SNNs, but no worth of a spike passes them.
 NORMS = frozenset(
     "LayerNorm RMSNorm GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d LocalResponseNorm layer_norm "
     "rms_norm group_norm "
