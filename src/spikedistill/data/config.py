@@ -106,8 +106,9 @@ class AudioAugmentConfig(Strict):
 
 
 class AugmentConfig(Strict):
-    """Augmentations of training images (event frames: ``events``; sound: ``audio``). Nothing is on by itself,
-    but what a data set's name brings (:func:`augmentation`).
+    """Augmentations of training images (event frames: ``events``; sound: ``audio``).
+
+    Nothing is on by itself, but what a data set's name brings (:func:`augmentation`).
 
     ``crop``: padding in pixels before a random crop of the old size; ``resized_crop``: smallest and largest
     part of the area; ``cutout``: side of the empty square; ``erasing``: probability of a rectangle of noise,

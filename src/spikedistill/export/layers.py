@@ -114,8 +114,9 @@ def _common(factors: list[float]) -> float | None:
 
 
 def settle(lowered: Lowered) -> None:
-    """Move all factors of edges into weights, backwards where they leave a weighted layer, else forwards; the
-    rest get a layer of their own (an identity shortcut into a neuron with gain).
+    """Move all factors of edges into weights, backwards where they leave a weighted layer, else forwards.
+
+    The rest get a layer of their own (an identity shortcut into a neuron with gain).
     """
     for layer in reversed(list(lowered.layers.values())):
         users = lowered.users(layer.name)

@@ -25,8 +25,9 @@ def signed_bits(low: int, high: int) -> int:
 
 @dataclass
 class Widths:
-    """Bits by name of the graph's node: accumulators of weight layers, charged membranes H of neurons, and
-    the currents of those with weights over time.
+    """Bits by name of the graph's node: accumulators of weight layers, charged membranes H of neurons.
+
+    Also the currents of neurons with weights over time.
     """
 
     accumulators: dict[str, int] = field(default_factory=dict)

@@ -192,8 +192,9 @@ def norm_energy(layer: Layer) -> float:
 
 
 def footprint(layers: Sequence[Layer]) -> float:
-    """Bytes of weights, biases (32 bits), norms (two values a channel, as they are kept) and stored
-    membranes, or what neurons without one keep of the past.
+    """Bytes of weights, biases (32 bits), norms (two values a channel, as kept) and stored membranes.
+
+    Neurons without a membrane count what they keep of the past.
     """
     bits = 0
     for layer in layers:

@@ -22,9 +22,10 @@ _VIEWS = ("pass", "reshape", "permute", "max_pool", "average_pool", "adaptive_av
 
 @dataclass(frozen=True)
 class Past:
-    """``terms``: products in one H, averaged over steps; ``steps``, ``values``, ``bits`` of what is kept: so
-    many steps of so many values of so many bits for one image; ``source``: the weight layer whose sums are
-    computed again, or None.
+    """``terms``: products in one H, averaged over steps.
+
+    ``steps``, ``values``, ``bits`` of what is kept: so many steps of so many values of so many bits for one
+    image; ``source``: the weight layer whose sums are computed again, or None.
     """
 
     terms: float

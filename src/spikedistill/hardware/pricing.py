@@ -123,8 +123,9 @@ def headline(tree: Mapping[str, Any], activity: str = "dense") -> Tree:
 
 
 def settings(*sources: tuple[str, Mapping[str, Any] | None]) -> tuple[Config, MemoryConfig]:
-    """Chip and memory settings from ``hardware`` sections, later over earlier; keys ``spikesim``, ``memory``,
-    ``floorline`` and ``chips``, of which the last two are only checked here.
+    """Chip and memory settings from ``hardware`` sections, later over earlier.
+
+    Keys ``spikesim``, ``memory``, ``floorline`` and ``chips``, of which the last two are only checked here.
 
     Raises: SpikedistillError for unknown keys.
     """

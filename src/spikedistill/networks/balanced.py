@@ -34,8 +34,10 @@ HEAD_INPUT = 0.6
 
 @dataclass(frozen=True)
 class Balance:
-    """Of one kind of neuron: the rate it is to fire at, the norms' initial weight (the first one's, whose
-    current is constant, apart), the shift of a block's last norm, the width of the rectangular surrogate.
+    """Of one kind of neuron: the rate to fire at, the norms' initial weight, and what goes with them.
+
+    The first norm's weight, whose current is constant, stands apart. Also the shift of a block's last norm
+    and the width of the rectangular surrogate.
     """
 
     rate: float

@@ -164,8 +164,9 @@ FORMS: dict[str, Any] = {"basic": BasicForm, "sew": SEWForm, "ms": MSForm}
 
 
 class ResNet(Network):
-    """A residual network; parameter names are torchvision's (18, 34, 50) or the usual CIFAR ones (20, 56:
-    head ``linear``).
+    """A residual network; parameter names are torchvision's (18, 34, 50) or the usual CIFAR ones.
+
+    The latter (20, 56) have the head ``linear``.
 
     ``stem``: "cifar" | "imagenet". ``shortcut``: "conv" | "pad" (parameter-free). ``connect`` (SEW): "add" |
     "and" | "iand".

@@ -19,8 +19,7 @@ def spike_count_loss(spikes: Tensor, target: Tensor, right: float = 1.0, wrong: 
 
 
 class SpikeCount(Objective):
-    """``mean_nk (sum_t s_t,nk - T r_nk)^2 / T``: counts of output spikes; needs a network with ``head:
-    spiking``.
+    """``mean_nk (sum_t s_t,nk - T r_nk)^2 / T``: counts of output spikes; needs ``head: spiking``.
 
     r is ``right`` for the label's neuron and ``wrong`` for the others. The objective of S. Arfa et al.,
     "Efficient deployment of spiking neural networks on SpiNNaker2 for DVS gesture recognition using

@@ -6,7 +6,7 @@
 ``s`` is one step for all branches that are summed before a neuron. Two schemes: ``mint`` (after Yin et al.,
 "MINT: Multiplier-less integer quantization for energy efficient spiking neural networks", ASP-DAC 2024,
 without its tanh): fires at ``H >= ceil(threshold / unit)``, ``V <- Q(leak * reset(H))`` with Q's step ``s``;
-and ``unit="weights"`` (percentile- based threshold scaling, after Arfa et al., NICE 2025): fires at ``H >=
+and ``unit="weights"`` (percentile-based threshold scaling, after Arfa et al., NICE 2025): fires at ``H >=
 round(threshold / unit)``, leak and Q as elsewhere.
 """
 

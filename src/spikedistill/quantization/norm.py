@@ -82,9 +82,10 @@ class PooledTarget:
 
 
 class CodeSource:
-    """Where a part's codes come from: the accumulators of ``coded``, a :class:`.CodedLayer`, or (None) codes
-    of one step, the owner's ``input_step``. ``bound``: their largest magnitude; ``share``: 1 / area after sum
-    pooling.
+    """Where a part's codes come from: the accumulators of ``coded``, a :class:`.CodedLayer`, or (None) codes.
+
+    Codes are of one step, the owner's ``input_step``. ``bound``: their largest magnitude; ``share``: 1 / area
+    after sum pooling.
     """
 
     def __init__(self, owner: Any, bound: int, path: str, coded: Any = None, share: float = 1.0) -> None:

@@ -53,8 +53,9 @@ class Edge:
 
 
 class End(NamedTuple):
-    """Where the accumulators of a layer end: at the norm or neuron at ``path``, which sees ``share`` of them,
-    on a stream of the layer's own, or as logits.
+    """Where a layer's accumulators end: at the norm or neuron at ``path``, on a stream, or as logits.
+
+    The norm or neuron sees ``share`` of them; the stream is the layer's own.
     """
 
     kind: Literal["norm", "neuron", "stream", "logits"]

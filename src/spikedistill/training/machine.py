@@ -22,7 +22,9 @@ SAVED = 0.5
 
 @dataclass(frozen=True)
 class Fit:
-    """``step_mb``: tensors kept for backward at the batch size asked; ``fixed_mb``: parameters, gradients,
+    """Memory of a training step, MB, and the largest batch that would fit.
+
+    ``step_mb``: tensors kept for backward at the batch size asked; ``fixed_mb``: parameters, gradients,
     optimizer state; ``available_mb``: free memory of the device (None: unknown); ``largest_batch``: what
     would fit.
     """
@@ -39,9 +41,10 @@ class Fit:
 
 
 def estimate(distiller: Distiller, x: Tensor, y: Tensor, batch_size: int, states: int = 1) -> Fit:
-    """From one forward pass on two samples: what backward keeps grows with the batch; weights, gradients and
-    ``states`` optimizer tensors a parameter do not. An estimate: work buffers of convolutions and the
-    allocator's slack are not in it.
+    """From one forward pass on two samples: what backward keeps grows with the batch.
+
+    Weights, gradients and ``states`` optimizer tensors a parameter do not. An estimate: work buffers of
+    convolutions and the allocator's slack are not in it.
 
     Norm statistics and random state stay as they are.
     """

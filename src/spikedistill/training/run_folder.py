@@ -151,8 +151,9 @@ def _read(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def recorded_code(folder: Path) -> dict[str, Any]:
-    """What a run's record says of own code, as it stands there: ``{"code": {address: {file, sha256}},
-    "networks": {name: address}}``; nothing of a folder that is no run yet.
+    """What a run's record says of own code: ``{"code": {address: {file, sha256}}, "networks": ...}``.
+
+    As it stands there; networks are ``{name: address}``. Nothing of a folder that is no run yet.
     """
     if not (folder / FILE).exists():
         return {}

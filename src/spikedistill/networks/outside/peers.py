@@ -1,6 +1,7 @@
 # ruff: noqa: SIM905  (lists of words)
-"""Neurons and layers of SpikingJelly, snnTorch and Norse, said in ours. Nothing of theirs is imported:
-classes go by name.
+"""Neurons and layers of SpikingJelly, snnTorch and Norse, said in ours.
+
+Nothing of theirs is imported: classes go by name.
 
 Each neuron is exactly one of ours, or is refused by its name:
 
