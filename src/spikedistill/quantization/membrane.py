@@ -19,8 +19,8 @@ Number = float | Tensor
 class LearnedGrid(Grid):
     """A grid whose unit is learned by Q's step, as in LSQ.
 
-    Its gradient is that of ``unit * Q(v / unit)``, over ``sqrt(values * limit)`` and over ``4^shift``, so that
-    the step, ``2^shift`` units, moves as if it were the parameter itself.
+    Its gradient is that of ``unit * Q(v / unit)``, over ``sqrt(values * limit)`` and over ``4^shift``, so
+    that the step, ``2^shift`` units, moves as if it were the parameter itself.
     """
 
     parameter: Tensor | None = field(default=None, compare=False)
