@@ -1,6 +1,4 @@
-"""Knowledge distillation for spiking neural networks, from an ANN teacher to an integer network and its
-price on a chip.
-"""
+"""Distillation for spiking neural networks: from an ANN to an integer network and its price on a chip."""
 
 from typing import TYPE_CHECKING, Any
 

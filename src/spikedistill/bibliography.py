@@ -45,9 +45,7 @@ def entries() -> dict[str, str]:
 
 
 def keys_of(recipe: Any) -> list[str]:
-    """Keys of the papers that a checked recipe rests on: its own, its objectives', networks' and
-    quantizers'.
-    """
+    """Keys of the papers a checked recipe rests on: its own, its objectives', networks' and quantizers'."""
     keys: list[str] = list(recipe.paper)
     for stage in recipe.stages:
         keys += [key for term in stage.terms for key in term.cites]
@@ -70,8 +68,7 @@ def _network_keys(name: str) -> tuple[str, ...]:
 
 
 def citations(of: "str | Path | Mapping[str, Any] | Iterable[str] | Any") -> list[str]:
-    """BibTeX entries of a recipe (shipped name, file, mapping or checked recipe), or of names of objectives
-    or papers.
+    """BibTeX entries of a recipe (name, file, mapping or checked one), or of names of objectives or papers.
 
     ``citations("bkdsnn-cifar10")``, ``citations(["blurred_feature", "fang2021deep"])``. Raises for a name
     that is neither.

@@ -46,9 +46,7 @@ def _version(shown: bool) -> None:
 def options(
     version: Annotated[bool, typer.Option("--version", callback=_version, help="Print the version.")] = False,
 ) -> None:
-    """Train accurate, cheap spiking neural networks by distillation, quantize them, and see what they cost
-    on a chip.
-    """
+    """What stands before a command; the help of the whole program is above."""
 
 
 @app.command()
@@ -132,9 +130,7 @@ def evaluate(
     as_json: JsonOption = False,
     code: CodeOption = None,
 ) -> None:
-    """Test accuracy of a stage, of each seed: at other time steps, recalibrated, in integers, on a
-    crossbar.
-    """
+    """Test accuracy of a stage, by seed; at other time steps, recalibrated, in integers, on a crossbar."""
     from . import own_code
     from .report.evaluate_command import evaluate_command
     from .training.machine import compiling
@@ -176,11 +172,8 @@ def report(
         watch_run(folders[0], out)
         return
     page = write_report(folders if len(folders) > 1 else folders[0], out)
-    found = (
-        {run: load(folder).summary.model_dump(mode="json") for run, folder in zip(runs, folders)}
-        if as_json
-        else {}
-    )
+    asked = runs if as_json else []
+    found = {run: load(folder).summary.model_dump(mode="json") for run, folder in zip(asked, folders)}
     tell({"report": page, "summaries": found}, str(page), as_json=as_json)
 
 
@@ -243,9 +236,7 @@ def export(
     ] = False,
     code: CodeOption = None,
 ) -> None:
-    """Write a stage's network for other tools; the whole file or, where the network has no such form,
-    none.
-    """
+    """Write a stage's network for other tools: a whole file or, where it has no such form, none."""
     from . import export as formats
     from . import own_code
     from .files import destination, exported
@@ -357,9 +348,7 @@ def compare(
     device: Annotated[str | None, typer.Option()] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train several methods on your data and say which to take (--methods, --on), or several recipes side
-    by side.
-    """
+    """Train several recipes side by side, or methods on your data to say which to take (--methods, --on)."""
     from .report.compare_command import compare_command
 
     compare_command(recipes or [], methods, on, seeds, budget, out, device, as_json)

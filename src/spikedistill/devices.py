@@ -6,9 +6,7 @@ from .errors import SpikedistillError
 
 
 def checked(device: "str | torch.device | None") -> "torch.device | None":
-    """``cpu``, or this machine's accelerator (``cuda``, ``cuda:1``, ``mps`` ...); None stays None:
-    whatever there is.
-    """
+    """``cpu``, or the accelerator (``cuda``, ``cuda:1``, ``mps`` ...); None stays None: whatever there is."""
     if device is None:
         return None
     there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -20,9 +20,7 @@ from .teachers import Shares, Teachers, learning_head, lessons, named, shares
 
 
 class Losses(NamedTuple):
-    """``total``: weighted sum, a scalar; ``parts``: unweighted scalars by objective's name; ``logits``:
-    (N, K), mean over T.
-    """
+    """``total``: weighted sum; ``parts``: unweighted scalars by name; ``logits``: (N, K), the mean over T."""
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -35,9 +33,7 @@ class Losses(NamedTuple):
 
 
 class Taught(NamedTuple):
-    """What one teacher gave for a batch: logits (T', N, K), captures, and where its head learns, that
-    head's loss.
-    """
+    """What one teacher gave for a batch: logits (T', N, K), captures, and, if its head learns, its loss."""
 
     logits: Tensor
     captures: Captures
@@ -128,9 +124,7 @@ class Distiller(nn.Module):
 
     @property
     def time_steps(self) -> int | None:
-        """Steps of one student simulation in training: its own T, or more where an objective asks for
-        more.
-        """
+        """Steps of one student simulation in training: its own T, or more if an objective asks for it."""
         own = self.student.time_steps if isinstance(self.student, Network) else None
         asked = [o.time_steps for o in self.terms if o.time_steps]
         return max([own, *asked]) if own is not None else None
@@ -241,9 +235,7 @@ class Distiller(nn.Module):
     def losses(
         self, logits: Tensor, mine: Captures, taught: Mapping[str, Taught], y: Tensor, progress: float
     ) -> Losses:
-        """The objectives over captures; in float32 or float64, but for adapters, which run in the
-        student's precision.
-        """
+        """Objectives over captures, in float32 or float64; adapters run in the student's precision."""
         T, kind = self._own_steps(logits), logits.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         parts: dict[str, Tensor] = {}

@@ -12,8 +12,7 @@ class SpikedistillError(ValueError):
 
 
 def nearest(found: str, allowed: Iterable[str], limit: int = 3) -> str:
-    """Words for an error: the known names nearest to ``found``, or all of them when none is near and they are
-    few.
+    """Words for an error: the known names nearest to ``found``, or all when none is near and they are few.
 
     Never ``found`` itself: a name that is known and yet not there is no help.
     """

@@ -18,9 +18,7 @@ LEFTOVERS = (".*.part", ".*.tmp", ".*.new-*")  # what a process that died left a
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """An empty temporary file beside ``path``, renamed to it when the block ends well, removed when it
-    does not.
-    """
+    """An empty temporary file beside ``path``, renamed to it when the block ends well, else removed."""
     # A name of its own for each writer: several processes, also of several machines, may fill one cache.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -32,9 +30,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file that a power cut leaves old or new, never half: content and name are on the disk on
-    return.
-    """
+    """A text file that a power cut leaves old or new, never half: content and name are on disk on return."""
     with written_whole(path) as temporary:
         _write(temporary, text.encode())
     sync_folder(path.parent)
@@ -54,9 +50,7 @@ def destination(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def exported(target: Path) -> Iterator[Path]:
-    """:func:`written_whole` for a user's :func:`destination`: a full disk or a closed folder is a
-    SpikedistillError.
-    """
+    """:func:`written_whole` for a user's file: a full disk or closed folder is a SpikedistillError."""
     try:
         with written_whole(target) as temporary:
             yield temporary
@@ -74,8 +68,7 @@ def make_folder(folder: Path) -> None:
 
 
 def replace_folder(folder: Path, contents: Mapping[str, bytes], before: Path | None = None) -> None:
-    """A folder with these files, in place of any old one, at once; a full disk or a kill leaves the old one
-    whole.
+    """A folder with these files, in place of any old one, at once; a full disk or kill leaves the old whole.
 
     ``before``: where the old one is kept; None: nowhere. After a kill :func:`recover` finishes or undoes the
     exchange.
@@ -105,9 +98,8 @@ def replace_folder(folder: Path, contents: Mapping[str, bytes], before: Path | N
         if before is not None and old.exists() and not before.exists():
             os.rename(old, before)
         raise SpikedistillError(
-            f"cannot write {folder}: {error.strerror or error}; what was there before is unchanged. "
-            "Free space or choose "
-            "another --out, then resume"
+            f"cannot write {folder}: {error.strerror or error}; what was there before is unchanged. Free "
+            "space or choose another --out, then resume"
         ) from None
     shutil.rmtree(old, ignore_errors=True)
 
@@ -144,7 +136,5 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def cache_folder(chosen: Path | None = None) -> Path:
-    """The folder of things worth computing once: ``chosen``, else SPIKEDISTILL_CACHE, else
-    ~/.cache/spikedistill.
-    """
+    """Folder for things worth computing once: ``chosen``, SPIKEDISTILL_CACHE or ~/.cache/spikedistill."""
     return chosen or Path(os.environ.get("SPIKEDISTILL_CACHE") or Path.home() / ".cache" / "spikedistill")

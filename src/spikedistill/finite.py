@@ -1,5 +1,6 @@
-"""NaN and infinity, found where they come in: spikes swallow them (``NaN >= threshold`` is false), so no
-loss tells.
+"""NaN and infinity, found where they come in: no loss tells of them.
+
+Spikes swallow them: ``NaN >= threshold`` is false.
 """
 
 from collections.abc import Iterable
@@ -30,9 +31,7 @@ def faulty(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 
 def of(module: nn.Module) -> list[str]:
-    """Names of the parameters and buffers of ``module`` that hold NaN, or infinity where that has no
-    meaning.
-    """
+    """Names of parameters and buffers of ``module`` that hold NaN, or infinity where it has no meaning."""
     masks = {
         name: torch.where(torch.isinf(value), 0, value) if value.is_floating_point() else value
         for name, value in module.named_buffers()

@@ -1,5 +1,4 @@
-"""What becomes of freed memory on the CPU: kept by the process for the next step, or given back to the system
-at once.
+"""What becomes of freed memory on the CPU: kept for the next step, or given back to the system.
 
 A training step allocates and frees the same large tensors over and over. glibc returns most of them to the
 system, which clears every page anew when the next step asks: a tenth to a third of a step's time. Kept, they
@@ -41,9 +40,7 @@ def keep() -> bool:
 
 
 def give_back() -> bool:
-    """Give freed tensors back to the system at once: least memory. Returns whether the allocator could be
-    told.
-    """
+    """Give freed tensors back to the system at once: least memory. Returns whether that works here."""
     library = _glibc()
     if library is None:
         return False

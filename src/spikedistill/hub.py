@@ -55,8 +55,9 @@ def is_remote(text: Any) -> bool:
 
 
 def place(text: str) -> Place:
-    """What ``owner/name``, ``hf://owner/name[@revision]``, ``file://FOLDER`` or a folder (``./FOLDER``,
-    ``/FOLDER``) names.
+    """What ``owner/name``, ``hf://owner/name[@revision]``, ``file://FOLDER`` or a folder names.
+
+    A folder is ``./FOLDER`` or ``/FOLDER``.
     """
     if text.startswith("file:/"):
         return Path(unquote(urlparse(text).path))
@@ -112,9 +113,7 @@ def upload(contents: Mapping[str, bytes], text: str, private: bool = False) -> s
 
 
 def pull(text: str, out: Path | None = None) -> Path:
-    """Copy a network from elsewhere to a folder (default: its name), whole and by its checksums, or not at
-    all.
-    """
+    """Copy a network from elsewhere to a folder (default: its name), whole, by checksums, or not at all."""
     from .training.checkpoint import read_json
 
     source, found = fetch(text), place(text)
@@ -164,8 +163,7 @@ def _errors(found: Repository, done: str) -> Iterator[None]:
     where = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     offline = (
         f"{found} cannot be {done}: the hub at {where} cannot be reached ({{}}); connect (HF_ENDPOINT names "
-        "another hub, "
-        "HF_HUB_OFFLINE=1 must not be set), or use a folder: file://FOLDER"
+        "another hub, HF_HUB_OFFLINE=1 must not be set), or use a folder: file://FOLDER"
     )
     try:
         yield

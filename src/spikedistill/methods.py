@@ -1,5 +1,4 @@
-"""The methods that ship, by name: the objectives of each and their weights, read off the recipes
-`digits-NAME`.
+"""Methods that ship, by name: the objectives of each, their weights, read off the recipes `digits-NAME`.
 
 Of those that have a stage `student`; others compare something else. These recipes are the one place where a
 method's weights stand, with the remarks on what a paper leaves open.
@@ -28,9 +27,7 @@ class Method:
     time_steps: int
 
     def at(self, time_steps: int) -> list[dict[str, Any]]:
-        """The objectives for another T: where one asks for a longer simulation, it is as many times as
-        long.
-        """
+        """Objectives for another T: where one asks for a longer simulation, it is as many times as long."""
         scaled = [dict(objective) for objective in self.objectives]
         for objective in scaled:
             if isinstance(objective.get("time_steps"), int):

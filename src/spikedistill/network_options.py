@@ -1,6 +1,4 @@
-"""What a recipe may say about a stage's network: named here, of a library, of a folder, or of somebody's
-own.
-"""
+"""What a recipe may say about a stage's network: ours, of a library, of a folder, or somebody's own."""
 
 from collections.abc import Mapping
 from functools import cache, partial
@@ -72,9 +70,7 @@ SURGERY = ("neuron", "gates", "initialisation", "firing_rate")  # and where its 
 
 
 class OwnNetwork(NetworkOptions):
-    """A network of somebody's own; ``gates``, ``initialisation`` and ``firing_rate`` go with ``spiking:
-    true``.
-    """
+    """A network of somebody's own; ``gates``, ``initialisation``, ``firing_rate`` need ``spiking: true``."""
 
     gates: Literal["refuse", "keep"] = "refuse"
     initialisation: Initialisation = "balanced"

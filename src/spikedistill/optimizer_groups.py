@@ -72,9 +72,7 @@ def parameter_groups(
 
 
 def _named(network: nn.Module, apart: bool) -> Iterator[tuple[str, nn.Parameter, float]]:
-    """Group's name, parameter and input factor, each parameter once; ``apart``: each learned scale in a
-    group of its own.
-    """
+    """Group's name, parameter and input factor, each once; ``apart``: a group for each learned scale."""
     seen: set[int] = set()
     for path, module in network.named_modules():
         factor = float(getattr(module, "input_factor", 1.0))

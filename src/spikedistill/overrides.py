@@ -23,9 +23,7 @@ RESERVED = (
 
 
 def apply_override(tree: dict[str, Any], text: str) -> None:
-    """Set ``path=value`` in a recipe's mapping; stages are addressed by name, objectives by stage and name
-    (or type).
-    """
+    """Set ``path=value`` in a recipe's mapping; stages go by name, objectives by stage and name (or type)."""
     path, equals, value = text.partition("=")
     if not equals or not path:
         raise SpikedistillError(f"override {text!r} is not of the form path=value, such as student.epochs=5")

@@ -96,9 +96,7 @@ def closed() -> Iterator[None]:
 
 @contextmanager
 def reading(code: Sequence["str | Path"] = ()) -> Iterator[None]:
-    """Within: a run is read, and nothing imported but files that ``code`` names; inside of a
-    :func:`search` all stays.
-    """
+    """Within: a run is read, only files that ``code`` names imported; inside a :func:`search` all stays."""
     if code:
         with search(code=code):
             yield
@@ -143,8 +141,9 @@ def search(
 
 @contextmanager
 def beside(file: Path | None) -> Iterator[None]:
-    """Within: own code may stand beside a recipe's ``file``; nothing changes inside of a :func:`search` or
-    :func:`closed`.
+    """Within: own code may stand beside a recipe's ``file``.
+
+    Nothing changes inside of a :func:`search` or :func:`closed`.
     """
     if file is None or _SEARCH.get() is not None:
         yield
@@ -185,8 +184,9 @@ def find(text: str, what: str) -> Any:
 
 
 def address_of(target: Any) -> str | None:
-    """The address under which another process finds a class or function; None for what has none (a lambda,
-    an instance).
+    """The address under which another process finds a class or function.
+
+    None for what has none (a lambda, an instance).
     """
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     text = f"{module}:{name}"
@@ -194,9 +194,7 @@ def address_of(target: Any) -> str | None:
 
 
 def in_use(networks: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """For the record: files and hashes of the code found so far, and the addresses of the caller's own
-    networks by name.
-    """
+    """For the record: files and hashes of code found so far, addresses of the caller's networks by name."""
     here = _SEARCH.get()
     if here is None or here.shut:
         return {}, {}
@@ -223,24 +221,22 @@ def _located(module: str, text: str, what: str, here: Search) -> Path | None:
         if file is not None and theirs is not None and theirs != file:
             raise SpikedistillError(
                 f"{what} {text!r}: {file} is meant, but a module {module!r} of {theirs} is imported already; "
-                "rename yours, or "
-                "start a new process"
+                "rename yours, or start a new process"
             )
         file = theirs
     if file is None:
         return None
     if _of_a_run(file.parent, here.run):
         raise SpikedistillError(
-            f"{what} {text!r}: {file} lies in a run's folder, from which nothing is imported; "
-            "move it beside the recipe, or to "
-            "the current folder"
+            f"{what} {text!r}: {file} lies in a run's folder, from which nothing is imported; move it beside "
+            "the recipe, or to the current folder"
         )
     then = here.known.get(text, {}).get("sha256")
     if then is not None and file not in here.files and (now := _digest(file)) != then:
         raise ChangedCodeError(
             f"{what} {text!r}: {file} is not the code this run was begun with (sha256 {str(then)[:12]}... "
-            "there, "
-            f"{now[:12]}... here); put the old file back, or name this one to go on with it: --code {file}"
+            f"there, {now[:12]}... here); put the old file back, or name this one to go on with it: --code "
+            f"{file}"
         )
     return file
 

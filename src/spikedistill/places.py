@@ -57,9 +57,7 @@ def image_ann(network: nn.Module) -> bool:
 
 
 def neuron_paths(network: nn.Module) -> list[str]:
-    """Paths of all neuron layers (a norm and its neuron count as one, under the norm's path), in order of
-    definition.
-    """
+    """Paths of all neuron layers (a norm and its neuron: one, at the norm's path), in order of definition."""
     return list(neuron_layers(network))
 
 
@@ -140,9 +138,7 @@ def _every(network: nn.Module, what: str, text: str, example: Tensor | None) -> 
 
 
 def attention_paths(network: nn.Module) -> list[str]:
-    """Paths of the modules that attend, in order of definition: they have heads, and ``q`` and ``k``, or
-    ``qkv``, inside.
-    """
+    """Paths of the modules that attend, in order of definition: with heads, ``q`` and ``k``, or ``qkv``."""
     return [
         path
         for path, m in network.named_modules()
@@ -192,9 +188,7 @@ def _alias(network: nn.Module, name: str, example: Tensor | None) -> Tap | None:
 
 
 def stages(network: nn.Module, example: Tensor | None = None) -> list[Tap]:
-    """Taps of the stages' outputs: the network's own ``stage_paths()``, else the last output at each
-    resolution.
-    """
+    """Taps of the stages' outputs: the network's own ``stage_paths()``, else the last at each resolution."""
     own: list[str] = getattr(network, "stage_paths", list)()
     if own:
         return [Tap(path) for path in own]

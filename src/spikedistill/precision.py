@@ -85,9 +85,7 @@ def resolve_precision(choice: str, device: str | torch.device) -> Precision:
 
 
 def diagnosis() -> dict[str, str]:
-    """What ``spikedistill doctor`` shows of this machine: devices, bf16 units, what ``auto`` means, a
-    compiler.
-    """
+    """What ``spikedistill doctor`` shows: devices, bf16 units, what ``auto`` means, a compiler."""
     import shutil
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"

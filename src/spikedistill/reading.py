@@ -44,9 +44,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
-    """A JSON value. Raises: SpikedistillError that begins with ``where``, also for what is nested too
-    deep.
-    """
+    """A JSON value. Raises: SpikedistillError that begins with ``where``, also for too deep nesting."""
     try:
         return _plain(json.loads(text))
     except RecursionError:
@@ -56,8 +54,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
 
 def parse_yaml(text: str, where: str, words: str = "not readable as YAML", column: bool = True) -> Any:
-    """A YAML document of mappings, lists, texts, numbers, true, false and null; aliases become values of
-    their own.
+    """A YAML document of mappings, lists, texts, numbers, true, false and null; aliases become copies.
 
     Raises: SpikedistillError that begins with ``where`` and ``words`` and names line and column: for what is
     no YAML, for more than 200,000 values (aliases written out) or 40 levels, an alias of what it stands in,
@@ -70,8 +67,7 @@ def parse_yaml(text: str, where: str, words: str = "not readable as YAML", colum
     try:
         return _plain(loader.get_single_data())
     except (yaml.YAMLError, ValueError, OverflowError, AttributeError, LookupError, TypeError) as error:
-        # all but the first come from the constructors of scalars: a date of month 13, a number of 5,000
-        # digits
+        # all but the first come from constructors of scalars: a date of month 13, a number of 5,000 digits
         mark = getattr(error, "problem_mark", None)
         at = f"line {mark.line + 1}" + (f", column {mark.column + 1}" if column else "") if mark else ""
         raise SpikedistillError(f"{where}: {words}: {_line(error)}{at and f' ({at})'}") from None
@@ -106,9 +102,7 @@ class _Bounded(yaml.SafeLoader):
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """A copy without shared parts, so that a change of one place leaves the others; refuses what JSON has
-    not.
-    """
+    """A copy without shared parts, so a change of one place leaves the others; refuses what JSON has not."""
     if depth > 2 * MAX_DEPTH:
         raise RecursionError
     if isinstance(value, dict):

@@ -1,6 +1,4 @@
-"""The typed recipe: one YAML file says data, stages and hardware; everything in it is checked before
-anything runs.
-"""
+"""The typed recipe: one YAML file says data, stages and hardware; all is checked before anything runs."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -83,8 +81,7 @@ class Optimizer(Options):
 
 
 class Checkpoint(Strict):
-    """How often a run writes its state: after so many ``seconds``, and, where given, after so many ``steps``
-    (updates).
+    """How often a run writes its state: after so many ``seconds`` and, if given, so many ``steps`` (updates).
 
     The last two are kept. A stage's end writes one in any case.
     """
@@ -94,9 +91,7 @@ class Checkpoint(Strict):
 
 
 class Init(Strict):
-    """Where initial weights come from: a stage; ``copy`` (equal names) or ``threshold_balancing`` (after
-    LaSNN).
-    """
+    """Where initial weights come from: a stage; ``copy`` (equal names) or ``threshold_balancing`` (LaSNN)."""
 
     from_: str = Field(alias="from")
     method: Literal["copy", "threshold_balancing"] = "copy"
@@ -104,9 +99,7 @@ class Init(Strict):
 
 
 class Convert(Strict):
-    """A trained ANN stage as spiking network, see :func:`spikedistill.convert`: the baseline of
-    distillation.
-    """
+    """A trained ANN stage as SNN, see :func:`spikedistill.convert`: the baseline of distillation."""
 
     from_: str = Field(alias="from")
     method: Literal["threshold_balancing", "qcfs", "signed"] = "threshold_balancing"
@@ -180,9 +173,7 @@ class Stage(Strict):
 
 
 class Recipe(Strict):
-    """Data, stages, hardware. ``paper``: keys of the citations beyond those of the objectives and networks
-    used.
-    """
+    """Data, stages, hardware. ``paper``: keys of citations beyond those of the objectives and networks."""
 
     title: str = ""
     paper: list[str] = []
@@ -279,9 +270,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def check(recipe: Recipe) -> None:
-    """Everything that the parts do not say alone: stages that name each other, teachers that objectives
-    need.
-    """
+    """What the parts do not say alone: stages that name each other, teachers that objectives need."""
     if recipe.hardware:
         from .hardware.pricing import settings
 
@@ -366,9 +355,8 @@ def _check_steps(recipe: Recipe, stage: Stage, where: str) -> None:
     for key, steps in given:
         if steps is not None and steps != T:
             raise SpikedistillError(
-                f"{where}.{key}: {kind} has weights for T = {T} time steps, found {steps}; leave it out, "
-                "or take sliding_psn, "
-                "which runs at any T"
+                f"{where}.{key}: {kind} has weights for T = {T} time steps, found {steps}; leave it out, or "
+                "take sliding_psn, which runs at any T"
             )
 
 

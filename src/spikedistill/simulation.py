@@ -81,9 +81,7 @@ class Simulation:
 
     @contextmanager
     def reenter(self, snapshot: dict[int, int]) -> Iterator["Simulation"]:
-        """Run a part of this pass once more, as at ``snapshot``; statistics and captures are not taken a
-        second time.
-        """
+        """Run a part of this pass again, as at ``snapshot``; statistics and captures are not taken twice."""
         calls, recomputing = self._calls, self.recomputing
         self._calls, self.recomputing = dict(snapshot), True
         token = _CURRENT.set(self)
@@ -117,8 +115,7 @@ _OVERRIDE: ContextVar[tuple[nn.Module, int] | None] = ContextVar("spikedistill_t
 
 @contextmanager
 def time_steps(network: nn.Module, steps: int) -> Iterator[None]:
-    """Run ``network`` for ``steps`` time steps within this context: the first steps of its simulation, or
-    more than its own.
+    """Run ``network`` for ``steps`` time steps within this context: the first of its simulation, or more.
 
     On event frames the groups stay those of the network's own T; later steps repeat the frames from the
     start.

@@ -14,8 +14,7 @@ TRY_AGAIN = 75  # a run that was asked to stop (training.signals)
 
 
 def ended(app: Callable[..., Any], argv: Sequence[str] | None = None) -> int:
-    """Run a command of ``app``; returns the exit status: 0, 2 for what the user has to mend, 75 and 130 when
-    stopped.
+    """Run a command of ``app``; returns the status: 0, 2 for the user to mend, 75 and 130 when stopped.
 
     docs/reliability.md has them all.
     """

@@ -61,8 +61,9 @@ def shares(names: Sequence[str], weights: Shares) -> dict[str, float]:
 
 
 def lessons(terms: Sequence[Objective], weights: Mapping[str, float]) -> list[Lesson]:
-    """Every objective with its teacher: one that needs a teacher and names none learns from each, in a
-    copy named after it.
+    """Every objective with its teacher.
+
+    One that needs a teacher and names none learns from each, in a copy named after it.
     """
     out = []
     for term in terms:
@@ -89,8 +90,9 @@ def lessons(terms: Sequence[Objective], weights: Mapping[str, float]) -> list[Le
 
 
 def learning_head(teacher: nn.Module, classes: int) -> tuple[str, nn.Linear]:
-    """The path of a teacher's classifier, and what learns in its place: a copy, or a new one where it has
-    other classes.
+    """The path of a teacher's classifier and what learns in its place.
+
+    It is a copy, or a new one where it has other classes.
     """
     path = classifier_path(teacher)
     if path is None:

@@ -1,6 +1,4 @@
-"""Tables for people: lines and colours on a terminal, aligned text of any width in a pipe, a file or a
-notebook.
-"""
+"""Tables for people: lines and colours on a terminal, aligned text in a pipe, file or notebook."""
 
 import json
 import sys
@@ -86,8 +84,7 @@ class Table:
 def show(*parts: "Table | str", console: "Console | None" = None) -> None:
     """Print tables and lines one below the other, each table that has a title after an empty line."""
     file = sys.stdout if console is None else console.file
-    # rich cuts tables to 80 columns where it knows no terminal, and a notebook is none: both get the whole
-    # text.
+    # rich cuts tables to 80 columns where it knows no terminal (a notebook, a pipe): these get all text.
     if not (sys.stdout.isatty() if console is None else console.is_terminal):
         for i, part in enumerate(parts):
             space = "\n" if i and isinstance(part, Table) and part.title else ""
@@ -107,9 +104,7 @@ def show(*parts: "Table | str", console: "Console | None" = None) -> None:
 
 
 def tell(tree: Any, *parts: "Table | str", as_json: bool) -> None:
-    """What a command found: ``tree`` as one JSON object and nothing else, or the tables and lines that
-    people read.
-    """
+    """What a command found: ``tree`` as one JSON object alone, or the tables and lines that people read."""
     if as_json:
         print(json.dumps(tree, default=str))
     else:
@@ -127,9 +122,7 @@ def duration(nanoseconds: float | None) -> str:
 
 
 def significant(value: float | int | None, digits: int = 4) -> str:
-    """A number with so many significant digits and no exponent where that is readable; whole numbers stay
-    whole.
-    """
+    """A number with so many significant digits, without exponent if readable; whole numbers stay whole."""
     if value is None:
         return "-"
     if isinstance(value, int) or not value:

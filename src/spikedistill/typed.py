@@ -1,6 +1,4 @@
-"""A constructor's typed signature as a schema, and what is wrong with a mapping from YAML in words people
-can use.
-"""
+"""A constructor's typed signature as a schema, and what is wrong with YAML's mapping in words for people."""
 
 import inspect
 import typing
@@ -26,9 +24,7 @@ def complaint(sentence: str, *place: str) -> ValidationError:
 
 
 class Strict(BaseModel):
-    """Unknown keys are errors, numbers are finite, ``true`` is no number (YAML's ``validation: true`` is
-    not 1).
-    """
+    """Unknown keys are errors, numbers are finite, ``true`` is no number (``validation: true`` is not 1)."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -110,8 +106,7 @@ class Arguments(Options):
 
 
 class Choice(Arguments):
-    """Options whose keys depend on what they are for: a class that has ``chosen`` picks the model for each
-    mapping.
+    """Options with keys that depend on their use: a class with ``chosen`` picks the model per mapping.
 
     The models are subclasses of it, made by :func:`model_of` from the signature of what will be built.
     """
@@ -151,8 +146,7 @@ def model_of(
     title: str | None = None,
     **more: Any,
 ) -> type[Model]:
-    """A pydantic model whose fields are those of ``base`` and the parameters of ``target`` without
-    ``leave_out``.
+    """A pydantic model whose fields are those of ``base`` and parameters of ``target`` without ``leave_out``.
 
     ``target``: a function, a class (its constructor's are meant), or a ``partial`` of one. ``title``: of the
     model; ``more``: types of further fields.
@@ -180,9 +174,7 @@ def checked(target: Any, given: Mapping[str, Any], where: str) -> dict[str, Any]
 
 
 def read(model: type[Model], given: Any, where: str, context: Any = None) -> Model:
-    """``given`` as ``model``. Raises: SpikedistillError with the first complaint in words, which ``where``
-    begins.
-    """
+    """``given`` as ``model``. Raises: SpikedistillError with the first complaint, which ``where`` begins."""
     try:
         return model.model_validate(given, context=context)
     except ValidationError as error:
@@ -190,9 +182,7 @@ def read(model: type[Model], given: Any, where: str, context: Any = None) -> Mod
 
 
 def parse(model: type[Model], given: Any, where: str) -> Model:
-    """``given`` as ``model``. Raises: SpikedistillError with all complaints, a line each, which ``where``
-    begins.
-    """
+    """``given`` as ``model``. Raises: SpikedistillError with all complaints, a line each, from ``where``."""
     try:
         return model.model_validate(given)
     except ValidationError as error:
@@ -236,8 +226,9 @@ def place(loc: Sequence[int | str], where: str = "", given: Any = None) -> str:
 
 
 def lines(error: ValidationError, known: Iterable[str] = ()) -> list[str]:
-    """Each complaint of a pydantic error as a line: key, what is wrong, what was found; ``known``: the
-    keys of a mapping.
+    """Each complaint of a pydantic error as a line: key, fault, what was found.
+
+    ``known``: the keys of a mapping.
     """
     found = []
     for item in error.errors():

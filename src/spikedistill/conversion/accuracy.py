@@ -16,8 +16,7 @@ STEPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 def accuracy_over_time(
     network: Network, batches: Iterable[Any], time_steps: Sequence[int] = STEPS
 ) -> dict[int, float]:
-    """Accuracy (0..1) after the first T steps, for each T, from the logits summed so far; nothing is
-    recalibrated.
+    """Accuracy (0..1) after the first T steps, for each T, from the logits summed so far; no recalibration.
 
     One simulation of the largest T, streamed step by step, so memory does not grow with T. ``batches``: pairs
     of images (N, C, H, W) and labels (N,). The network is used in eval mode and left as it was.
@@ -40,9 +39,7 @@ def accuracy_over_time(
 
 
 def correct_over_time(network: Network, x: Tensor, y: Tensor, time_steps: Sequence[int]) -> dict[int, int]:
-    """How many of a batch (N, C, H, W) are classified as ``y`` (N,) by the logits summed over the first T
-    steps, for each T.
-    """
+    """How many of a batch (N, C, H, W) the first T steps' logits, summed, give ``y`` (N,), for each T."""
     correct: dict[int, int] = {}
     state: dict[str, Any] | None = None
     total: Tensor | float = 0.0

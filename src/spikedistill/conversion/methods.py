@@ -1,6 +1,4 @@
-"""``convert``: a trained ANN as spiking network; ``balance_thresholds``: a student that begins where its
-ANN stands.
-"""
+"""``convert``: a trained ANN as SNN; ``balance_thresholds``: a student that begins where its ANN stands."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -32,8 +30,7 @@ def convert(
     initial: float = 0.5,
     levels: int = 8,
 ) -> Network:
-    """A spiking copy of a trained ANN, without training; it is in eval mode, and its norms keep the ANN's
-    statistics.
+    """A spiking copy of a trained ANN, not trained, in eval mode; its norms keep the ANN's statistics.
 
     ``threshold_balancing``: each IF neuron (soft reset) fires at the range theta of the ANN's activation
     there, measured on ``calibration``: its ``percentile`` or "max" (Diehl et al., IJCNN 2015; Rueckauer et
@@ -60,8 +57,8 @@ def convert(
     if method == "qcfs" and not learned:
         raise SpikedistillError(
             "method='qcfs' converts an ANN trained with QCFS activations: networks.create(..., "
-            "time_steps=None, "
-            "neuron={'type': 'qcfs', 'levels': 8}); use method='threshold_balancing' for a ReLU network"
+            "time_steps=None, neuron={'type': 'qcfs', 'levels': 8}); use method='threshold_balancing' for a "
+            "ReLU network"
         )
     if method == "threshold_balancing" and learned:
         raise SpikedistillError(
@@ -116,8 +113,9 @@ def convert(
 
 
 def restore(network: nn.Module, config: Mapping[str, Any]) -> nn.Module:
-    """A converted network's thresholds, initial membranes and pools, as ``config`` recorded them; its
-    weights are in its file.
+    """A converted network's thresholds, initial membranes and pools, as ``config`` has them.
+
+    Its weights are in its file.
     """
     made = config.get("conversion", {})
     pool_rates(network, made.get("pools", ()))
@@ -130,8 +128,7 @@ def restore(network: nn.Module, config: Mapping[str, Any]) -> nn.Module:
 def balance_thresholds(
     snn: Network, ann: nn.Module, calibration: Batches, percentile: Percentile = 99.9
 ) -> dict[str, float]:
-    """Start a student at its ANN: weights of equal names, scaled so that its neurons see the ANN's ranges;
-    gives these.
+    """Start a student at its ANN: weights by name, scaled so that neurons see the ANN's ranges; gives these.
 
     The neurons keep their thresholds, and all lands in parameters: the norm or layer before a neuron is
     multiplied by threshold / theta, weights behind it by theta. In basic residual networks neurons that are

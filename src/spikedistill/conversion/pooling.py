@@ -24,8 +24,7 @@ POOLS = ("max_pool", "adaptive_max_pool")
 
 
 class RateMaxPool(nn.Module):
-    """Spikes (T*N, C, ...) to spikes of the most active input of each window; ``pool``: the max-pooling
-    module.
+    """Spikes (T*N, C, ...) to spikes of the most active input of each window; ``pool``: the max-pool module.
 
     Keeps no state between passes; streamed, it continues from the counts in the simulation's state.
     """
@@ -60,9 +59,7 @@ def pool_rates(network: nn.Module, paths: Iterable[str]) -> None:
 
 
 def behind_neurons(graph: Graph) -> list[str]:
-    """Paths of the max-pooling modules that a neuron stands before; warns of functions, which stay as they
-    are.
-    """
+    """Paths of the max-pooling modules that a neuron stands before; warns of functions, which stay."""
     spiking: set[str] = set()
     found: dict[str, None] = {}
     for node in graph:
@@ -75,8 +72,7 @@ def behind_neurons(graph: Graph) -> list[str]:
             else:
                 warnings.warn(
                     f"{node.source}: {node.kind} of spikes stays as it is, and its rate is higher than the "
-                    "largest rate; make it "
-                    "a max-pooling module for conversion to tend to the ANN",
+                    "largest rate; make it a max-pooling module for conversion to tend to the ANN",
                     stacklevel=2,
                 )
     return list(found)

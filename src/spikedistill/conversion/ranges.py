@@ -52,9 +52,7 @@ def check_percentile(percentile: Percentile) -> None:
 
 
 def with_activations(network: Network, make: Any) -> tuple[Network, dict[str, nn.Module]]:
-    """A copy whose neurons are ``make(path)`` instead: run for one time step it is the ANN. Also these, by
-    path.
-    """
+    """A copy whose neurons are ``make(path)``: run for one step it is the ANN. Also these, by path."""
     twin = copy.deepcopy(network)
     made: dict[str, nn.Module] = {}
     for path in layers(network):

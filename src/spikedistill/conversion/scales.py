@@ -1,5 +1,4 @@
-"""Give every spike its worth without changing the spikes: scales move along the graph into weights, norms,
-thresholds.
+"""Give spikes their worth without changing them: scales move along the graph into weights, norms, thresholds.
 
 A neuron layer with range theta emits spikes worth ``theta / levels``. Inside the network they stay whole
 numbers, so every value on an edge is in some unit, and
@@ -37,8 +36,7 @@ HOMOGENEOUS = frozenset({
 
 @dataclass
 class Edge:
-    """What stands on an edge: ``unit``, the worth of 1; who could rescale it (None: nobody); whose spikes it
-    is.
+    """What stands on an edge: ``unit``, the worth of 1; who can scale it (None: nobody); whose spikes it is.
 
     ``channels``: the worth of 1 in each channel (C,), where they differ.
     """
@@ -77,8 +75,7 @@ class Scaler:
         if out.owner is not None:
             raise SpikedistillError(
                 f"conversion: the logits are spikes of {out.owner}, whose worth no later weight could carry; "
-                "convert a "
-                "network that ends in a linear layer or convolution"
+                "convert a network that ends in a linear layer or convolution"
             )
 
     def inputs(self, node: Node) -> list[Edge]:
@@ -117,9 +114,8 @@ class Scaler:
         """The error for an operation that no worth can pass."""
         return SpikedistillError(
             f"conversion does not know how spikes of a worth pass {node.kind} at "
-            f"{node.path or node.scope or '(top)'} "
-            f"({node.source}); convert a network of convolutions, linear layers, norms, pools, "
-            "sums and concatenations"
+            f"{node.path or node.scope or '(top)'} ({node.source}); convert a network of convolutions, "
+            "linear layers, norms, pools, sums and concatenations"
         )
 
     def single(self, node: Node, by: list[nn.Module] | None) -> list[nn.Module] | None:
@@ -263,8 +259,7 @@ class Groups(UnionFind[str]):
 def rescale(
     network: nn.Module, graph: Graph, thetas: Mapping[str, float], tied: bool = False
 ) -> dict[str, float]:
-    """Give the spikes of each neuron layer the worth theta (``/ levels``), in place; returns the thetas after
-    sharing.
+    """Give each neuron layer's spikes the worth theta (``/ levels``), in place; returns thetas after sharing.
 
     The function of the network with real-valued activations is unchanged. ``tied``: no threshold changes, see
     :class:`Scaler`. Raises for operations that scales cannot pass.

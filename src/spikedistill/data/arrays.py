@@ -46,8 +46,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
             if total > NPZ_BYTES or total > max(NPZ_FREE, NPZ_RATIO * own):
                 raise SpikedistillError(
                     f"cannot read {path}: its {own:,} bytes unpack to {total:,}; at most 32 GiB are read, "
-                    "and above 1 GiB "
-                    f"at most {NPZ_RATIO} times the file"
+                    f"and above 1 GiB at most {NPZ_RATIO} times the file"
                 )
             return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
     except SpikedistillError:
@@ -100,9 +99,7 @@ def plain(values: Any, where: str) -> NDArray[Any]:
 
 
 def whole(values: Any, where: str, low: int = 0, high: int = 1 << 62, dims: int = 1) -> NDArray[np.int64]:
-    """Whole numbers from ``low`` to ``high`` as int64, of ``dims`` axes; text, fractions and others are
-    refused.
-    """
+    """Whole numbers from ``low`` to ``high`` as int64, of ``dims`` axes; all else is refused."""
     array = plain(values, where)
     if array.dtype.kind not in "uifb" or array.ndim != dims:
         raise SpikedistillError(
@@ -126,11 +123,11 @@ def _odd(array: NDArray[Any]) -> Any:
 
 
 def images(x: Any, where: str) -> Tensor:
-    """Images (N, H, W), (N, H, W, C) or (N, C, H, W), or frames (N, F, C, H, W), as uint8 or float32 (N, [F,]
-    C, H, W).
+    """Images (N, H, W), (N, H, W, C) or (N, C, H, W), or frames (N, F, C, H, W), as (N, [F,] C, H, W).
 
-    Of four axes the last is taken for channels if it has 1 to 4 entries (and the second does not stand before
-    a square), else the second. Integers are 0..255, floats 0..1; frames are counts, not below zero.
+    The result is uint8 or float32. Of four axes the last is taken for channels if it has 1 to 4 entries (and
+    the second does not stand before a square), else the second. Integers are 0..255, floats 0..1; frames are
+    counts, not below zero.
     """
     array = plain(x, where)
     if array.dtype.kind not in "uifb":
@@ -228,9 +225,7 @@ def spelled(arrays: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def source(arrays: Mapping[str, Any], where: str, name: str = "arrays") -> Source:
-    """A data set from arrays x_train, y_train, x_test, y_test and, where given, x_validation,
-    y_validation.
-    """
+    """A data set from arrays x_train, y_train, x_test, y_test and, if given, x_validation, y_validation."""
     found = spelled(arrays, where)
     missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in found]
     if missing:
@@ -257,9 +252,7 @@ def source(arrays: Mapping[str, Any], where: str, name: str = "arrays") -> Sourc
 
 
 def from_files(train: Path, test: Path | None, name: str) -> Source:
-    """A data set from one .npz, or from two that each hold their part (as x, y or x_train, y_train /
-    x_test, y_test).
-    """
+    """A data set from one .npz, or from two of a part each (as x, y or x_train, y_train / x_test, y_test)."""
     if test is None:
         return source(read_npz(train), str(train), name)
     merged: dict[str, Any] = {}

@@ -35,8 +35,9 @@ def mel_filters(bands: int, bins: int, rate: int, low: float, high: float) -> Te
 
 
 def cosine_transform(bands: int, coefficients: int) -> Tensor:
-    """The orthonormal DCT-II matrix, ``D[k, n] = s_k cos(pi k (n + 1/2) / bands)``, s_0 = sqrt(1/bands), else
-    sqrt(2/bands).
+    """The orthonormal DCT-II matrix, ``D[k, n] = s_k cos(pi k (n + 1/2) / bands)``.
+
+    ``s_0 = sqrt(1 / bands)``, all other ``s_k = sqrt(2 / bands)``.
 
     Shape: -> (coefficients, bands).
     """
@@ -62,9 +63,8 @@ class Features:
         high = config.high_hz or rate / 2
         if self.columns < 1 or self.hop < 1:
             raise SpikedistillError(
-                f"data.audio: {config.seconds} s in windows of {config.window_ms} ms every "
-                f"{config.hop_ms} ms "
-                f"do not give {multiple} columns at {rate} Hz; take more seconds or a smaller hop_ms"
+                f"data.audio: {config.seconds} s in windows of {config.window_ms} ms every {config.hop_ms} "
+                f"ms do not give {multiple} columns at {rate} Hz; take more seconds or a smaller hop_ms"
             )
         if not config.low_hz < high <= rate / 2:
             raise SpikedistillError(

@@ -24,8 +24,7 @@ RANGE_SAMPLES = 2000
 
 @dataclass
 class Waves:
-    """Recordings of one length in memory as 16-bit samples; features are made a batch at a time, on the
-    device.
+    """Recordings of one length in memory as 16-bit samples; features are made by batch, on the device.
 
     Features become whole steps of 1/255 in [0, 1], as an image's, or integers 0..127 in frames.
     """
@@ -151,9 +150,7 @@ def source(
 
 
 def npz_audio(config: DataConfig, steps: int) -> Source:
-    """``train`` and ``test`` .npz (or ``NAME_train.npz``, ``NAME_test.npz`` in ``root``): audio, off,
-    label, rate.
-    """
+    """``train`` and ``test`` .npz (or ``NAME_*.npz`` in ``root``): audio, off, label, rate."""
     train, test = config.train, config.test
     if config.root is not None and train is None:
         train, test = (config.root / f"{config.name}_{role}.npz" for role in ("train", "test"))
@@ -202,9 +199,7 @@ def _recordings(paths: Sequence[Path]) -> tuple[list[NDArray[np.int16]], int]:
 
 
 def wav_folder(config: DataConfig, steps: int) -> Source:
-    """``root``/train/CLASS/*.wav and ``root``/test/CLASS/*.wav, or ``root``/CLASS/*.wav, of which 10 %
-    become test.
-    """
+    """``root``/train/CLASS/*.wav and ``root``/test/CLASS/*.wav, or ``root``/CLASS/*.wav, 10 % for test."""
     if config.root is None:
         raise SpikedistillError(
             "data set 'wavfolder' needs data.root, a folder with one folder of WAV files per class"

@@ -34,9 +34,7 @@ def crop(x: Tensor, padding: int, fill: str = "zero") -> Tensor:
 
 
 def resized_crop(x: Tensor, area: tuple[float, float]) -> Tensor:
-    """Each image (N, C, H, W): a random part of its area, sides 3:4 to 4:3, stretched to the old size
-    (bilinear).
-    """
+    """Each image (N, C, H, W): a random part of its area, sides 3:4 to 4:3, bilinear to the old size."""
     n, _, h, w = x.shape
     part = drawn(lambda n: torch.empty(n).uniform_(*area), n)
     aspect = drawn(lambda n: torch.empty(n).uniform_(float(np.log(3 / 4)), float(np.log(4 / 3))), n).exp()
@@ -78,10 +76,10 @@ def cutout(x: Tensor, side: int) -> Tensor:
 
 
 def erase(x: Tensor, probability: float, fill: Tensor | None = None) -> Tensor:
-    """Some images (N, C, H, W) with a rectangle of ``fill`` (C,) or uniform noise, 2 to 33 % of the area,
-    sides 3:10 to 10:3.
+    """Some images (N, C, H, W) with a rectangle of ``fill`` (C,) or uniform noise.
 
-    Zhong, Zheng, Kang, Li, Yang, "Random erasing data augmentation", AAAI 2020; area and sides from there.
+    It takes 2 to 33 % of the area, sides 3:10 to 10:3. Zhong, Zheng, Kang, Li, Yang, "Random erasing data
+    augmentation", AAAI 2020; area and sides from there.
     """
     n, _, h, w = x.shape
     area = drawn(lambda n: torch.empty(n).uniform_(0.02, 1 / 3), n) * h * w
@@ -117,9 +115,7 @@ def mix(
 
 @dataclass(frozen=True)
 class Mixing:
-    """How a batch is mixed: with which ``other`` samples (N,), ``keep`` of its own; ``box`` (H, W): where
-    cutmix cuts.
-    """
+    """How a batch is mixed: ``other`` samples (N,), ``keep`` of its own; ``box`` (H, W): what cutmix cuts."""
 
     keep: float
     other: Tensor
@@ -151,9 +147,7 @@ def mixing(n: int, size: tuple[int, int], mixup: float, cutmix: float, probabili
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """All three global generators (torch's, numpy's, Python's) start from ``seed`` inside and are put back
-    after.
-    """
+    """All three global generators (torch's, numpy's, Python's) start from ``seed`` and are put back."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm draws from the legacy generator
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -189,9 +183,7 @@ def policy(config: AugmentConfig) -> Callable[[Tensor], Tensor] | None:
 
 
 class _timm:
-    """timm's RandAugment on a uint8 tensor (C, H, W); shifts go up to 45 % of the side, as timm's own
-    loader has it.
-    """
+    """timm's RandAugment on a uint8 tensor (C, H, W); shifts up to 45 % of the side, as in its loader."""
 
     def __init__(self, words: str) -> None:
         self.words = words if words.startswith("rand") else f"rand-{words}"

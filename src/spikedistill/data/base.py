@@ -151,9 +151,7 @@ class Data:
         seed: int,
         shard: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
-        """A process's part of an augmented ``batch`` (positions): the rows that it would have in the whole
-        one.
-        """
+        """A process's part of an augmented ``batch`` (positions): the rows it has in the whole one."""
         rank, world = shard
         n, rows, config = len(batch), torch.arange(len(batch))[rank::world], self.augment
         begin = torch.get_rng_state()
@@ -167,8 +165,7 @@ class Data:
         if plan is None:
             return x, target
         partners, end = plan.other[rows], torch.get_rng_state()
-        # Partners are augmented as their own process does it: the same draws from the batch's beginning,
-        # other rows.
+        # Partners are augmented as their own process does it: the same draws, other rows.
         (positions, other) = next(self._read(source, [batch[partners]], x.device, True, seed, workers=0))
         torch.set_rng_state(begin)
         with share(partners, n):

@@ -99,17 +99,16 @@ class EventAugmentConfig(Strict):
 
 
 class AudioAugmentConfig(Strict):
-    """Augmentations of sound: ``shift_ms`` in either direction; ``noise``: largest amplitude, of the
-    largest sample.
-    """
+    """Augmentations of sound: ``shift_ms`` either way; ``noise``: largest amplitude, of the largest value."""
 
     shift_ms: NonNegativeFloat = 0.0
     noise: NonNegativeFloat = 0.0
 
 
 class AugmentConfig(Strict):
-    """Augmentations of training images (event frames: ``events``; sound: ``audio``). Nothing is on by itself,
-    but what a data set's name brings (:func:`augmentation`).
+    """Augmentations of training images (event frames: ``events``; sound: ``audio``).
+
+    Nothing is on by itself, but what a data set's name brings (:func:`augmentation`).
 
     ``crop``: padding in pixels before a random crop of the old size; ``resized_crop``: smallest and largest
     part of the area; ``cutout``: side of the empty square; ``erasing``: probability of a rectangle of noise,
@@ -182,8 +181,7 @@ class DataConfig(Strict):
 
 _CIFAR: dict[str, Any] = {"crop": 4, "flip": True}
 _EVENTS: dict[str, Any] = {}
-# Crop and flip are what every paper on these sets has; no set has more by default. Digits and letters must
-# not flip.
+# Crop and flip: every paper on these sets has them, no set more by default. Digits, letters must not flip.
 DEFAULT_AUGMENTATION: dict[str, dict[str, Any]] = {
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,

@@ -16,8 +16,7 @@ GREY = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 
 
 def distort(x: Tensor, config: AugmentConfig) -> Tensor:
-    """The distortions that ``config`` asks for, in the order of HDKD's official code; draws come from the
-    CPU's generator.
+    """The distortions that ``config`` asks for, in the order of HDKD's code; the CPU's generator draws.
 
     Shape: (N, C, H, W) -> same.
     """
@@ -82,9 +81,7 @@ def sharpness(x: Tensor, factors: Tensor) -> Tensor:
 
 
 def blur(x: Tensor, side: int, sigmas: Tensor) -> Tensor:
-    """Image i smoothed by a Gaussian of standard deviation ``sigmas[i]`` on a square of ``side`` pixels,
-    edges reflected.
-    """
+    """Image i smoothed by a Gaussian of deviation ``sigmas[i]`` on a square of ``side``, edges reflected."""
     reach = side // 2
     if reach >= min(x.shape[-2:]):
         raise SpikedistillError(

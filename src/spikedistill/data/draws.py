@@ -1,6 +1,4 @@
-"""Random draws, one per sample, of a batch that several processes share: drawn for the whole batch, each
-keeps its own.
-"""
+"""Random draws, one per sample, for a batch that processes share: drawn for all of it, each keeps its own."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -22,9 +22,7 @@ GESTURES = 11
 
 @dataclass(frozen=True)
 class Events:
-    """Events of one sample: time in microseconds, column, row (0 on top), polarity (1 = ON), each (n,)
-    int64.
-    """
+    """Events of one sample: time in microseconds, column, row (0: top), polarity (1: ON), each (n,) int64."""
 
     t: NDArray[np.int64]
     x: NDArray[np.int64]
@@ -79,8 +77,7 @@ def read_bin(path: Path) -> Events:
 
 
 def read_aedat2(path: Path) -> Events:
-    """An AEDAT 2.0 file of a DVS128, as CIFAR10-DVS's: big-endian pairs of address and time after lines with
-    '#'.
+    """An AEDAT 2.0 file of a DVS128, as CIFAR10-DVS's: big-endian (address, time) after lines with '#'.
 
     Address: bit 0 is 1 for OFF, bits 1-7 and 8-14 the two axes from the far corner; anything with a higher
     bit is no pixel. Rows count from the top. Li, Liu, Ji, Li, Shi, "CIFAR10-DVS", Frontiers in Neuroscience
@@ -122,8 +119,7 @@ def _of_a_dvs128(header: str, path: Path) -> None:
 
 
 def read_aedat3(path: Path) -> Events:
-    """The polarity events of an AEDAT 3.1 file, as DVS Gesture's: little-endian packets of 28 bytes of
-    header, events.
+    """Polarity events of an AEDAT 3.1 file, as DVS Gesture's: little-endian packets with headers of 28 bytes.
 
     Event: bit 0 valid, bit 1 polarity, bits 2-16 y, bits 17-31 x, then the time in microseconds, 31 bits and
     the packet's overflow counter.
@@ -143,8 +139,7 @@ def read_aedat3(path: Path) -> Events:
         if not valid <= number <= capacity or overflow >= 1 << 31 or (kind == 1 and (size, place) != (8, 4)):
             raise SpikedistillError(
                 f"{path}: the packet at byte {position - 28} says {valid} valid of {number} events in room "
-                f"for {capacity} of "
-                f"{size} bytes, time at byte {place}, overflow {overflow}: damaged"
+                f"for {capacity} of {size} bytes, time at byte {place}, overflow {overflow}: damaged"
             )
         if len(body) - position < size * capacity:
             raise SpikedistillError(f"{path}: cut short in a packet at byte {position}")
@@ -165,9 +160,7 @@ def read_aedat3(path: Path) -> Events:
 
 
 def read_gesture_labels(path: Path) -> list[tuple[int, int, int]]:
-    """Rows (class from 0, start, end in microseconds) of a label file of DVS Gesture, whose classes count
-    from 1.
-    """
+    """Rows (class from 0, start, end in microseconds) of DVS Gesture's labels, whose classes count from 1."""
     try:
         rows = list(csv.DictReader(io.StringIO(_bytes(path).decode())))
         found = [(int(r["class"]) - 1, int(r["startTime_usec"]), int(r["endTime_usec"])) for r in rows]

@@ -191,9 +191,7 @@ def _split_folder(
 
 
 def ncaltech101(config: DataConfig, number: int) -> Source:
-    """N-Caltech101: Caltech101/CLASS/image_0001.bin ..., at most 240x180 pixels; tested:
-    ``split_ncaltech101.txt``.
-    """
+    """N-Caltech101: Caltech101/CLASS/image_0001.bin ..., up to 240x180; tested: ``split_ncaltech101.txt``."""
     return _split_folder(config, number, _folder(config, "Caltech101"), ".bin", (240, 180), read_bin)
 
 

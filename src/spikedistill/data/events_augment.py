@@ -11,14 +11,12 @@ from spikedistill.data.config import EventAugmentConfig
 from spikedistill.data.draws import drawn
 
 # After Li, Kim, Park, Geller, Panda, "Neuromorphic data augmentation for training spiking neural networks",
-# ECCV 2022: flip, then one of rolling, rotation, shear, cutout. The sizes are our reading, of its weaker
-# setting.
+# ECCV 2022: flip, then one of rolling, rotation, shear, cutout. Sizes: our reading of the weaker setting.
 NDA = EventAugmentConfig(roll=5, rotate=30.0, shear=16.7, cutout=8, flip=True, pick="one")
 
 
 def augment_events(x: Tensor, config: EventAugmentConfig) -> Tensor:
-    """Roll, rotate, shear, cut out and flip samples at random; counts stay whole (the nearest pixel is
-    taken).
+    """Roll, rotate, shear, cut out and flip samples at random; counts stay whole (nearest pixel taken).
 
     Shape: (N, F, C, H, W) -> same.
     """
@@ -47,8 +45,7 @@ def augment_events(x: Tensor, config: EventAugmentConfig) -> Tensor:
 
 
 def roll(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Sample i moved ``down[i]`` rows and ``right[i]`` columns; what leaves on one side comes in on the
-    other.
+    """Sample i moved ``down[i]`` rows and ``right[i]`` columns; what leaves on one side enters on the other.
 
     Shape: (N, F, C, H, W), (N,), (N,) -> (N, F, C, H, W).
     """
@@ -60,8 +57,7 @@ def roll(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
 
 
 def affine(x: Tensor, degrees: Tensor, shear: Tensor) -> Tensor:
-    """Sample i turned by ``degrees[i]`` about the centre, then sheared along x by ``shear[i]`` degrees; zeros
-    enter.
+    """Sample i turned by ``degrees[i]`` about the centre, then sheared along x by ``shear[i]``; zeros enter.
 
     Output pixel p shows input pixel ``R S p`` in coordinates about the centre (nearest).
 
@@ -71,8 +67,7 @@ def affine(x: Tensor, degrees: Tensor, shear: Tensor) -> Tensor:
     angle, slope = degrees * (math.pi / 180), torch.tan(shear * (math.pi / 180))
     cos, sin = angle.cos(), angle.sin()
     matrix = torch.zeros(n, 2, 3)
-    # affine_grid's coordinates run from -1 to 1 along both axes: the ratio of sides keeps turns free of
-    # distortion
+    # affine_grid's axes both run from -1 to 1: the ratio of sides keeps turns free of distortion
     matrix[:, 0, 0], matrix[:, 0, 1] = cos, (cos * slope - sin) * (h / w)
     matrix[:, 1, 0], matrix[:, 1, 1] = sin * (w / h), sin * slope + cos
     grid = F.affine_grid(matrix, [n, 1, h, w], align_corners=False).to(x.device)

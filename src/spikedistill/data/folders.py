@@ -103,9 +103,7 @@ class Files:
 
 
 def loaded(files: Files) -> Memory:
-    """All images decoded into one array, kept in the cache under the files' names, sizes and times of
-    change.
-    """
+    """All images decoded into one array, cached under the files' names, sizes and times of change."""
     listing = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.paths]
     key = hashlib.sha256(json.dumps([listing, files.size, files.centre]).encode()).hexdigest()
     path = cache_folder() / "images" / f"{key}.npy"
@@ -161,8 +159,7 @@ def _source(
 
 
 def folder(config: DataConfig, frames: int) -> Source:
-    """Folders of images per class: ``root``/train and ``root``/test (or val), or ``root`` alone, of which 10
-    % test.
+    """Folders of images per class: ``root``/train and ``root``/test (or val), or ``root`` alone: 10 % test.
 
     All are brought to ``data.size``, by default the first image's. Folders over 2 GiB, decoded, stream.
     """
@@ -193,9 +190,7 @@ def folder(config: DataConfig, frames: int) -> Source:
 
 
 def tiny_imagenet(config: DataConfig, frames: int) -> Source:
-    """Tiny ImageNet: train/WNID/images/*.JPEG, val/images/*.JPEG with val/val_annotations.txt; val is the
-    test part.
-    """
+    """Tiny ImageNet: train/WNID/images/*.JPEG, val/images/*.JPEG, val/val_annotations.txt; val is test."""
     if config.train is not None or npz_in(config) is not None:
         return from_arrays_file(config, frames)
     if config.root is None:

@@ -50,8 +50,7 @@ def frame_shape(number: int, sensor: tuple[int, int], config: FramesConfig) -> t
 def bin_events(
     events: Events, number: int, sensor: tuple[int, int], config: FramesConfig, where: str = "a sample"
 ) -> NDArray[np.int64]:
-    """Counts of events in ``number`` frames; ``where``: what to call the sample if its events do not fit the
-    sensor.
+    """Counts of events in ``number`` frames; ``where``: the sample's name if events do not fit the sensor.
 
     Event i of n at time t_i stands in frame ``floor(F (t_i - t_first) / (t_last - t_first + 1))`` (by time),
     ``floor(F i / n)`` (by number), or ``floor((t_i - t_first) / duration)``. So summing groups of F/T frames

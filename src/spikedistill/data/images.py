@@ -43,9 +43,7 @@ def digits(config: DataConfig, frames: int) -> Source:
 
 
 def from_arrays_file(config: DataConfig, frames: int) -> Source:
-    """An .npz of arrays: ``train`` (and ``test``) files, ``root`` itself, or ``NAME.npz`` in the folder
-    ``root``.
-    """
+    """An .npz of arrays: ``train`` (and ``test``) files, ``root`` itself, or ``NAME.npz`` in ``root``."""
     if config.train is not None:
         return arrays.from_files(config.train, config.test, config.name)
     path = npz_in(config)
@@ -76,16 +74,13 @@ TORCHVISION = {
 
 
 def torchvision_set(config: DataConfig, frames: int) -> Source:
-    """MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100: an .npz, torchvision's folder, or the official CIFAR
-    batches.
-    """
+    """MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100: .npz, torchvision's folder, the official CIFAR batches."""
     if config.train is not None or npz_in(config) is not None:
         return from_arrays_file(config, frames)
     if config.root is None:
         raise SpikedistillError(
-            f"data set {config.name!r} needs data.root: torchvision's folder (data.download: "
-            "true fetches it), "
-            f"or a folder with {config.name}.npz"
+            f"data set {config.name!r} needs data.root: torchvision's folder (data.download: true fetches "
+            f"it), or a folder with {config.name}.npz"
         )
     if config.name.startswith("cifar"):
         folder = _cifar_folder(config.root, config.name)
@@ -143,9 +138,7 @@ class _PlainPickle(pickle.Unpickler):
 
 
 def read_batch(path: Path, *keys: str) -> dict[str, Any]:
-    """One official batch file, in which all ``keys`` must stand; a cut or foreign file is named in the
-    error.
-    """
+    """One official batch file, in which all ``keys`` must stand; an error names a cut or foreign file."""
     if not path.exists():
         raise SpikedistillError(f"no file {path}; the official folder holds it")
     try:

@@ -95,8 +95,7 @@ def _called(config: DataConfig, time_steps: Sequence[int]) -> "Data | Mapping[st
     if not isinstance(found, Data | Mapping):
         raise SpikedistillError(
             f"data.name: {config.name!r} gives {type(found).__name__}; a mapping with x_train, y_train, "
-            "x_test and y_test is "
-            "needed, or sd.data.from_arrays(...)"
+            "x_test and y_test is needed, or sd.data.from_arrays(...)"
         )
     return found
 
@@ -212,9 +211,7 @@ def _cut(source: Source, config: DataConfig) -> dict[str, list[tuple[Part, np.nd
 
 
 def _few(labels: splits.Index, amount: float | int, groups: np.ndarray | None) -> splits.Index:
-    """Indices of ``amount`` samples (a part below 1, or a number), every class with its share, whole
-    groups.
-    """
+    """Indices of ``amount`` samples (a part below 1, or a number): each class its share, whole groups."""
     if amount >= len(labels):
         raise SpikedistillError(
             f"data.train_samples: found {amount}, but there are {len(labels)} training samples"

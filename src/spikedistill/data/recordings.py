@@ -80,9 +80,7 @@ class EventFiles:
 
 
 def files_digest(paths: Sequence[Path], config: FramesConfig) -> str:
-    """sha256 over the bytes of files, in order; kept in the cache under their names, sizes and times of
-    change.
-    """
+    """sha256 over the bytes of files, in order; cached under their names, sizes and times of change."""
     unique = list(dict.fromkeys(paths))
     try:
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in unique]

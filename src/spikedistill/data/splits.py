@@ -1,6 +1,4 @@
-"""Fixed splits: stratified, by whole groups, a pure function of the labels, so the same on every machine
-and seed.
-"""
+"""Fixed splits: stratified, by whole groups, of the labels alone: the same on every machine and seed."""
 
 import hashlib
 from collections.abc import Mapping
@@ -27,9 +25,7 @@ def scramble(values: NDArray[np.uint64] | int) -> NDArray[np.uint64]:
 
 
 def key(*parts: int) -> int:
-    """One 63-bit seed from several integers, order included: what a draw at (seed, epoch, index) starts
-    from.
-    """
+    """One 63-bit seed from several integers, order included: where a draw at (seed, epoch, index) starts."""
     state = np.zeros(1, dtype=np.uint64)
     for part in parts:
         state = scramble(state ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF))
@@ -105,8 +101,9 @@ def _whole_groups(labels: Index, groups: NDArray[np.int64], part: float, salt: i
 
 
 def split_file(name: str) -> tuple[frozenset[str], str]:
-    """(test files as CLASS/FILE, sha256 of the list) of a set without an official split:
-    ``split_NAME.txt``, shipped.
+    """(test files as CLASS/FILE, sha256 of the list) of a set without an official split; we ship the list.
+
+    The file is ``split_NAME.txt``.
     """
     content = (resources.files(__package__) / f"split_{name}.txt").read_bytes()
     lines = content.decode().splitlines()

@@ -33,9 +33,7 @@ class Store(Protocol):
 
 @dataclass
 class Memory:
-    """A tensor in memory, copied once to the device that asks for it where it takes less than a quarter of
-    it.
-    """
+    """A tensor in memory, copied once to the device that asks for it if under a quarter of its memory."""
 
     data: Tensor
     content: str = ""
@@ -107,9 +105,7 @@ def sha256(*arrays: NDArray[Any]) -> str:
 
 @dataclass
 class Part:
-    """The samples of one official part of a data set, with their labels and, where known, groups
-    (recordings).
-    """
+    """Samples of one official part of a data set, with labels and, where known, groups (recordings)."""
 
     store: Store
     labels: Labels

@@ -21,8 +21,7 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 def to_c(network: IntegerNetwork | Network, path: str | os.PathLike[str]) -> list[Path]:
-    """Write an integer network (or a quantized one) as C99 that computes the same integers; returns the
-    files.
+    """Write an integer network (or a quantized one) as C99 computing the same integers; returns the files.
 
     ``path``: ``FOLDER/NAME.c`` for NAME.c and NAME.h; else a folder (created where its parent exists) for
     network.c, network.h and network_main.c, a program that reads samples from its standard input. All files

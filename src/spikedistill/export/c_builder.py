@@ -13,7 +13,6 @@ class Builder(LayerBuilder):
     """All operations."""
 
     # -- pools
-    # ------------------------------------------------------------------------------------------------------
 
     def maps(self) -> Value:
         """The input of a pool."""
@@ -63,7 +62,6 @@ class Builder(LayerBuilder):
         return out
 
     # -- sums, products and shapes
-    # ----------------------------------------------------------------------------------
 
     def _add(self, op: Join) -> Value:
         a, b = (self.spread(v, self.shape) for v in self.given)

@@ -30,9 +30,7 @@ MOST_INDEX = (1 << 31) - 1
 
 
 class LayerBuilder:
-    """Reads the operations once; ``shapes``: what each gives for one image at one step, with a first
-    dimension of 1.
-    """
+    """Reads the operations once; ``shapes``: what each gives for one image and step, (1, ...)."""
 
     def __init__(self, header: Header, tensors: dict[str, Tensor], shapes: list[Shape]) -> None:
         self.header, self.tensors, self.shapes = header, tensors, [shape[1:] for shape in shapes]
@@ -91,7 +89,6 @@ class LayerBuilder:
         return f"{name}_{self.i}"
 
     # -- copies
-    # -----------------------------------------------------------------------------------------------------
 
     def copy(
         self, value: Value, out: Value, shape: Shape, read: list[int], write: list[int],
@@ -132,15 +129,12 @@ class LayerBuilder:
         return self.copy(value, out, shape, read, out.strides, name="spread")
 
     def window(self, channels: int, *pairs: Any) -> str:
-        """A ``struct window``: sizes before and after, kernel, stride, padding, dilation; 1-D as maps of
-        height 1.
-        """
+        """A ``struct window``: sizes before and after, kernel, stride, padding, dilation; 1-D: height 1."""
         fill = (1, 1, 1, 1, 0, 1)
         both = [[f, *pair] if len(pair) == 1 else list(pair) for f, pair in zip(fill, pairs)]
         return f"{{{channels}, {', '.join(braces(pair) for pair in both)}}}"
 
     # -- input
-    # ------------------------------------------------------------------------------------------------------
 
     def _input(self, op: Op) -> Value:
         form = self.header.input
@@ -166,7 +160,6 @@ class LayerBuilder:
         return 16 if self.header.input.limit < 1 << 15 else 32
 
     # -- layers, norms and neurons
-    # ----------------------------------------------------------------------------------
 
     def _layer(self, op: Layer) -> Value:
         x, convolves = self.logical(self.given[0]), len(op.shape) > 2

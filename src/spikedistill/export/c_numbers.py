@@ -76,9 +76,7 @@ def membrane(op: Neuron, current: Range, T: int) -> tuple[Range, int, list[Range
 
 
 def sums(codes: np.ndarray, x: Range, bias: Tensor | None) -> Range:
-    """Range of all sums on the way of an accumulator: products of a column, in any order, zeros among
-    them.
-    """
+    """Range of all sums on the way of an accumulator: products of a column, in any order, and zeros."""
     low, high = min(x[0], 0), max(x[1], 0)
     positive, negative = np.maximum(codes, 0).sum(1), np.minimum(codes, 0).sum(1)
     b = [0] * len(codes) if bias is None else bias.tolist()

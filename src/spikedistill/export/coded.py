@@ -1,6 +1,4 @@
-"""Quantized networks for exchange formats: the same operations on codes, without the roundings between
-them.
-"""
+"""Quantized networks for exchange formats: the same operations on codes, without roundings between them."""
 
 from typing import Any
 
@@ -39,8 +37,9 @@ class CodedBuilder(GraphBuilder):
         return self.rounded(super().norm(node), m.grid if isinstance(m, NormNeuron) else m)
 
     def rounded(self, terms: Terms, part: Any) -> Terms:
-        """Note that the layer whose output ``part`` rescales is rounded there; a stream that spikes join
-        has its values.
+        """Note that the layer whose output ``part`` rescales is rounded there.
+
+        A stream that spikes join has its values.
         """
         if getattr(part, "rescale", None) is not None:
             for name in terms:

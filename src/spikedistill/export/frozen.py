@@ -17,9 +17,7 @@ from ..quantization.temporal import TemporalMembrane
 
 
 class Known:
-    """A number in the place of a buffer of one value: what reads it gets a Python number, which a trace
-    keeps.
-    """
+    """A number in place of a one-value buffer: what reads it gets a Python number, which a trace keeps."""
 
     def __init__(self, value: Tensor) -> None:
         self.value = value
@@ -34,9 +32,7 @@ class Known:
 
 
 def freeze(network: Network) -> Network:
-    """Fix weight codes, multipliers, offsets and grids of a quantized network, in place; sum pools of any
-    network.
-    """
+    """Fix weight codes, multipliers, offsets and grids of a quantized network, in place; sum pools of any."""
     for module in network.modules():
         if isinstance(module, AdaptiveSumPool2d):
             module.forward = _Sums(module.window, module.window, 0, module.divisor)  # type: ignore[method-assign]

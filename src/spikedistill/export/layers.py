@@ -27,8 +27,7 @@ def nir_module() -> Any:
 
 @dataclass
 class Layer:
-    """One operation of one time step; ``sources``: names of the layers whose outputs it sums, each with a
-    factor.
+    """One operation of one time step; ``sources``: the layers whose outputs it sums, each with a factor.
 
     ``shape``: of its output, without batch. ``origin``: the traced node that it stands for. ``weight``,
     ``bias``: float64. ``window``: kernel, stride, padding, dilation of convolutions and pools. ``decay``,
@@ -94,18 +93,14 @@ def scaled(terms: Terms, factor: float) -> Terms:
 
 
 def diagonal(name: str, terms: Terms, a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> Layer:
-    """``a * x + b`` per channel, of maps or vectors: a 1x1 convolution or a linear layer with a diagonal
-    matrix.
-    """
+    """``a * x + b`` per channel, of maps or vectors: a 1x1 convolution or linear layer, diagonal."""
     weight = np.diag(np.broadcast_to(a, shape[:1]).astype(np.float64))
     bias = np.broadcast_to(b, shape[:1]).astype(np.float64)
     return Layer(name, sources=dict(terms), shape=shape, bias=bias, **pointwise(weight, len(shape) - 1))
 
 
 def pointwise(weight: np.ndarray, dims: int, stride: int = 1) -> dict[str, Any]:
-    """A matrix over channels as a layer's kind, weight and window: linear on vectors, a convolution of 1
-    on ``dims``.
-    """
+    """A matrix over channels as kind, weight and window: linear on vectors, a 1x1 convolution on ``dims``."""
     if not dims:
         return {"kind": "linear", "weight": weight}
     one = (1,) * dims
@@ -119,8 +114,9 @@ def _common(factors: list[float]) -> float | None:
 
 
 def settle(lowered: Lowered) -> None:
-    """Move all factors of edges into weights, backwards where they leave a weighted layer, else forwards; the
-    rest get a layer of their own (an identity shortcut into a neuron with gain).
+    """Move all factors of edges into weights, backwards where they leave a weighted layer, else forwards.
+
+    The rest get a layer of their own (an identity shortcut into a neuron with gain).
     """
     for layer in reversed(list(lowered.layers.values())):
         users = lowered.users(layer.name)

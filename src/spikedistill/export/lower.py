@@ -11,9 +11,7 @@ from .lowering import GraphBuilder
 
 
 def lower(network: Network, example: Tensor) -> Lowered:
-    """The layers of one time step of ``network``; raises what no exchange format has a form for, with its
-    path.
-    """
+    """The layers of one time step of ``network``; raises for what no exchange format can say, by path."""
     if not isinstance(network, Network):
         raise SpikedistillError(
             f"found a {type(network).__name__}; give a spikedistill network (sd.spiking turns others)"

@@ -158,9 +158,7 @@ class GraphBuilder:
         return a, -as_array(m.running_mean) * a + (as_array(m.bias) if m.bias is not None else 0)
 
     def affine(self, node: Node, a: np.ndarray, b: np.ndarray) -> Terms:
-        """``a * x + b`` per channel, inside the layer before it where that is weighted and read by nobody
-        else.
-        """
+        """``a * x + b`` per channel, in the layer before it where that has weights and no other reader."""
         terms = self.given(node)
         shape = node.in_shapes[0][1:]
         if len(terms) == 1:
@@ -317,9 +315,7 @@ class GraphBuilder:
         return self.given(node)
 
     def pad(self, node: Node) -> Terms:
-        """The parameter-free shortcut: every second pixel, zero channels around: a 1x1 convolution of
-        ones.
-        """
+        """Shortcut without parameters: every second pixel, zero channels around: a 1x1 convolution of 1s."""
         m = self.shortcut(node)
         return self.placed(node, self.given(node), node.in_shapes[0][1], m.before, m.stride)
 

@@ -44,16 +44,16 @@ def to_nir(
     allow_lossy: bool = False,
     weight_bits: int | None = None,
 ) -> list[str]:
-    """Write one time step of a convolutional SNN as a NIR graph; returns what the file cannot say (an empty
-    list: nothing).
+    """Write one time step of a convolutional SNN as a NIR graph; returns what the file cannot say.
 
-    ``example``: a batch as the network takes it, (N, C, H, W) or (N, F, C, H, W); it fixes the map sizes and
-    measures what is lost. A network with image input is to be fed the same image at each step. Norms fold
-    into the convolution before them; a normalisation of the input other than 0 and 1 becomes a 1x1
-    convolution (folded into the first layer, zero padding would no longer be exact). ``weight_bits``: integer
-    weights of that many bits, ``W_q = round(W s)``, one ``s = (2^(bits-1) - 1) / max|W|`` for all layers that
-    charge a neuron, thresholds ``V_th s``, and sum pools in place of means (after Arfa et al., "SpiNNaker2
-    deployment via NIR", NICE 2025; the maximum is our reading of the percentile).
+    An empty list: nothing is lost. ``example``: a batch as the network takes it, (N, C, H, W) or (N, F, C, H,
+    W); it fixes the map sizes and measures what is lost. A network with image input is to be fed the same
+    image at each step. Norms fold into the convolution before them; a normalisation of the input other than 0
+    and 1 becomes a 1x1 convolution (folded into the first layer, zero padding would no longer be exact).
+    ``weight_bits``: integer weights of that many bits, ``W_q = round(W s)``, one ``s = (2^(bits-1) - 1) /
+    max|W|`` for all layers that charge a neuron, thresholds ``V_th s``, and sum pools in place of means
+    (after Arfa et al., "SpiNNaker2 deployment via NIR", NICE 2025; the maximum is our reading of the
+    percentile).
 
     Raises :class:`SpikedistillError` before anything is written: for what has no form in the format, with its
     path; and, unless ``allow_lossy``, for soft reset or none, an initial membrane, max pooling. With
@@ -101,8 +101,7 @@ def to_nir(
         said = [*summed_up(lowered.refusals), *lossy[len(lowered.refusals) :]]
         warnings.warn(
             f"{target}: {share:.2%} of spikes differ for readers that do not know this file's metadata "
-            f"({'; '.join(said)}), "
-            f"measured on {len(example)} examples over {network.time_steps} steps",
+            f"({'; '.join(said)}), measured on {len(example)} examples over {network.time_steps} steps",
             stacklevel=2,
         )
     return lossy
@@ -119,9 +118,7 @@ def _input(network: Network) -> str:
 
 
 def _codes(network: Network) -> dict[str, Any] | None:
-    """How a quantized network makes codes of its input: a table for an image's levels, else half-up and
-    clipped.
-    """
+    """How a quantized network makes codes of its input: a table of image levels, else half-up, clipped."""
     codes: Any = network.input_codes
     if codes is None:
         return None
@@ -152,9 +149,7 @@ def _lossy(layer: Layer) -> list[Refusal]:
 
 
 def _extras(lowered: Lowered) -> dict[str, dict[str, Any]]:
-    """What :func:`from_nir` restores, by node: reset, initial membrane, grid and roundings, max pooling of
-    real values.
-    """
+    """What :func:`from_nir` restores, by node: reset, initial membrane, grid, roundings, real max pooling."""
     extras: dict[str, dict[str, Any]] = {}
     for layer in lowered.layers.values():
         extra: dict[str, Any] = {"path": layer.path, "call": layer.call}
@@ -272,9 +267,7 @@ def _changed(network: Network, path: os.PathLike[str], example: Tensor, lowered:
 
 
 def encoded(network: Network, example: Tensor) -> Tensor:
-    """The frames (N, T, C, H, W) that the file's network sees: the image itself, or what its encoding or
-    sums make of it.
-    """
+    """The frames (N, T, C, H, W) that the file's network sees: the image, its encoding or sums."""
     T = network.time_steps
     assert T is not None
     if network.once:

@@ -1,6 +1,4 @@
-"""NIR files as graphs: what the HDF5 file holds is measured before it is read, our own notes are a typed
-model.
-"""
+"""NIR files as graphs: the HDF5 file is measured before it is read, our own notes are a typed model."""
 
 import os
 from pathlib import Path
@@ -64,9 +62,7 @@ class Notes(_Notes):
 
 
 def read_graph(nir: Any, path: str | os.PathLike[str]) -> tuple[Any, Notes | None]:
-    """(graph, notes of ours or None) of a file. Raises: SpikedistillError for anything else than one NIR
-    graph.
-    """
+    """(graph, notes of ours or None) of a file. Raises: SpikedistillError unless it is one NIR graph."""
     try:
         _measure(path)
         graph = nir.read(path)

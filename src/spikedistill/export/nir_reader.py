@@ -112,9 +112,7 @@ class NIRNetwork(Network):
         self._try(shape, time_steps)
 
     def _try(self, shape: tuple[int, ...], time_steps: int) -> None:
-        """One step without data, on torch's meta device: every shape must fit, and no map be larger than
-        allowed.
-        """
+        """One step without data, on torch's meta device: shapes must fit, and no map be too large."""
         values = {self.graph_input: torch.empty(1, *shape, device="meta")}
         with torch.no_grad():
             for name in self.order:
@@ -139,9 +137,8 @@ class NIRNetwork(Network):
                     ) from None
                 if out.numel() * time_steps > MOST_VALUES or out.numel() == 0:
                     raise SpikedistillError(
-                        f"node {name!r} gives the shape {tuple(out.shape[1:])} at {time_steps} steps; "
-                        "at most "
-                        f"{MOST_VALUES:,} values are run"
+                        f"node {name!r} gives the shape {tuple(out.shape[1:])} at {time_steps} steps; at "
+                        f"most {MOST_VALUES:,} values are run"
                     )
                 values[name] = out
         if values[self.graph_output].dim() != 2:
@@ -238,9 +235,7 @@ def _few(values: Any) -> str:
 
 
 class Codes(nn.Module):
-    """The input of a quantized network as codes: an image's levels by ``table`` (C, 256), counts half-up
-    and clipped.
-    """
+    """A quantized network's input as codes: image levels by ``table`` (C, 256); counts half-up, clipped."""
 
     def __init__(self, kind: str, limit: int, table: list[list[int]] | None) -> None:
         super().__init__()

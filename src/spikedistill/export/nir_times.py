@@ -40,9 +40,8 @@ def time_step(graph: Any, order: list[str], sources: dict[str, list[str]], path:
     words = f"{path}: at a time step of 1e-4 the neurons {', '.join(map(repr, silent[:4]))} could never fire"
     if short:
         raise SpikedistillError(
-            f"{words}, and at a step of 1 {short[0]!r} has a time constant below the step; "
-            "give time_step=..., in the unit of "
-            "the file's time constants"
+            f"{words}, and at a step of 1 {short[0]!r} has a time constant below the step; give "
+            "time_step=..., in the unit of the file's time constants"
         )
     warnings.warn(
         f"{words}: read with time_step=1, one step as the unit of time; give time_step=... to choose",

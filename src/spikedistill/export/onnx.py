@@ -1,6 +1,4 @@
-"""Networks as ONNX files: the whole simulation in one graph, or one time step with the membranes as inputs
-and outputs.
-"""
+"""Networks as ONNX files: the whole simulation in one graph, or one time step, membranes going in and out."""
 
 import copy
 import json
@@ -83,8 +81,7 @@ def _check(network: Any, per_step: bool) -> None:
     if per_step and parallel is not None:
         raise SpikedistillError(
             f"{parallel.kind} weighs several time steps and has no membrane that a step's graph could carry "
-            "on; export the whole "
-            "simulation"
+            "on; export the whole simulation"
         )
     if network.encoding == "poisson":
         raise SpikedistillError(
@@ -223,9 +220,7 @@ def _watched(network: nn.Module, entered: list[str]) -> Iterator[None]:
 
 
 def _blamed(why: BaseException | None) -> str:
-    """The path of the module whose operation the exporter could not translate, from the operation's own
-    notes.
-    """
+    """The path of the module whose operation the exporter could not translate, from the operation's notes."""
     while why is not None:
         node = getattr(why, "node", None)
         stack = getattr(node, "meta", {}).get("nn_module_stack") if node is not None else None

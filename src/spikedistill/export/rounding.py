@@ -7,8 +7,7 @@ from .layers import WEIGHTED, Layer, Lowered, diagonal
 
 
 def round_weights(lowered: Lowered, bits: int) -> dict[str, float]:
-    """Round all weights and biases to integers, in place; returns each layer's scale (the normalisation stays
-    real).
+    """Round all weights and biases to integers, in place; returns each layer's scale (norms stay real).
 
     ``W_q = floor(W s + 1/2)``, ``b_q = floor(b s + 1/2)``, ``V_th <- V_th s``, with one ``s = (2^(bits-1) -
     1) / max|W|`` for all layers that charge the same neuron. Means become sums whose divisor moves into the
@@ -31,8 +30,8 @@ def round_weights(lowered: Lowered, bits: int) -> dict[str, float]:
             if found != {1.0}:
                 raise SpikedistillError(
                     f"{layer.path}: reads real values from another weighted layer, and rounded weights would "
-                    "need a second "
-                    "scale there; weight_bits is for networks whose layers read spikes or the input"
+                    "need a second scale there; weight_bits is for networks whose layers read spikes or the "
+                    "input"
                 )
             scale = scales[layer.name]
             assert layer.bias is not None
@@ -65,9 +64,7 @@ def _sums(lowered: Lowered) -> None:
 
 
 def _spikes_through_weights(lowered: Lowered) -> None:
-    """Spikes that charge a neuron directly, beside weights, get an identity layer that can carry the
-    scale.
-    """
+    """Spikes that charge a neuron directly, beside weights, get an identity layer to carry the scale."""
     layers: dict[str, Layer] = {}
     for layer in lowered.layers.values():
         if layer.kind == "neuron" and len(layer.sources) > 1:

@@ -15,8 +15,7 @@ def activation_bits(time_steps: int) -> int:
 
 
 def twin(layers: Sequence[Layer]) -> list[Layer]:
-    """The quantized ANN of the same shape: equal weight bits, one execution, activations of ceil(log2(T + 1))
-    bits.
+    """The quantized ANN of the same shape: equal weight bits, run once, ceil(log2(T + 1)) activation bits.
 
     Where the SNN has spikes or small integers the twin has real values of that many bits (more for a sum of
     small integers), fed bit by bit on a crossbar; what is real in the SNN keeps its bits. Neurons become
@@ -45,8 +44,7 @@ def twin(layers: Sequence[Layer]) -> list[Layer]:
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Firing rate (spikes per input value and step) below which the SNN needs less energy than its ANN twin,
-    per model.
+    """Firing rate (spikes per input value and step) below which the SNN beats its ANN twin, by model.
 
     Spikes are taken as independent and equally frequent in all layers. 0: the SNN never wins; 1: it always
     does.
@@ -81,9 +79,7 @@ def _straight(snn: Callable[[float], float], ann: float) -> float:
 def break_even(
     layers: Sequence[Layer], config: Config | None = None, memory_config: memory.MemoryConfig | None = None
 ) -> BreakEven:
-    """Break-even rates against `twin` by operation counts (all terms), memory-inclusive energy and
-    SpikeSim event energy.
-    """
+    """Break-even rates against `twin` by operations (all terms), energy with memory and SpikeSim events."""
     chip = (config or Config()).model_copy(update={"activity": "event"})
     ann = twin(layers)
     rates: dict[float, list[Layer]] = {}

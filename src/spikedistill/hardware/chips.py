@@ -1,5 +1,4 @@
-"""Chip models of other packages and of one's own: functions from a network's layers to figures, beside those
-shipped here.
+"""Chip models of other packages and of one's own: functions from layers to figures, beside those here.
 
 A recipe names them under ``hardware.chips``, by the name of an entry point of the group
 ``spikedistill.chips`` or by ``module:function``, each with its options::
@@ -40,9 +39,7 @@ def find(name: str) -> Chip:
 
 
 def check(chips: Any, where: str) -> None:
-    """Names and options of a recipe's chips, looked at before anything runs; code that is not imported
-    stays unseen.
-    """
+    """Names and options of a recipe's chips, checked before anything runs; code not imported stays unseen."""
     if not isinstance(chips, Mapping) or not all(
         isinstance(options, Mapping | None) for options in chips.values()
     ):

@@ -172,8 +172,7 @@ RELEASED = Switches(**dict.fromkeys(Switches.model_fields, False))
 
 
 class Config(Strict):
-    """Settings of one pricing: ``mode`` picks the defaults of all switches, ``switches`` overrides single
-    ones.
+    """Settings of one pricing: ``mode`` picks the defaults of all switches, ``switches`` overrides some.
 
     ``activity``: ``dense`` charges every cycle, ``event`` only what measured spikes touch. ``cell_bits``:
     bits a memory cell holds. ``adc_bits``: None means the lossless number for ``crossbar_size`` rows.
@@ -212,16 +211,12 @@ class Config(Strict):
 
     @property
     def lossless_adc_bits(self) -> int:
-        """Bits that hold every sum of ``crossbar_size`` 0/1 rows times cells: ``ceil(log2(X (2^cell_bits -
-        1) + 1))``.
-        """
+        """Bits for any sum of ``crossbar_size`` 0/1 rows x cells: ``ceil(log2(X (2^cell_bits - 1) + 1))``."""
         return (self.crossbar_size * (2**self.cell_bits - 1)).bit_length()
 
     @property
     def adc_factor(self) -> float:
-        """What the ADC law makes of the published ADC's energy and area; 1 when the switch ``adc_bits`` is
-        off.
-        """
+        """The ADC law on the published ADC's energy and area; 1 when the switch ``adc_bits`` is off."""
         if not self.switches.adc_bits or self.adc_law == "constant":
             return 1.0
         bits, reference = self.adc_bits or self.lossless_adc_bits, self.technology.adc_reference_bits

@@ -20,8 +20,7 @@ def _power_law(points: dict[int, float], bits: float) -> float:
 
 
 def add_energy(bits: float, floating: bool = False) -> float:
-    """Energy of one addition, pJ: Horowitz's two points, and between and beyond them the power law through
-    both (ours).
+    """Energy of one addition, pJ: Horowitz's two points, elsewhere the power law through both (ours).
 
     ``bits``: width of the result. ``floating``: float32 whatever ``bits`` says.
     """
@@ -29,7 +28,5 @@ def add_energy(bits: float, floating: bool = False) -> float:
 
 
 def multiply_energy(bits_a: float, bits_b: float, floating: bool = False) -> float:
-    """Energy of one multiplication, pJ, at the geometric mean of the two widths: the power law of
-    `add_energy` (ours).
-    """
+    """Energy of one multiplication, pJ, at the widths' geometric mean: `add_energy`'s power law (ours)."""
     return FLOAT_MULTIPLY_PJ if floating else _power_law(INTEGER_MULTIPLY_PJ, sqrt(bits_a * bits_b))

@@ -39,9 +39,7 @@ def convert(sums: Tensor, config: Config) -> Tensor:
 
 
 def planes(x: Tensor, bound: int) -> Iterator[tuple[int, Tensor]]:
-    """0/1 planes of integer codes and the integer each counts for: levels up to ``bound`` if small, else
-    bits.
-    """
+    """0/1 planes of integer codes, what each counts for: levels up to ``bound`` if small, else bits."""
     if bound <= SMALL and bool((x >= 0).all()):
         for level in range(1, bound + 1):
             yield 1, (x >= level).to(x.dtype)
@@ -132,8 +130,7 @@ def _of_layer(coded: CodedLayer, config: Config, x: Tensor, codes: Tensor) -> Te
 
 @contextmanager
 def simulate(network: nn.Module, config: Config | None = None) -> Iterator[nn.Module]:
-    """Inside, every convolution and linear layer of a quantized network computes on arrays with
-    ``config.adc_bits``.
+    """Inside, a quantized network's convolutions and linear layers compute on arrays of ``config.adc_bits``.
 
     For evaluation: rounding has no gradient here. Raises: SpikedistillError when the network is not
     quantized, or a layer's weights are real.

@@ -1,6 +1,4 @@
-"""Which rows and patches of a crossbar a layer's input touches: measured, or expected for independent
-spikes.
-"""
+"""Which rows and patches of a crossbar a layer's input touches: measured, or of independent spikes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -47,9 +45,7 @@ def measure(layer: Layer, x: Tensor, images: int) -> Events:
 
 
 def _touching(layer: Layer) -> tuple[Tensor, Tensor]:
-    """How many kernel taps lie inside the input: (each number that occurs, at how many output positions),
-    (n,) each.
-    """
+    """How many kernel taps lie inside the input: (each number, at how many output positions), (n,) each."""
     if layer.kind != "conv":
         return torch.ones(1, dtype=torch.float64), torch.tensor(
             [float(prod(layer.in_size))], dtype=torch.float64
@@ -100,8 +96,7 @@ def _hit(taps: Tensor, places: Tensor, channels: int, rate: float) -> float:
 
 
 def at_rate(layers: Sequence[Layer], rate: float) -> list[Layer]:
-    """The same layers with the activity of independent spikes at ``rate`` per value and step, in place of
-    what was measured.
+    """The same layers with independent spikes at ``rate`` per value and step in place of what was measured.
 
     Layers with real inputs stay as they are; small integers become 0/1. For sweeps and break-even points, not
     for prices of a trained network.

@@ -50,9 +50,7 @@ class _File(Strict):
 
 
 def _expand(entry: Mapping[str, Any], time_steps: int, where: str) -> dict[str, Any]:
-    """Write the short keys out; in a file every conv and linear layer feeds a neuron unless it says
-    ``neuron: null``.
-    """
+    """Write the short keys out; a conv or linear layer feeds a neuron unless it says ``neuron: null``."""
     layer = {"time_steps": time_steps, **entry}
     if layer.get("kind", "conv") in ("conv", "linear"):
         layer.setdefault("neuron", "lif")
@@ -82,8 +80,7 @@ def _layer(entry: Mapping[str, Any], index: int, time_steps: int, path: str) -> 
 
 
 def check_geometry(layers: Sequence[Layer], where: str) -> None:
-    """Refuse an ``out_size`` that neither the convolution nor a pooling after it can give (not asked in
-    released mode).
+    """Refuse an ``out_size`` that neither convolution nor pooling gives (not asked in released mode).
 
     Raises: SpikedistillError.
     """
@@ -93,10 +90,8 @@ def check_geometry(layers: Sequence[Layer], where: str) -> None:
         ):
             raise SpikedistillError(
                 f"{where}: {layer.name}: out_size {layer.typed_size} is larger than the {layer.positions} "
-                "positions that "
-                f"kernel {layer.kernel_size}, stride {layer.stride}, padding {layer.pads} make of in_size "
-                f"{layer.in_size}; "
-                "correct one of them"
+                f"positions that kernel {layer.kernel_size}, stride {layer.stride}, padding {layer.pads} "
+                f"make of in_size {layer.in_size}; correct one of them"
             )
         if layer.kind == "conv" and prod(layer.positions) < 1:
             raise SpikedistillError(
@@ -150,8 +145,7 @@ def _plain(value: Any) -> Any:
 
 
 def resolve(*sources: tuple[str, Mapping[str, Any]]) -> Config:
-    """One `Config` from several raw settings, later ones over earlier ones key by key: recipe, layer file,
-    ``--config``.
+    """One `Config` from raw settings, later over earlier, key by key: recipe, layer file, ``--config``.
 
     Each source is (its name for errors, its settings). Raises: SpikedistillError.
     """

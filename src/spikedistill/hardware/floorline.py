@@ -1,5 +1,4 @@
-"""Floorline: a time step lasts as long as its busiest core, in synaptic operations, neuron updates or
-messages.
+"""Floorline: a step lasts as long as its busiest core, in synaptic operations, neuron updates or messages.
 
 J. Yik et al., "Modeling and optimizing performance bottlenecks for neuromorphic accelerators" (arXiv
 2511.21549), from runs on AKD1000, Speck and Loihi 2: network-wide sparsity does not tell the time of a step,
@@ -31,8 +30,9 @@ BOUNDS: dict[str, Literal["memory", "compute", "traffic"]] = {
 
 
 class FloorlineConfig(Strict):
-    """Settings of the model (recipe key ``hardware.floorline``). Constants are None: no public source of
-    them was found.
+    """Settings of the model (recipe key ``hardware.floorline``).
+
+    Constants are None: no public source of them was found.
     """
 
     synop_ns: float | None = Field(None, gt=0)
@@ -60,9 +60,7 @@ class FloorlineConfig(Strict):
 
 @dataclass(frozen=True)
 class Load:
-    """What the busiest core of one layer does in a step, on average; ``time_ns`` and ``bound`` need the
-    constants.
-    """
+    """What one layer's busiest core does in a step, on average; ``time_ns``, ``bound`` need constants."""
 
     name: str
     cores: int
@@ -256,8 +254,7 @@ def evaluate(layers: Sequence[Layer], config: FloorlineConfig | None = None) -> 
 
 
 def partition(layers: Sequence[Layer], cores: int, config: FloorlineConfig) -> dict[str, int]:
-    """Cores for each layer, ``cores`` in all at most: one each, then one more to the slowest while a step
-    gets shorter.
+    """Cores for each layer, ``cores`` in all at most: one each, then one to the slowest while steps shorten.
 
     Raises: SpikedistillError without constants, or with fewer cores than layers.
     """

@@ -1,6 +1,4 @@
-"""How wide the values of a quantized network are on a batch: what its integer network holds, not what it
-stores.
-"""
+"""How wide a quantized network's values are on a batch: what its integer form holds, not what it stores."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,8 +25,9 @@ def signed_bits(low: int, high: int) -> int:
 
 @dataclass
 class Widths:
-    """Bits by name of the graph's node: accumulators of weight layers, charged membranes H of neurons, and
-    the currents of those with weights over time.
+    """Bits by name of the graph's node: accumulators of weight layers, charged membranes H of neurons.
+
+    Also the currents of neurons with weights over time.
     """
 
     accumulators: dict[str, int] = field(default_factory=dict)
@@ -113,9 +112,7 @@ def measure(network: nn.Module, batch: Tensor, graph: Graph) -> Widths:
 
 
 def with_potentials(layers: list[Layer]) -> list[Layer]:
-    """Give each weight layer and norm the width of the neuron's potential that it charges, and each norm
-    its accumulators'.
-    """
+    """Give layers and norms the width of the potential that they charge, and norms their accumulators'."""
     by_name = {layer.name: layer for layer in layers}
     potentials: dict[str, int] = {}
     for layer in layers:

@@ -24,8 +24,7 @@ LARGEST_INPUT = 1 << 31
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Events:
-    """What measured spikes touch in one inference of one image, summed over time steps (and over levels of
-    small integers).
+    """What measured spikes touch in one inference of an image, over time steps (and small integers' levels).
 
     A row is one input value under one kernel tap at one output site; a patch is one site and one tile of
     input channels.
@@ -54,9 +53,7 @@ class Events:
         return [sum(self.rows[i : i + step]) for i in range(0, len(self.rows), step)]
 
     def tile_patches(self, width: int) -> float | None:
-        """Patches for tiles of ``width`` channels; the sites where one tile holds all channels; None where
-        not measured.
-        """
+        """Patches for tiles of ``width`` channels; sites where one holds all channels; None: not measured."""
         if width >= self.block * len(self.rows):
             return self.sites
         return self.patches.get(width)
@@ -64,8 +61,7 @@ class Events:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Layer:
-    """One layer: geometry, precision, kind of input, measured activity (per image and inference), and its
-    place in the graph.
+    """One layer: geometry, precision, kind of input, measured activity (per image), its place in the graph.
 
     ``in_size`` and ``out_size`` are (H, W); ``out_size`` may be a size after pooling, which `positions`
     ignores. ``executions``: runs per inference, T or, where the input never changes, 1. ``input_bits``: bits
@@ -182,8 +178,9 @@ class Layer:
 
     @property
     def word_bits(self) -> int:
-        """Width of the word that inputs are added to and that becomes H: the wider of both; unmeasured,
-        the stored bits.
+        """Width of the word that inputs are added to and that becomes H.
+
+        It is the wider of both; unmeasured, the stored bits.
         """
         return max(self.accumulator_bits or 0, self.potential_bits or 0) or self.membrane_bits
 
@@ -194,9 +191,7 @@ class Layer:
 
     @property
     def kept_memory_bits(self) -> int:
-        """Bits that a neuron with weights over time keeps for one image between steps, in place of
-        membranes.
-        """
+        """Bits that a neuron with weights over time keeps of an image between steps, not a membrane."""
         return self.kept_steps * self.kept_values * self.kept_bits
 
     @property
@@ -244,9 +239,7 @@ class Layer:
 
     @property
     def connections(self) -> int:
-        """Pairs of an input value and an output that it reaches, edges counted exactly; `macs` without the
-        padding.
-        """
+        """Pairs of an input value and an output it reaches, edges exact; `macs` without the padding."""
         if self.kind == "linear":
             return self.macs
         if self.kind != "conv":

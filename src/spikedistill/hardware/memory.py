@@ -38,8 +38,7 @@ WORD = 32  # bits of what is kept of past steps that one access moves
 
 
 class MemoryConfig(Strict):
-    """Where the paper, its authors' code and SpikingJelly's counter differ; the defaults follow the authors'
-    code.
+    """Where the paper, its code and SpikingJelly's counter differ; the defaults follow the authors' code.
 
     The authors' code is Qualia's ``EnergyEstimationMetric`` (qualia-plugin-snn).
     """
@@ -99,8 +98,7 @@ SPIKINGJELLY = MemoryConfig(adds_without_bias=False, dense_linear_addresses="sum
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """Energy of one layer per inference and image, pJ, by term; ``counts``: operations and accesses behind
-    it.
+    """Energy of one layer per inference and image, pJ, by term; ``counts``: operations, accesses behind it.
 
     ``potential_bits``: the width at which its potentials were priced.
     """
@@ -269,9 +267,7 @@ def _price(layer: Layer, counts: dict[str, float], config: MemoryConfig, real: b
 
 
 def estimate(layers: Sequence[Layer], config: MemoryConfig | None = None) -> MemoryEstimate:
-    """Price every weight layer and neuron; where spikes were not measured every input counts as active,
-    and a note says so.
-    """
+    """Price every weight layer and neuron; unmeasured inputs count as active, and a note says so."""
     config = config or MemoryConfig()
     ann = not any(membrane_updates(layer) for layer in layers)
     priced: list[LayerMemory] = []

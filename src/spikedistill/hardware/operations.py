@@ -21,25 +21,19 @@ def accumulator_bits(layer: Layer, operand_bits: int) -> int:
 
 
 def accumulate_energy(layer: Layer) -> float:
-    """Energy of one accumulate of the layer, pJ: float32 at 32 weight bits, else an integer add of the
-    accumulator's width.
-    """
+    """Energy of one accumulate, pJ: float32 at 32 weight bits, else an integer add at the sum's width."""
     return add_energy(accumulator_bits(layer, layer.weight_bits), layer.weight_bits >= 32)
 
 
 def mac_energy(layer: Layer) -> float:
-    """Energy of one multiply-accumulate of the layer, pJ: float32 at 32 weight bits or 32 input bits, else
-    integer.
-    """
+    """Energy of one multiply-accumulate, pJ: float32 at 32 weight bits or 32 input bits, else integer."""
     floating = layer.weight_bits >= 32 or layer.input_bits >= 32
     add = add_energy(accumulator_bits(layer, layer.weight_bits + layer.input_bits), floating)
     return multiply_energy(layer.weight_bits, layer.input_bits, floating) + add
 
 
 def energy_per_spike(layer: Layer) -> float:
-    """Energy that one input spike causes, pJ: fan-out times `accumulate_energy`. What an energy objective
-    differentiates.
-    """
+    """Energy that an input spike causes, pJ: fan-out times `accumulate_energy`. Energy objectives use it."""
     return layer.fan_out * accumulate_energy(layer)
 
 
@@ -120,8 +114,9 @@ class Operations:
 
 
 def synaptic_events(layer: Layer) -> float | None:
-    """Accumulates per inference: measured rows times outputs of a group, edges exact; else spikes times
-    mean fan-out.
+    """Accumulates per inference: measured rows times outputs of a group, edges exact.
+
+    Where nothing was measured, spikes times mean fan-out.
     """
     if layer.events is not None:
         return sum(layer.events.rows) * layer.out_channels / layer.groups
@@ -154,8 +149,7 @@ def membrane_updates(layer: Layer) -> int:
 
 
 def update_energy(layer: Layer) -> float:
-    """Energy of one membrane update, pJ: a multiply-add where the membrane leaks, else an addition; at the
-    bits of H.
+    """Energy of one membrane update, pJ: a multiply-add where it leaks, else an addition; at the bits of H.
 
     With weights over time and no membrane: a product of a weight and a current, added to H, for each of its
     ``terms``.
@@ -184,26 +178,23 @@ def _count(layer: Layer) -> LayerCount:
 
 
 def addition_energy(layer: Layer) -> float:
-    """Energy of one residual addition, pJ, at the stream's bits (a sum of small integers: the bits of its
-    largest value).
-    """
+    """Energy of one residual addition, pJ, at the stream's bits (of small integers: those of the largest)."""
     if layer.input_kind == "real":
         return add_energy(layer.input_bits, layer.input_bits >= 32)
     return add_energy((2 * layer.input_max).bit_length())
 
 
 def norm_energy(layer: Layer) -> float:
-    """Energy of one normalised value, pJ: a sum times a value of ``norm_bits``, and an addition to the
-    potential.
-    """
+    """Energy of one normalised value, pJ: a sum times a value of ``norm_bits``, added to the potential."""
     bits, floating = layer.norm_bits, layer.norm_bits >= 32
     read, written = layer.accumulator_bits or layer.membrane_bits, layer.potential_bits or layer.membrane_bits
     return multiply_energy(bits, read, floating) + add_energy(written, floating)
 
 
 def footprint(layers: Sequence[Layer]) -> float:
-    """Bytes of weights, biases (32 bits), norms (two values a channel, as they are kept) and stored
-    membranes, or what neurons without one keep of the past.
+    """Bytes of weights, biases (32 bits), norms (two values a channel, as kept) and stored membranes.
+
+    Neurons without a membrane count what they keep of the past.
     """
     bits = 0
     for layer in layers:

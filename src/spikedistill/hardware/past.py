@@ -22,9 +22,10 @@ _VIEWS = ("pass", "reshape", "permute", "max_pool", "average_pool", "adaptive_av
 
 @dataclass(frozen=True)
 class Past:
-    """``terms``: products in one H, averaged over steps; ``steps``, ``values``, ``bits`` of what is kept: so
-    many steps of so many values of so many bits for one image; ``source``: the weight layer whose sums are
-    computed again, or None.
+    """``terms``: products in one H, averaged over steps.
+
+    ``steps``, ``values``, ``bits`` of what is kept: so many steps of so many values of so many bits for one
+    image; ``source``: the weight layer whose sums are computed again, or None.
     """
 
     terms: float
@@ -35,9 +36,7 @@ class Past:
 
 
 def terms(neuron: Parallel, T: int) -> float:
-    """Products of a weight and a current in one H, averaged over T steps; one where the current is
-    constant.
-    """
+    """Products of a weight and a current in one H, averaged over T steps; 1 at constant current."""
     if neuron.encode:
         return 1.0
     return sum(min(t + 1, neuron.taps) for t in range(T)) / T if neuron.causal else float(T)
@@ -48,9 +47,7 @@ def past(
     current_bits: int | None,
     quantization: Quantization | None,
 ) -> Past:  # fmt: skip
-    """What the neuron at ``node`` keeps. ``levels``: the largest spike count on a tensor by name, None
-    where it is real.
-    """
+    """What the neuron at ``node`` keeps. ``levels``: the largest spike count by tensor name, None if real."""
     count, steps = terms(neuron, T), neuron.taps - 1 if neuron.causal else T
     outputs = prod(node.shape[1:])
     if neuron.encode or steps == 0:

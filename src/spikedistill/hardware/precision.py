@@ -16,8 +16,7 @@ def at_bits(
     residual_bits: int = DEFAULTS["residual_bits"],
     first_last_bits: int | None = DEFAULTS["first_last_bits"],
 ) -> list[Layer]:
-    """Layers with the widths of ``sd.quantize``'s options and their defaults; None is floating point, 32
-    bits.
+    """Layers with the widths of ``sd.quantize``'s options and their defaults; None: floating point, 32 bits.
 
     First and last weight layer have ``first_last_bits`` where weights are quantized (None: no exception).
     Real values on residual streams and shortcuts get ``residual_bits``; images and pooled spikes keep the

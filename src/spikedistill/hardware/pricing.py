@@ -1,6 +1,4 @@
-"""The whole price of a network, never one number alone: what ``summary.json``, the report page and the
-terminal show.
-"""
+"""The whole price of a network, never one number alone: what summary, report page and terminal show."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -86,8 +84,7 @@ def price(
     floorline_config: FloorlineConfig | None = None,
     chips: Mapping[str, Any] | None = None,
 ) -> Tree:
-    """Everything this package says of a network, as JSON-able values; keys are those of
-    ``docs/run_folder.md``.
+    """All that this package says of a network, as JSON-able values; keys are those of ``docs/run_folder.md``.
 
     ``config``: the chip, or a recipe's ``hardware`` section (``{spikesim: ..., memory: ..., floorline: ...,
     chips: ...}``). ``chips``: chip models of your own by name or address, each with its options
@@ -120,16 +117,15 @@ def price(
 
 
 def headline(tree: Mapping[str, Any], activity: str = "dense") -> Tree:
-    """The ``--json`` object: the figures of one SpikeSim report at the top, everything else of `price`
-    beside them.
-    """
+    """The ``--json`` object: the figures of one SpikeSim report at the top, the rest of `price` beside."""
     report = tree["spikesim"].get(activity) or tree["spikesim"]["dense"]
     return Price({**report, **{key: value for key, value in tree.items() if key not in report}})
 
 
 def settings(*sources: tuple[str, Mapping[str, Any] | None]) -> tuple[Config, MemoryConfig]:
-    """Chip and memory settings from ``hardware`` sections, later over earlier; keys ``spikesim``, ``memory``,
-    ``floorline`` and ``chips``, of which the last two are only checked here.
+    """Chip and memory settings from ``hardware`` sections, later over earlier.
+
+    Keys ``spikesim``, ``memory``, ``floorline`` and ``chips``, of which the last two are only checked here.
 
     Raises: SpikedistillError for unknown keys.
     """
@@ -153,8 +149,7 @@ def settings(*sources: tuple[str, Mapping[str, Any] | None]) -> tuple[Config, Me
 
 
 def price_file(path: str | Path, config_path: str | Path | None = None) -> Tree:
-    """`headline` of a layer file; ``--config`` over the file. ``reasons`` is not empty where a figure has no
-    value.
+    """`headline` of a layer file; ``--config`` over the file. ``reasons``: why a figure has no value.
 
     Raises: SpikedistillError for anything wrong in either file; in corrected mode also for sizes that do not
     fit.
@@ -168,9 +163,7 @@ def price_file(path: str | Path, config_path: str | Path | None = None) -> Tree:
 
 
 def against(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, float | None]:
-    """Figures of one report divided by those of another, A / B: below 1 means A needs less (TOPS figures:
-    gives less).
-    """
+    """Figures of one report divided by those of another, A / B; below 1 A needs less (TOPS: gives less)."""
     ratios: dict[str, float | None] = {}
     for key in FIGURES:
         a, b = mine.get(key), theirs.get(key)

@@ -35,9 +35,7 @@ def look(x: Tensor) -> Seen:
 
 @contextmanager
 def watch(network: nn.Module, see: Callable[[str, nn.Module, Tensor, Tensor], None]) -> Iterator[None]:
-    """Call ``see(name, module, input, output)`` at each call of a weight layer or neuron; names are those
-    of the graph.
-    """
+    """Call ``see(name, module, input, output)`` at each call of a weight layer or neuron, by graph name."""
     counts: dict[str, int] = {}
 
     def hook(path: str) -> Callable[[nn.Module, Any, Tensor], None]:

@@ -55,9 +55,7 @@ def layers_table(report: Mapping[str, Any]) -> Table:
 
 
 def beside_table(tree: Mapping[str, Any]) -> Table:
-    """The other estimates, for the network and its ANN twin at equal bits; the least favourable one is
-    marked.
-    """
+    """The other estimates, for the network and its ANN twin at equal bits; the least favourable is marked."""
     rows: list[list[str]] = []
     ratios: dict[int, float] = {}
     twin, rates = tree.get("ann_twin") or {}, tree.get("break_even") or {}
@@ -117,9 +115,7 @@ def ratios_table(ratios: Mapping[str, Mapping[str, float | None]]) -> Table:
 
 
 def show(tree: Mapping[str, Any], console: "Console | None" = None) -> None:
-    """Print a `price` (or `headline`) in full: figures, layers, the other estimates, what has no price,
-    and notes.
-    """
+    """Print a `price` (or `headline`) in full: figures, layers, other estimates, the unpriced, notes."""
     reports = {name: report for name, report in tree["spikesim"].items() if report}
     mode = next(iter(reports.values()))["mode"]
     tables = [figures_table({f"{mode}, {name}": report for name, report in reports.items()})]

@@ -1,5 +1,4 @@
-"""Energy, latency and area of a network on a SpikeSim chip: one evaluator, from the published formulas to the
-corrected ones.
+"""Energy, latency and area on a SpikeSim chip: one evaluator for published and corrected formulas.
 
 A. Moitra, A. Bhattacharjee, R. Kuang, G. Krishnan, Y. Cao, P. Panda, "SpikeSim: an end-to-end
 compute-in-memory hardware evaluation tool for benchmarking spiking neural networks", IEEE TCAD 2023. Every
@@ -26,9 +25,7 @@ __all__ = ["HardwareReport", "evaluate", "place"]
 
 @dataclass(frozen=True)
 class _Activity:
-    """Cycles of one layer per inference that cost something: of PEs, of tiles, of patches, and rows as
-    arrays' worth.
-    """
+    """Cycles of one layer per inference that cost: of PEs, tiles, patches, and rows as arrays' worth."""
 
     pe_cycles: float
     tile_cycles: float
@@ -53,9 +50,7 @@ def _dense(layer: Layer, placed: Placement, config: Config) -> _Activity:
 
 
 def _event(layer: Layer, placed: Placement, config: Config) -> _Activity | None:
-    """Activity by measured spikes; None where the layer's input is real or nothing was measured for this
-    tile width.
-    """
+    """Activity by measured spikes; None where the input is real or this tile width was not measured."""
     events = layer.events
     if layer.input_kind == "real" or events is None:
         return None
@@ -215,9 +210,8 @@ def evaluate(layers: Sequence[Layer], config: Config | None = None) -> HardwareR
         notes.append(f"no source gives the SRAM array's energy: {stand_in}")
     if config.switches.adc_bits and config.adc_bits and config.adc_bits < config.lossless_adc_bits:
         notes.append(
-            f"{config.adc_bits}-bit ADCs lose information (lossless: {config.lossless_adc_bits} bits): "
-            "read this price beside "
-            "the accuracy that `spikedistill evaluate RUN --crossbar` gives"
+            f"{config.adc_bits}-bit ADCs lose information (lossless: {config.lossless_adc_bits} bits): read "
+            "this price beside the accuracy that `spikedistill evaluate RUN --crossbar` gives"
         )
     ends = [time.end for time in times.values() if time.end is not None] if times else []
     return HardwareReport.build(

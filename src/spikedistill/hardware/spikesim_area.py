@@ -17,9 +17,7 @@ def areas(
     config: Config,
     reasons: dict[str, str],
 ) -> dict[str, float] | None:
-    """Area by component, um2: every tile is built whole, with ``pe_per_tile`` PEs; None, with the reason,
-    without tiles.
-    """
+    """Area by component, um2: every tile is built whole, with ``pe_per_tile`` PEs; no tiles: None and why."""
     if tiles is None:
         reasons["area_um2"] = "no tile count: " + reasons["tiles"]
         return None
@@ -28,8 +26,7 @@ def areas(
     array = tech.sram_array_um2 if config.device == "sram" else tech.rram_array_um2
     if on.array_scaling:
         array *= (config.crossbar_size / tech.array_rows) ** 2
-    # PEs of each kernel size, the spare ones of a tile included; shared tiles have their spare PEs at the
-    # largest kernel.
+    # PEs of each kernel size, a tile's spare ones included; shared tiles have theirs at the largest kernel.
     if on.tile_sharing:
         pes = [(placed.tiles * config.pe_per_tile, placed.taps) for _, placed in mapped]
     else:

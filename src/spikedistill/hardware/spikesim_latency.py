@@ -39,8 +39,7 @@ def _why_none(mapped: Sequence[tuple[Layer, Placement]], config: Config) -> str 
 def latency(
     mapped: Sequence[tuple[Layer, Placement]], config: Config, reasons: dict[str, str]
 ) -> dict[str, Times] | None:
-    """Times by layer: a layer starts when the one before it in the list is 75 % done, steps run one after
-    another.
+    """Times by layer: a layer starts when the one before it is 75 % done, steps run one after another.
 
     ``N_i = sites * Cout`` PE cycles a step as published, ``sites * planes`` with the switch
     ``latency_cycles``; ``end_i = N_i T_i + sum_{j<i} int(0.75 N_j) T_j``. None, with the reason, where the

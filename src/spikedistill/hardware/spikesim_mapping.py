@@ -46,8 +46,9 @@ class Placement:
 
     @property
     def input_tiles_a_tile(self) -> int:
-        """Input tiles whose PEs share one chip tile, a power of two (our placement: measured patches exist
-        for those).
+        """Input tiles whose PEs share one chip tile, a power of two (our placement).
+
+        Measured patches exist for those.
         """
         return 2 ** max(0, (self.pe_per_tile // self.output_tiles).bit_length() - 1)
 
@@ -86,9 +87,7 @@ def place(layer: Layer, config: Config) -> Placement:
 
 
 def planes(layer: Layer) -> int:
-    """Cycles that feed one input value: 1 for 0/1 spikes, the largest value for small integers, b for real
-    values.
-    """
+    """Cycles that feed one input value: 1 for 0/1 spikes, the largest of small integers, b for reals."""
     return {"spikes": 1, "integers": max(1, layer.input_max), "real": layer.input_bits}[layer.input_kind]
 
 
@@ -100,8 +99,9 @@ def input_width(layer: Layer) -> int:
 
 
 def membrane_factor(layer: Layer, config: Config) -> float:
-    """The neuron's datapath against the published one: bits of H (or of the stored membrane) over 22,
-    linear as an adder's.
+    """The neuron's datapath against the published one: bits of H (or stored membrane) over 22.
+
+    Linear, as an adder's.
     """
     if not config.switches.memory_bits:
         return 1.0
@@ -117,9 +117,8 @@ def why_unpriced(layer: Layer, layers: Sequence[Layer], config: Config) -> str |
         return f"{layer.operator or 'this operator'} is not supported by the hardware models"
     if layer.terms:
         return (
-            f"{layer.neuron} has no membrane that SpikeSim's neuron module could hold; "
-            "what it keeps and computes again is in "
-            "`operations` and `memory`"
+            f"{layer.neuron} has no membrane that SpikeSim's neuron module could hold; what it keeps and "
+            "computes again is in `operations` and `memory`"
         )
     if layer.kind == "pool":
         return "pooling has no arithmetic in this model"

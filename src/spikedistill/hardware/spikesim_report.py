@@ -18,9 +18,7 @@ class Unpriced:
 
 @dataclass(frozen=True)
 class LayerPrice:
-    """Price of one layer per inference: PEs, tiles of its own, energy (pJ) in all and by component, times
-    (ns).
-    """
+    """Price of one layer per inference: PEs, own tiles, energy (pJ) in all and by component, times (ns)."""
 
     name: str
     kind: str

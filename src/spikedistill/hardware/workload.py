@@ -1,6 +1,4 @@
-"""What a network asks of a chip: its layers, read from the traced graph, with activity measured on a real
-batch.
-"""
+"""What a network asks of a chip: its layers, from the traced graph, activity measured on a batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -53,8 +51,7 @@ class _Value:
 
 
 def layers(network: nn.Module, batch: Tensor, image_bits: int = 8) -> list[Layer]:
-    """The layers of a network with everything measured on ``batch``, in one forward pass (eval mode, no
-    gradients).
+    """The layers of a network with everything measured on ``batch``, in one pass (eval mode, no gradients).
 
     Of a quantized network a second pass measures how wide accumulators and charged membranes are (`held`).
 
@@ -355,9 +352,7 @@ def _two(value: tuple[int, ...], fill: int) -> tuple[int, int]:
 
 
 def _shortcuts(graph: Graph) -> set[str]:
-    """Weight layers on the shorter side of a residual addition: the branch with fewer weight layers since
-    the fork.
-    """
+    """Weight layers on the shorter side of a residual addition: with fewer of them since the fork."""
     ancestors: dict[str, frozenset[str]] = {}
     for node in graph:
         parents = [name for name in node.inputs if name in ancestors]

@@ -62,8 +62,7 @@ def create(name: str, **given: Any) -> Network:
     if not isinstance(network, Network):
         raise SpikedistillError(
             f"network {name!r} gives {type(network).__name__}; a name's builder returns a spikedistill "
-            "Network (a plain module "
-            "is named by its address, module:Name)"
+            "Network (a plain module is named by its address, module:Name)"
         )
     # Every value in force: a default that changes later must not change what this network is.
     whole = {**{k: p.default for k, p in allowed.items() if p.default is not p.empty}, **given}

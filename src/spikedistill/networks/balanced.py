@@ -34,8 +34,10 @@ HEAD_INPUT = 0.6
 
 @dataclass(frozen=True)
 class Balance:
-    """Of one kind of neuron: the rate it is to fire at, the norms' initial weight (the first one's, whose
-    current is constant, apart), the shift of a block's last norm, the width of the rectangular surrogate.
+    """Of one kind of neuron: the rate to fire at, the norms' initial weight, and what goes with them.
+
+    The first norm's weight, whose current is constant, stands apart. Also the shift of a block's last norm
+    and the width of the rectangular surrogate.
     """
 
     rate: float
@@ -48,9 +50,7 @@ class Balance:
 def balance_of(
     neuron: Neuron, rate: float | None = None, residual: bool = False, gain: float | None = None
 ) -> Balance:
-    """The balance of a network of such neurons at their ``time_steps``; ``rate``, ``gain``: None for the
-    default.
-    """
+    """Balance of a network of such neurons at ``time_steps``; ``rate``, ``gain``: None for the default."""
     gain = gain or (BLOCK_GAIN if residual else PLAIN_GAIN)
     return _balance(
         json.dumps(neuron.spec(), sort_keys=True), neuron.time_steps, rate or FIRING_RATE, residual, gain
@@ -90,9 +90,7 @@ def _threshold(spec: str, time_steps: int, rate: float, mean: float, deviation: 
 
 
 def attention_threshold(neuron: Neuron, rate: float, mean: float) -> float:
-    """The threshold at which a neuron fires at ``rate`` on positive currents of that mean, such as
-    attention's sums.
-    """
+    """The threshold at which a neuron fires at ``rate`` on positive currents of that mean, as attention's."""
     return _threshold(json.dumps(neuron.spec(), sort_keys=True), neuron.time_steps, rate, mean, 0.6 * mean)
 
 

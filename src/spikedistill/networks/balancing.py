@@ -1,6 +1,4 @@
-"""``balance``: a network's neurons and classifier balanced on a batch, whatever its weights are and where
-they came from.
-"""
+"""``balance``: a network's neurons and classifier balanced on a batch, whatever weights it has."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -108,9 +106,7 @@ class _Residuals:
 
 
 class _Fit:
-    """Stands in for a neuron's ``simulate`` during one pass: finds the factor, applies it, goes on with
-    what then fires.
-    """
+    """Stands in for a neuron's ``simulate`` in one pass: finds the factor, applies it, gives its spikes."""
 
     def __init__(
         self, name: str, neuron: Neuron, norm: NormNeuron | None, rate: float, residuals: _Residuals,
@@ -157,8 +153,7 @@ class _Fit:
             return float(spikes.float().mean())
 
         low, high = 1e-4, 1e4
-        # Where most currents are negative (a trained network's late layers), nearly all that can fire is all
-        # there is.
+        # Where most currents are negative (late layers of a trained network), only so many can fire at all.
         rate = min(self.rate, 0.8 * rate_of(high))
         return crossing(lambda f: rate_of(f) < rate, low, high, halvings=20) if rate > 0 else 1.0
 

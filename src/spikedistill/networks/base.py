@@ -94,9 +94,7 @@ class Network(nn.Module):
         return notebook.network(self)
 
     def stage_paths(self) -> list[str]:
-        """Paths of the modules whose outputs are the taps ``stage1``, ``stage2`` ..., from input to
-        output.
-        """
+        """Paths of modules whose outputs are the taps ``stage1``, ``stage2`` ..., from input to output."""
         return [name for name, _ in self.named_children() if re.fullmatch(r"(stage|layer)\d+", name)]
 
     @property
@@ -177,9 +175,7 @@ class Network(nn.Module):
         return out.mean(0) if out.dim() == 3 else out
 
     def requantize(self) -> None:
-        """Between epochs: a quantized network chooses anew what stands still within them (the binary
-        shifts).
-        """
+        """Between epochs: a quantized network chooses anew what stands still in them (the binary shifts)."""
         if self.quantization is not None:
             self.quantization.requantize()
 
@@ -201,8 +197,9 @@ class Network(nn.Module):
 
 
 def frames(x: Tensor, own: int | None, T: int | None) -> Tensor:
-    """Event frames (N, F, C, H, W) to (T, N, C, H, W): F/own consecutive ones summed, then the first T
-    (cyclic beyond).
+    """Event frames (N, F, C, H, W) to (T, N, C, H, W): F/own consecutive ones summed, then the first T.
+
+    Beyond the last, the first follow again.
     """
     x = x.transpose(0, 1)
     if own is None or T is None:
@@ -211,8 +208,7 @@ def frames(x: Tensor, own: int | None, T: int | None) -> Tensor:
     if F % own:
         raise SpikedistillError(
             f"{F} frames cannot be summed in equal groups to T = {own} steps; give a multiple of {own} "
-            "frames "
-            "(data.frames bins at the least common multiple of all T in a recipe)"
+            "frames (data.frames bins at the least common multiple of all T in a recipe)"
         )
     if own != F:
         x = x.unflatten(0, (own, F // own)).sum(1)

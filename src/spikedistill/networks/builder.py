@@ -86,16 +86,14 @@ class Builder:
         return neuron
 
     def attention_neuron(self, tokens: int, channels: int, scale: float) -> nn.Module:
-        """The neuron behind ``scale * sum_j (q_i . k_j) v_j`` of spikes over ``tokens`` j, with ``channels``
-        a head.
+        """The neuron behind ``scale * sum_j (q_i . k_j) v_j`` of spikes: ``tokens`` j, ``channels`` a head.
 
         See :meth:`summing_neuron`.
         """
         return self.summing_neuron(scale * tokens * channels * self.rate**3)
 
     def summing_neuron(self, mean: float) -> nn.Module:
-        """The neuron behind a sum of spikes or of their products, of that size on average in a balanced
-        network.
+        """Neuron behind a sum of spikes or their products, of that size on average in a balanced network.
 
         Plain: half the others' threshold (Spikformer's official code). Balanced: one that suits ``mean``.
         """
@@ -108,9 +106,7 @@ class Builder:
         return neuron
 
     def _weight(self, scale: float | None, first: bool = False) -> float:
-        """A norm's initial weight; ``scale`` is what the family asks for in units of what charges a
-        neuron.
-        """
+        """A norm's initial weight; ``scale`` is what the family asks for in units that charge a neuron."""
         if not self.network.spiking:
             return 1.0 if scale is None else scale
         if self.balance is not None:
@@ -126,8 +122,7 @@ class Builder:
         residual: bool = False,
         pooled: bool = False,
     ) -> NormNeuron:
-        """Norm and neuron; ``scale``: of the norm's initial weight (plain: times the threshold; None: 1, no
-        threshold).
+        """Norm, neuron; ``scale``: the norm's initial weight (plain: times threshold; None: 1, no threshold).
 
         ``residual``: the block's spikes are added behind the norm; ``pooled``: behind a 3x3 max-pool, so that
         they are more.
@@ -141,23 +136,18 @@ class Builder:
         return out
 
     def norm(self, channels: int, scale: float | None = None, pooled: bool = False) -> nn.BatchNorm2d:
-        """A norm that stands alone; ``scale`` as for :meth:`norm_neuron`; ``pooled``: a 3x3 max-pool and a
-        neuron follow.
-        """
+        """A norm alone; ``scale`` as in :meth:`norm_neuron`; ``pooled``: 3x3 max-pool and neuron follow."""
         out = nn.BatchNorm2d(channels)
         weight = self._weight(scale)
         if pooled and self.balance is not None:
-            # The largest of nine neighbours is no longer centred, and varies less: back to what a norm alone
-            # would give.
+            # The largest of nine neighbours is not centred, and varies less: back to what a norm gives.
             weight /= POOLED_DEVIATION
             nn.init.constant_(out.bias, -weight * POOLED_MEAN)
         nn.init.constant_(out.weight, weight)
         return out
 
     def repeat(self) -> nn.Module:
-        """Gives each step the stem's result where the stem runs once and no neuron dominates; else
-        nothing.
-        """
+        """Gives each step the stem's result if the stem runs once and no neuron dominates; else nothing."""
         return Repeat(self.network.time_steps or 1) if self.network.once else nn.Identity()
 
     @property
@@ -166,8 +156,7 @@ class Builder:
         return 0.0 if self.balance is None else self.balance.rate
 
     def start_without_norm(self, layer: nn.Conv2d | nn.Linear, mean_square: float) -> None:
-        """Balance the weights of a layer with a bare neuron behind it: what it gives charges the neuron as a
-        norm would.
+        """Balance a layer's weights before a bare neuron: what it gives charges the neuron as a norm would.
 
         ``mean_square``: of its inputs.
         """

@@ -21,8 +21,7 @@ GESTURE_NEURON = LIF(decay=0.93, reset="soft")
 
 
 class SEW7B(Network):
-    """Seven SEW blocks with a max-pool behind each; a 1x1 convolution (``stageK.up``) wherever the channels
-    change.
+    """Seven SEW blocks with a max-pool behind each; a 1x1 convolution (``stageK.up``) where channels change.
 
     Fang et al., "Deep residual learning in spiking neural networks", NeurIPS 2021 (7B-Net); the wide form, 64
     channels in four blocks and 128 in three, with PLIF neurons, is that of BKDSNN's CIFAR10-DVS row (Xu et
@@ -76,8 +75,7 @@ class SEW7B(Network):
         if min(x.shape[-2:]) < 2**self.pools:
             raise SpikedistillError(
                 f"sew_7b_wide halves the map {self.pools} times; frames of {x.shape[-2]}x{x.shape[-1]} are "
-                "too small: set "
-                f"pools to at most {min(x.shape[-2:]).bit_length() - 1}"
+                f"too small: set pools to at most {min(x.shape[-2:]).bit_length() - 1}"
             )
 
     def body(self, x: Tensor) -> Tensor:
@@ -87,8 +85,7 @@ class SEW7B(Network):
 
 
 class DVSGestureCNN(Network):
-    """Five layers without bias or norm, sum-pooling, spiking output: 25,504 parameters at 11 classes and
-    frames of 32x32.
+    """Five layers without bias or norm, sum-pooling, spiking output: 25,504 parameters (11 classes, 32x32).
 
     conv 5x5/2 16 -> conv 3x3 16 -> sum-pool -> conv 3x3 8 -> sum-pool -> linear 256 -> linear K, a neuron
     behind each. Arfa, Vogginger, Liu, Partzsch, Schöne, Mayr, "Efficient deployment of spiking neural
@@ -143,9 +140,8 @@ class DVSGestureCNN(Network):
         super().check(x, sim)
         if tuple(x.shape[-2:]) != (self.image_size, self.image_size):
             raise SpikedistillError(
-                f"dvs_gesture_cnn was made for {self.image_size}x{self.image_size}, "
-                f"found {x.shape[-2]}x{x.shape[-1]}; "
-                "set image_size, or resize the frames"
+                f"dvs_gesture_cnn was made for {self.image_size}x{self.image_size}, found "
+                f"{x.shape[-2]}x{x.shape[-1]}; set image_size, or resize the frames"
             )
 
     balanced_by = "data"  # event counts, no norms

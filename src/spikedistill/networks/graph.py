@@ -1,5 +1,4 @@
-"""A network as a list of nodes and edges, traced once; every tool that has to know a network's structure
-reads this.
+"""A network as a list of nodes and edges, traced once; every tool that needs a network's structure reads it.
 
 One forward pass on an example is recorded: a node for each call of a leaf module and for each function on
 tensors outside of leaf modules, with the line of source that called it.
@@ -104,9 +103,7 @@ _LEAVES = (Neuron, NormNeuron, Repeat)
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is one node: torch's own modules without children, neurons, norm and neuron,
-    Repeat.
-    """
+    """Whether a module is one node: torch's modules without children, neurons, norm and neuron, Repeat."""
     if isinstance(module, _LEAVES) or getattr(module, "graph_leaf", False):
         return True
     return type(module).__module__.startswith("torch.nn") and not any(module.children())

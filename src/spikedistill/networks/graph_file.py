@@ -1,5 +1,4 @@
-"""A traced network as a document that JSON holds: modules by their settings, calls in order, nothing that
-runs code.
+"""A traced network as a document that JSON holds: modules by settings, calls in order, no code that runs.
 
 :func:`describe` writes it, :mod:`.interpreter` makes a network of it. A network is traced at two batch sizes
 (and two numbers of time steps), and a number in a call that grew with them is written as so many an image
@@ -29,28 +28,21 @@ from .operations import Node, Ref
 # Layers of torch that their constructor's arguments say whole.
 _LAYERS = (
     "Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d Linear BatchNorm1d BatchNorm2d BatchNorm3d "
-    "LayerNorm GroupNorm "
-    "InstanceNorm1d InstanceNorm2d ReLU ReLU6 LeakyReLU PReLU ELU GELU SiLU Mish Sigmoid Tanh Hardsigmoid "
-    "Hardswish Softplus "
-    "Softmax LogSoftmax MaxPool1d MaxPool2d AvgPool1d AvgPool2d LPPool1d LPPool2d AdaptiveMaxPool1d "
-    "AdaptiveMaxPool2d "
-    "AdaptiveAvgPool1d AdaptiveAvgPool2d Upsample ConstantPad1d ConstantPad2d ZeroPad1d ZeroPad2d "
-    "ReflectionPad2d "
-    "ReplicationPad2d PixelShuffle PixelUnshuffle Flatten Unflatten Identity Dropout Dropout1d Dropout2d"
+    "LayerNorm GroupNorm InstanceNorm1d InstanceNorm2d ReLU ReLU6 LeakyReLU PReLU ELU GELU SiLU Mish Sigmoid "
+    "Tanh Hardsigmoid Hardswish Softplus Softmax LogSoftmax MaxPool1d MaxPool2d AvgPool1d AvgPool2d LPPool1d "
+    "LPPool2d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveAvgPool1d AdaptiveAvgPool2d Upsample ConstantPad1d "
+    "ConstantPad2d ZeroPad1d ZeroPad2d ReflectionPad2d ReplicationPad2d PixelShuffle PixelUnshuffle Flatten "
+    "Unflatten Identity Dropout Dropout1d Dropout2d"
 )
 TORCH: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in _LAYERS.split()}
-# Functions beside those of the vocabulary: what an ANN's layers compute. None looks at files, devices or the
-# clock.
+# Functions beside the vocabulary: what layers of ANNs compute. None looks at files, devices or the clock.
 _MORE = (
     "neg abs exp log sqrt rsqrt pow square clamp clamp_min clamp_max minimum maximum where max min amax amin "
-"einsum softmax "
-    "log_softmax sigmoid tanh gelu silu relu6 hardswish hardsigmoid leaky_relu elu mish softplus normalize "
-"layer_norm "
-    "group_norm batch_norm instance_norm linear conv1d conv2d pixel_shuffle scaled_dot_product_attention "
-"masked_fill norm std "
-    "var ones_like zeros_like baddbmm addmm roll repeat_interleave narrow select index_select gather tile "
-"broadcast_to"
-)  # fmt: skip
+    "einsum softmax log_softmax sigmoid tanh gelu silu relu6 hardswish hardsigmoid leaky_relu elu mish "
+    "softplus normalize layer_norm group_norm batch_norm instance_norm linear conv1d conv2d pixel_shuffle "
+    "scaled_dot_product_attention masked_fill norm std var ones_like zeros_like baddbmm addmm roll "
+    "repeat_interleave narrow select index_select gather tile broadcast_to"
+)
 _PLACES = (("Tensor", Tensor), ("torch", torch), ("F", F))
 
 
@@ -122,9 +114,7 @@ class Form(Strict):
 
 
 class Document(Strict):
-    """``form``: None for a plain module. ``size``: of an image or frame, (C, ...). ``modules``: None for a
-    composite one.
-    """
+    """``form``: None if plain. ``size``: of an image or frame, (C, ...). ``modules``: None if composite."""
 
     format: Literal[1]
     form: Form | None

@@ -1,11 +1,10 @@
-"""HDKD's networks: a convolutional teacher and a hybrid student (convolutions, then a transformer with two
-tokens).
+"""HDKD's networks: a convolutional teacher and a hybrid student.
 
-El-Assiouti, Hamed, Khattab, Ebied, "HDKD: hybrid data-efficient knowledge distillation network for medical
-image classification", Engineering Applications of Artificial Intelligence 138, 2024; layers as in the
-official code. Stage widths of teacher and student are equal, so that ``stage1`` to ``stage3`` match without
-an aligner. The student's two classifiers are the paths ``head`` and ``distill_head``; ``forward`` averages
-them.
+The student is convolutions, then a transformer with two tokens. El-Assiouti, Hamed, Khattab, Ebied, "HDKD:
+hybrid data-efficient knowledge distillation network for medical image classification", Engineering
+Applications of Artificial Intelligence 138, 2024; layers as in the official code. Stage widths of teacher and
+student are equal, so that ``stage1`` to ``stage3`` match without an aligner. The student's two classifiers
+are the paths ``head`` and ``distill_head``; ``forward`` averages them.
 
 With time steps both become spiking networks of the same shape (ours, not the paper's): norm -> neuron ->
 convolution in place of norm -> convolution -> GELU, no attention module in the convolutions, blocks of
@@ -108,8 +107,9 @@ def _stages(network: Network, make: Builder, blocks: Sequence[int], width: float
 
 
 class HDKDTeacher(Network):
-    """The convolutional teacher: stem x6 (64), MBCSA x6 (96), x9 (192), global average, 128, K; 3.95 M
-    parameters at K = 7.
+    """The convolutional teacher: stem x6 (64), MBCSA x6 (96), x9 (192), global average, 128, K.
+
+    It has 3.95 M parameters at K = 7.
     """
 
     stage1: nn.Module
@@ -223,8 +223,7 @@ class Transformer(_Tokens):
 
 
 class SpikingTransformer(_Tokens):
-    """The SNN's: norm -> neuron -> 2x2/2 convolution -> norm, blocks of spiking self-attention, norm and
-    neuron.
+    """The SNN's: norm -> neuron -> 2x2/2 convolution -> norm, spiking self-attention, norm and neuron.
 
     What reaches both tokens comes through attention alone, so its neuron has a norm in front.
 
@@ -254,11 +253,11 @@ class SpikingTransformer(_Tokens):
 
 
 class HDKDStudent(Network):
-    """The hybrid student: stem x2 (64), MBCSA x2 (96), x3 (192), three transformer blocks (256) on 2x2
-    patches, two heads.
+    """Hybrid student: stem x2 (64), MBCSA x2 (96), x3 (192), three transformer blocks (256), two heads.
 
-    3.73 M parameters at K = 7 and 224x224 (``time_steps=None``). Other image sizes work: an odd map is padded
-    by zeros, and positions, learned for ``image_size``, are resized bilinearly.
+    The transformer stands on 2x2 patches. 3.73 M parameters at K = 7 and 224x224 (``time_steps=None``). Other
+    image sizes work: an odd map is padded by zeros, and positions, learned for ``image_size``, are resized
+    bilinearly.
     """
 
     stage1: nn.Module

@@ -1,5 +1,6 @@
-"""Networks made of a document (:mod:`.graph_file`): the same state dict, taps, quantization and exports;
-no code of others.
+"""Networks made of a document (:mod:`.graph_file`): the same state dict, taps, quantization, exports.
+
+No code of others runs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,9 +68,7 @@ class _Program:
 
 
 class Holder(nn.Module):
-    """Stands where a composite module stood: holds its children, and is called where it was, so that taps
-    find it.
-    """
+    """Stands where a composite module stood: holds its children, is called where it was: taps find it."""
 
     def forward(self, x: Tensor, body: Callable[[], Tensor]) -> Tensor:
         """What the calls within give."""
@@ -150,9 +149,9 @@ class GraphNetwork(Network):
         size = vars(self)[PROGRAM].size
         if tuple(x.shape[-len(size) :]) != size:
             raise SpikedistillError(
-                f"this network was read from its graph, which holds for inputs of {size}; "
-                f"found {tuple(x.shape[-len(size) :])}. "
-                "Of its own code another size can be had: sd.load(..., network=...)"
+                f"this network was read from its graph, which holds for inputs of {size}; found "
+                f"{tuple(x.shape[-len(size) :])}. Of its own code another size can be had: sd.load(..., "
+                "network=...)"
             )
 
     def body(self, x: Tensor) -> Tensor:

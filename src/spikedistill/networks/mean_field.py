@@ -1,14 +1,13 @@
-"""What a neuron does to signals and gradients in a deep network: a mean-field model in which norms make
-currents Gaussian.
+"""What a neuron does to signals and gradients in a deep network: a mean-field model.
 
-Behind a norm the current of a layer is normal over samples, places and channels: ``I_t = s * z_t`` with s the
-norm's weight, and ``cov(z_t, z_t') = M / mean(diag M)``, M the covariance over time of the spikes that enter
-the convolution (its weights are random and independent, so covariances pass through it unchanged but for a
-factor). So one layer maps M to M, and a deep network settles at the fixed point. On the way back a
-convolution and a norm multiply the covariance G of the gradients over time by ``s^2 / v``, v the variance of
-the spikes that entered, and the neuron maps it through its surrogate: ``G <- s^2 / v * E[J^T G J]``. The
-growth of its trace is the layer's **gain**: below 1 gradients vanish with depth, above they explode. ReLU has
-1.47 (pi / (pi - 1), the known figure for batch-normalised networks).
+Norms make its currents Gaussian. Behind a norm the current of a layer is normal over samples, places and
+channels: ``I_t = s * z_t`` with s the norm's weight, and ``cov(z_t, z_t') = M / mean(diag M)``, M the
+covariance over time of the spikes that enter the convolution (its weights are random and independent, so
+covariances pass through it unchanged but for a factor). So one layer maps M to M, and a deep network settles
+at the fixed point. On the way back a convolution and a norm multiply the covariance G of the gradients over
+time by ``s^2 / v``, v the variance of the spikes that entered, and the neuron maps it through its surrogate:
+``G <- s^2 / v * E[J^T G J]``. The growth of its trace is the layer's **gain**: below 1 gradients vanish with
+depth, above they explode. ReLU has 1.47 (pi / (pi - 1), the known figure for batch-normalised networks).
 
 Two forms of network are told apart: ``plain`` (also SEW and pre-activation networks, whose shortcuts carry
 gradients past the neurons) and ``residual``, in which a block's last neuron also receives the spikes that
@@ -32,9 +31,7 @@ ITERATIONS = 5
 
 @lru_cache(maxsize=64)
 def normals(count: int, seed: int) -> Tensor:
-    """``(count, SAMPLES)`` normal samples, equally spread; the same on every call, whatever torch's random
-    state.
-    """
+    """``(count, SAMPLES)`` normal samples, equally spread; the same on every call, in any random state."""
     engine = torch.quasirandom.SobolEngine(count, scramble=True, seed=seed)
     uniform = engine.draw(SAMPLES).double().clamp(1e-5, 1 - 1e-5)
     return (torch.erfinv(2 * uniform - 1) * math.sqrt(2)).t().contiguous()
@@ -154,8 +151,9 @@ class MeanField:
         return growth
 
     def width(self, gain: float) -> float:
-        """The width of a rectangular surrogate at which the gain is ``gain`` (the widest of several), at
-        most 16 thresholds.
+        """The width of a rectangular surrogate at which the gain is ``gain``.
+
+        The widest of several, at most 16 thresholds.
         """
         return crossing(
             lambda w: self.gain(w) > gain, 0.5 * self.neuron.threshold, 16 * self.neuron.threshold

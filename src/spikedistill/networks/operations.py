@@ -1,5 +1,4 @@
-"""What each call in a network does, in one vocabulary: a module and the function that computes the same are
-one.
+"""What each call in a network does, in one vocabulary: a module and a function that do the same are one.
 
 Every tool that reads a graph asks a node for its ``op`` and its ``settings``. A new operation is added here,
 once: its name in :data:`Operation`, the module classes or functions that compute it, its settings if it has
@@ -29,8 +28,7 @@ Operation = Literal[
     "pass", "cast",
 ]  # fmt: skip
 
-# By the most derived class that stands here; a leaf of its own kind says it by a class attribute
-# ``graph_op``.
+# By the most derived class that stands here; a leaf of its own kind has a class attribute ``graph_op``.
 MODULES: dict[type[nn.Module], Operation] = {
     nn.Conv1d: "conv",
     nn.Conv2d: "conv",
@@ -122,8 +120,7 @@ class Ref:
 
 @dataclass
 class Node:
-    """One call: of a leaf module (``module``, ``path``) or of a function (``scope``: path of the calling
-    module).
+    """One call: of a leaf module (``module``, ``path``) or of a function (``scope``: the caller's path).
 
     ``name``: "path#k" for modules, "scope/op#k" for functions. ``kind``: the module's class name, or the
     function's name. ``inputs``: names of the nodes whose outputs it reads; ``args``, ``kwargs``: as called,

@@ -21,8 +21,7 @@ ATTRIBUTE = "spikedistill_own"
 
 @dataclass(frozen=True)
 class Own:
-    """What a network's record says of code of one's own: ``name`` (an address, or ``custom:NAME``), options
-    as given.
+    """What a network's record says of own code: ``name`` (an address, or ``custom:NAME``), options as given.
 
     ``graph``: the network as a document (:mod:`.graph_file`), None where it has no such form, for the reason
     ``why``.
@@ -53,8 +52,9 @@ def parameters(target: Any) -> dict[str, inspect.Parameter]:
 
 
 def make(name: str, target: Any, given: Mapping[str, Any], known: Mapping[str, Any]) -> nn.Module:
-    """The network of ``target``; ``known``: values of :data:`FILLED`. Raises: SpikedistillError for what
-    gives no module.
+    """The network of ``target``; ``known``: values of :data:`FILLED`.
+
+    Raises: SpikedistillError for what gives no module.
     """
     if isinstance(target, nn.Module):
         made: Any = copy.deepcopy(target)
@@ -69,7 +69,6 @@ def make(name: str, target: Any, given: Mapping[str, Any], known: Mapping[str, A
     if not isinstance(made, nn.Module):
         raise SpikedistillError(
             f"network {name!r} is no network: found {type(made).__name__}; it takes a subclass of "
-            "torch.nn.Module, a function "
-            "that returns a module, or a module"
+            "torch.nn.Module, a function that returns a module, or a module"
         )
     return made

@@ -25,8 +25,9 @@ ATTENTION = ("token", "channel")
 
 
 class Embedding(NamedTuple):
-    """Convolutions of a patch embedding: each its share of the stage's channels and whether a pool follows
-    it; the shortcut leaves behind the first ``before`` of them.
+    """Convolutions of a patch embedding: each its share of the stage's channels, and whether a pool follows.
+
+    The shortcut leaves behind the first ``before`` of them.
     """
 
     units: tuple[tuple[int, bool], ...]
@@ -34,8 +35,10 @@ class Embedding(NamedTuple):
 
 
 class Form(NamedTuple):
-    """Stages: patch embeddings, how many blocks of Q-K attention each has (None: of spiking self-attention,
-    all the rest); tokens of the last one at its own image size; width of the MLPs.
+    """Stages: patch embeddings, and how many blocks of Q-K attention each has.
+
+    None: of spiking self-attention, all the rest. Also tokens of the last one at its own image size; width of
+    the MLPs.
     """
 
     embeddings: tuple[Embedding, ...]
@@ -81,8 +84,7 @@ class QKAttention(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Spiking patch embedding with deformed shortcut: convolutions, and a 1x1 convolution past the last of
-    them, added.
+    """Spiking patch embedding with deformed shortcut: convolutions, plus a 1x1 convolution past the last.
 
     Both sides end in a neuron. Every unit is convolution, norm, max-pool (where there is one), neuron; the
     shortcut's stride is what the pools that it passes halve.

@@ -35,8 +35,9 @@ MS_NEURON = LIF(decay=0.25, threshold=0.5, surrogate="rectangle")
 
 
 class PadShortcut(nn.Module):
-    """Parameter-free shortcut (He et al. 2016, option A): every second pixel, channels padded with zeros,
-    half each side.
+    """Shortcut without parameters (He et al. 2016, option A): every second pixel, padded channels.
+
+    Half of the zero channels stand on each side.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -67,9 +68,7 @@ class Join(nn.Module):
 
 
 class BasicForm(nn.Module):
-    """Basic block or bottleneck: the last norm adds the shortcut before its neuron; ``pooled``: spikes
-    from a max-pool.
-    """
+    """Basic block or bottleneck: the last norm adds the shortcut; ``pooled``: spikes from a max-pool."""
 
     def __init__(
         self, make: Builder, c_in: int, c: int, stride: int, bottleneck: bool, shortcut: nn.Module | None,
@@ -165,8 +164,9 @@ FORMS: dict[str, Any] = {"basic": BasicForm, "sew": SEWForm, "ms": MSForm}
 
 
 class ResNet(Network):
-    """A residual network; parameter names are torchvision's (18, 34, 50) or the usual CIFAR ones (20, 56:
-    head ``linear``).
+    """A residual network; parameter names are torchvision's (18, 34, 50) or the usual CIFAR ones.
+
+    The latter (20, 56) have the head ``linear``.
 
     ``stem``: "cifar" | "imagenet". ``shortcut``: "conv" | "pad" (parameter-free). ``connect`` (SEW): "add" |
     "and" | "iand".

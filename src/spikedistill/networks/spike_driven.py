@@ -30,8 +30,7 @@ SIZES: dict[str, Size] = {
 
 
 class SpikeDrivenSelfAttention(nn.Module):
-    """Spike-driven self-attention: ``q * neuron(sum over tokens of k * v)``, products by element, then a
-    projection.
+    """Spike-driven self-attention: ``q * neuron(sum over tokens of k * v)``, elementwise, then a projection.
 
     Queries, keys and values are spikes; the sum counts, channel by channel, where key and value fire
     together, and its neuron decides which channels of the query pass. Linear in tokens and in channels; heads
@@ -54,8 +53,7 @@ class SpikeDrivenSelfAttention(nn.Module):
 
 
 class Tokenizer(nn.Module):
-    """Spiking patch splitting into a real-valued stream: four convolutions to C/8, C/4, C/2, C channels, and
-    a fifth.
+    """Spiking patch splitting into a real-valued stream: convolutions to C/8, C/4, C/2, C channels, a fifth.
 
     The first three end in a neuron, and those among the last ``pools`` in a 3/2 max-pool of its spikes; the
     fourth ends in its norm (and pool), which begins the stream. A neuron, the fifth convolution and a norm
@@ -85,8 +83,7 @@ class Tokenizer(nn.Module):
 
 
 class SpikeDrivenTransformer(Network):
-    """Tokenizer, blocks, global average, neuron, head; ``stage1`` is the tokenizer's output, ``stage2`` on
-    the blocks'.
+    """Tokenizer, blocks, global average, neuron, head; ``stage1``: the tokenizer, ``stage2`` ...: the blocks.
 
     ``spike_driven_D_C`` has D blocks and C channels. ``pools``: how often the tokenizer halves the map (None:
     the network's own, 2 for CIFAR's sizes, 4 for ImageNet's). ``depth``: number of blocks. ``width`` scales
@@ -133,8 +130,7 @@ class SpikeDrivenTransformer(Network):
         )  # fmt: skip
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        # An average over L tokens that are alike in part varies less than they do: by about the fourth root
-        # of L.
+        # An average over L tokens, alike in part, varies less than they do: by about the fourth root of L.
         self.neuron = make.activation(threshold=size.tokens**-0.25 if make.balance is not None else 1.0)
         self.head = make.head(channels, head, pooled=False)
         initialise(self)

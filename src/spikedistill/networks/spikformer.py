@@ -52,9 +52,7 @@ SCALE, TOKENS = 0.125, 64
 
 
 def pools_of(size: Size, pools: int | None) -> int:
-    """How many of a tokenizer's four convolutions have a max-pool behind them: as asked, or the size's
-    own.
-    """
+    """How many of a tokenizer's four convolutions have a max-pool behind: as asked, or the size's own."""
     pools = size.pools if pools is None else pools
     if not 0 <= pools <= 4:
         raise SpikedistillError(
@@ -101,8 +99,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float = SCALE) -> Tensor:
 
 
 class SpikingSelfAttention(nn.Module):
-    """Spiking self-attention: queries, keys and values are spikes, ``attend`` charges a neuron, a projection
-    follows.
+    """Spiking self-attention: queries, keys and values are spikes, ``attend`` charges one, a projection ends.
 
     Zhou et al., ICLR 2023. That neuron's threshold is half the others' (official code), in a balanced network
     the one that suits the sum over ``tokens`` (of the family's own image size; at others
@@ -151,12 +148,10 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         hidden = int(channels * mlp_ratio)
-        # All branches of a balanced network together add as much to its real-valued stream as stood there
-        # before.
+        # All branches of a balanced network together add as much to its stream as stood there before.
         share = branches**-0.5 if ms and make.balance is not None else None
         last = partial(make.norm, scale=share) if ms else make.norm_neuron
-        # A norm behind attention makes its common part small and its gradient large: such a branch begins
-        # smaller.
+        # A norm behind attention makes its common part small and its gradient large: it begins smaller.
         attended = partial(make.norm, scale=share / 3) if share and attn_norm else last
         self.attn_neuron = make.activation() if ms else nn.Identity()
         self.attn = attention or SpikingSelfAttention(make, channels, heads, attn_norm, tokens)
@@ -171,14 +166,13 @@ class Block(nn.Module):
 
 
 class Tokenizer(nn.Module):
-    """Spiking patch splitting: four convolutions to C/8, C/4, C/2, C channels, the last ``pools`` followed by
-    a 3/2 max-pool.
+    """Spiking patch splitting: four convolutions to C/8, C/4, C/2, C channels.
 
-    ``cml``: conv -> norm -> pool -> neuron (Zhou et al., "Enhancing the performance of transformer-based
-    spiking neural networks by SNN-optimized downsampling with precise gradient backpropagation", 2023);
-    ``original``: conv -> norm -> neuron -> pool. A fifth convolution gives the real-valued stream (``ms``),
-    or adds its spikes as relative position. Shape: (N, C_in, H, W), or (T*N, C_in, H, W), to (T*N, C, H /
-    2^pools, W / 2^pools).
+    A 3/2 max-pool follows each of the last ``pools``. ``cml``: conv -> norm -> pool -> neuron (Zhou et al.,
+    "Enhancing the performance of transformer-based spiking neural networks by SNN-optimized downsampling with
+    precise gradient backpropagation", 2023); ``original``: conv -> norm -> neuron -> pool. A fifth
+    convolution gives the real-valued stream (``ms``), or adds its spikes as relative position. Shape: (N,
+    C_in, H, W), or (T*N, C_in, H, W), to (T*N, C, H / 2^pools, W / 2^pools).
     """
 
     def __init__(self, make: Builder, c_in: int, channels: int, pools: int, cml: bool, ms: bool) -> None:
@@ -211,8 +205,7 @@ def _unit(
 
 
 class Spikformer(Network):
-    """Tokenizer, blocks, global average, head; ``stage1`` is the tokenizer's output, ``stage2`` on the
-    blocks'.
+    """Tokenizer, blocks, global average, head; ``stage1``: the tokenizer's output, ``stage2`` on the blocks'.
 
     ``spikformer_D_C`` and ``spikingformer_D_C`` have D blocks and C channels; those of ``2_256`` are the
     event versions, for frames of 128x128 with two polarities. ``downsampling``: "cml" | "original".

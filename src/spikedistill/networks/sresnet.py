@@ -84,8 +84,7 @@ class SResNet(Network):
         self.layer1 = nn.Sequential(*[Block(make, c, dims) for _ in range(BLOCKS)])
         self.pool = nn.AdaptiveMaxPool2d(1) if pooling == "max" else nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        # Spikes of the stem and of each block are summed; the largest of a whole map is as large as an ANN's
-        # features.
+        # Spikes of the stem and all blocks are summed; a whole map's largest is as large as an ANN's feature.
         self.head = make.head(c, head, spikes=math.inf if pooling == "max" else 1.0 + BLOCKS)
         initialise(self)
 

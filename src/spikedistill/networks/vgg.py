@@ -24,8 +24,7 @@ CONFIGURATIONS: dict[str, tuple[Any, ...]] = {
     "vgg9": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M"),
     "vgg11": (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512),
     "vgg16": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512),
-    # Louis et al., ICANN 2024 (official configuration): strides, no pooling, two hidden linear layers, soft
-    # reset.
+    # Louis et al., ICANN 2024 (official configuration): strides, no pooling, two hidden layers, soft reset.
     "svgg11": ((64, 2), (128, 2), 256, (256, 2), 512, (512, 2), 512, (512, 2)),
 }
 HIDDEN: dict[str, tuple[int, ...]] = {"svgg11": (512, 512)}

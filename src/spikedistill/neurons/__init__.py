@@ -1,6 +1,4 @@
-"""Neurons: equations (``dynamics``), surrogate gradients, and modules. A new one is a class and a line in
-``TYPES``.
-"""
+"""Neurons: equations (``dynamics``), surrogate gradients, modules. A new one: class and line in ``TYPES``."""
 
 import copy
 import inspect

@@ -44,9 +44,7 @@ def allowed() -> bool:
 
 
 def enable(on: bool) -> None:
-    """Switch compiling on or off for this process; the environment's ``SPIKEDISTILL_EAGER=1`` is stronger
-    than on.
-    """
+    """Switch compiling on or off for this process; the environment's ``SPIKEDISTILL_EAGER=1`` beats on."""
     global _enabled
     _enabled = on
 
@@ -67,16 +65,12 @@ def eager() -> Any:
 
 
 def uncompiled() -> Any:
-    """A context in which neurons run the fused arithmetic, hand-derived backward included, without
-    compiling it.
-    """
+    """A context in which neurons run the fused arithmetic, its backward too, without compiling it."""
     return use("uncompiled")
 
 
 def compiled() -> Any:
-    """A context in which neurons run compiled whatever the switches say (unless compiling has failed
-    before).
-    """
+    """A context in which neurons run compiled whatever the switches say (unless compiling failed before)."""
     return use("compiled")
 
 
@@ -150,9 +144,8 @@ def _give_up(error: Exception) -> None:
     lines = [line for line in str(error).splitlines() if line.strip()]
     _broken = f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
     warnings.warn(
-        f"compiling failed, neurons run uncompiled, several times slower ({_broken}); "
-        "install a C++ compiler, or set "
-        "SPIKEDISTILL_EAGER=1 to silence this",
+        f"compiling failed, neurons run uncompiled, several times slower ({_broken}); install a C++ "
+        "compiler, or set SPIKEDISTILL_EAGER=1 to silence this",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -40,15 +40,14 @@ def floor_ste(x: Tensor) -> Tensor:
 
 
 def round_ste(x: Tensor) -> Tensor:
-    """``floor(x + 1/2)`` (halves go up, as an add and a shift do in integers) whose gradient is that of
-    ``x``.
-    """
+    """``floor(x + 1/2)`` (halves go up, as by add and shift in integers) whose gradient is that of ``x``."""
     return floor_ste(x + 0.5)
 
 
 class _Saturate(torch.autograd.Function):
-    """clamp whose gradient is 1 on the bounds too: codes often lie there, and torch's own answer depends
-    on its version.
+    """clamp whose gradient is 1 on the bounds too, where codes often lie.
+
+    On the bounds torch's own gradient depends on its version.
     """
 
     @staticmethod
@@ -68,8 +67,7 @@ def saturate_ste(x: Tensor, low: float, high: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Grid:
-    """The integer grid on which a quantized neuron computes; every number is a code, ``unit`` is the value of
-    one.
+    """The integer grid on which a quantized neuron computes; all numbers are codes, ``unit`` is worth one.
 
     ``threshold``: integer code at which it fires. ``leak``: ``(l, L)``, the decay is ``l / 2^L``. ``bits``:
     of the stored membrane, in steps of ``2^shift`` codes, saturating (None: stored as it is). ``leak_first``:
@@ -117,9 +115,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Constants:
-    """All of a neuron but its decay, gain and initial value; hashable, so that compiled code can be kept
-    by it.
-    """
+    """All of a neuron but its decay, gain and initial value; hashable: compiled code is kept by it."""
 
     threshold: float = 1.0
     reset: Reset = "hard"

@@ -64,9 +64,7 @@ def library() -> Any:
 
 
 def _built(compiler: str) -> Path:
-    """The shared library's file; built where this machine has none yet of this source, compiler and
-    processor.
-    """
+    """The shared library's file; built if this machine has none of this source, compiler and processor."""
     march = os.environ.get("TORCHINDUCTOR_CPP_MARCH", "native")
     command = [
         compiler,
@@ -100,9 +98,7 @@ def _load(path: Path) -> Any:
 
 
 def bits_of(x: Tensor) -> Tensor | None:
-    """Spikes (M, C, H, W), channels last, as bits (M*H*W, words); None where there are others than 0 and
-    1, or too many.
-    """
+    """Spikes (M, C, H, W), channels last, as bits (M*H*W, words); None: not only 0 and 1, or too many."""
     M, C, H, W = x.shape
     bits = torch.empty(M * H * W, (C + 63) // 64, dtype=torch.int64)
     kind, threads = KINDS[x.dtype], torch.get_num_threads()
@@ -166,9 +162,7 @@ class _EventConvolution(torch.autograd.Function):
 
 
 class Conv2d(strided.Conv2d):
-    """torch's convolution, computed event by event where its input is few spikes and neurons run compiled
-    on a CPU.
-    """
+    """torch's convolution, computed event by event if its input is few spikes (compiled neurons, CPU)."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if compilation.mode() == "compiled" and self._applies(x, weight):
@@ -203,9 +197,7 @@ class Conv2d(strided.Conv2d):
 
 
 def equip(network: Some) -> Some:
-    """Let the convolutions of a network be computed event by event, and safely (:mod:`.strided`); returns
-    it.
-    """
+    """Let convolutions of a network be computed event by event, and safely (:mod:`.strided`); returns it."""
     for module in network.modules():
         if type(module) in (nn.Conv2d, strided.Conv2d):
             module.__class__ = Conv2d

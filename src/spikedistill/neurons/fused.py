@@ -1,5 +1,4 @@
-"""Norm, neuron and surrogate over all time steps as one differentiable operation (arithmetic in
-:mod:`.kernels`).
+"""Norm, neuron, surrogate over all steps as one differentiable operation (arithmetic in :mod:`.kernels`).
 
 It keeps the convolution's output (and a residual) for backward, and nothing per time step. Memory layout is
 the input's: channels last stays channels last, everything else is taken as channels first.
@@ -22,9 +21,7 @@ from .kernels import DECAY, GAIN, Plan, into, kernels, statistics, through, tota
 
 @dataclass(frozen=True)
 class Batch:
-    """The batch's own statistics, functions of x: mean, 1 / deviation, values per channel; shared between
-    processes?
-    """
+    """Batch statistics, functions of x: mean, 1 / deviation, values per channel; shared between processes?"""
 
     mean: Tensor
     rstd: Tensor
@@ -38,9 +35,7 @@ def usable(x: Tensor) -> bool:
 
 
 def dense(x: Tensor) -> tuple[Tensor, bool]:
-    """``x`` (M, C, ...) without gaps, and whether its channels are last (so they are where there are no
-    places).
-    """
+    """``x`` (M, C, ...) without gaps, and whether its channels are last (they are without places)."""
     if x.dim() <= 2 or x.shape[2:].numel() == 1:
         return x.contiguous(), True
     last = x.movedim(1, -1)
@@ -81,9 +76,7 @@ class _View:
         return x.reshape(self.T, *self.shape).data if timed else x.reshape(self.shape).data
 
     def outward(self, y: Tensor, shape: torch.Size) -> Tensor:
-        """To ``shape`` = (..., C, places); .data: no view for autograd, so that it may be changed in
-        place.
-        """
+        """To ``shape`` = (..., C, places); .data: no view for autograd, so it may be changed in place."""
         if not self.last or not self.places:
             return y.view(shape).data
         lead = shape[: len(shape) - 1 - len(self.places)]
@@ -142,9 +135,7 @@ class _Fused(torch.autograd.Function):
 def _backward(
     plan: Plan, arguments: tuple[Any, ...], needs: tuple[bool, ...], batch: Batch | None
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, of the norm's two vectors, of the residual, of the neuron's numbers; in the kernels'
-    shapes.
-    """
+    """Gradients of x, of the norm's two vectors, of the residual, the neuron's numbers; in kernel shapes."""
     x, a, _, residual, k, *_ = arguments
     need_x, need_weight, need_bias, need_residual = needs[:4]
     last = plan.channels_last
@@ -193,9 +184,7 @@ def _numbers(values: tuple[float, ...], dtype: torch.dtype, device: torch.device
 def numbers(
     decay: Number, gain: Number, initial: float, c: Constants, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """A neuron's numbers as one tensor, in the order of :mod:`.kernels`; differentiable in a learned decay
-    and gain.
-    """
+    """A neuron's numbers as one tensor, in the order of :mod:`.kernels`; differentiable in decay and gain."""
     g = c.grid
     if g is None:
         rest = (c.threshold, initial, 1.0, 0.0, 0.0, 1.0, c.subtracted)

@@ -1,5 +1,4 @@
-"""The fused arithmetic of norm, neuron and surrogate over all time steps: pure functions of tensors, backward
-by hand.
+"""Fused arithmetic of norm, neuron and surrogate over all time steps: pure functions, backward by hand.
 
     I_t = a * x_t + b (+ residual_t)            a, b per channel; absent where the neuron stands alone
     H_t, S_t, V_t as in ``dynamics``
@@ -80,8 +79,9 @@ Gradients = tuple[Tensor, _Optional, _Optional, _Optional, _Optional]
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over all but the last dimension of (M, L, C): one read, sums shifted by the
-    first value.
+    """Mean and biased variance over all but the last dimension of (M, L, C).
+
+    One read; the sums are shifted by the first value.
     """
     pivot = at_least_float32(x[0, 0])
     return _moments(at_least_float32(x) - pivot, pivot, 1, x.shape[0] * x.shape[1])
@@ -293,9 +293,7 @@ def sums_first(s: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def through_norm(g: Tensor, x: Tensor, a: Tensor, center: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
-    """gx from gI of a norm with the batch's statistics; (..., C) with vectors (C,), (..., C, L) with (C,
-    1).
-    """
+    """gx from gI of a norm with the batch's statistics; (..., C) with (C,), (..., C, L) with (C, 1)."""
     return (a * at_least_float32(g) - k1 - k2 * (at_least_float32(x) - center)).to(x.dtype)
 
 

@@ -24,8 +24,7 @@ RESETS = ("hard", "soft", None)
 
 
 class Neuron(nn.Module):
-    """What all neurons share: constants, the view of time, streaming and captures. Use ``IF``, ``LIF`` or
-    ``PLIF``.
+    """What all neurons share: constants, time's view, streaming, captures. Use ``IF``, ``LIF`` or ``PLIF``.
 
     ``surrogate``: None is ``atan``, and in a balanced network the one that suits the neuron. ``reset_by``: a
     soft reset subtracts so many thresholds (snnTorch subtracts one undecayed threshold a step later:
@@ -112,8 +111,7 @@ class Neuron(nn.Module):
         return shape
 
     def spec(self) -> dict[str, Any]:
-        """The neuron as a recipe's mapping, every value in force: ``build(neuron.spec())`` makes its like
-        under any default.
+        """The neuron as a recipe's mapping, every value in force: ``build(neuron.spec())`` makes its like.
 
         ``encode``, which is the site's matter, and what few neurons have are named only where they are not as
         usual.
@@ -139,9 +137,7 @@ class Neuron(nn.Module):
 
     @property
     def standard(self) -> bool:
-        """Whether it computes by the equations of :mod:`.dynamics`; a subclass with a ``simulate`` of its
-        own does not.
-        """
+        """Whether it computes by the equations of :mod:`.dynamics`; with a ``simulate`` of its own: no."""
         return type(self).simulate is Neuron.simulate
 
     @property

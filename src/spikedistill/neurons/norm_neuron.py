@@ -43,9 +43,7 @@ class NormNeuron(BatchStatistics, nn.Module):
         self.neuron = neuron
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance per channel: the batch's in training (running ones updated), else the
-        running ones.
-        """
+        """Mean and biased variance per channel: the batch's in training (running ones follow), or running."""
         if not self.training:
             return self.running_mean, self.running_var
         dims = [d for d in range(x.dim()) if d != 1]
@@ -54,8 +52,7 @@ class NormNeuron(BatchStatistics, nn.Module):
 
     def track(self, mean: Tensor, var: Tensor, n: int | Tensor) -> None:
         """Move the running statistics towards a batch's; ``n`` values per channel were read."""
-        # A constant current stands for T equal ones: the unbiased factor counts them all, as a repeated input
-        # would.
+        # A constant current stands for T equal ones: the unbiased factor counts all, as if repeated.
         neuron = self.neuron
         copies = simulation.steps(neuron.time_steps) if isinstance(neuron, Neuron) and neuron.encode else 1
         update_running(self, mean, var, n * copies)
@@ -90,9 +87,7 @@ class NormNeuron(BatchStatistics, nn.Module):
         return self.grid is None and type(self).current is NormNeuron.current
 
     def for_fused(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], fused.Batch | None]:
-        """For :func:`.fused.run`: ``(a, b)`` and None; in training weight, bias and the batch's
-        statistics.
-        """
+        """For :func:`.fused.run`: ``(a, b)`` and None; in training weight, bias, batch statistics."""
         if not self.training:
             return self.affine(self.running_mean, self.running_var), None
         with torch.no_grad():
@@ -122,9 +117,7 @@ def neuron_of(module: nn.Module | None) -> Neuron | None:
 
 
 def layers(network: nn.Module) -> dict[str, Neuron]:
-    """The neuron layers of a network by path, in order of definition; a norm and its neuron are one, at
-    the norm's path.
-    """
+    """Neuron layers of a network by path, as defined; a norm and its neuron are one, at the norm's path."""
     inside = {f"{path}.neuron" for path, m in network.named_modules() if isinstance(m, NormNeuron)}
     found = {path: neuron_of(m) for path, m in network.named_modules() if path not in inside}
     return {path: neuron for path, neuron in found.items() if neuron is not None}

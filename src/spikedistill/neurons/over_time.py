@@ -32,9 +32,7 @@ _difference_kernel = Kernel(_difference, "difference")
 
 
 def _dense(x: Tensor) -> bool:
-    """Whether (M, ...) lies in memory row after row, each without gaps, in whatever order its dimensions
-    are.
-    """
+    """Whether (M, ...) lies in memory row after row, each without gaps, whatever its dimensions' order."""
     step = 1
     for stride, size in sorted(zip(x.stride()[1:], x.shape[1:], strict=True)):
         if size > 1 and stride != step:
@@ -44,9 +42,7 @@ def _dense(x: Tensor) -> bool:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """A dense (M, ...) as (M, L); .data: a view's base would bring its shape into what compiled code
-    checks.
-    """
+    """A dense (M, ...) as (M, L); .data: a view's base would bring its shape into compiled code's checks."""
     return x.as_strided((x.shape[0], x[0].numel()), (x[0].numel(), 1)).data
 
 

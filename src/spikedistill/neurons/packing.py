@@ -55,13 +55,10 @@ def unpack(packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
 
 
 class Packer:
-    """What one :func:`packed_spikes` context knows: the spikes emitted in it, and how many bytes were
-    kept.
-    """
+    """What one :func:`packed_spikes` context knows: the spikes emitted in it, how many bytes were kept."""
 
     def __init__(self) -> None:
-        # By storage: a weak reference keeps the address from being used again, so a hit is never somebody
-        # else's tensor.
+        # By storage: a weak reference keeps the address from new use, so a hit is never another tensor.
         self._emitted: dict[int, tuple[StorageWeakRef, int]] = {}
         self._packed: dict[int, Tensor] = {}
         self.bytes = 0

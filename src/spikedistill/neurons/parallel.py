@@ -25,8 +25,7 @@ INITS = ("exponential", "uniform")
 
 
 class Parallel(Neuron):
-    """What parallel neurons share: the product over time, streaming, the grid. Use one of its three
-    subclasses.
+    """What parallel neurons share: the product over time, streaming, the grid. Use one of its subclasses.
 
     Quantization sets ``grid`` to a :class:`spikedistill.quantization.temporal.TemporalGrid`.
     """
@@ -69,8 +68,9 @@ class Parallel(Neuron):
         raise NotImplementedError
 
     def matrix(self, start: int, T: int, history: bool) -> Tensor:
-        """W of steps ``start`` to ``start + T - 1``: (T, T), or with ``history`` (T, taps - 1 + T), the
-        steps before included.
+        """W of steps ``start`` to ``start + T - 1``: (T, T), or with ``history`` (T, taps - 1 + T).
+
+        The latter includes the steps before.
         """
         raise NotImplementedError
 
@@ -101,9 +101,7 @@ class Parallel(Neuron):
     def simulate(
         self, current: Tensor, state: Tensor | None, T: int, membrane: bool
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """All steps at once; current (T, N, ...), or (N, ...) for an encoding neuron; state (N, taps - 1,
-        ...), see above.
-        """
+        """All steps at once; current (T, N, ...), or (N, ...) if it encodes; state (N, taps - 1, ...)."""
         sim = simulation.current()
         streaming = state is not None or (sim is not None and sim.streaming)
         start = sim.step if sim is not None and streaming else 0
@@ -128,8 +126,7 @@ class Parallel(Neuron):
 
 
 def product(W: Tensor, current: Tensor, bias: Tensor) -> Tensor:
-    """``W @ current + bias`` over the first dimension: W (T, M), current (M, N, ...), bias (T,) or () to (T,
-    N, ...).
+    """``W @ current + bias`` over the first axis: W (T, M), (M, N, ...), bias (T,) or () to (T, N, ...).
 
     The layout of a step in memory is kept (channels last stays so), so that nothing is copied.
     """
@@ -195,8 +192,7 @@ class _Tied(Parallel):
         if own != T and not (streaming and own > T):
             raise SpikedistillError(
                 f"{self.kind} has weights for T = {own} time steps, found T = {T}; make and train the "
-                "network at "
-                "that T, or take sliding_psn, which runs at any"
+                "network at that T, or take sliding_psn, which runs at any"
             )
 
 
@@ -296,8 +292,7 @@ class MaskedPSN(_Tied):
 
 
 class SlidingPSN(Parallel):
-    """The sliding parallel spiking neuron: ``H_t = sum_i w_i I_(t-k+1+i) + b``, k = ``order``, the same at
-    every step.
+    """Sliding parallel neuron: ``H_t = sum_i w_i I_(t-k+1+i) + b``, k = ``order``, the same at every step.
 
     ``init``: of w, ``exponential`` (..., 1/4, 1/2, 1) as in the paper, or ``uniform`` (Kaiming, +-1/sqrt(k)).
     Runs at any T and streams: the state is the last k - 1 currents. Shape: as :class:`PSN`.

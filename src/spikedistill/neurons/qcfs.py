@@ -1,5 +1,4 @@
-"""QCFS, the quantized activation that makes an ANN convertible, and the signed multi-spike neuron that
-repeats it.
+"""QCFS, the quantized activation that makes an ANN convertible, and the signed multi-spike neuron like it.
 
 Bu, Fang, Ding, Dai, Yu, Huang, "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency spiking
 neural networks", ICLR 2022: quantization clip-floor-shift.
@@ -24,8 +23,7 @@ def qcfs(x: Tensor, threshold: Tensor | float, levels: int) -> Tensor:
 
 
 class QCFS(nn.Module):
-    """Activation of an ANN to be converted: ``theta * clip(floor(x L / theta + 1/2) / L, 0, 1)`` with a
-    learned theta.
+    """Activation of an ANN to convert: ``theta * clip(floor(x L / theta + 1/2) / L, 0, 1)``, theta learned.
 
     ``levels``: L (8 here; the paper tries 2 to 32). ``init_threshold``: theta at the start (8, the public
     code's). The average output of an IF neuron with threshold theta, V_0 = theta/2 and soft reset is this

@@ -80,9 +80,7 @@ def _sequences(module: nn.Module) -> Iterator[nn.Sequential]:
 
 
 def _by_runs(sequence: nn.Sequential) -> Callable[[Tensor], Tensor]:
-    """The forward of a sequence that recomputes its children in runs, each up to a child that contains a
-    neuron.
-    """
+    """The forward of a sequence that recomputes its children in runs, each up to a child with a neuron."""
     runs = [nn.Sequential()]
     for child in sequence:
         runs[-1].append(child)
@@ -105,8 +103,7 @@ def _as_a_whole(block: nn.Module) -> Callable[..., Any]:
 
 @contextmanager
 def lean(network: nn.Module, blocks: list[nn.Module] | None = None) -> Iterator[None]:
-    """Recompute blocks in backward: forward passes of ``network`` within this context keep the inputs of
-    blocks only.
+    """Recompute blocks in backward: passes of ``network`` within this context keep inputs of blocks only.
 
     ``blocks``: the modules to recompute each as a whole; default: every run of layers up to a neuron in the
     outermost ``nn.Sequential`` that contain neurons (a convolution with its neuron in VGGs, a residual block

@@ -22,8 +22,7 @@ def simulate(
     current: Tensor, neuron: "Neuron", owner: nn.Module, norm: "NormNeuron | None" = None,
     residual: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Spikes (T*N, ...) of ``neuron`` from the current (T*N, ...), or from a constant one (N, ...) if it
-    encodes.
+    """Spikes (T*N, ...) of ``neuron`` from the current (T*N, ...), or a constant one (N, ...) if it encodes.
 
     ``owner``: the module whose path captures and streamed states are filed under. With ``norm`` what charges
     the neuron is ``norm.current(current, residual)``.
@@ -32,9 +31,9 @@ def simulate(
     T = simulation.steps(neuron.time_steps)
     if not neuron.encode and current.shape[0] % T:
         raise SpikedistillError(
-            f"{type(neuron).__name__}: the first dimension of the current is T*N; "
-            f"found {tuple(current.shape)}, "
-            f"not a multiple of T = {T}; set time_steps, or open a simulation with the right T"
+            f"{type(neuron).__name__}: the first dimension of the current is T*N; found "
+            f"{tuple(current.shape)}, not a multiple of T = {T}; set time_steps, or open a simulation with "
+            "the right T"
         )
     # Calls are counted in the order of execution, so that a module used twice has two states.
     k = sim.call(owner) if sim else 0

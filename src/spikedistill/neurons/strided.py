@@ -48,9 +48,7 @@ class Conv2d(_Picking, nn.Conv2d):
 
 
 def guard(module: Some) -> Some:
-    """Let 1x1 convolutions with a stride compute their gradients safely on the CPU, in place; returns the
-    module.
-    """
+    """Let strided 1x1 convolutions compute gradients safely on the CPU, in place; returns the module."""
     for part in module.modules():
         if (
             isinstance(part, nn.Conv1d | nn.Conv2d)
@@ -65,9 +63,7 @@ def guard(module: Some) -> Some:
 
 @cache
 def _guarded(cls: Any) -> type[nn.Module]:
-    """The class in the place of a convolution's own; a subclass that multiplies in another way stays what
-    it is.
-    """
+    """The class in place of a convolution's own; subclasses that multiply otherwise stay what they are."""
     if cls in (nn.Conv1d, nn.Conv2d):
         return Conv1d if cls is nn.Conv1d else Conv2d
     own: Any = nn.Conv1d if issubclass(cls, nn.Conv1d) else nn.Conv2d

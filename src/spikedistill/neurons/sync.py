@@ -49,11 +49,11 @@ def shared_moments(mean: Tensor, var: Tensor, n: int) -> tuple[Tensor, Tensor, T
 
 
 def update_running(norm: Any, mean: Tensor, var: Tensor, n: int | Tensor) -> None:
-    """Count a batch and move a norm's running statistics towards its mean and biased variance, of ``n``
-    values per channel.
+    """Count a batch; move a norm's running statistics to its mean and biased variance.
 
-    ``norm``: with a batch norm's buffers and ``momentum`` (None: the average of all batches). Nothing moves
-    where backward computes a block a second time, or where the norm tracks nothing.
+    ``n``: values per channel. ``norm``: with a batch norm's buffers and ``momentum`` (None: the average of
+    all batches). Nothing moves where backward computes a block a second time, or where the norm tracks
+    nothing.
     """
     sim = simulation.current()
     if norm.num_batches_tracked is None or (sim is not None and sim.recomputing):
@@ -72,9 +72,7 @@ class BatchStatistics:
     sync = False  # share batch statistics between processes (shared_norms.synchronize)
 
     def _read(self, mean: Tensor, var: Tensor, n: int) -> tuple[Tensor, Tensor, int | Tensor]:
-        """A batch's statistics were read: share them between processes if asked, track them. Also the
-        count.
-        """
+        """A batch's statistics were read: share them between processes if asked, track and count them."""
         count: int | Tensor = n
         if self.sync and is_distributed():
             mean, var, count = shared_moments(mean, var, n)

@@ -108,9 +108,7 @@ class ObjectiveOptions(Choice):
 
     @cached_property
     def untrained(self) -> Objective:
-        """The objective to look at: its names, needs and papers. What trains is built anew, since it gets
-        adapters.
-        """
+        """The objective to look at: its names, needs and papers. Built anew to train: it gets adapters."""
         return self.build()
 
     def build(self) -> Objective:
@@ -123,9 +121,7 @@ class ObjectiveOptions(Choice):
 
 
 class UnseenObjective(ObjectiveOptions, extra="allow"):
-    """An objective of somebody's own where no own code is imported: read from a record, not to be trained
-    with.
-    """
+    """An objective of somebody's own where no own code is imported: read from a record, not for training."""
 
 
 def find(kind: Any) -> type[Objective]:
@@ -143,9 +139,7 @@ def find(kind: Any) -> type[Objective]:
 
 
 def build(options: "Mapping[str, Any] | Objective", where: str = "objective") -> Objective:
-    """An objective from a recipe's mapping ``{type: ..., teacher: ..., ...}``; ``where`` begins every
-    error.
-    """
+    """An objective from a recipe's mapping ``{type: ..., teacher: ..., ...}``; ``where`` begins errors."""
     if isinstance(options, ObjectiveOptions):
         return options.build()
     return options if isinstance(options, Objective) else read(ObjectiveOptions, options, where).untrained

@@ -14,17 +14,13 @@ from .pairs import as_map
 
 
 def class_activation_map(feature: Tensor, weight: Tensor, logits: Tensor) -> Tensor:
-    """``relu(sum_c w_kc F_c)``, k the class the teacher predicts: (N, C, H, W), (K, C), (N, K) to (N, H,
-    W).
-    """
+    """``relu(sum_c w_kc F_c)``, k the teacher's class: (N, C, H, W), (K, C), (N, K) to (N, H, W)."""
     rows = weight[logits.argmax(-1)]
     return (feature * rows[:, :, None, None]).sum(1).relu()
 
 
 def scaled(maps: Tensor, scaling: str) -> Tensor:
-    """Maps (N, H, W) brought to [0, 1] by their least and largest value, of the batch or of each sample;
-    or left alone.
-    """
+    """Maps (N, H, W) brought to [0, 1] by least and largest value, of batch or sample; or left alone."""
     if scaling == "none":
         return maps
     dims = (0, 1, 2) if scaling == "batch" else (1, 2)
@@ -33,8 +29,7 @@ def scaled(maps: Tensor, scaling: str) -> Tensor:
 
 
 class ActivationMapDistillation(Objective):
-    """``tau^2 KL(softmax(CAM/tau) || softmax(SAM/tau))`` over positions: where the student's spikes are, and
-    where they count.
+    """``tau^2 KL(softmax(CAM/tau) || softmax(SAM/tau))`` over positions: where spikes are, where they count.
 
     ``SAM = sum_t sum_c S`` of the student's last stage; ``CAM = relu(sum_c w_kc F_c)`` of the teacher's, w
     the weights of the class k that it predicts. Where sizes differ, the larger map is average-pooled (ours).
@@ -101,8 +96,7 @@ class ActivationMapDistillation(Objective):
 
 
 class NoiseSmoothedDistillation(Objective):
-    """``tau^2 KL(softmax(z_teacher/tau) || softmax((z + l e)/tau))``, e drawn from N(mean_k z, std_k z) of
-    each sample.
+    """``tau^2 KL(softmax(z_teacher/tau) || softmax((z + l e)/tau))``, e ~ N(mean_k z, std_k z), by sample.
 
     z are the time-averaged logits. e is drawn anew at each step (torch's generator) and has no gradient (our
     reading).

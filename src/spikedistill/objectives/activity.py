@@ -10,9 +10,7 @@ Norm = Literal["l1", "l2"]
 
 
 def rate_penalty(rate: Tensor, norm: str = "l1") -> Tensor:
-    """ "l1": the mean firing rate; "l2": the mean square of each neuron's rate over T. Shape: rate (N,
-    ...).
-    """
+    """The mean firing rate ("l1"), the mean square of neurons' rates over T ("l2"). Shape: rate (N, ...)."""
     return rate.abs().mean() if norm == "l1" else (rate**2).mean()
 
 
@@ -22,8 +20,7 @@ def logit_penalty(logits: Tensor, norm: str = "l2") -> Tensor:
 
 
 class ActivityRegularization(Objective):
-    """``sum_l w_l P(r_l)`` with P the mean ("l1") or the mean square ("l2") of the firing rates r of layer
-    l's neurons.
+    """``sum_l w_l P(r_l)``, P the mean ("l1") or mean square ("l2") of firing rates r of layer l's neurons.
 
     A neuron's rate is its spikes per time step. ``per: layer``: every layer weighs 1/L; ``per: fan_out``: a
     layer weighs the share of all connections that its spikes meet, so that l1 is the share of synaptic

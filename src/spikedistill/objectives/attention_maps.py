@@ -24,11 +24,10 @@ def queries_and_keys(captured: list[Tensor], heads: int) -> tuple[Tensor, Tensor
 
 
 def attention_matrix(q: Tensor, k: Tensor) -> Tensor:
-    """``A_ij = mean_t q_i . k_j / d`` of each head, divided by its Frobenius norm; (T, N, heads, d, L) to (N,
-    heads, L, L).
+    """``A_ij = mean_t q_i . k_j / d`` of each head, divided by its Frobenius norm.
 
-    The norm counts as at least that of a map whose queries and keys have rates of 1/256, so that a nearly
-    silent head has no large gradient.
+    (T, N, heads, d, L) to (N, heads, L, L). The norm counts as at least that of a map whose queries and keys
+    have rates of 1/256, so that a nearly silent head has no large gradient.
     """
     d, L = q.shape[-2:]
     A = (q.transpose(-2, -1) @ k).mean(0) / d
@@ -36,8 +35,7 @@ def attention_matrix(q: Tensor, k: Tensor) -> Tensor:
 
 
 class AttentionMapDistillation(Objective):
-    """``mean_l mean_n,h ||A_S / ||A_S|| - A_T / ||A_T|| ||^2``: attention maps of a transformer, against a
-    teacher's.
+    """``mean_l mean_n,h ||A_S / ||A_S|| - A_T / ||A_T|| ||^2``: a transformer's attention and a teacher's.
 
     ``A = mean_t q^T k / d`` of one head over all pairs of tokens, Frobenius norms; queries and keys are
     spikes in the student, whatever enters the product in the teacher (in the ANN twin behind ReLU; of a joint

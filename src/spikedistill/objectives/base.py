@@ -18,8 +18,7 @@ from ..typed import checked
 
 @dataclass(frozen=True)
 class Schedule:
-    """A weight over training progress p in 0..1: ``start`` to ``end`` by ``shape``, after a linear
-    ``warm_up`` from 0.
+    """A weight over training progress p in 0..1: ``start`` to ``end`` by ``shape``, after ``warm_up`` from 0.
 
     ``linear``: start + (end - start) p; ``cosine``: end + (start - end)(1 + cos(pi p))/2; ``step``: start
     before ``at``, end from there; ``constant``: start. ``warm_up`` is the fraction of training over which the
@@ -97,8 +96,9 @@ class View:
     autocast: torch.dtype | None = None
 
     def adapted(self, adapter: nn.Module, x: Tensor) -> Tensor:
-        """What an adapter, a network itself, makes of ``x``: run in the networks' precision, given in at
-        least float32.
+        """What an adapter, a network itself, makes of ``x``, in at least float32.
+
+        It runs in the networks' precision.
         """
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
             return at_least_float32(adapter(x))

@@ -11,8 +11,7 @@ from .pairs import as_map
 
 
 def blur_mask(x: Tensor, ratio: float, form: str = "channel") -> Tensor:
-    """0 with probability ``ratio``, else 1: per sample and channel (N, C, 1, 1), or per position (N, 1, H,
-    W).
+    """0 with probability ``ratio``, else 1: per sample and channel (N, C, 1, 1), or position (N, 1, H, W).
 
     Drawn from torch's generator of the device, not rescaled.
     """
@@ -104,9 +103,8 @@ class BlurredFeature(Objective):
             raise refuse(
                 self,
                 f"the student's map is {tuple(student.shape[1:])} and the teacher's "
-                f"{tuple(teacher.shape[1:])} (C, H, W); "
-                "name taps of equal height and width (tap, teacher_tap), or one where the teacher gives a "
-                "vector",
+                f"{tuple(teacher.shape[1:])} (C, H, W); name taps of equal height and width (tap, "
+                "teacher_tap), or one where the teacher gives a vector",
             )
         self.align = nn.Conv2d(c, d, 1) if c != d else nn.Identity()
         self.restore = restoration(d)

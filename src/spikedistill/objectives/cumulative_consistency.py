@@ -10,16 +10,13 @@ from .temporal_consistency import check_steps
 
 
 def cumulative_means(logits: Tensor) -> Tensor:
-    """``z_<=t = mean_{s <= t} z_s``: the prediction of a network stopped after step t. (T, N, K) to the
-    same.
-    """
+    """``z_<=t = mean_{s <= t} z_s``: what a network predicts after step t. (T, N, K) to the same."""
     count = torch.arange(1, len(logits) + 1, device=logits.device, dtype=logits.dtype)
     return logits.cumsum(0) / count.view(-1, 1, 1)
 
 
 class CumulativeConsistency(Objective):
-    """``1/(T-1) sum_t CE(softmax(z_<=t+1 / tau), softmax(z_<=t / tau))``: the longer run teaches the shorter
-    one.
+    """``1/(T-1) sum_t CE(softmax(z_<=t+1 / tau), softmax(z_<=t / tau))``: a longer run teaches a shorter.
 
     ``z_<=t`` is the mean logit of the first t steps, exactly what ``accuracy_at`` and early exit use; the
     longer side has no gradient (our reading). A cross-entropy: where both agree its gradient is zero, its

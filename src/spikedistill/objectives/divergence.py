@@ -12,9 +12,7 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0, dim: 
 
 
 def soft_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """``tau^2 KL(softmax(teacher/tau) || softmax(student/tau))``: gradients that do not fade with the
-    temperature.
-    """
+    """``tau^2 KL(softmax(teacher/tau) || softmax(student/tau))``: gradients do not fade with temperature."""
     return temperature**2 * divergence(student, teacher, temperature)
 
 

@@ -18,9 +18,7 @@ UNITS = {"pJ": 1.0, "nJ": 1e-3, "uJ": 1e-6}
 
 
 def reach(layer: "Layer") -> Tensor:
-    """Outputs of one group's channel that each input position of a convolution reaches, edges exact: (H,
-    W).
-    """
+    """Outputs of a group's channel that each input position of a convolution reaches, edges exact: (H, W)."""
     axes = []
     for n, m, kernel, stride, pad, dilation in zip(
         layer.in_size, layer.positions, layer.kernel_size, layer.stride, layer.pads, layer.dilation
@@ -43,10 +41,10 @@ def fan_out(layer: "Layer") -> Tensor:
 
 
 def connections(network: nn.Module, x: Tensor) -> dict[str, int]:
-    """By neuron layer (``path`` or ``path#k``): connections of the convolutions and linear layers that its
-    spikes enter.
+    """By neuron layer (``path`` or ``path#k``): the connections that its spikes enter.
 
-    Poolings and additions on the way are passed through.
+    Connections are those of convolutions and linear layers. Poolings and additions on the way are passed
+    through.
     """
     from ..hardware.workload import layers
 
@@ -72,8 +70,7 @@ def connections(network: nn.Module, x: Tensor) -> dict[str, int]:
 
 
 class EnergyRegularization(Objective):
-    """``E_MAC MACs + sum_l e_l sum_i s_l,i f_l,i``: the energy of the network's synaptic operations for one
-    input.
+    """``E_MAC MACs + sum_l e_l sum_i s_l,i f_l,i``: the energy of synaptic operations for one input.
 
     s_l,i are the values that enter layer l (spikes; small integers cost as many accumulates as their value),
     f_l,i the outputs that position i reaches, e_l the energy of one accumulate at the layer's bits; layers

@@ -11,9 +11,7 @@ Aligner = Literal["none", "conv1x1", "conv1x1_bn", "conv3x3_bn"]
 
 
 def feature_loss(student: Tensor, teacher: Tensor, reduction: str = "mean") -> Tensor:
-    """``mean (F_S - F_T)^2`` ("mean"), or the sum over a sample averaged over the batch ("batch"). Shape:
-    (N, C, H, W).
-    """
+    """``mean (F_S - F_T)^2`` ("mean"), or its sum over a sample, averaged ("batch"). Shape: (N, C, H, W)."""
     squared = (student - teacher) ** 2
     return squared.mean() if reduction == "mean" else squared.sum() / squared.shape[0]
 

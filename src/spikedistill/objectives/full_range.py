@@ -23,8 +23,7 @@ def ensemble(logits: Tensor, target: Tensor, of: str = "all") -> Tensor:
 
 
 class FullRangeDistillation(Objective):
-    """``alpha mean_t KD(z_t, z_teacher) + beta mean_t KD(z_t, ensemble)``, KD the softened divergence times
-    tau^2.
+    """``alpha mean_t KD(z_t, z_teacher) + beta mean_t KD(z_t, ensemble)``, KD softened, times tau^2.
 
     C. Yu et al., "Efficient logit-based knowledge distillation of deep spiking neural networks for full-range
     timestep deployment", ICML 2025: each step is taught separately, by the teacher and by the ensemble of the

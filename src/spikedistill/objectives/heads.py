@@ -7,9 +7,7 @@ from .base import Objective, refuse
 
 
 def classifier_path(network: nn.Module) -> str | None:
-    """Path of the network's last linear layer: its ``head_path``, else the last one it defines; None where
-    there is none.
-    """
+    """Path of the network's last linear layer: its ``head_path``, else the last it defines, or None."""
     path: str = getattr(network, "head_path", "")
     modules = dict(network.named_modules())
     if path:

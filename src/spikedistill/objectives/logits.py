@@ -58,8 +58,7 @@ class CrossEntropy(Objective):
 
 
 class LogitDistillation(Objective):
-    """The teacher's soft labels: ``tau^2 KL(softmax(z_teacher/tau) || softmax(z/tau))``; ``hard``: its
-    decisions.
+    """The teacher's soft labels: ``tau^2 KL(softmax(z_teacher/tau) || softmax(z/tau))``; ``hard``: decisions.
 
     G. Hinton, O. Vinyals, J. Dean, "Distilling the knowledge in a neural network", 2015. The (1 - alpha) CE +
     alpha KD of the literature is written with the weights of the two objectives. ``over``: "mean"

@@ -47,16 +47,13 @@ def membrane_distance(
 
 
 def deviation(teacher: Tensor, threshold: float) -> Tensor:
-    """Standard deviation of each channel of the teacher's membranes, at least 1/100 of the threshold; (1,
-    1, C, 1, ...).
-    """
+    """Deviation of the teacher's membranes by channel, at least 1/100 of the threshold; (1, 1, C, 1, ...)."""
     dims = [d for d in range(teacher.dim()) if d != 2]
     return teacher.std(dims, keepdim=True, correction=0).clamp_min(0.01 * threshold)
 
 
 class MembraneDistillation(Objective):
-    """``mean_l mean (H_S,l / theta_S,l - H_T,l / theta_T,l)^2``: charged membranes, student against a
-    full-precision SNN.
+    """``mean_l mean (H_S,l / theta_S,l - H_T,l / theta_T,l)^2``: charged membranes, against a float SNN.
 
     H is the membrane after charging, before the spike is drawn; theta the layer's threshold. ``layers``:
     paths of neuron layers; None: all. ``normalize``: "threshold" (each side by its own), "none", "deviation"
@@ -113,8 +110,7 @@ class MembraneDistillation(Objective):
                     raise refuse(
                         self,
                         f"{name} is {tuple(h.shape[2:])} in the student and {tuple(theirs[name].shape[2:])} "
-                        "in the teacher; "
-                        "name layers of equal size in `layers`",
+                        "in the teacher; name layers of equal size in `layers`",
                     )
                 if self.pairing == "first" and theirs[name].shape[0] < h.shape[0]:
                     raise refuse(

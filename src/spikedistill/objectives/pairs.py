@@ -61,8 +61,7 @@ def paired(objective: Objective, layers: Layers, student: Captures, teacher: Cap
 
 
 def as_map(objective: Objective, x: Tensor) -> Tensor:
-    """A feature as (N, C, H, W): a vector (N, C) is a map of one pixel, tokens (N, L, D) a square map of D
-    channels.
+    """A feature as (N, C, H, W): a vector (N, C) is one pixel, tokens (N, L, D) a square map of D channels.
 
     Tokens beyond the largest square number are class, distillation or register tokens, which stand first, and
     are left out.

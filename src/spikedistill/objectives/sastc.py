@@ -9,9 +9,7 @@ from .pairs import as_map
 
 
 def gram(x: Tensor, size: int) -> Tensor:
-    """Inner products of the samples' features, ``(N, size)``, filled with zeros where N < size. Shape: (N,
-    ...).
-    """
+    """Inner products of samples' features, ``(N, size)``, zeros where N < size. Shape: (N, ...)."""
     flat = x.flatten(1)
     return F.pad(flat @ flat.T, (0, size - x.shape[0]))
 
@@ -47,13 +45,12 @@ def resized(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class SpatioTemporalCalibration(Objective):
-    """``sum_{t,b,i,j} a_t,b,i,j mse(r_ij(F_S,t,i), F_T,j) / (N T L_S)``: every student layer learns from
-    every teacher layer.
+    """``sum_{t,b,i,j} a_t,b,i,j mse(r_ij(F_S,t,i), F_T,j) / (N T L_S)``: all student and teacher layers.
 
-    ``a_t,b,i,: = softmax_j(q_t,i . k_j)``; queries and keys are unit-length embeddings of the rows of the
-    batch's Gram matrices of student feature i at step t and teacher feature j; r_ij brings the student's map
-    to the teacher's channels; the larger of two maps is pooled (student: maximum, teacher: mean). Embeddings
-    and regressors train with the student.
+    Every student layer learns from every teacher layer. ``a_t,b,i,: = softmax_j(q_t,i . k_j)``; queries and
+    keys are unit-length embeddings of the rows of the batch's Gram matrices of student feature i at step t
+    and teacher feature j; r_ij brings the student's map to the teacher's channels; the larger of two maps is
+    pooled (student: maximum, teacher: mean). Embeddings and regressors train with the student.
 
     D. Hong, Y. Wang, "Self-attentive spatio-temporal calibration for precise intermediate layer matching in
     ANN-to-SNN distillation" (SASTC), AAAI 2025, as in the official code, whose weight is 800 beside

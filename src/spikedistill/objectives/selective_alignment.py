@@ -12,8 +12,9 @@ from .logits import check_logits, checked_temperature
 
 
 def aligned(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Error-aware alignment of logits (..., K) with classes (...): where the student is wrong, its wrong
-    class and the true one become equal on both sides.
+    """Error-aware alignment of logits (..., K) with classes (...).
+
+    Where the student is wrong, its wrong class and the true one become equal on both sides.
 
     Student: the logit of the class it chose becomes that of the true class. Teacher: both become the smaller
     of the two.

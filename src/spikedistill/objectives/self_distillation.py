@@ -9,8 +9,7 @@ from .pairs import as_map
 
 
 class TemporalSelfDistillation(Objective):
-    """``KL(softmax(z_long/tau) || softmax(z_short/tau))``: the network run longer teaches its own first
-    steps.
+    """``KL(softmax(z_long/tau) || softmax(z_short/tau))``: the network run longer teaches its first steps.
 
     One simulation of ``time_steps`` steps, more than the network's own T; z_long is the mean of all its
     logits, without gradient, z_short the mean of the first T. All other objectives, the prediction and the
@@ -47,8 +46,8 @@ class TemporalSelfDistillation(Objective):
             raise refuse(
                 self,
                 f"time_steps is {self.time_steps} and the student's own T {setup.time_steps} (its logits "
-                "have "
-                f"{setup.logits.shape[0]} steps); give more than its own T, to one of our spiking networks",
+                f"have {setup.logits.shape[0]} steps); give more than its own T, to one of our spiking "
+                "networks",
             )
 
     def forward(self, view: View) -> Tensor:
@@ -57,8 +56,7 @@ class TemporalSelfDistillation(Objective):
 
 
 class SpatialSelfDistillation(Objective):
-    """``KL(softmax(z/tau) || softmax(z_weak/tau))``: the final output teaches a weak classifier on an
-    intermediate stage.
+    """``KL(softmax(z/tau) || softmax(z_weak/tau))``: the output teaches a weak classifier on a stage.
 
     z is the time-averaged output, without gradient; z_weak = a linear layer on the stage's feature averaged
     over time and space. The weak classifier trains with the student and is gone at inference.

@@ -7,8 +7,7 @@ from .base import Objective, Setup, View, Weight, refuse
 
 
 def spike_count_loss(spikes: Tensor, target: Tensor, right: float = 1.0, wrong: float = 0.0) -> Tensor:
-    """``mean (sum_t s_t - T r)^2 / T``, r the rate wanted: ``right`` for the label's neuron, ``wrong`` for
-    the others.
+    """``mean (sum_t s_t - T r)^2 / T``, r the rate wanted: ``right`` for the label, ``wrong`` for the others.
 
     Shape: spikes (T, N, K), target (N,) or (N, K); mixed-up targets interpolate the rates.
     """
@@ -20,8 +19,7 @@ def spike_count_loss(spikes: Tensor, target: Tensor, right: float = 1.0, wrong: 
 
 
 class SpikeCount(Objective):
-    """``mean_nk (sum_t s_t,nk - T r_nk)^2 / T``: counts of output spikes; needs a network with ``head:
-    spiking``.
+    """``mean_nk (sum_t s_t,nk - T r_nk)^2 / T``: counts of output spikes; needs ``head: spiking``.
 
     r is ``right`` for the label's neuron and ``wrong`` for the others. The objective of S. Arfa et al.,
     "Efficient deployment of spiking neural networks on SpiNNaker2 for DVS gesture recognition using

@@ -18,13 +18,12 @@ def skeleton(spikes: Tensor) -> Tensor:
 
 
 class StableSpike(Objective):
-    """``beta mean (Phi~ - Phi)^2 + gamma tau^2 KL(softmax(z/tau) || softmax(z_n/tau))``: spikes and
-    prediction are stable.
+    """``beta mean (Phi~ - Phi)^2 + gamma tau^2 KL(softmax(z/tau) || softmax(z_n/tau))``.
 
-    S are the 0/1 spikes before the head; ``Phi = mean_t S_t``, ``Phi~ = mean_t (S_t AND S_t+1)``, the stable
-    skeleton; z the time-averaged logits, ``z_n = head(Phi~ + B)`` with B drawn from Bernoulli(Phi~) anew at
-    each step (torch's generator). The first term draws spikes towards those that repeat, and so lowers their
-    number; the second asks for equal predictions.
+    Spikes and prediction are stable. S are the 0/1 spikes before the head; ``Phi = mean_t S_t``, ``Phi~ =
+    mean_t (S_t AND S_t+1)``, the stable skeleton; z the time-averaged logits, ``z_n = head(Phi~ + B)`` with B
+    drawn from Bernoulli(Phi~) anew at each step (torch's generator). The first term draws spikes towards
+    those that repeat, and so lowers their number; the second asks for equal predictions.
 
     Y. Ding, K. Yang, L. Li, Y. Zhang, M. Jing, L. Zuo, "Stable spike: dual consistency optimization via
     bitwise AND operations for spiking neural networks", CVPR 2026; tau = 2 and both weights 1 are the
@@ -71,8 +70,7 @@ class StableSpike(Objective):
             raise refuse(
                 self,
                 f"tap {self.tap!r} has {as_map(self, spikes.mean(0)).shape[1]} channels and the classifier "
-                "reads "
-                f"{head.in_features} features; name the neuron layer whose average it reads",
+                f"reads {head.in_features} features; name the neuron layer whose average it reads",
             )
         self._head = [head]
 

@@ -20,12 +20,11 @@ def consistency_loss(logits: Tensor, temperature: float) -> Tensor:
 
 
 class TemporalConsistency(Objective):
-    """Every step learns from every other: ``mean_{i != j} tau^2 KL(softmax(z_j/tau) || softmax(z_i/tau))``,
-    z_j detached.
+    """Steps learn from each other: ``mean_{i != j} tau^2 KL(softmax(z_j/tau) || softmax(z_i/tau))``.
 
-    D. Zhao et al., "Improving stability and performance of spiking neural networks through enhancing temporal
-    consistency" (ETC), Pattern Recognition, 2024; temperature 4 is the official code's. The official training
-    weighs it beside ``temporal_efficient_training`` or ``cross_entropy``.
+    z_j is detached. D. Zhao et al., "Improving stability and performance of spiking neural networks through
+    enhancing temporal consistency" (ETC), Pattern Recognition, 2024; temperature 4 is the official code's.
+    The official training weighs it beside ``temporal_efficient_training`` or ``cross_entropy``.
 
     Shape: logits (T, N, K), T at least 2.
 

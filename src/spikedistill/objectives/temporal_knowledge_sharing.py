@@ -10,8 +10,9 @@ from .logits import checked_temperature
 
 
 def shared_knowledge(logits: Tensor, target: Tensor, reading: str = "mean") -> Tensor:
-    """Mean ("mean") or sum ("code") of the logits of the steps that classify a sample correctly; (N, K), 0
-    where none does.
+    """Mean ("mean") or sum ("code") of the logits of the steps that are right about a sample.
+
+    Shape: (N, K), 0 where no step is right.
     """
     hard = target if target.dim() == 1 else target.argmax(-1)
     right = (logits.argmax(-1) == hard).to(logits.dtype).unsqueeze(-1)
@@ -20,8 +21,7 @@ def shared_knowledge(logits: Tensor, target: Tensor, reading: str = "mean") -> T
 
 
 class TemporalKnowledgeSharing(Objective):
-    """``tau^2 mean_t CE(softmax(z_tks/tau), softmax(z_t/tau))``, z_tks from the steps that are right about
-    the sample.
+    """``tau^2 mean_t CE(softmax(z_tks/tau), softmax(z_t/tau))``, z_tks from steps that are right.
 
     Y. Dong, D. Zhao, Y. Zeng, "Temporal knowledge sharing enable spiking neural network learning from past
     and future", IEEE TAI 2024. Temperature 3 is the official run line's. ``reading: mean`` (default): the

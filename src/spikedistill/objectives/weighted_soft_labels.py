@@ -20,8 +20,9 @@ def sample_weights(student: Tensor, teacher: Tensor, target: Tensor, label_smoot
 def weighted_soft_label_loss(
     student: Tensor, teacher: Tensor, target: Tensor, temperature: float, label_smoothing: float = 0.0
 ) -> Tensor:
-    """``tau^2 mean_b w_b CE(softmax(teacher/tau), softmax(student/tau))``. Shape: logits (N, K), target
-    (N,) or (N, K).
+    """``tau^2 mean_b w_b CE(softmax(teacher/tau), softmax(student/tau))``.
+
+    Shape: logits (N, K), target (N,) or (N, K).
     """
     weights = sample_weights(student, teacher, target, label_smoothing)
     return temperature**2 * (weights * soft_cross_entropy(student, teacher, temperature)).mean()

@@ -1,6 +1,4 @@
-"""Arithmetic on integers held in floats: which float holds them, and settings under which torch leaves
-them exact.
-"""
+"""Arithmetic on integers held in floats: which float holds them, settings that keep torch exact."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,9 +63,7 @@ def scalar(module: nn.Module, name: str) -> float:
 
 
 def scalars(network: nn.Module) -> dict[int, float]:
-    """All 0-dimensional parameters and buffers of a network by their ``id``, in one transfer from the
-    device.
-    """
+    """All 0-dimensional parameters and buffers of a network by ``id``, in one transfer from the device."""
     found = [t for t in chain(network.parameters(), network.buffers()) if t.dim() == 0]
     values = torch.stack([t.detach().double() for t in found]).tolist() if found else []
     return {id(t): value for t, value in zip(found, values)}

@@ -5,8 +5,9 @@ from torch import Tensor
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes in ``[-2^(bits-1), 2^(bits-1) - 1]`` as uint8 bytes, lowest bit first; ``ceil(numel * bits /
-    8)`` of them.
+    """Codes in ``[-2^(bits-1), 2^(bits-1) - 1]`` as uint8 bytes, lowest bit first.
+
+    ``ceil(numel * bits / 8)`` bytes.
     """
     unsigned = (codes.flatten().to(torch.int16) + (1 << (bits - 1))).to(torch.uint8)
     planes = torch.stack([(unsigned >> i) & 1 for i in range(bits)], 1).flatten()

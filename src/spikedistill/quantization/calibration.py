@@ -29,9 +29,7 @@ def batches_of(calibration: Any) -> Iterator[Tensor]:
 
 
 class Seen:
-    """What the float network shows on the calibration batches: largest values of a stream, stored
-    membranes.
-    """
+    """What the float network shows on calibration batches: largest values of a stream, stored membranes."""
 
     def __init__(self, network: Network, plan: Plan, batches: list[Tensor], o: Options) -> None:
         self.norms: dict[str, float] = {}

@@ -57,8 +57,7 @@ def tick(i: Tensor, v: Tensor, n: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def weigh(current: Tensor, T: int, n: dict[str, Any], weight: Tensor, offset: Tensor) -> Tensor:
-    """A parallel neuron over T steps: spikes (T, N, ...) from currents (T, N, ...), or (N, ...) when it
-    encodes.
+    """A parallel neuron over T steps: spikes (T, N, ...) from currents (T, N, ...), or (N, ...) if encoding.
 
     ``H_t = sum_j W_tj I_j + b_t``; ``S = H >= threshold``. ``weight``: (T, T), or (k,): by lag, the present
     last.
@@ -92,8 +91,9 @@ def sum_pool(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]
 
 
 def adaptive_max(x: Tensor, size: list[int]) -> Tensor:
-    """Largest values of ``size`` windows that cover a map (N, C, H, W): rows ``floor(i H / h)`` to
-    ``ceil((i+1) H / h)``.
+    """Largest values of ``size`` windows of (N, C, H, W).
+
+    Rows ``floor(i H / h)`` to ``ceil((i+1) H / h)``.
     """
     for dim, n in zip((-2, -1), size):
         H = x.shape[dim]
@@ -113,9 +113,7 @@ def layer(x: Tensor, weight: Tensor, op: dict[str, Any]) -> Tensor:
 
 
 def spread(weight: Tensor, dilation: list[int]) -> Tensor:
-    """A dilated kernel as a plain one, zeros between its weights: torch has no dilated convolution of
-    integers.
-    """
+    """A dilated kernel as a plain one, zeros between its weights: torch has none for integers."""
     if all(d == 1 for d in dilation):
         return weight
     size = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:])]
@@ -128,9 +126,7 @@ def spread(weight: Tensor, dilation: list[int]) -> Tensor:
 def run(
     ops: list[dict[str, Any]], tensors: dict[str, Tensor], weights: list[Tensor | None], x: Tensor, T: int
 ) -> Any:
-    """All operations in order on input codes; returns the output (T*N, K) and the spikes of every neuron
-    by path.
-    """
+    """All operations in order on input codes; returns output (T*N, K) and the neurons' spikes by path."""
     values: list[Any] = []
     last = {j: i for i, op in enumerate(ops) for j in op["in"]}
     spikes: dict[str, Tensor] = {}
@@ -150,9 +146,7 @@ def run(
 def one_shape(
     i: int, op: dict[str, Any], tensors: dict[str, Tensor], weight: Tensor | None, given: list[Tensor]
 ) -> Tensor:
-    """What one operation gives at one time step, folded; with tensors on torch's meta device its shape
-    alone.
-    """
+    """What one operation gives at one time step, folded; with tensors on the meta device its shape alone."""
     out = _one(i, op, tensors, weight, given, 1)
     return out.flatten(0, 1) if op["op"] in NEURONS else out
 

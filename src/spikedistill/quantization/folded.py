@@ -6,7 +6,7 @@
 ``s`` is one step for all branches that are summed before a neuron. Two schemes: ``mint`` (after Yin et al.,
 "MINT: Multiplier-less integer quantization for energy efficient spiking neural networks", ASP-DAC 2024,
 without its tanh): fires at ``H >= ceil(threshold / unit)``, ``V <- Q(leak * reset(H))`` with Q's step ``s``;
-and ``unit="weights"`` (percentile- based threshold scaling, after Arfa et al., NICE 2025): fires at ``H >=
+and ``unit="weights"`` (percentile-based threshold scaling, after Arfa et al., NICE 2025): fires at ``H >=
 round(threshold / unit)``, leak and Q as elsewhere.
 """
 
@@ -31,9 +31,7 @@ from .weights import WeightFormat, learned_scale, learned_start, weight_codes, w
 
 
 class Step:
-    """``s``, one for all layers of a sum: the largest of theirs, or kept by the first (learned, least
-    squared error).
-    """
+    """``s``, one for all layers of a sum: the largest, or the first's (learned, least squared error)."""
 
     def __init__(self, layers: "list[FoldedLayer]", f: WeightFormat) -> None:
         self.layers, self.format, self.owner = layers, f, layers[0].layer
@@ -114,8 +112,7 @@ class FoldedLayer(CodedLayer):
         a = self.map()[0] if a is None else a
         scale = self.scale()
         assert self.format.bits is not None
-        # scale / scale is 1; its gradient makes that of the scale LSQ's: of scale * code, not of the code
-        # alone.
+        # scale / scale is 1; its gradient makes that of the scale LSQ's: of scale * code, not of code.
         return weight_codes(self.folded(a), scale, self.format.bits) * (scale / scale.detach())
 
     def offset(self, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
@@ -172,8 +169,9 @@ class FoldedMembrane(Membrane):
 
     @property
     def shift(self) -> int:
-        """MINT: Q's step is the weights' (``extra`` = log2 of the pooled area); where images enter, it
-        reaches the threshold.
+        """MINT: Q's step is the weights' (``extra`` = log2 of the pooled area).
+
+        Where images enter, it reaches the threshold.
         """
         return self.extra if self.mint and self.extra is not None else super().shift
 
@@ -220,8 +218,7 @@ class FoldedAssembler(Assembler):
             if len(readers) != 1 or readers[0].kind == "layer" or group in plan.real:
                 raise SpikedistillError(
                     f"{name} refuses {plan.groups[group][0]}: it writes to a residual stream of real values, "
-                    "which is "
-                    "not one step's; take scheme='uniform'"
+                    "which is not one step's; take scheme='uniform'"
                 )
         for path, end in plan.ends.items():
             if end.kind == "stream" and plan.op(path).name != plan.output:

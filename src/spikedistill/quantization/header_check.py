@@ -21,8 +21,9 @@ MOST_SUMS = 1 << 42  # that one image adds up in all
 
 
 def read_header(header: Any, tensors: dict[str, Tensor], where: str) -> tuple[Header, list[tuple[int, ...]]]:
-    """Check a file's header and tensors whole; returns it, and each operation's shape for one image at one
-    step, (1, ...).
+    """Check a file's header and tensors whole; returns it, and operations' shapes.
+
+    Shapes are for one image at one step, (1, ...).
 
     Raises: SpikedistillError that begins with ``where`` and names the operation.
     """
@@ -107,8 +108,7 @@ def check_cost(
         if written > MOST_VALUES or sums > MOST_SUMS:
             raise SpikedistillError(
                 f"{where}: ops.{i} ({op.op}) gives {written:.3g} values for one image and brings its sums to "
-                f"{sums:.3g}; at most "
-                f"{MOST_VALUES:.3g} and {MOST_SUMS:.3g} are run"
+                f"{sums:.3g}; at most {MOST_VALUES:.3g} and {MOST_SUMS:.3g} are run"
             )
         values.append(out)
     if values[-1].dim() != 2:
@@ -139,9 +139,7 @@ def _sums(op: Any, out: Tensor, values: list[Tensor]) -> int:
 
 
 def _check_steps(header: Header, frames: bool, where: str) -> None:
-    """Where steps begin: at the input of frames, else at one encoding neuron or repetition on each way to
-    the output.
-    """
+    """Where steps begin: at the input of frames, or at one encoding neuron or repetition on each way out."""
     unfolded: list[bool] = []
     for i, op in enumerate(header.ops):
         before = {unfolded[j] for j in op.inputs}

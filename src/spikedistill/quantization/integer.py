@@ -55,8 +55,9 @@ class IntegerNetwork:
         return len(self._serialized())
 
     def codes(self, x: Tensor, T: int) -> Tensor:
-        """Input codes: images (N, C, ...) in [0, 1] or uint8, frames (N, F, C, ...) of counts, spikes (N,
-        T, C, ...).
+        """Input codes of images (N, C, ...), frames (N, F, C, ...) or spikes (N, T, C, ...).
+
+        Images lie in [0, 1] or are uint8, frames are counts.
         """
         x, form = x.detach().cpu(), self.header["input"]
         dims = len(form["size"])
@@ -107,8 +108,7 @@ class IntegerNetwork:
         return self._weights
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, dict[str, Tensor], State]:
-        """One step of a stream: integer logits (N, K), spikes by path (N, ...), and what is kept for the next
-        step.
+        """One step of a stream: integer logits (N, K), spikes by path (N, ...), and what the next step needs.
 
         ``x``: the image, the same at each step, or one step's counts or spikes (N, C, ...). T chained steps
         give what :meth:`steps` gives. Raises :class:`SpikedistillError` for neurons that see later steps.
@@ -134,8 +134,9 @@ class IntegerNetwork:
     __call__ = forward
 
     def predict(self, x: Tensor, time_steps: int | None = None) -> Tensor:
-        """Logits (N, K), float32: ``scale * forward(x) / T``, what the quantized network's ``predict``
-        gives, on x's device.
+        """Logits (N, K), float32: ``scale * forward(x) / T``, on x's device.
+
+        It is what the quantized network's ``predict`` gives.
         """
         logits = (self.forward(x, time_steps).double() * self.scale).float() / (time_steps or self.time_steps)
         return logits.to(x.device)
@@ -153,9 +154,7 @@ class IntegerNetwork:
 
     @classmethod
     def load(cls, path: str | Path) -> "IntegerNetwork":
-        """Read what :meth:`save` wrote; anything else, a damaged or a forged file, is refused before
-        anything runs.
-        """
+        """Read what :meth:`save` wrote; anything else, damaged or forged, is refused before anything runs."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -189,9 +188,8 @@ class IntegerNetwork:
             )
         if header.get("format") != FORMAT or header.get("version") != VERSION:
             raise SpikedistillError(
-                f"{path}: found format {header.get('format')!r} version {header.get('version')!r}; "
-                "this release reads "
-                f"{FORMAT!r} version {VERSION}"
+                f"{path}: found format {header.get('format')!r} version {header.get('version')!r}; this "
+                f"release reads {FORMAT!r} version {VERSION}"
             )
         read_header(header, tensors, str(path))
         return cls(header, tensors)
@@ -230,8 +228,7 @@ def real_parts(options: Mapping[str, Any]) -> list[str]:
 
 
 def entering(network: Network, x: Tensor) -> Tensor:
-    """What the integer form of ``network`` takes for a batch: the batch, or the spikes that the encoding will
-    draw next.
+    """What the integer form of ``network`` takes for a batch: it, or the spikes that the encoding draws next.
 
     Shape: (N, C, H, W) to the same, or with an encoding to (N, T, C, H, W); torch's generators are left as
     they were.

@@ -28,8 +28,7 @@ from .weights import (
 
 
 class CodedLayer:
-    """Forward of a convolution or linear layer on codes: accumulators, or what the layer's place in the
-    network asks.
+    """Forward of a convolution or linear layer on codes: accumulators, or what the layer's place asks.
 
     ``bound`` is the largest magnitude of its accumulators. With ``rescale`` (a layer straight before a
     neuron) the accumulators become the neuron's current, or (``output_grid``) codes of a stream; with
@@ -148,9 +147,7 @@ class CodedLayer:
 
 
 def input_table(network: Any, bits: int) -> tuple[Tensor, float]:
-    """Codes (C, 256) of an image's levels and the value of one code: ``max |(v/255 - mean) / std| /
-    limit``.
-    """
+    """Codes (C, 256) of image levels and the value of one code: ``max |(v/255 - mean) / std| / limit``."""
     levels = torch.arange(256, device=network.mean.device) / 255
     values = (levels.double() - network.mean.double()[:, None]) / network.std.double()[:, None]
     step = float(torch.tensor(float(values.abs().max()) / largest_code(bits)))
@@ -188,8 +185,7 @@ class InputCodes:
         if T is not None and self.time_steps < T and not self.network.training:
             raise SpikedistillError(
                 f"this network was quantized at T = {self.time_steps}, found T = {T}; quantized networks are "
-                "not "
-                "evaluated above their T: train it longer (time_steps of the stage) or quantize it anew"
+                "not evaluated above their T: train it longer (time_steps of the stage) or quantize it anew"
             )
 
 

@@ -1,6 +1,4 @@
-"""A neuron's grid: the unit of its codes, threshold and leak as integers, the stored membrane's bits and
-step.
-"""
+"""A neuron's grid: the codes' unit, threshold and leak as integers, the stored membrane's bits and step."""
 
 import math
 from dataclasses import dataclass, field
@@ -19,9 +17,10 @@ Number = float | Tensor
 
 @dataclass(frozen=True)
 class LearnedGrid(Grid):
-    """A grid whose unit is learned by Q's step, as in LSQ: the gradient of ``unit * Q(v / unit)``, over
-    ``sqrt(values * limit)`` and over ``4^shift``, so that the step, ``2^shift`` units, moves as if it were
-    the parameter itself.
+    """A grid whose unit is learned by Q's step, as in LSQ.
+
+    Its gradient is that of ``unit * Q(v / unit)``, over ``sqrt(values * limit)`` and over ``4^shift``, so
+    that the step, ``2^shift`` units, moves as if it were the parameter itself.
     """
 
     parameter: Tensor | None = field(default=None, compare=False)
@@ -70,9 +69,7 @@ class Membrane:
 
     @property
     def unit(self) -> float:
-        """Value of one code; a learned one stays between 1/16 of its start and the whole reach, whatever
-        its parameter says.
-        """
+        """Value of one code; learned ones stay between 1/16 of their start and the whole reach."""
         if self.streamed:
             return plain(self.neuron.gain) * scalar(self.neuron, "input_step")
         unit = abs(scalar(self.neuron, "membrane_unit"))
@@ -136,9 +133,7 @@ class Membrane:
         return self.neuron.grid
 
     def bound(self, current: float, T: int) -> float:
-        """Largest integer that the scan meets when ``|current|`` codes are at most this: V * l, H, and V
-        without Q.
-        """
+        """Largest integers in the scan if ``|current|`` codes are at most this: V * l, H, and V without Q."""
         grid = self.neuron.grid or self.grid()
         if self.bits is None:
             stored = T * (current + grid.subtracted) + abs(math.floor(self.neuron.initial / grid.unit + 0.5))
@@ -149,17 +144,13 @@ class Membrane:
 
 
 class CodedNeuron:
-    """Forward of a neuron that stands alone: its current arrives as codes, in multiples of ``ratio()``
-    units.
-    """
+    """Forward of a neuron that stands alone: its current is in codes, in multiples of ``ratio()`` units."""
 
     def __init__(self, neuron: Neuron, membrane: Membrane, bound: int | None) -> None:
         self.neuron, self.membrane, self.bound = neuron, membrane, bound
 
     def ratio(self) -> Number:
-        """Units of charge in one code of the input: 1, or ``round(step * gain / unit)`` where spikes come
-        directly.
-        """
+        """Units of charge in a code of the input: 1, or ``round(step * gain / unit)`` for direct spikes."""
         if self.membrane.streamed or not hasattr(self.neuron, "input_step"):
             return 1.0
         return ratio(scalar(self.neuron, "input_step") * self.membrane.per_unit())
@@ -180,9 +171,7 @@ class CodedNeuron:
 
 
 def ratio(value: Number) -> Number:
-    """A factor between two grids, half-up to an integer of at least 1; straight-through where it is
-    learned.
-    """
+    """A factor between grids, half-up to an integer of at least 1; straight-through where it is learned."""
     if isinstance(value, Tensor):
         return (
             round_ste(value).clamp(min=1)

@@ -1,5 +1,4 @@
-"""From accumulators to codes on the next grid: a multiplier and an offset per channel, one binary shift per
-layer.
+"""From accumulators to codes on the next grid: multiplier and offset per channel, one shift per layer.
 
     code = floor(acc * M / 2^k + 1/2) + B        M = round(m 2^k), B = round(o / 2^j) 2^j
 
@@ -32,9 +31,7 @@ class Target(Protocol):
 
 
 class Stream:
-    """The grid of a residual stream: ``output_step`` of the norm or layer that writes to it, a power of
-    two.
-    """
+    """Grid of a residual stream: ``output_step`` of the norm or layer that writes to it, a power of two."""
 
     def __init__(self, norm: nn.Module) -> None:
         self.norm = norm
@@ -45,9 +42,7 @@ class Stream:
 
 
 class OutputGrid:
-    """Codes that leave a norm or layer for others: saturated, in ``dtype``; with ``real`` as values, codes
-    times step.
-    """
+    """Codes that leave a norm or layer: saturated, in ``dtype``; with ``real`` as values, codes x step."""
 
     def __init__(self, owner: nn.Module, low: int, high: int, dtype: torch.dtype, real: bool) -> None:
         self.owner, self.low, self.high, self.dtype, self.real = owner, low, high, dtype, real
@@ -87,9 +82,10 @@ class PooledTarget:
 
 
 class CodeSource:
-    """Where a part's codes come from: the accumulators of ``coded``, a :class:`.CodedLayer`, or (None) codes
-    of one step, the owner's ``input_step``. ``bound``: their largest magnitude; ``share``: 1 / area after sum
-    pooling.
+    """Where a part's codes come from: the accumulators of ``coded``, a :class:`.CodedLayer`, or (None) codes.
+
+    Codes are of one step, the owner's ``input_step``. ``bound``: their largest magnitude; ``share``: 1 / area
+    after sum pooling.
     """
 
     def __init__(self, owner: Any, bound: int, path: str, coded: Any = None, share: float = 1.0) -> None:
@@ -196,9 +192,7 @@ def affine(norm: Any, mean: Tensor | None = None, var: Tensor | None = None) -> 
 
 
 class CodedStatistics:
-    """A norm's statistics, read from codes and kept in real values: instance attribute ``statistics`` of a
-    norm.
-    """
+    """A norm's statistics, from codes, kept in real values: instance attribute ``statistics`` of a norm."""
 
     def __init__(self, norm: nn.Module, source: CodeSource | None, frozen: bool) -> None:
         self.norm, self.source, self.frozen = norm, source, frozen
@@ -233,9 +227,7 @@ class NormGrid:
         self.residual_bound, self.residual_step = residual_bound, residual_step
 
     def ratio(self) -> Number:
-        """Units of charge in one code of the residual: 1 on the neuron's own grid, else ``round(step *
-        gain / unit)``.
-        """
+        """Units of charge in a residual's code: 1 on the neuron's grid, or ``round(step * gain / unit)``."""
         if not self.residual_step:
             return 1.0
         return ratio(self.membrane.per_unit() * scalar(self.norm, "residual_step"))

@@ -69,9 +69,7 @@ class Options:
 
     @property
     def range(self) -> Range:
-        """How the weights' range is found; unless given, learned for mint, which trains its step (Yin et
-        al., 2024).
-        """
+        """How the weights' range is found; by default learned for mint, as its step is (Yin et al., 2024)."""
         if self.weight_range is not None:
             return self.weight_range
         return "learned" if self.scheme == "mint" else "max"

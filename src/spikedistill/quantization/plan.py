@@ -53,8 +53,9 @@ class Edge:
 
 
 class End(NamedTuple):
-    """Where the accumulators of a layer end: at the norm or neuron at ``path``, which sees ``share`` of them,
-    on a stream of the layer's own, or as logits.
+    """Where a layer's accumulators end: at the norm or neuron at ``path``, on a stream, or as logits.
+
+    The norm or neuron sees ``share`` of them; the stream is the layer's own.
     """
 
     kind: Literal["norm", "neuron", "stream", "logits"]
@@ -107,8 +108,7 @@ def refuse(node: Node, why: str) -> SpikedistillError:
 
 
 def own_code(module: nn.Module, kind: type[nn.Module] | None, *methods: str) -> str | None:
-    """The method with which a module computes something of its own: what quantization replaces or takes as
-    known.
+    """The method with which a module computes something of its own: quantization replaces or knows it.
 
     ``kind``: the class whose methods are known; None: torch's and spikedistill's own classes.
     """

@@ -12,9 +12,8 @@ from .streams import Streams
 
 ROUNDED = 1 << 20  # a mean's sum is read back from a float by rounding; below this it cannot miss
 ALLOWED = (
-    "has no form on integer codes; allowed between layers: additions, products of spikes, "
-    "powers of two as factors, "
-    "pools, means, sums, reshaping, transposing, slicing, zero padding, concatenation"
+    "has no form on integer codes; allowed between layers: additions, products of spikes, powers of two as "
+    "factors, pools, means, sums, reshaping, transposing, slicing, zero padding, concatenation"
 )
 
 
@@ -45,9 +44,7 @@ class PlanWriter:
         return self.plan.edges[input_names(node)[i]]
 
     def put(self, node: Node, kind: str, edge: Edge, suffix: str = "", **options: Any) -> None:
-        """One operation; with ``suffix`` one of several that a node becomes, the first of which read its
-        inputs.
-        """
+        """One operation; with ``suffix`` one of several that a node becomes; the first read its inputs."""
         name = node.name + suffix
         self.plan.ops.append(Op(name, kind, input_names(node), node.path or "", options))
         self.plan.edges[name] = edge
@@ -91,10 +88,10 @@ class PoolReader(PlanWriter):
             return self.put(node, "replicate", self.edge(node), times=[a // b for b, a in zip(before, after)])
         if kernel is None:
             raise refuse(
-                node, f"has overlapping windows ({before} to {after}); its divisor is not one number: "
-"choose sizes that "
-                "divide",
-            )  # fmt: skip
+                node,
+                f"has overlapping windows ({before} to {after}); its divisor is not one number: choose sizes "
+                "that divide",
+            )
         return self.average(node, list(kernel), list(kernel), [0, 0], prod(kernel))
 
     def window(self, node: Node) -> dict[str, Any]:

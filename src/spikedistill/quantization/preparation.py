@@ -47,8 +47,7 @@ def quantize(
     input_size: Sequence[int] | None = None,
     calibration: Calibration | None = None,
 ) -> Network:
-    """A deep copy of a spiking network that computes on integer codes in floats, trainable by
-    straight-through gradients.
+    """A deep copy of a spiking network on integer codes in floats, trainable by straight-through gradients.
 
     ``w ~ s_w code_w``; ``current = floor(acc M / 2^k + 1/2) + B``; ``H = floor(V l / 2^L) + current``; fires
     at ``H >= round(threshold / unit)``; ``V <- Q(reset(H))``; logits are integers times one scale
@@ -79,8 +78,7 @@ def quantize(
 
 
 def restore(network: Network, options: Mapping[str, Any]) -> Network:
-    """The form of a network that was quantized with ``options`` (``network.config["quantize"]``), to load its
-    state into.
+    """The form of a network that was quantized with ``options`` (its ``config``), to load its state into.
 
     Nothing is measured: ranges found on calibration batches, scales and shifts are buffers, so the state dict
     holds them.

@@ -37,9 +37,7 @@ class Quantization:
         return {path: part for path, part in self.parts.items() if isinstance(part, CodedLayer)}
 
     def requantize(self) -> None:
-        """Between epochs, choose anew what stands still within them: scales of least squared error, binary
-        shifts.
-        """
+        """Between epochs, choose anew what is fixed within: scales of least squared error, binary shifts."""
         for part in self.parts.values():
             part.update()
 
@@ -57,9 +55,7 @@ class Quantization:
         return found
 
     def value(self, node: str) -> Tensor | None:
-        """What a float 1 on the output of a graph's node is worth, one for all or per channel; None: it is
-        real already.
-        """
+        """What a float 1 on the output of a graph's node is worth, for all or per channel; None: real."""
         edge = self.plan.edges.get(node)
         if edge is None or edge.spikes or (edge.base == "norm" and edge.group in self.plan.real):
             return None

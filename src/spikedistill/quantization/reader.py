@@ -73,7 +73,6 @@ class Reader(PoolReader):
                 )
 
     # -- layers and neurons
-    # -----------------------------------------------------------------------------------------
 
     def layer(self, node: Node) -> None:
         edge, path, module = self.edge(node), str(node.path), node.module
@@ -98,9 +97,7 @@ class Reader(PoolReader):
         )
 
     def alone(self, name: str) -> bool:
-        """Whether no grid is needed: one norm or neuron reads a layer, through pools and views, or it is
-        the output.
-        """
+        """Whether no grid is needed: one norm or neuron reads a layer, pools between, or it is the output."""
         pooled = False
         while name != self.graph.output:
             readers = self.graph.readers(name)
@@ -141,8 +138,7 @@ class Reader(PoolReader):
         if edge.base == "layer":
             self.end(edge, "neuron", node)
         elif edge.base == "norm":
-            # Behind a pool a code is a part of the stream's: the stream keeps its step, and the neuron's unit
-            # follows it.
+            # Behind a pool a code is a part of the stream's: the stream keeps its step, the unit follows it.
             self.streams.read_by(edge, "neuron" if edge.share == 1 else "layer", str(node.path))
         self.put(node, "neuron", Edge("step", 0, 1))
 
@@ -177,7 +173,6 @@ class Reader(PoolReader):
             )
 
     # -- sums and products
-    # ------------------------------------------------------------------------------------------
 
     def add(self, node: Node) -> None:
         if len(input_names(node)) != 2 or node.settings["alpha"] != 1:
@@ -244,7 +239,6 @@ class Reader(PoolReader):
         )
 
     # -- shapes
-    # -----------------------------------------------------------------------------------------------------
 
     def reshape(self, node: Node) -> None:
         if len(input_names(node)) != 1:

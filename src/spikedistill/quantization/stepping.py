@@ -69,9 +69,7 @@ class Stepper:
                 )
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor], State]:
-        """Logits' codes (N, K), spikes (N, ...) by path, and the next state; ``x``: the step's input
-        codes.
-        """
+        """Logits' codes (N, K), spikes (N, ...) by path, and the next state; ``x``: the step's codes."""
         values: list[Tensor] = []
         spikes: dict[str, Tensor] = {}
         after = State(state.steps + 1, {}, {}, {})
@@ -116,9 +114,7 @@ class Stepper:
     def past(
         self, i: int, op: dict[str, Any], current: Tensor, values: list[Tensor], state: State, after: State
     ) -> list[Tensor]:
-        """The last ``taps - 1`` currents since the start, the latest last; fills in what is kept from now
-        on.
-        """
+        """The last ``taps - 1`` currents since the start, the latest last; fills in what is kept from now."""
         before, path = op["taps"] - 1, op["path"]
         since = before - min(before, state.steps)
         if op["encode"]:

@@ -91,7 +91,6 @@ class Streams:
             if not alone and any(kind == "residual" for kind, _ in readers):
                 path = next(path for kind, path in readers if kind == "residual")
                 raise SpikedistillError(
-                    f"cannot quantize {path}: its residual, from {plan.groups[group][0]}, "
-                    "is read or joined by others too "
-                    "and has no grid of its own"
+                    f"cannot quantize {path}: its residual, from {plan.groups[group][0]}, is read or joined "
+                    "by others too and has no grid of its own"
                 )

@@ -59,9 +59,7 @@ class TemporalGrid:
 
 
 class TemporalMembrane(Membrane):
-    """Puts a parallel neuron on its grid before each pass; its current's unit is what a membrane's would
-    be.
-    """
+    """Puts a parallel neuron on its grid each pass; its current's unit is what a membrane's would be."""
 
     def __init__(
         self,
@@ -117,8 +115,7 @@ def check(neurons: dict[str, Parallel], o: Options) -> None:
 
 
 def history(plan: Plan, op: Op) -> tuple[str, int] | None:
-    """What a parallel neuron's past currents are computed from again: the layer before it and the bits of one
-    of its inputs.
+    """What a parallel neuron's past currents come from again: the layer before it and the bits of one input.
 
     None where the currents themselves are kept: behind an image, a sum, a norm that stands alone, a residual.
     """

@@ -106,8 +106,7 @@ def weight_codes(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
 
 
 def exact_scale(scale: Tensor, bound: int) -> Tensor:
-    """The next larger scale with so few mantissa bits that ``scale * n`` is exact in float32 for every ``|n|
-    <= bound``.
+    """The next scale of so few mantissa bits that ``scale * n`` is exact in float32 for all ``|n| <= bound``.
 
     So equal integer logits are equal logits. At most one bit of resolution is lost, less where the bound
     leaves room.

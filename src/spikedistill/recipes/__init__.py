@@ -14,9 +14,7 @@ def shipped() -> dict[str, Path]:
 
 
 def shelf() -> list[dict[str, Any]]:
-    """Of each shipped recipe its name, title, papers, data set, the network of its last stage that names
-    one, and T.
-    """
+    """Each shipped recipe's name, title, papers, data set, last network that a stage names, and T."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

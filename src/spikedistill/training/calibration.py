@@ -20,9 +20,7 @@ CALIBRATION_IMAGES = 1024  # at least, where there are as many
 def calibration_batches(
     data: Data, batch_size: int, images: int, device: "str | torch.device"
 ) -> list[Tensor]:
-    """The first training batches, unaugmented, classes mixed: with at least ``images``, where there are as
-    many.
-    """
+    """The first training batches, unaugmented, classes mixed: at least ``images``, if there are as many."""
     count = -(-images // batch_size)
     return [x for x, _ in islice(data.batches("train", batch_size, scattered=True, device=device), count)]
 
@@ -35,11 +33,11 @@ def recalibrated(network: Network, batches: Iterable[Tensor], time_steps: int | 
 
 
 def settle(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Norm statistics of the weights as they are, over ``batches``, in place; the shifts of a quantized
-    network follow.
+    """Norm statistics of the weights as they are, over ``batches``, in place.
 
-    Running averages lag behind weights that still move: after a short training they are those of another
-    network (ours: 10 % accuracy as saved, 80 % settled, after three epochs).
+    The shifts of a quantized network follow. Running averages lag behind weights that still move: after a
+    short training they are those of another network (ours: 10 % accuracy as saved, 80 % settled, after three
+    epochs).
     """
     recalibrate(network, batches)
     if (requantize := getattr(network, "requantize", None)) is not None:
@@ -47,9 +45,7 @@ def settle(network: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Tensor], time_steps: int | None = None) -> None:
-    """Average the norm statistics anew over ``batches``, in place; at ``time_steps`` (None: the network's
-    own T).
-    """
+    """Average norm statistics anew over ``batches``, in place; at ``time_steps`` (None: the network's)."""
     norms = [m for m in network.modules() if isinstance(m, NormNeuron | nn.modules.batchnorm._BatchNorm)]
     momenta = [m.momentum for m in norms]
     own = getattr(network, "time_steps", None)

@@ -1,5 +1,6 @@
-"""What may change in a run that has begun: the advice after a divergence, and the machine. All else makes
-another run.
+"""What may change in a run that has begun: the advice after a divergence, the machine.
+
+All else makes another run.
 """
 
 import json
@@ -20,8 +21,7 @@ OPTIMIZER = ("lr", "min_lr", "clip")
 OTHERS = ("data.workers", "checkpoint", "checkpoint.seconds", "checkpoint.steps")
 WORDS = (
     "a run that has begun may change optimizer.lr, .min_lr, .clip (also STAGE.optimizer.lr), data.workers, "
-    "checkpoint and "
-    "--device"
+    "checkpoint and --device"
 )
 
 
@@ -42,9 +42,7 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
 
 
 def change(folder: Path, overrides: Sequence[str], custom: Iterable[str] = ()) -> None:
-    """Apply ``path=value`` to a run's record; refuses what may not change. The record says from which step
-    on.
-    """
+    """Apply ``path=value`` to a run's record; refuses all else. The record says from which step on."""
     if not overrides:
         return
     held, claimed = read_file(folder / FILE, custom)
@@ -77,9 +75,7 @@ def change(folder: Path, overrides: Sequence[str], custom: Iterable[str] = ()) -
 
 
 def _to_stages(tree: dict[str, Any], given: Recipe, key: str, text: str, finished: set[str]) -> None:
-    """A key of the recipe's optimizer reaches the stages that have no word of their own on it, and are not
-    finished.
-    """
+    """The recipe's optimizer keys reach the stages that say nothing of them and are not finished."""
     for stage in tree["stages"]:
         own = given.stage(stage["name"]).optimizer
         other = own.get("name", given.optimizer.name) != given.optimizer.name
@@ -102,9 +98,7 @@ def _finished(folder: Path, recipe: Recipe) -> set[str]:
 
 
 def _places(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
-    """Where each seed of the run stands: the first stage that is not finished, and the step of its last
-    checkpoint.
-    """
+    """Where each seed of the run stands: the first unfinished stage and the step of its last checkpoint."""
     found: list[dict[str, Any]] = []
     for i, place in enumerate(_seeds(folder, recipe)):
         stage = next((s for s in recipe.stages if not _done(place, s)), None)
@@ -123,9 +117,7 @@ def _places(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def edited(folder: Path, custom: Iterable[str] = ()) -> None:
-    """``recipe.yaml`` changed by hand: what may change is taken (and noted with its step), all else is
-    refused.
-    """
+    """``recipe.yaml`` changed by hand: what may change is taken (noted with its step), all else refused."""
     twin = folder / TWIN
     if not twin.exists():
         return

@@ -1,6 +1,4 @@
-"""Checkpoints: safetensors and JSON in a folder that is written aside, fsynced, then renamed. No pickle
-anywhere.
-"""
+"""Checkpoints: safetensors and JSON in a folder written aside, fsynced, then renamed. No pickle."""
 
 import hashlib
 import json
@@ -26,8 +24,7 @@ def save(
     state: Mapping[str, Any],
     extra: Mapping[str, str] | None = None,
 ) -> None:
-    """Write ``tensors.safetensors`` and ``state.json`` (with both checksums); what stood there becomes
-    :func:`previous`.
+    """Write ``tensors.safetensors`` and ``state.json`` (with both checksums); the old is :func:`previous`.
 
     A crash at any place leaves at least one whole checkpoint, where there was one.
     """
@@ -64,8 +61,7 @@ def _checksum(document: Mapping[str, Any]) -> str:
 def load_latest(
     folder: Path, note: Callable[[str], None] = lambda text: None
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The last checkpoint that is whole, or None where there is none; ``note`` hears of an older one that is
-    taken.
+    """The last checkpoint that is whole, or None where there is none; ``note`` hears if an older is taken.
 
     Raises for the last one's damage where no older one is whole.
     """
@@ -104,8 +100,7 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if wrong:
         raise SpikedistillError(
             f"{folder / 'tensors.safetensors'}: {wrong[0]} holds NaN or infinity ({len(wrong)} tensors do); "
-            "use an older "
-            "checkpoint or repeat the run"
+            "use an older checkpoint or repeat the run"
         )
     return tensors, state
 

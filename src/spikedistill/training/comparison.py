@@ -1,6 +1,4 @@
-"""Shipped methods on one's own data, at equal budget, with one teacher: what each gives, and which to
-take.
-"""
+"""Shipped methods on one's own data, at equal budget and teacher: what each gives, and which to take."""
 
 import json
 import re
@@ -46,9 +44,7 @@ class Plan:
 
 @dataclass(repr=False)
 class Comparison:
-    """A finished comparison: ``run`` (its folder, summary, networks), ``plan``, and ``sentence``: what to
-    take.
-    """
+    """A finished comparison: ``run`` (folder, summary, networks), ``plan``, ``sentence`` (what to take)."""
 
     run: Run
     plan: Plan
@@ -72,8 +68,7 @@ def compare(
     quiet: bool = False,
     say: Say | None = None,
 ) -> Comparison:
-    """Train every method on one student, network, start, epochs and teacher being equal, and say which to
-    take.
+    """Train every method on one student, network, start, epochs and teacher being equal; say which to take.
 
     ``on``: a recipe (its student is trained), or data: a data set's name, an .npz file, a folder of images.
     ``methods``: "all", "a,b" or names of :func:`spikedistill.methods.catalogue`. ``budget``: "2h", "30m" or
@@ -156,8 +151,7 @@ def _plan(
         if not kept:
             raise SpikedistillError(
                 f"--budget {hours(budget)} holds no method: teacher and {BASELINE} take about "
-                f"{hours(basis)}; give more, "
-                "or fewer --seeds"
+                f"{hours(basis)}; give more, or fewer --seeds"
             )
         kept = [method.name for method in fitting if method.name in kept]
     return Plan(

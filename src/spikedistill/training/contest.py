@@ -1,6 +1,4 @@
-"""The recipe of a comparison: one teacher, ``alone``, and a stage a method, equal but for their
-objectives.
-"""
+"""The recipe of a comparison: one teacher, ``alone``, a stage a method, equal but for their objectives."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,9 +35,7 @@ DEFAULT: dict[str, Any] = {
 def base(
     on: "str | Path | Mapping[str, Any] | Recipe", overrides: Sequence[str] = (), custom: Iterable[str] = ()
 ) -> Recipe:
-    """The recipe to compare on: a recipe, or the default one on a data set's name, an .npz file or a
-    folder of images.
-    """
+    """The recipe to compare on: a recipe, or the default one on a data set, an .npz or a folder of images."""
     if isinstance(on, Recipe | Mapping) or str(on) in shipped() or Path(on).suffix in (".yaml", ".yml"):
         return load(on, overrides, custom)
     path = Path(on)
@@ -58,9 +54,7 @@ def base(
 
 
 def student_of(recipe: Recipe) -> Stage:
-    """The stage whose network the methods train: the last spiking one made anew, one that has a teacher
-    before others.
-    """
+    """The stage whose network the methods train: the last spiking one made anew, one with a teacher first."""
     spiking = [stage for stage in recipe.stages if stage.network is not None and not stage.network.get("ann")]
     taught = [stage for stage in spiking if stage.teacher is not None]
     if not spiking:

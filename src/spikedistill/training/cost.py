@@ -29,8 +29,9 @@ def seconds_each(
     device: str | None = None,
     held: Mapping[str, Path] | None = None,
 ) -> dict[str, float]:
-    """Seconds of one seed of each stage, uncompiled: an upper bound of a guess. 0 for a stage that is in
-    ``held`` by key.
+    """Seconds of one seed of each stage, uncompiled: an upper bound of a guess.
+
+    0 for a stage that is in ``held`` by key.
     """
     there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     place = checked(device) or there or torch.device("cpu")

@@ -44,16 +44,14 @@ def _cause(training: "Training", step: int) -> tuple[str, str]:
             row = int((~rows).nonzero()[0])
             return (
                 f"the data: batch {batch + k + 1} of epoch {step // training.per_epoch + 1} holds NaN or "
-                "infinity in "
-                f"its image {row + 1} (step {step})",
+                f"infinity in its image {row + 1} (step {step})",
                 "Mend the data or its augmentation, then resume",
             )
     broken = finite.faulty(distiller.named_parameters())
     if broken:
         return (
-            f"{finite.words(broken)} holds NaN or infinity before step {step}, though no gradient did: "
-            "the optimizer's state "
-            "or a change of the weights from outside",
+            f"{finite.words(broken)} holds NaN or infinity before step {step}, though no gradient did: the "
+            "optimizer's state or a change of the weights from outside",
             "Resume from the last checkpoint",
         )
     if training.world > 1:  # what follows runs the network, and the processes might part ways in it

@@ -19,8 +19,7 @@ class Exit:
 
 
 def predict_early(network: Network, x: Tensor, confidence: float = 0.9) -> Exit:
-    """Run step by step; a sample leaves when the largest softmax probability of its mean logits reaches
-    ``confidence``.
+    """Run step by step; a sample leaves when the softmax of its mean logits reaches ``confidence``.
 
     Samples that have left are taken out of the batch, so that the work shrinks with them. At ``confidence``
     of 1 or more all run the network's own T: the same logits as ``network.predict``.

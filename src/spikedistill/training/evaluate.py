@@ -20,9 +20,7 @@ DEAD, SATURATED = 0.001, 0.9
 
 @dataclass
 class Evaluation:
-    """One pass over a split. Accuracies are fractions; ``rates``: spikes per neuron and time step, by
-    layer.
-    """
+    """One pass over a split. Accuracies are fractions; ``rates``: spikes per neuron and step, by layer."""
 
     accuracy: float
     loss: float
@@ -88,8 +86,7 @@ def evaluate(
     rates: bool = True,
     position: tuple[int | str, ...] = ("evaluate",),
 ) -> Evaluation:
-    """One pass over ``batches`` of (x, y (N,)); accuracy also at each of ``time_steps``: the first steps of a
-    simulation.
+    """One pass over ``batches`` of (x, y (N,)); accuracy also at ``time_steps``: the first of a simulation.
 
     T above the network's own runs longer simulations, without recalibration; those of a converted network,
     which may need hundreds of steps, are streamed. Each batch is seeded by its position.
@@ -139,8 +136,7 @@ def evaluate(
 
 @dataclass
 class IntegerEvaluation:
-    """Counts of images: all, those the integer network classifies rightly, those it classifies as the
-    fake-quantized one does.
+    """Counts of images: all, those the integer network classifies rightly, and as the fake-quantized one.
 
     ``bytes``: its size.
     """
@@ -183,8 +179,7 @@ def membrane_histograms(
     bins: int = 60,
     span: tuple[float, float] = (-3.0, 3.0),
 ) -> list[MembraneSummary]:
-    """Histograms of the charged membrane in thresholds, per layer, beside the teacher's where it has the same
-    layer.
+    """Histograms of the charged membrane in thresholds, per layer, beside the teacher's in the same layer.
 
     What lies outside of ``span`` is counted in the first and last bin.
     """

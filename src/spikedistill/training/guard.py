@@ -1,5 +1,4 @@
-"""No update from a gradient that is not finite: a flag on the device, which the optimizer's kernels read
-themselves.
+"""No update from a gradient that is not finite: a flag on the device, which the optimizer's kernels read.
 
 The flag goes up with a step whose batch, loss or gradient holds NaN or infinity, and stays up: nothing is
 applied from that step on, so the weights stand where they stood before it until the host reads the flag and
@@ -22,8 +21,9 @@ class Guard:
 
     @torch.no_grad()
     def look(self, step: int, seen: Sequence[Tensor], parameters: Iterable[nn.Parameter]) -> None:
-        """``seen``: inputs and losses of the step; the gradients are those of ``parameters``. Reads
-        nothing to the host.
+        """``seen``: inputs and losses of the step; the gradients are those of ``parameters``.
+
+        Reads nothing to the host.
         """
         good = [torch.isfinite(value).all() for value in seen if value.is_floating_point()]
         gradients = [p.grad for p in parameters if p.grad is not None]

@@ -88,12 +88,9 @@ class Training:
             self.settle()
 
     def epoch(self, model: nn.Module) -> None:
-        """One pass over the training set, from the current batch on, then validation. A step has five
-        parts.
-        """
+        """One pass over the training set, from the current batch, then validation. A step has five parts."""
         update = getattr(self.student, "requantize", None)
-        # Shifts follow the weights once an epoch; in the middle of one a resumed run has them from its
-        # checkpoint.
+        # Shifts follow the weights once an epoch; a resumed run has them from its checkpoint.
         if update is not None and self.position.batch == 0:
             update()
         self.distiller.train()
@@ -125,8 +122,7 @@ class Training:
             self.guard.look(self.position.step, seen, self.distiller.parameters())
             if self.settings.optimizer.clip:
                 nn.utils.clip_grad_norm_(self.distiller.parameters(), self.settings.optimizer.clip)
-            # On a CPU the flag costs nothing to read; a GPU is asked rarely, its optimizer looks at the flag
-            # by itself.
+            # On a CPU the flag costs nothing to read; a GPU is asked rarely, its optimizer looks by itself.
             if (
                 len(pending) >= GATHER_EVERY * micro
                 or self.settings.device.type in READ_EVERY_STEP
@@ -174,18 +170,14 @@ class Training:
     def next_batch(
         self, batches: Iterator[tuple[Tensor, Tensor]], step: int, k: int
     ) -> tuple[Tensor, Tensor]:
-        """Batch ``k`` of a step; its augmentation is drawn alike by all processes, what the network draws
-        is not.
-        """
+        """Batch ``k`` of a step; all processes draw its augmentation alike, not what the network draws."""
         seed_everything(self.settings.seed, step, 0, *([k] if k else []))
         x, y = next(batches)
         self.seed_draws(step, k)
         return x, y
 
     def seed_draws(self, step: int, k: int) -> None:
-        """Other draws inside the network on each process and in each batch of a step (the first process
-        goes on).
-        """
+        """Other draws inside the network on each process and in each batch of a step (the first goes on)."""
         if self.rank:
             seed_everything(self.settings.seed, step, self.rank, k)
 
@@ -216,8 +208,9 @@ class Training:
             yield x, y
 
     def wishes(self, unread: bool) -> tuple[bool, bool]:
-        """Whether to write the state, and whether to stop then: what one process wants, all do, where all
-        have read alike.
+        """Whether to write the state, and whether to stop then: what one process wants, all do.
+
+        To be asked where all have read alike.
         """
         wanted = [self.due(), signals.watch.asked is not None]
         if self.world > 1:
@@ -324,9 +317,7 @@ class Training:
 
     @contextmanager
     def measured(self) -> Iterator[None]:
-        """The student as its product would be now: averaged weights, settled statistics; afterwards as it
-        was.
-        """
+        """The student as its product would be now: averaged weights, settled statistics; then as it was."""
         if self.average is not None:
             self.average.swap(self.student)
         buffers = {name: value.clone() for name, value in self.student.named_buffers()}
@@ -361,9 +352,7 @@ class Training:
             yield (x.double() if self.settings.precision == "float64" else x), y
 
     def watch(self, found: Evaluation) -> None:
-        """Warn once of each layer that is dead or saturated in two validations running (at first many
-        are).
-        """
+        """Warn once of each layer dead or saturated in two validations running (at first many are)."""
         suspects = {layer.path for layer in found.layers() if layer.warning}
         for layer in found.layers():
             if layer.warning and layer.path in self.suspects and layer.path not in self.warned:

@@ -1,6 +1,4 @@
-"""What a machine does for a stage: memory that a step takes, bfloat16 autocast, compiled neurons where
-that pays.
-"""
+"""What a machine does for a stage: memory of a step, bfloat16 autocast, compiled neurons where that pays."""
 
 import time
 from collections.abc import Iterator
@@ -17,15 +15,16 @@ from ..neurons import Neuron, compilation
 from ..neurons.packing import packed_spikes
 from ..neurons.recompute import lean
 
-# A cold compiler cache costs up to this long on two CPU cores; the fused form saves about this part of an
-# eager step.
+# A cold compiler cache costs up to this long on two cores; the fused form saves this part of an eager step.
 COMPILE_SECONDS = 45.0
 SAVED = 0.5
 
 
 @dataclass(frozen=True)
 class Fit:
-    """``step_mb``: tensors kept for backward at the batch size asked; ``fixed_mb``: parameters, gradients,
+    """Memory of a training step, MB, and the largest batch that would fit.
+
+    ``step_mb``: tensors kept for backward at the batch size asked; ``fixed_mb``: parameters, gradients,
     optimizer state; ``available_mb``: free memory of the device (None: unknown); ``largest_batch``: what
     would fit.
     """
@@ -42,9 +41,10 @@ class Fit:
 
 
 def estimate(distiller: Distiller, x: Tensor, y: Tensor, batch_size: int, states: int = 1) -> Fit:
-    """From one forward pass on two samples: what backward keeps grows with the batch; weights, gradients and
-    ``states`` optimizer tensors a parameter do not. An estimate: work buffers of convolutions and the
-    allocator's slack are not in it.
+    """From one forward pass on two samples: what backward keeps grows with the batch.
+
+    Weights, gradients and ``states`` optimizer tensors a parameter do not. An estimate: work buffers of
+    convolutions and the allocator's slack are not in it.
 
     Norm statistics and random state stay as they are.
     """
@@ -95,8 +95,9 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def saving(memory: str, network: nn.Module) -> AbstractContextManager[Any]:
-    """How the forward pass keeps what backward needs: as it is, spikes as bits, or blocks recomputed with
-    spikes as bits.
+    """How the forward pass keeps what backward needs.
+
+    As it is, spikes as bits, or blocks recomputed with spikes as bits.
     """
     stack = ExitStack()
     if memory != "default":
@@ -122,9 +123,7 @@ def compiling(on: bool) -> Iterator[None]:
 
 
 def worth_compiling(distiller: Distiller, x: Tensor, y: Tensor, steps: int) -> bool:
-    """Whether ``steps`` training steps like this one outlast the compiling; times two, and leaves no trace
-    of them.
-    """
+    """Whether ``steps`` training steps like this one outlast the compiling; times two, leaves no trace."""
     if (
         not compilation.allowed()
         or steps < 20

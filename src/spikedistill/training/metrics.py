@@ -1,6 +1,4 @@
-"""``metrics.jsonl``: one line of JSON for everything that happens in a run, readable while it is being
-written.
-"""
+"""``metrics.jsonl``: one line of JSON for everything that happens in a run, readable while written."""
 
 import json
 import os
@@ -23,9 +21,7 @@ class Metrics:
     torn: bool = False
 
     def epochs(self, stage: str) -> list[dict[str, Any]]:
-        """The stage's epoch lines in order; an epoch trained again after a resume counts once, as trained
-        last.
-        """
+        """The stage's epoch lines in order; an epoch trained again counts once, as trained last."""
         lines = {
             line["epoch"]: line for line in self.events if line["event"] == "epoch" and line["stage"] == stage
         }
@@ -33,9 +29,7 @@ class Metrics:
 
 
 def append(folder: str | os.PathLike[str], event: Event, **values: Any) -> None:
-    """Add one line; NaN and infinity become null, and a torn last line of an earlier process is cut off
-    first.
-    """
+    """Add one line; NaN and infinity become null, a torn last line of an earlier process is cut off first."""
     path = Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(_finite({"event": event, **values}), allow_nan=False) + "\n"

@@ -1,6 +1,4 @@
-"""All stages of a recipe for one seed: built, trained, measured, saved; what is finished is not trained
-again.
-"""
+"""All stages of a recipe for one seed: built, trained, measured, saved; what is finished stays."""
 
 import json
 import shutil
@@ -249,8 +247,7 @@ class OneSeed:
         if not fit.fits:
             self.progress.note(
                 f"{stage.name}: warning: a step keeps about {fit.step_mb:,.0f} MB, {fit.available_mb:,.0f} "
-                "MB are free; "
-                f"lower data.batch_size (about {fit.largest_batch} fits) or set memory: lean"
+                f"MB are free; lower data.batch_size (about {fit.largest_batch} fits) or set memory: lean"
             )
 
     def compiles(self, stage: Stage, distiller: Distiller, x: Tensor, y: Tensor, training: Training) -> bool:

@@ -27,9 +27,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def state_by_name(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as ``{"parameter name|key": tensor}``: groups may be cut otherwise and it
-    still fits.
-    """
+    """The optimizer's state as ``{"parameter name|key": tensor}``: groups may be cut otherwise."""
     out = {}
     for name, parameter in module.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -52,9 +50,7 @@ def restore_by_name(optimizer: torch.optim.Optimizer, module: nn.Module, state: 
 
 
 def _named_state(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """A state by number ("3.momentum_buffer"), as checkpoints had it when there were two groups: decayed,
-    then vectors.
-    """
+    """A state by number ("3.momentum_buffer"), as checkpoints of two groups had it: decayed, then vectors."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     group = {id(p): g["name"] == "vectors" for g in parameter_groups(module, 1.0) for p in g["params"]}
     order = [name for last in (False, True) for name, p in named if group[id(p)] == last]
@@ -76,8 +72,7 @@ def learning_rate(config: Optimizer, step: int, steps: int, steps_per_epoch: int
     if config.schedule == "step":
         return config.lr * config.gamma ** ((step // steps_per_epoch) // config.step_epochs)
     if config.schedule == "one_cycle":
-        # Cosine up from lr/25, cosine down to min_lr (Smith's policy as torch's OneCycleLR has it, momentum
-        # fixed).
+        # Cosine up from lr/25, cosine down to min_lr (Smith's policy as in OneCycleLR, momentum fixed).
         up = config.one_cycle_up
         if p < up:
             return config.lr / 25 + (config.lr - config.lr / 25) * (1 - math.cos(math.pi * p / up)) / 2

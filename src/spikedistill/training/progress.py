@@ -1,6 +1,4 @@
-"""What a person sees while training: a live bar with rate and time left, or plain lines where there is no
-terminal.
-"""
+"""What one sees while training: a live bar with rate and time left, or plain lines without a terminal."""
 
 import sys
 import time
@@ -10,9 +8,7 @@ from typing import Any
 
 
 def bar(console: Any) -> Any:
-    """The live bar for a console: what an epoch gave stands below, so that bar and time left keep their
-    place.
-    """
+    """The live bar for a console: what an epoch gave stands below, so bar and time left keep their place."""
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
     from rich.text import Text

@@ -1,5 +1,4 @@
-"""What a run writes down of its settings: every value in force, so that a default changed later changes no
-old run.
+"""What a run writes down of its settings: every value in force, so that later defaults change no old run.
 
 ``recipe.yaml`` and ``config.json`` carry ``record``, the version of this promise. Record 1 (folders without
 the key) held only what had been given; what it left out is filled in here with the defaults of its time,
@@ -40,8 +39,7 @@ FAMILIES_1: dict[str, dict[str, Any]] = {
     "dvs_gesture_cnn": {"type": "lif", "decay": 0.93, "reset": "soft"},
     "": {"type": "lif", "tau": 2.0},
 }
-# Keys that came after record 1, and what runs did before there was such a key: of a stage, of a network's
-# options.
+# Keys that came after record 1, and what runs did before: keys of a stage, of a network's options.
 ADDED_TO_STAGES: dict[str, Any] = {"settle": False}
 ADDED_TO_NETWORKS: dict[str, Any] = {"initialisation": "plain"}
 
@@ -159,9 +157,7 @@ def upgraded_recipe(tree: Mapping[str, Any], record: int) -> dict[str, Any]:
 
 
 def upgraded_config(config: Mapping[str, Any], record: int) -> dict[str, Any]:
-    """A recorded network (``config.json``'s ``network``) with the values of its time where it says
-    nothing.
-    """
+    """A recorded network (``config.json``'s ``network``) with its time's values where it says nothing."""
     whole: dict[str, Any] = json.loads(json.dumps(config))
     if record >= RECORD:
         return whole

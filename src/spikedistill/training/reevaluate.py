@@ -157,7 +157,6 @@ def _integer(
     found = evaluate_integer(network, batches)
     reading.notes.append(
         f"integer network: {found.equal} of {found.images} predictions equal to the fake-quantized "
-        "network's, "
-        f"{found.bytes:,} bytes"
+        f"network's, {found.bytes:,} bytes"
     )
     return found.right / found.images

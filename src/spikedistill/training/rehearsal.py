@@ -1,5 +1,4 @@
-"""Everything is checked before anything runs: two images go through every stage, its loss, its optimizer, its
-results.
+"""Everything is checked before anything runs: two images go through all stages, losses, optimizers, results.
 
 Earlier stages stand in untrained, nothing is compiled, the generators are put back. What fails here would
 have failed after the stages before it had trained.
@@ -141,8 +140,7 @@ def _labels(data: Data) -> None:
         if len(labels) and int(labels.max()) >= data.info.num_classes:
             raise SpikedistillError(
                 f"data: the {name} part has the label {int(labels.max())}; there are {data.info.num_classes} "
-                "classes, "
-                "counted from 0"
+                "classes, counted from 0"
             )
     if not len(data.labels("train")) or not len(data.labels("test")):
         raise SpikedistillError(
@@ -159,9 +157,7 @@ def _classes(logits: torch.Tensor, data: Data) -> None:
 
 
 def _fits(stage: Stage, recipe: Recipe) -> None:
-    """Weights, gradients and one optimizer state of a network that is known by name, against the memory
-    there is.
-    """
+    """Weights, gradients and one optimizer state of a network known by name, against the memory there is."""
     options = dict(stage.network or {})
     if options.get("name") not in networks.names():
         return

@@ -1,5 +1,4 @@
-"""Finished stages of other runs: a stage that is equal in all that its training sees is taken over, not
-trained again.
+"""Finished stages of other runs: a stage equal in all that its training sees is taken over, not trained.
 
 Equal means: the same version and seed, the same contents and split of the data, the same values in force, and
 the same of every stage it begins or learns from. What code of the user's own had a part in, or what was
@@ -134,9 +133,7 @@ def _of_seed(place: Path, recipe: Recipe) -> dict[str, Path]:
 
 
 def take(source: Path, place: Path, stage: Stage, about: Sequence[tuple[str, str]] = ()) -> StageSummary:
-    """Copy a finished stage under the name it has here, its log too; ``about``: further files, such as the
-    card.
-    """
+    """Copy a finished stage under the name it has here, its log too; ``about``: other files, as the card."""
     config = {k: v for k, v in checkpoint.read_json(source / "config.json").items() if k != "checksum"}
     row = summary.read_stage(source).model_copy(
         update={

@@ -1,6 +1,4 @@
-"""A whole recipe: stages in order, for one seed or several, into a run folder that can be stopped and
-continued.
-"""
+"""A whole recipe: stages in order, for one seed or several, into a run folder that can be continued."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -152,9 +150,7 @@ def resume(
     track: Any = None,
     code: Sequence["str | Path"] = (),
 ) -> Run:
-    """Go on with the run of ``folder``. Own code comes from the current folder, installed packages and
-    ``code``.
-    """
+    """Go on with the run of ``folder``. Own code: the current folder, installed packages and ``code``."""
     name, recipe = read_claim(folder := Path(folder))
     if not (folder / FILE).exists():
         folder = folder.parent
@@ -182,8 +178,7 @@ def run(
     changed: Sequence[str] = (),
     reuse: Sequence[Path] = (),
 ) -> Run:
-    """Run a checked recipe on opened data; continues what the folder already holds (``recipe`` None: whatever
-    it is).
+    """Run a checked recipe on opened data; continues what the folder holds (``recipe`` None: whatever it is).
 
     ``changed``: ``path=value`` of the few keys that may change in a run that has begun (:mod:`.changes`).
     """

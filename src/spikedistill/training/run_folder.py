@@ -79,8 +79,7 @@ def write_claim(folder: Path, tree: Mapping[str, Any]) -> None:
     try:
         twin = (folder / TWIN, checkpoint.sealed({"recipe": tree["recipe"]}).decode())
         file = (folder / FILE, yaml.safe_dump(dict(tree), sort_keys=False))
-        # A new run is one with a twin; of a change, killed between the two, the file that people read is the
-        # truth.
+        # A new run is one with a twin; of a change, killed between the two, people's file is the truth.
         for path, text in (file, twin) if (folder / FILE).exists() else (twin, file):
             write_text(path, text)
     except OSError as error:
@@ -152,8 +151,9 @@ def _read(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def recorded_code(folder: Path) -> dict[str, Any]:
-    """What a run's record says of own code, as it stands there: ``{"code": {address: {file, sha256}},
-    "networks": {name: address}}``; nothing of a folder that is no run yet.
+    """What a run's record says of own code: ``{"code": {address: {file, sha256}}, "networks": ...}``.
+
+    As it stands there; networks are ``{name: address}``. Nothing of a folder that is no run yet.
     """
     if not (folder / FILE).exists():
         return {}
@@ -195,15 +195,13 @@ def _same_data(folder: Path, held: Mapping[str, Any], info: DataInfo | None) -> 
     if known.get("hash") != info.hash:
         raise SpikedistillError(
             f"{where} of content {str(known.get('hash'))[:12]}..., found {info.name!r} of "
-            f"{info.hash[:12]}...: the data "
-            "changed, or were given by the caller (sd.train(recipe, data=..., out=...)); give the same, "
-            "or another --out"
+            f"{info.hash[:12]}...: the data changed, or were given by the caller (sd.train(recipe, data=..., "
+            "out=...)); give the same, or another --out"
         )
     if known.get("split_hash") != info.split_hash:
         raise SpikedistillError(
             f"{where}, split otherwise ({str(known.get('split_hash'))[:12]}... there, "
-            f"{info.split_hash[:12]}... here): "
-            "use the same split files and version, or another --out"
+            f"{info.split_hash[:12]}... here): use the same split files and version, or another --out"
         )
 
 

@@ -1,5 +1,4 @@
-"""Stopping when asked: schedulers warn with SIGTERM or SIGUSR1; a run then writes its state and ends with
-status 75.
+"""Stopping when asked: schedulers warn with SIGTERM or SIGUSR1; a run saves its state and ends with 75.
 
 75 is EX_TEMPFAIL of sysexits.h, "try again later": what schedulers take as a wish to be started once more.
 """

@@ -42,9 +42,7 @@ def build(
     calibration: Callable[[], Sequence[Tensor]],
     seed: int,
 ) -> nn.Module:
-    """The network a stage begins with; ``calibration`` gives a few training batches where something is to
-    be measured.
-    """
+    """The network a stage begins with; ``calibration`` gives a few training batches to measure on."""
     T = stage.time_steps or recipe.time_steps
     for role, other in (
         *(("teacher", name) for name in stage.teachers or {}),
@@ -93,9 +91,7 @@ def build(
 
 
 def wants_recalibration(stage: Stage, network: Network, products: Mapping[str, Product]) -> bool:
-    """Whether norm statistics are measured anew: as the stage says, else where its weights were trained at
-    another T.
-    """
+    """Whether norm statistics are measured anew: as the stage says, else if its weights had another T."""
     if stage.recalibrate is not None:
         return stage.recalibrate
     copied = stage.init.from_ if stage.init is not None and stage.init.method == "copy" else stage.from_

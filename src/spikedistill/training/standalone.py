@@ -1,6 +1,4 @@
-"""A finished network that stands alone: made of its graph, it behaves as the one that somebody's code
-made.
-"""
+"""A finished network that stands alone: made of its graph, it behaves as the one that its code made."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -45,9 +43,7 @@ def with_graph(network: nn.Module, info: DataInfo) -> nn.Module:
 def difference(
     network: nn.Module, graph: Mapping[str, Any], formed: Callable[[nn.Module], nn.Module]
 ) -> str | None:
-    """In what a network made of its graph is not the same: keys, or outputs at two batch sizes; None: in
-    nothing.
-    """
+    """How a network made of its graph differs: keys, or outputs at two batch sizes; None: in nothing."""
     original = copy.deepcopy(network).cpu().eval()
     state = original.state_dict()
     try:

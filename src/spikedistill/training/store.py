@@ -1,6 +1,4 @@
-"""Finished networks on disk: ``model.safetensors``, ``config.json``, a model card. The layout the Hugging
-Face hub expects.
-"""
+"""Finished networks on disk: ``model.safetensors``, ``config.json``, a model card: the hub's layout."""
 
 import hashlib
 import json
@@ -99,8 +97,7 @@ def _alone(network: nn.Module, own: Own, described: Mapping[str, Any], time_step
 def load_network(
     folder: Path, network: nn.Module | None = None, factories: Factories | None = None, best: bool = False
 ) -> nn.Module:
-    """The network of a folder, in eval mode; one that spikedistill cannot build by itself is given as
-    ``network``.
+    """The network of a folder, in eval mode; one that spikedistill cannot build is given as ``network``.
 
     ``best``: with the weights of the best validation epoch in place of the last ones.
     """
@@ -161,16 +158,13 @@ def rebuild(
     graph: dict[str, Any] | None = None,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
-    """An untrained network from its recorded config; of own code: by that code where it is in use, else of
-    its graph.
-    """
+    """An untrained network from its recorded config; of own code: by that code if in use, else its graph."""
     config = dict(config)
     name = config.get("name")
     own = name is None or str(name).startswith("custom:") or own_code.is_address(name)
     if own:
         known = str(name).removeprefix("custom:")
-        # To be trained further, a network needs its code: what that does in training only is not in its
-        # graph.
+        # To be trained further, a network needs its code: what is done in training only is not in its graph.
         by_code = own_code.is_training() or (graph is None and own_code.is_open())
         target = own_target(known, factories) if known in factories or by_code else None
         options = dict(config.get("options") or {})
@@ -205,16 +199,15 @@ def rebuild(
 
 
 def turned(model: nn.Module, record: Mapping[str, Any]) -> Network:
-    """Somebody's ReLU network as the spiking one that was saved; weights, and what balanced them, come
-    from the record.
+    """Somebody's ReLU network as the spiking one that was saved.
+
+    Weights, and what balanced them, come from the record.
     """
     return networks.spiking(model, **{**record, "initialisation": "plain", "firing_rate": None})
 
 
 def formed(network: nn.Module, config: Mapping[str, Any], time_steps: int | None) -> nn.Module:
-    """A network as it was made, brought into the form that its config records: converted, at its T,
-    quantized.
-    """
+    """A network as it was made, in the form that its config records: converted, at its T, quantized."""
     if "conversion" in config:
         from ..conversion import restore as converted
 
@@ -230,9 +223,7 @@ def formed(network: nn.Module, config: Mapping[str, Any], time_steps: int | None
 
 
 def find_stage(run: Path, stage: str | None) -> Path:
-    """A stage's folder: ``run`` may be a network folder itself, a run folder (its first seed), or a seed
-    folder.
-    """
+    """A stage's folder; ``run``: a network folder itself, a run folder (its first seed), or a seed folder."""
     if (run / "config.json").exists():
         if stage is not None:
             raise SpikedistillError(f"{run} is one network's folder; it has no stage {stage!r}")
@@ -261,8 +252,7 @@ def find_stage(run: Path, stage: str | None) -> Path:
 def load(
     folder: "str | Path", stage: str | None = None, network: nn.Module | None = None, best: bool = False
 ) -> nn.Module:
-    """A trained network from a run folder (its last stage, or ``stage``), a seed folder or a network folder,
-    in eval mode.
+    """A trained network from a run folder (last stage, or ``stage``), seed or network folder, in eval mode.
 
     Where the run used a network of your own, it is made of the graph that lies beside the weights; no code is
     imported. ``network``: an instance of your own class to load the weights into instead. ``best``: the
@@ -277,9 +267,7 @@ def load(
 
 
 def split_best(stage: str | None) -> tuple[str | None, bool]:
-    """``STAGE@best`` into the stage and whether its best epoch is meant; ``@best`` alone: of the last
-    stage.
-    """
+    """``STAGE@best`` into the stage and if its best epoch is meant; ``@best`` alone: of the last stage."""
     if stage is None or not stage.endswith("@best"):
         return stage, False
     return stage.removesuffix("@best") or None, True

@@ -44,9 +44,7 @@ def schema() -> dict[str, Any]:
 
 
 def write(folder: str | os.PathLike[str], summary: Summary) -> Path:
-    """Write ``summary.json`` into a run folder so that a reader sees the old file or the new one, never
-    half of one.
-    """
+    """Write a run folder's ``summary.json``, so that readers see the old file or the new one, never half."""
     path = Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, summary.model_dump_json(indent=1) + "\n")
@@ -94,8 +92,7 @@ def read_stage(folder: str | os.PathLike[str]) -> StageSummary:
     except (OSError, ValueError) as error:
         raise SpikedistillError(
             f"{path} is not a stage's summary ({str(error).splitlines()[0]}); remove {Path(folder)} and "
-            "resume: the stage is "
-            "trained anew"
+            "resume: the stage is trained anew"
         ) from error
 
 
@@ -162,8 +159,9 @@ def paired_interval(differences: Sequence[float], confidence: float = 0.95) -> t
 
 
 def figures(stage: StageSummary) -> dict[str, float]:
-    """Every number of a stage that can be averaged over seeds, by name (``accuracy_at.2``,
-    ``hardware.spikesim.dense.edap``).
+    """Every number of a stage that can be averaged over seeds, by name.
+
+    Names such as ``accuracy_at.2`` and ``hardware.spikesim.dense.edap``.
     """
     plain = {name: getattr(stage, name) for name in _SCALARS}
     found = {name: float(value) for name, value in plain.items() if value is not None}

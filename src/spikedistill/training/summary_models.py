@@ -38,9 +38,7 @@ class Best(Model):
 
 
 class LayerSummary(Model):
-    """One layer of neurons: spikes per neuron and time step on the test set, and its number of neurons per
-    image.
-    """
+    """One layer of neurons: spikes per neuron and step on the test set, number of neurons per image."""
 
     path: str
     firing_rate: float
@@ -68,9 +66,7 @@ class MembraneSummary(Model):
 
 
 class IntegerSummary(Model):
-    """The integer network beside the fake-quantized one: whether every prediction agrees, on how many
-    images, its size.
-    """
+    """The integer network beside the fake-quantized: whether predictions agree, on how many images, size."""
 
     equal_predictions: bool
     images: int
@@ -149,9 +145,7 @@ class RunSummary(Model):
 
 
 class Spread(Model):
-    """One figure over seeds: mean, sample standard deviation (n - 1; null for one seed), the values in the
-    seeds' order.
-    """
+    """One figure over seeds: mean, sample standard deviation (n - 1; null for one seed), values by seed."""
 
     mean: float
     std: float | None = None
@@ -159,9 +153,7 @@ class Spread(Model):
 
 
 class StageSpread(Model):
-    """One stage over seeds; ``figures`` maps a field of :class:`StageSummary` (or ``hardware.<path>``) to
-    its spread.
-    """
+    """One stage over seeds; ``figures``: spreads by field of :class:`StageSummary` or ``hardware.<path>``."""
 
     name: str
     kind: Literal["ann", "snn"]

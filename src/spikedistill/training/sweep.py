@@ -12,8 +12,9 @@ from .run import train
 def sweep(
     recipe: str, space: Path, trials: int, out: Path, storage: str | None = None, device: str | None = None
 ) -> list[dict[str, Any]]:
-    """Rows of the trials, best first. ``space``: YAML, ``path: {low, high, log, step}`` or ``path:
-    [values]``.
+    """Rows of the trials, best first.
+
+    ``space``: YAML, ``path: {low, high, log, step}`` or ``path: [values]``.
 
     The test set takes no part in the choice. With ``storage`` (optuna's address of a database) several
     machines share a study; a study that exists is continued, a trial whose process died is tried again, and
@@ -66,9 +67,7 @@ def sweep(
 
 
 def _retry(study: Any, out: Path, optuna: Any) -> None:
-    """Trials whose process died are asked again first, and go on in their folder; what still runs
-    elsewhere is left alone.
-    """
+    """Trials whose process died are asked again first, and go on in their folder; live ones are left."""
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         folder = trial.user_attrs.get("folder", f"trial-{trial.number}")
         if not (out / folder).is_dir():  # another machine's, or not begun

@@ -1,5 +1,6 @@
-"""One accelerator a run, with the experiment trackers (TensorBoard, Weights & Biases, MLflow ...) that
-accelerate knows.
+"""One accelerator a run, with the experiment trackers that accelerate knows.
+
+Such as TensorBoard, Weights & Biases and MLflow.
 """
 
 import json
@@ -16,8 +17,7 @@ from ..errors import SpikedistillError, nearest
 
 @contextmanager
 def accelerator(device: str | None, track: Any, folder: Path) -> Iterator[Any]:
-    """accelerate's engine; after :func:`begin` its ``log`` reaches ``track``, whose files lie in
-    ``folder/tracking``.
+    """accelerate's engine; after :func:`begin` its ``log`` reaches ``track``, files in ``folder/tracking``.
 
     ``track``: a name of accelerate's, a ``GeneralTracker`` of your own, or None. Raises
     :class:`SpikedistillError` for a name that is unknown or not installed.

@@ -1,6 +1,4 @@
-"""All that a resumed stage needs, as a checkpoint: weights, adapters, optimizer, average, best weights,
-position.
-"""
+"""What a resumed stage needs, a checkpoint: weights, adapters, optimizer, average, best weights, position."""
 
 from typing import TYPE_CHECKING
 
@@ -28,10 +26,9 @@ def write(training: "Training") -> None:
     if wrong:
         raise SpikedistillError(
             f"stage {training.settings.name!r}, step {training.position.step}: {finite.words(wrong)} holds "
-            "NaN or "
-            "infinity; no checkpoint is written of it, the last good one is in "
-            f"{training.checkpoint_folder}. "
-            "Look for what gives such values (the data, a layer of your own), then resume"
+            "NaN or infinity; no checkpoint is written of it, the last good one is in "
+            f"{training.checkpoint_folder}. Look for what gives such values (the data, a layer of your own), "
+            "then resume"
         )
     state = {
         "warned": sorted(training.warned),
@@ -51,9 +48,8 @@ def read(training: "Training") -> None:
     tensors, state = found
     if state["steps"] != training.steps:
         raise SpikedistillError(
-            f"{training.checkpoint_folder} is of a training of {state['steps']} steps, "
-            f"this one has {training.steps}; "
-            "the data or the number of processes changed: use the same, or another --out"
+            f"{training.checkpoint_folder} is of a training of {state['steps']} steps, this one has "
+            f"{training.steps}; the data or the number of processes changed: use the same, or another --out"
         )
     training.distiller.load_state_dict(
         {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}

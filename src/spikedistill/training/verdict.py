@@ -11,9 +11,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Verdict:
-    """A method's validation accuracy minus the baseline's, paired by seed, with its corrected interval
-    (fractions).
-    """
+    """A method's validation accuracy minus the baseline's, paired by seed, and corrected interval (0..1)."""
 
     method: str
     mean: float
@@ -65,8 +63,7 @@ def sentence(verdicts: Sequence[Verdict], seeds: int, baseline: str = "alone") -
     if not better:
         return (
             f"No difference shown: no method beats {baseline} on the validation part (nearest: "
-            f"{first.method}, "
-            f"{_range(first)} points; {interval}); take {baseline}, or give more seeds."
+            f"{first.method}, {_range(first)} points; {interval}); take {baseline}, or give more seeds."
         )
     take = better[0]
     others = (

@@ -1,6 +1,4 @@
-"""Somebody else's module inside of a :class:`Network`: it gets normalised images, at its own size, and
-gives logits.
-"""
+"""Somebody else's module in a :class:`Network`: normalised images of its own size in, logits out."""
 
 import re
 from collections.abc import Sequence
@@ -84,9 +82,7 @@ def published(model: nn.Module) -> dict[str, Any]:
 
 
 def own_size(model: nn.Module) -> tuple[int, int] | None:
-    """The one image size (H, W) that a model takes (transformers of timm and torchvision), or None where
-    any will do.
-    """
+    """The one image size (H, W) that a model takes (some transformers of timm and torchvision); None: any."""
     if isinstance(side := getattr(model, "image_size", None), int):  # torchvision
         return side, side
     if not published(model).get("fixed_input_size"):

@@ -1,6 +1,4 @@
-"""``adopt``: a network of SpikingJelly, snnTorch or Norse becomes one of ours, and is checked by running
-both.
-"""
+"""``adopt``: a network of SpikingJelly, snnTorch or Norse becomes one of ours; both are run and compared."""
 
 import copy
 import logging
@@ -51,8 +49,7 @@ def adopt(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
 ) -> Network:
-    """A copy of a network of SpikingJelly, snnTorch or Norse with our layers and neurons, for everything that
-    follows.
+    """A copy of a network of SpikingJelly, snnTorch or Norse with our layers and neurons, for what follows.
 
     Neurons: SpikingJelly's IFNode, LIFNode, ParametricLIFNode, snnTorch's Leaky, Norse's LIFBoxCell
     (:mod:`.peers` has the equations); cells with a second state are refused by name. A batch norm read by one
@@ -89,8 +86,7 @@ def adopt(
     if not isinstance(example, Tensor) or example.dim() < space or len(example) < 2:
         raise SpikedistillError(
             "adopt runs both networks on an example: give example= a batch of at least two images (N, C, H, "
-            "W) in [0, 1], "
-            "or of frames (N, F, C, H, W) with input='frames'"
+            "W) in [0, 1], or of frames (N, F, C, H, W) with input='frames'"
         )
     for module in network.modules():
         _cut_off(module)
@@ -188,8 +184,9 @@ def _verify(
     places: list[str],
     learned: bool,
 ) -> None:  # fmt: skip
-    """Both networks on the example, in float64 and in float32, and at another batch size; images and steps
-    stay apart.
+    """Both networks on the example, in float64 and float32, and at another batch size.
+
+    Images and steps must stay apart.
     """
     network.differs = {}
     wide = copy.deepcopy(original)
@@ -206,17 +203,15 @@ def _verify(
     limit = LEARNED if learned else 0.0
     if share > limit:
         raise SpikedistillError(
-            f"{share:.2%} of the spikes differ from the original's in float64, most at {worst}: "
-            "the network does something "
-            "that its layers and neurons alone do not say (a state or a change between time steps?); "
-            "sd.foreign takes it as it is"
+            f"{share:.2%} of the spikes differ from the original's in float64, most at {worst}: the network "
+            "does something that its layers and neurons alone do not say (a state or a change between time "
+            "steps?); sd.foreign takes it as it is"
         )
     network.differs["float64"] = share
     if not _same_logits(logits, exact.logits, 1e-9 if not learned else 1e-5):
         raise SpikedistillError(
-            f"all spikes are the original's, but the logits {tuple(logits.shape)} are not, "
-            "nor is their mean or sum over time; "
-            "sd.foreign takes the network as it is"
+            f"all spikes are the original's, but the logits {tuple(logits.shape)} are not, nor is their mean "
+            "or sum over time; sd.foreign takes the network as it is"
         )
     if network.std.dtype is not torch.float64:
         network.differs["float32"] = _compare(network, example, truth, sites, places)[0]

@@ -41,9 +41,7 @@ class Foreign(Wrapped):
         return [f"model.{path}" for path, m in self.model.named_modules() if path and spikes(m)]
 
     def timed(self, calls: list[Tensor], N: int, T: int | None) -> Tensor:
-        """What a module gave in all its calls of one pass, as (T, N, ...); raises where the layout does
-        not say how.
-        """
+        """What a module gave in all calls of one pass, as (T, N, ...); raises if the layout is unclear."""
         if T is None:
             return calls[0].unflatten(0, (-1, N))
         if len(calls) == T > 1:
@@ -62,8 +60,8 @@ class Foreign(Wrapped):
             return x.unsqueeze(0).expand(T, *x.shape)
         raise SpikedistillError(
             f"a module of the foreign network was called {len(calls)} times and gave {tuple(x.shape)} for T "
-            f"= {T}, N = {N} with "
-            f"layout {self.layout!r}; a tap needs (T, N, ...), (T*N, ...), or one call a step"
+            f"= {T}, N = {N} with layout {self.layout!r}; a tap needs (T, N, ...), (T*N, ...), or one call a "
+            "step"
         )
 
     def _check(self, x: Tensor) -> None:
@@ -91,23 +89,19 @@ class Foreign(Wrapped):
         if not _near(outs[0], outs[1]):
             self.checked = False
             raise SpikedistillError(
-                "the foreign network gives something else when it runs a second time on the same input: "
-                "its neurons keep "
-                "their state; give reset= what makes it new (for SpikingJelly "
+                "the foreign network gives something else when it runs a second time on the same input: its "
+                "neurons keep their state; give reset= what makes it new (for SpikingJelly "
                 "spikingjelly.activation_based.functional.reset_net)"
             )
         if len(x) > 1 and not _near(outs[0][..., -1:, :], outs[2]):
             self.checked = False
             raise SpikedistillError(
                 f"an image's logits change with the other images of its batch: layout {self.layout!r} is not "
-                "what the foreign "
-                "network takes (time and batch exchanged?), or its reset is missing"
+                "what the foreign network takes (time and batch exchanged?), or its reset is missing"
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (T, N, K); ANN (N, K). The first pass is also run twice and on one image, see
-        :func:`foreign`.
-        """
+        """Logits (T, N, K); ANN (N, K). The first pass also runs twice and on one image: :func:`foreign`."""
         self._check(x)
         return super().forward(x)
 
@@ -145,9 +139,8 @@ class Foreign(Wrapped):
             return out.repeat(T, 1)
         raise SpikedistillError(
             f"the foreign network gave {tuple(out.shape)} for T = {T}, N = {N} with layout {self.layout!r}; "
-            "logits must be "
-            f"({T}, {N}, K) in the layout's order of time and batch, ({T * N}, K), or ({N}, K); set layout, "
-            "time_steps or output"
+            f"logits must be ({T}, {N}, K) in the layout's order of time and batch, ({T * N}, K), or ({N}, "
+            "K); set layout, time_steps or output"
         )
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -171,8 +164,7 @@ def foreign(
     interpolation: str = "bilinear",
     output: int | str | None = None,
 ) -> Network:
-    """Somebody else's network, SNN or ANN, as one of ours: it owns its normalisation, takes [0, 1], gives (T,
-    N, K).
+    """Somebody else's network, SNN or ANN, as one of ours: it normalises, takes [0, 1], gives (T, N, K).
 
     ``layout`` is what the model takes: "TNCHW" (SpikingJelly's multi-step mode), "NTCHW", "folded" (T*N, C,
     H, W), "step" (called once per time step on (N, C, H, W)), "NCHW" (called once; an ANN, or an SNN that

@@ -209,16 +209,13 @@ def from_name(
 
 
 def from_config(config: Mapping[str, Any]) -> Network:
-    """The untrained network that a recorded ``config`` describes; weights, and what balanced them, come
-    from the record.
-    """
+    """The untrained network that ``config`` records; weights and what balanced them come from the record."""
     plain = {"initialisation": "plain", "firing_rate": None}
     return from_name(str(config["name"]), **{**config.get("options", {}), **plain})
 
 
 def _tiny(model: nn.Module, input_size: Any) -> Tensor | None:
-    # Convolutional networks take any size, and a small trial pass is quick; transformers are refused by
-    # surgery anyway.
+    # Convolutional networks take any size, and a small pass is quick; surgery refuses transformers anyway.
     if input_size is not None or published(model).get("fixed_input_size"):
         return None
     return torch.rand(2, input_channels(model), 64, 64, generator=torch.Generator().manual_seed(0))

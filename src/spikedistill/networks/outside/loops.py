@@ -1,5 +1,4 @@
-"""A model that runs its own time steps, as one step: its loop, its repeated input and its average over time
-are taken out.
+"""A model that runs its own time steps, as one step: its loop, repeated input and average are taken out.
 
 One pass of it is traced with a peer's layers and neurons as single nodes. What its output takes from the time
 steps (a stack, a sum or a mean of T calls of one place, or of T rows) is found backwards; what the first
@@ -21,9 +20,7 @@ ADVICE = "let the model take one step (N, ...) and give its logits (N, K); spike
 
 
 class Step(nn.Module):
-    """Runs the nodes of one time step on folded tensors (T*N, ...); its modules keep the model's own
-    names.
-    """
+    """Runs the nodes of one time step on folded tensors (T*N, ...); modules keep the model's names."""
 
     def __init__(self, model: nn.Module, program: list[tuple[str, Any, Any, Any]], output: str) -> None:
         super().__init__()
@@ -102,8 +99,9 @@ class _Cut:
         )
 
     def _opens(self, node: Node) -> bool:
-        """Whether a node puts time in front: ``unsqueeze(0)``, ``x[None]``, ``stack([x] * T)``,
-        ``expand``, ``repeat``.
+        """Whether a node puts time in front.
+
+        Forms: ``unsqueeze(0)``, ``x[None]``, ``stack([x] * T)``, ``expand`` or ``repeat``.
         """
         before = node.in_shapes[0] if node.in_shapes else ()
         if node.op == "stack":

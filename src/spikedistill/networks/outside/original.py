@@ -70,9 +70,8 @@ class Original:
                 continue
             if not torch.equal(truth.logits, again.logits):
                 raise SpikedistillError(
-                    "the network gives something else when it runs a second time on the same input: "
-                    "a state that its reset "
-                    "does not reach, or chance (dropout in eval mode)"
+                    "the network gives something else when it runs a second time on the same input: a state "
+                    "that its reset does not reach, or chance (dropout in eval mode)"
                 )
             calls = max(len(s) for s in truth.spikes.values())
             if layout == "NCHW" and not self._own_time(truth):
@@ -88,9 +87,7 @@ class Original:
         )
 
     def _own_time(self, truth: Truth) -> bool:
-        """Whether a pass over images held time steps of its own: neurons called T times, or once on (T, N,
-        ...).
-        """
+        """Whether a pass over images held time steps of its own: neurons ran T times, or on (T, N, ...)."""
         N = truth.logits.shape[-2]
         spikes = [s for s in truth.spikes.values() if s]
         looped = min((len(s) for s in spikes), default=0)
@@ -142,9 +139,7 @@ class Original:
 
     @contextmanager
     def _recorded(self, dtype: torch.dtype) -> Iterator[dict[str, list[Tensor]]]:
-        """Spikes of every neuron, call by call; snnTorch's come in float32, and go on in the network's
-        type.
-        """
+        """Spikes of every neuron, call by call; snnTorch's come in float32, and go on in the network's."""
         found: dict[str, list[Tensor]] = {path: [] for path in self.neurons}
 
         def hook(path: str) -> Any:

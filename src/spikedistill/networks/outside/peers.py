@@ -1,6 +1,7 @@
 # ruff: noqa: SIM905  (lists of words)
-"""Neurons and layers of SpikingJelly, snnTorch and Norse, said in ours. Nothing of theirs is imported:
-classes go by name.
+"""Neurons and layers of SpikingJelly, snnTorch and Norse, said in ours.
+
+Nothing of theirs is imported: classes go by name.
 
 Each neuron is exactly one of ours, or is refused by its name:
 
@@ -142,8 +143,7 @@ def layer_of(module: nn.Module) -> type[nn.Module] | None:
 
 
 def translate(model: nn.Module) -> tuple[dict[str, Cell], list[str]]:
-    """Change a peer's model in place: layers become torch's, neurons :class:`Placeholder`; returns these, and
-    notes.
+    """Change a peer's model in place: layers become torch's, neurons :class:`Placeholder`; returns both.
 
     Raises: SpikedistillError naming path, class and reason of what has no form here.
     """
@@ -323,8 +323,7 @@ def _box(m: Any, notes: list[str], path: str) -> Cell:
     if not threshold > leak or not 0 < gain <= 1:
         raise SpikedistillError(
             f"has v_th {threshold:g}, v_leak {leak:g} and dt * tau_mem_inv {gain:g}; v_th must be above "
-            "v_leak, the "
-            "product between 0 and 1"
+            "v_leak, the product between 0 and 1"
         )
     if leak:
         notes.append(f"{path}: membrane and threshold are counted from v_leak = {leak:g}")

@@ -57,9 +57,7 @@ UNUSED = re.compile(r"^block\.\d+\.norm[12]\.")  # layer norms that no forward p
 
 
 def translated(network: nn.Module, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published state dict under the names of ``network``; as it is where the names are not a
-    publication's.
-    """
+    """A published state dict under the names of ``network``; as it is if its names are not published ones."""
     if isinstance(network, Spikformer):
         if not any(k.startswith("patch_embed.") for k in given):
             return dict(given)
@@ -80,9 +78,7 @@ def _renamed(given: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) ->
 
 
 def _transformer(network: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Queries, keys and values apart; linear layers as 1x1 convolutions; biases where the other side has
-    none.
-    """
+    """Queries, keys, values apart; linear layers as 1x1 convolutions; biases if the other side has none."""
     out: dict[str, Tensor] = {}
     for key, value in given.items():
         if ".attn.qkv." in key:
@@ -114,7 +110,6 @@ def _check_thresholds(network: Spikformer) -> None:
     }
     if found - {0.5}:
         raise SpikedistillError(
-            "the attention neurons of published transformers have threshold 0.5, "
-            f"this network's {min(found):g}: create it "
-            "with initialisation='plain' and neuron={'type': 'lif', 'tau': 2.0}"
+            "the attention neurons of published transformers have threshold 0.5, this network's "
+            f"{min(found):g}: create it with initialisation='plain' and neuron={{'type': 'lif', 'tau': 2.0}}"
         )

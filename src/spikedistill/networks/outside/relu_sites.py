@@ -1,7 +1,5 @@
 # ruff: noqa: SIM905  (lists of words)
-"""Where a ReLU network can be turned into a spiking one: ReLU call sites, norms before them, the entrance
-of time.
-"""
+"""Where a ReLU network can be made a spiking one: ReLU calls, norms before them, the entrance of time."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,16 +20,13 @@ GATES = frozenset({"Sigmoid", "Hardsigmoid", "sigmoid", "sigmoid_", "hardsigmoid
 # Module classes and functions that have no spiking counterpart here.
 REFUSED = GATES | frozenset(
     "ReLU6 GELU SiLU Hardswish Mish LeakyReLU PReLU RReLU ELU SELU CELU GLU Softplus Softsign Tanh Hardtanh "
-    "Softmax Softmax2d "
-    "LogSoftmax LogSigmoid MultiheadAttention QuickGELU relu6 gelu silu silu_ hardswish hardswish_ mish "
-    "leaky_relu "
-    "leaky_relu_ prelu rrelu elu elu_ selu selu_ celu glu softplus tanh tanh_ hardtanh hardtanh_ softmax "
-    "log_softmax "
-    "logsigmoid softsign scaled_dot_product_attention multi_head_attention_forward threshold "
+    "Softmax Softmax2d LogSoftmax LogSigmoid MultiheadAttention QuickGELU relu6 gelu silu silu_ hardswish "
+    "hardswish_ mish leaky_relu leaky_relu_ prelu rrelu elu elu_ selu selu_ celu glu softplus tanh tanh_ "
+    "hardtanh hardtanh_ softmax log_softmax logsigmoid softsign scaled_dot_product_attention "
+    "multi_head_attention_forward threshold "
     "threshold_".split()
 )
-# Norms of the input's own statistics: trained as they are in spiking networks, but no worth of a spike passes
-# them.
+# Norms of the input's own statistics: trained as they are in SNNs, but no worth of a spike passes them.
 NORMS = frozenset(
     "LayerNorm RMSNorm GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d LocalResponseNorm layer_norm "
     "rms_norm group_norm "
@@ -47,9 +42,7 @@ CLAMPS = frozenset({"clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_
 
 @dataclass
 class Site:
-    """One ReLU call; ``norm``: path of the norm that only this call reads and that becomes a NormNeuron
-    with it.
-    """
+    """One ReLU call; ``norm``: the norm that only this call reads; both become a NormNeuron."""
 
     node: Node
     norm: str | None
@@ -75,9 +68,7 @@ def _dominates(graph: Graph, name: str, sites: list[Site]) -> bool:
 
 
 def find(graph: Graph, model: nn.Module, gates: str = "refuse") -> list[Site]:
-    """All ReLU calls in the order of execution; raises for what has no spiking counterpart, by path and
-    source line.
-    """
+    """All ReLU calls as they run; raises for what has no spiking counterpart, by path and source line."""
     live = graph.live
     refuse([node for node in graph if node.name in live], gates)
     sites = [Site(n, norm_before(n, graph, model)) for n in graph if n.name in live and n.op == "relu"]
@@ -89,9 +80,7 @@ def find(graph: Graph, model: nn.Module, gates: str = "refuse") -> list[Site]:
 
 
 def refuse(nodes: list[Node], gates: str, norms: bool = False) -> None:
-    """Raise for nodes that cannot be turned, all of them by path, with the nearest thing that can;
-    ``norms``: these too.
-    """
+    """Raise for nodes that cannot be turned, all by path, with the nearest that can; ``norms``: these too."""
     wrong: list[str] = []
     kinds: set[str] = set()
     for node in nodes:
@@ -124,21 +113,18 @@ def _nearest(kinds: set[str]) -> str:
     if gates := kinds & GATES:
         words.append(
             f"{', '.join(sorted(gates))}: for squeeze-and-excite gates (sigmoid) gates='keep' of sd.spiking "
-            "leaves them "
-            "real-valued"
+            "leaves them real-valued"
         )
     if "norm" in kinds:
         words.append(
-            "Norms of the input's own statistics: use nn.BatchNorm1d or nn.BatchNorm2d, "
-            "whose scale moves into weights and "
-            "thresholds, and train the ANN anew"
+            "Norms of the input's own statistics: use nn.BatchNorm1d or nn.BatchNorm2d, whose scale moves "
+            "into weights and thresholds, and train the ANN anew"
         )
     if "attention" in kinds:
         words.append(
             "Attention by softmax: use attention without it, of spikes: "
-            "sd.networks.create('spikformer_4_384', "
-            "'spike_driven_2_512' or 'qkformer_4_384') is trained or distilled as it is, "
-            "with this network as its teacher"
+            "sd.networks.create('spikformer_4_384', 'spike_driven_2_512' or 'qkformer_4_384') is trained or "
+            "distilled as it is, with this network as its teacher"
         )
     if others := kinds - GATES - {"norm", "attention"}:
         words.append(
@@ -201,9 +187,7 @@ def _norm_act(module: nn.Module) -> bool:
 
 
 def entrance(graph: Graph, sites: list[Site]) -> list[tuple[str, str]]:
-    """Ways for time to enter, best first: ("encode", site), ("repeat", path of a module whose output is
-    repeated or "").
-    """
+    """Ways for time to enter, best first: ("encode", site), ("repeat", path of a repeated module, or "")."""
     ways = []
     if _dominates(graph, sites[0].node.name, sites):
         ways.append(("encode", sites[0].node.name))

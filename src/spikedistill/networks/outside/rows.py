@@ -1,5 +1,4 @@
-"""Does a turned network keep images and time steps apart? Its first dimension holds T*N, time first; code may
-mix it up.
+"""Does a turned network keep images and time steps apart? Its first axis is T*N, time first; code may mix it.
 
 A neuron reads its current as (T, N, ...). Code that puts something in front of the batch (patches, say), or
 that looks across the batch, makes it integrate over something else than time, and nothing fails. So the
@@ -130,9 +129,7 @@ def _fit(whole: Tensor, part: Tensor) -> bool:
 
 
 def _mixed(graph: Graph, name: str) -> SpikedistillError:
-    """The error: which neuron (or the logits), and what stands before it and moves or changes the first
-    dimension.
-    """
+    """The error: which neuron (or the logits), and what before it moves or changes the first dimension."""
     output = name == graph.output
     end = graph[name] if name in graph else graph[graph.output]
     before = [end] if output and not isinstance(end.module, Neuron | NormNeuron) else []
@@ -151,9 +148,8 @@ def _mixed(graph: Graph, name: str) -> SpikedistillError:
     places = [f"{n.path or n.scope or '(top)'}: {n.kind} at {n.source}" for n in suspects[-3:]]
     reader = "the logits mix" if output else f"what the neuron at {end.path} reads mixes"
     return SpikedistillError(
-        f"{reader} images or time steps: the first dimension of a spiking network holds T*N, time first, "
-        "and every image has "
-        "to stay in its rows at every step. Look at\n  "
+        f"{reader} images or time steps: the first dimension of a spiking network holds T*N, time first, and "
+        "every image has to stay in its rows at every step. Look at\n  "
         + "\n  ".join(places)
         + "\nKeep the batch in front: put what you split off (patches, groups) behind it, and use nothing of "
         "other images"

@@ -1,6 +1,4 @@
-"""``spiking``: any ReLU network becomes a spiking one, at once, site by site, and is checked by running it
-again.
-"""
+"""``spiking``: any ReLU network made spiking, at once, site by site, and checked by running it again."""
 
 import copy
 import logging
@@ -60,9 +58,7 @@ class _Redirect(TorchFunctionMode):
 
 
 def _redirected(cls: type[nn.Module]) -> type[nn.Module]:
-    """A class like ``cls`` whose forward sends functional ReLUs to its child ``relu_sites``; everything
-    else stays.
-    """
+    """A class like ``cls``, but its forward sends functional ReLUs to its child ``relu_sites``."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         with _Redirect(getattr(self, FUNCTIONAL)):

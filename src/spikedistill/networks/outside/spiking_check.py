@@ -38,9 +38,7 @@ class explained:
 
 
 def verify(network: Network, example: Tensor, before: Graph, sites: list[Site], places: list[str]) -> None:
-    """Run the turned network: every neuron reached, read by as many as its ReLU was, nothing left, T*N
-    logits.
-    """
+    """Run the turned network: each neuron reached, read by as many as its ReLU, nothing left, T*N logits."""
     T = network.time_steps or 1
     with explained(example):
         graph = trace(network, example)
@@ -55,8 +53,7 @@ def verify(network: Network, example: Tensor, before: Graph, sites: list[Site], 
         if was != now:
             raise SpikedistillError(
                 f"{site.node.path or site.node.scope or '(top)'}: the ReLU called at {site.node.source} "
-                "works in place and its "
-                "result is read under another name; write x = relu(x)"
+                "works in place and its result is read under another name; write x = relu(x)"
             )
     images = example if network.input == "image" else example[:, 0]
     rows = graph[graph.output].shape[0]
@@ -90,7 +87,6 @@ def _verify_training(network: Network, example: Tensor) -> None:
         twin(example)
     if detect.found:
         raise SpikedistillError(
-            "in training mode the model calls a ReLU that it does not call in eval mode, "
-            f"at {detect.found[0]}; switch that "
-            "branch (an auxiliary classifier?) off"
+            "in training mode the model calls a ReLU that it does not call in eval mode, at "
+            f"{detect.found[0]}; switch that branch (an auxiliary classifier?) off"
         )
