@@ -71,14 +71,8 @@ def train(
     from .training.reuse import runs
     from .training.run import train as run_recipe
 
-    options: dict[str, Any] = {
-        "overrides": overrides or [],
-        "device": device,
-        "track": track,
-        "code": code or (),
-        "reuse": runs(reuse or ()),
-    }
-    run = run_recipe(recipe, out=out, seeds=seeds, seed=seed, **options)
+    options: dict[str, Any] = {"overrides": overrides or [], "code": code or (), "reuse": runs(reuse or ())}
+    run = run_recipe(recipe, out=out, seeds=seeds, seed=seed, device=device, track=track, **options)
     _finish(run.folder, run.summary, as_json)
 
 
@@ -152,9 +146,7 @@ def _numbers(text: str) -> list[int]:
 @app.command()
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN ...")],
-    out: Annotated[
-        Path | None, typer.Option(help="The page's file; default report.html in the first run.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The page's file; default: in the first run.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Make it again while the run goes.")] = False,
     as_json: JsonOption = False,
 ) -> None:
