@@ -132,3 +132,27 @@ def test_gradients_reach_both_tokens() -> None:
         tokens = network.transformer.tokens.grad
         assert tokens is not None
         assert (tokens.abs().sum(1) > 0).all()
+
+
+def test_spiking_tokens_see_the_image_without_attention() -> None:
+    """Spiking attention tells a fresh network's tokens nothing of an image's class: they learn from the mean
+    of the patches.
+    """
+    network = make("hdkd_student", neuron={"type": "lif", "threshold": 0.3})
+    for block in network.transformer.blocks:
+        nn.init.zeros_(block.attn_norm.weight)
+    x = torch.stack([torch.zeros(3, 32, 32), torch.rand(3, 32, 32)])
+    tokens = outputs(network, x, ["transformer"])["transformer"].unflatten(0, (-1, 2)).mean(0)
+    for token in (0, 1):
+        assert (tokens[0, token] - tokens[1, token]).abs().mean() > 0.02
+
+
+def test_spiking_tokens_are_given_the_mean_of_the_patches() -> None:
+    network = make("hdkd_student", neuron={"type": "lif", "threshold": 0.3}).eval()
+    seen: list[Tensor] = []
+    network.transformer.norm.register_forward_pre_hook(lambda m, a: seen.append(a[0]))
+    blocks = outputs(network, torch.rand(2, 3, 32, 32), ["transformer.blocks"])["transformer.blocks"]
+    mean = blocks[:, :, 2:].mean(2)
+    for token in (0, 1):
+        torch.testing.assert_close(seen[0][:, :, token], blocks[:, :, token] + mean)
+    assert torch.equal(seen[0][:, :, 2:], blocks[:, :, 2:])

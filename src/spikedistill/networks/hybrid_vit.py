@@ -6,9 +6,10 @@ Applications of Artificial Intelligence 138, 2024; layers as in the official cod
 student are equal, so that ``stage1`` to ``stage3`` match without an aligner. The student's two classifiers
 are the paths ``head`` and ``distill_head``; ``forward`` averages them.
 
-With time steps both become spiking networks of the same shape (ours, not the paper's): norm -> neuron ->
-convolution in place of norm -> convolution -> GELU, no attention module in the convolutions, blocks of
-spiking self-attention (:class:`.spikformer.Block`), tokens and positions as constant currents.
+With time steps both become spiking networks of the same shape. The paper's student is an ANN; its spiking
+form is ours: norm -> neuron -> convolution in place of norm -> convolution -> GELU, no attention module in
+the convolutions, blocks of spiking self-attention (:class:`.spikformer.Block`), tokens and positions as
+constant currents, and behind the last block the mean of the patches added to both tokens.
 """
 
 from collections import OrderedDict
@@ -225,7 +226,10 @@ class Transformer(_Tokens):
 class SpikingTransformer(_Tokens):
     """The SNN's: norm -> neuron -> 2x2/2 convolution -> norm, spiking self-attention, norm and neuron.
 
-    What reaches both tokens comes through attention alone, so its neuron has a norm in front.
+    Attention's neuron has a norm in front: with few patches it would be silent. Spiking attention weighs
+    values by chance coincidences of spikes in a fresh network, and what it brings to the tokens says nothing
+    of an image's class. So both tokens are given the mean of the patches before the last norm and neuron
+    (Spikformer's heads read that mean alone); the classifiers read spikes.
 
     Shape: (T*N, C, H, W) to spikes (T*N, 2 + L, C').
     """
@@ -249,7 +253,10 @@ class SpikingTransformer(_Tokens):
     def forward(self, x: Tensor) -> Tensor:
         patches = self.embed(_even(x))
         tokens = self.add(patches.flatten(2), (patches.shape[2], patches.shape[3]))
-        return self.norm(self.blocks(tokens.unsqueeze(3))).squeeze(3).transpose(1, 2)
+        x = self.blocks(tokens.unsqueeze(3))
+        tokens, patches = x[:, :, :2], x[:, :, 2:]
+        x = torch.cat([tokens + patches.mean(2, keepdim=True), patches], 2)
+        return self.norm(x).squeeze(3).transpose(1, 2)
 
 
 class HDKDStudent(Network):
