@@ -22,9 +22,7 @@ Legend = Sequence[tuple[str, Colour, str]]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under headings; ``colours`` puts a series' swatch before a row, ``text_columns`` are
-    set left.
-    """
+    """Text rows under headings; ``colours``: a series' swatch before a row; ``text_columns`` are set left."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
