@@ -91,9 +91,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Study:
-    """One run folder: its summary, the runs behind it (one a seed), their logs, the resolved recipe's text,
+    """One run folder: its summary, the runs behind it (one a seed), their logs, the resolved recipe's text.
+
     ``plan``: what a comparison of methods decided (:class:`~spikedistill.training.comparison.Plan`), else
-    nothing, ``seen``: observations by stage, a mapping a seed; ``live``: where it stands, while it goes,
+    nothing; ``seen``: observations by stage, a mapping a seed; ``live``: where it stands, while it goes;
     ``logged``: the logs' seeds.
     """
 
