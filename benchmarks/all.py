@@ -1,5 +1,4 @@
-"""All measurements of ``docs/performance.md``, one after another, each in a process of its own with a time
-limit.
+"""All measurements of ``docs/performance.md``, one by one, each in a process of its own with a time limit.
 
     python benchmarks/all.py [--only NAME ...] [--avx2] [--again] [--tiny] [--out results/performance]
 

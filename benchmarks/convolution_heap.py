@@ -1,5 +1,4 @@
-"""Do gradients of CPU convolutions write past their buffers? A sweep of shapes under glibc's checked heap
-(Linux).
+"""Do CPU convolutions' gradients write past buffers? A sweep of shapes under glibc's checked heap (Linux).
 
     python benchmarks/convolution_heap.py [--seconds 300] [--isa AVX2]
 

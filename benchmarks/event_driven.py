@@ -1,5 +1,4 @@
-"""A convolution event by event against the dense one, by firing rate: forward and backward of conv6's five
-behind neurons.
+"""A convolution by events against the dense one, by firing rate: both passes of conv6's five behind neurons.
 
     python benchmarks/event_driven.py [--batch 128] [--runs 9] [--rates 0.02 0.05 ...] [--json FILE]
 

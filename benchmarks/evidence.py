@@ -1,5 +1,4 @@
-"""The evidence of docs/results.md: reduced records of runs in results/evidence, and the page that is made of
-them.
+"""The evidence of docs/results.md: reduced records of runs in results/evidence, and the page made of them.
 
     python benchmarks/evidence.py keep RUN [RUN ...]  # finished stages of runs, a file of at most 5 kB a seed
     python benchmarks/evidence.py page                # docs/results.md, the README's table, from the records
@@ -75,9 +74,7 @@ def processor() -> str:
 
 
 def reduced(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Name of the recipe, and the record of one seed's run folder (unfinished runs: of the stages that are
-    done).
-    """
+    """Name of the recipe, and record of one seed's run folder (unfinished: of the stages that are done)."""
     run = RunSummary.model_validate_json((folder / "summary.json").read_text())
     # of several seeds there is one recipe
     place = folder if (folder / "recipe.yaml").exists() else folder.parent
@@ -135,9 +132,7 @@ def keep(folders: Iterable[Path]) -> None:
 
 
 def table(records: list[dict[str, Any]]) -> list[str]:
-    """One row a stage: mean ± deviation over seeds, and the paired difference to ``alone`` with its 95 %
-    interval.
-    """
+    """One row a stage: mean ± deviation over seeds, paired difference to ``alone`` with its 95 % interval."""
     by_stage: dict[str, dict[int, dict[str, Any]]] = {}
     for record in records:
         for stage in record["stages"]:
@@ -168,9 +163,7 @@ def table(records: list[dict[str, Any]]) -> list[str]:
 
 
 def _energies(seeds: list[dict[str, Any]]) -> list[str]:
-    """By operations of the network and of its ANN twin at equal bits, and the least of all estimates'
-    ratios; – where unknown.
-    """
+    """By operations: the network, its ANN twin at equal bits, the estimates' least ratio; – where unknown."""
     if any(stage.get("energy_pj") is None for stage in seeds):
         return ["–", "–", "–"]
     cells = [microjoule(fmean(stage["energy_pj"] for stage in seeds)), "–", "–"]

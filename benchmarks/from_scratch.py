@@ -1,5 +1,4 @@
-"""How fast does a spiking network learn beside its ANN twin, from scratch? Test accuracy after a few epochs
-on CIFAR-10.
+"""How fast does an SNN learn beside its ANN twin, from scratch? Test accuracy after few epochs on CIFAR-10.
 
     python benchmarks/from_scratch.py FOLDER/cifar10.npz  # all cases, three seeds, about five hours
     python benchmarks/from_scratch.py FOLDER/cifar10.npz --cases conv6 --seeds 0  # a row

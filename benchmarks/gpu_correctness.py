@@ -1,5 +1,4 @@
-"""Correctness on the device: every fused kernel and what else computes there, against the equations in
-float64.
+"""Correctness on the device: every fused kernel and what else computes there, against float64 equations.
 
 Currents are drawn so that no neuron of the float64 reference is within ``MARGIN`` of firing or of an edge of
 its surrogate: then spikes have to be equal, and gradients equal up to the rounding of the type. In the

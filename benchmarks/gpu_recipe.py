@@ -1,5 +1,4 @@
-"""The recipe ``recommended-cifar10`` on the device: images per second and peak memory of each stage, on
-generated images.
+"""Recipe ``recommended-cifar10`` on the device: images a second, peak memory by stage, on generated images.
 
 The loop, the loader, augmentation, validation and quantization are those of a training; accuracies mean
 nothing. The last of two epochs counts: compiling is in the first.

@@ -1,5 +1,4 @@
-"""Time and memory of a training step on the device: ours, the compiled ANN twin at the same T*N,
-SpikingJelly.
+"""Time and memory of a training step on the device: ours, the compiled ANN twin at equal T*N, SpikingJelly.
 
 One process for each kind. Before each measurement steps that are not timed; a step ends when the device says
 so. Peak memory is what a step takes beyond parameters, optimizer and batch, by torch's allocator: what a

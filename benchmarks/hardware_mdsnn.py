@@ -1,5 +1,4 @@
-"""MS-ResNet-18 for N-Caltech101 (48x48 event frames, 101 classes), floating point against 4/4/8 bits, beside
-MD-SNN's ratios.
+"""MS-ResNet-18 for N-Caltech101 (48x48 event frames, 101 classes): float against 4/4/8 bits, MD-SNN's ratios.
 
     python benchmarks/hardware_mdsnn.py EVENTS.npz [--steps 60] [--out TABLE.md]
 

@@ -1,5 +1,4 @@
-"""Writes the generated tables of docs/hardware.md: switches, constants, the walk on VGG9, the memory models'
-differences.
+"""Writes the tables of docs/hardware.md: switches, constants, the walk on VGG9, memory models' differences.
 
 python benchmarks/hardware_tables.py
 """

@@ -1,5 +1,4 @@
-"""From SpikeSim's published code to corrected mode, switch by switch, on its own VGG9 example; writes a
-Markdown table.
+"""From SpikeSim's code to corrected mode, switch by switch, on its VGG9 example; writes a Markdown table.
 
     python benchmarks/hardware_walk.py [OUT]
 
@@ -29,9 +28,7 @@ FIRST = [
 
 
 def vgg9() -> list[Layer]:
-    """The published example with what the published code does not know: bits, norms, the constant image,
-    the head.
-    """
+    """The published example with what its code does not know: bits, norms, the constant image, the head."""
     layers: list[Layer] = []
     for i, (c_in, c_out, h_in, h_out) in enumerate(zip(C_IN, C_OUT, SIZE_IN, SIZE_OUT)):
         conv = Layer(
@@ -55,9 +52,7 @@ def vgg9() -> list[Layer]:
 
 
 def order() -> list[str]:
-    """The switches that corrected mode has on: accounting first, then precision, then layers and memories
-    beyond.
-    """
+    """Switches on in corrected mode: accounting first, then precision, then layers and memories beyond."""
     names = [name for name, field in Switches.model_fields.items() if field.default]
     return [*FIRST, *(name for name in names if name not in FIRST)]
 

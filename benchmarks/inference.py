@@ -1,5 +1,4 @@
-"""Inference: images a second of ours (eager, compiled), of SpikingJelly's neurons in the same network, of the
-ANN twin.
+"""Inference, images a second: ours (eager, compiled), SpikingJelly's neurons in the same network, ANN twin.
 
     python benchmarks/inference.py [--network conv6] [--batch 32] [--precision bfloat16] [--json FILE]
 

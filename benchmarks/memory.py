@@ -1,5 +1,4 @@
-"""Peak training memory, each variant in a fresh process: peak of five steps minus what there was after model
-and optimizer.
+"""Training memory, each variant in a fresh process: peak of five steps minus that after model and optimizer.
 
     python benchmarks/memory.py [--network conv6] [--batch 32] [--time-steps 8] [--precision float32]
         [--json FILE]

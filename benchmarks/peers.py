@@ -47,9 +47,7 @@ def spikingjelly(neuron: Neuron) -> Simulate:
 
 
 def reset(network: nn.Module) -> None:
-    """What SpikingJelly's networks need before each simulation; outside of what is compiled, as its users
-    do it.
-    """
+    """What SpikingJelly's networks need before each simulation; outside what is compiled, as its users do."""
     for module in network.modules():
         if type(module).__name__ == "LIFNode":
             module.reset()
@@ -141,9 +139,7 @@ class Unit(nn.Sequential):
 
 
 def grouped(network: nn.Module) -> nn.Module:
-    """The network with runs of layers up to a neuron in one module each, where its sequences have such; in
-    place.
-    """
+    """The network with layer runs up to a neuron in one module each, where sequences have such; in place."""
     for name, child in list(network.named_children()):
         grouped(child)
         if not isinstance(child, nn.Sequential):

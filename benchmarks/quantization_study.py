@@ -1,5 +1,4 @@
-"""Does distillation help a 4/4/8-bit student? Paired seeds, equal epochs, from one full-precision SNN
-teacher.
+"""Does distillation help a 4/4/8-bit student? Paired seeds, equal epochs, one full-precision SNN teacher.
 
     python benchmarks/quantization_study.py digits
     python benchmarks/quantization_study.py cifar10 --root FOLDER  # 5,000 training, 2,000 test images

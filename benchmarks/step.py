@@ -1,5 +1,4 @@
-"""One training step: ours, the same network with other libraries' neurons, and the compiled ANN twin at the
-same T*N.
+"""One training step: ours, the network with other libraries' neurons, the compiled ANN twin at equal T*N.
 
     python benchmarks/step.py [--network conv6] [--width 1] [--batch 32] [--time-steps 4] [--precision both]
         [--peers best]

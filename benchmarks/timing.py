@@ -1,6 +1,4 @@
-"""Interleaved timing: variants in turn, in random order, medians; so that a machine whose speed drifts is
-fair to all.
-"""
+"""Interleaved timing: variants in turn, in random order, medians; so that a drifting speed is fair to all."""
 
 import json
 import os
@@ -24,9 +22,7 @@ from spikedistill.precision import cpu_bf16_units
 def interleaved(
     variants: Mapping[str, Callable[[], Any]], runs: int, warm_up: int = 2
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds of each variant: median, least, most of ``runs`` after ``warm_up``; freed memory is
-    kept, for all.
-    """
+    """Milliseconds by variant: median, least, most of ``runs`` after ``warm_up``; all keep freed memory."""
     heap.keep()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for run in variants.values():

@@ -1,5 +1,4 @@
-"""Write examples/digits.ipynb with its outputs: `python examples/make_notebook.py`, half a minute on one CPU
-core.
+"""Write examples/digits.ipynb with outputs: `python examples/make_notebook.py`, half a minute on one core.
 
 No Jupyter is needed: the cells run here, one after the other, and what a notebook would show is kept.
 """

@@ -1,6 +1,4 @@
-"""Run the file of an integer network, a VGG's or a residual one's, with numpy alone; docs/integer_file.md
-defines it.
-"""
+"""Run the file of an integer network (VGG or residual) with numpy alone; docs/integer_file.md defines it."""
 
 import json
 

@@ -1,5 +1,4 @@
-"""A device that is not the CPU, for tests without one: it computes, and refuses to compute with tensors of
-the CPU.
+"""A device that is not the CPU, for tests without one: it computes, and refuses to with tensors of the CPU.
 
 Tensors of it hold a CPU tensor, and say that they are on ``meta``, which torch knows without drivers. No
 gradients: torch's engine asks the device. What the device's own kernels do is not tested by it, only that all

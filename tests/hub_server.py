@@ -1,6 +1,4 @@
-"""A tiny Hugging Face hub: repositories in memory, with the few addresses that uploading and fetching ask
-for.
-"""
+"""A tiny Hugging Face hub: repositories in memory, the few addresses that uploading and fetching ask for."""
 
 import base64
 import hashlib

@@ -95,9 +95,7 @@ def test_torchvision_networks_convert(name: str) -> None:
 
 
 def test_a_layer_by_hand() -> None:
-    """Two linear layers: theta is the largest activation; spikes times theta through the second layer are
-    the logits.
-    """
+    """Two linear layers: theta is the largest activation; spikes * theta through the second are logits."""
     ann = nn.Sequential(nn.Flatten(), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
     x = torch.rand(5, 3, 1, 1)
     network = convert(ann, x, 400, percentile="max")

@@ -1,6 +1,4 @@
-"""Every stage that a digits recipe trains learns: floors over three seeds, and near the best of all of
-them.
-"""
+"""Every stage that a digits recipe trains learns: floors over three seeds, and near the best of them all."""
 
 from statistics import fmean
 

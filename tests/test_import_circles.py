@@ -13,9 +13,7 @@ def name(path: Path) -> str:
 
 
 def executed(statements: list[ast.stmt]) -> Iterator[ast.Import | ast.ImportFrom]:
-    """The imports that run when a file is imported: not those of functions, nor those for type checkers
-    alone.
-    """
+    """Imports that run when a file is imported: not those of functions, nor those for type checkers alone."""
     for statement in statements:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             yield statement

@@ -4,9 +4,7 @@ from pathlib import Path
 
 
 def test_own_loop_learns_what_it_says(capsys):
-    """As a reader runs it: over nine of ten digits right (93 to 95 % with five seeds), and every part of
-    the loss falls.
-    """
+    """As a reader runs it: over 90 % of digits right (93 to 95, five seeds), every part of the loss falls."""
     example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "own_loop.py"))
     assert example["main"]() > 0.9
     lines = [line for line in capsys.readouterr().out.splitlines() if "cross_entropy" in line]

@@ -1,6 +1,4 @@
-"""Text files of strangers: bombs, loops, depth and odd values end in one line that names the file and the
-place.
-"""
+"""Text files of strangers: bombs, loops, depth and odd values end in one line that names file and place."""
 
 import time
 from pathlib import Path

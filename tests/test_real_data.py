@@ -1,6 +1,4 @@
-"""The shipped recipes on real data: the splits are what they say, and the spiking networks beat a linear
-model.
-"""
+"""Shipped recipes on real data: the splits are what they say, the spiking networks beat a linear model."""
 
 import importlib.util
 from pathlib import Path

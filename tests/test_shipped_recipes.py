@@ -1,6 +1,4 @@
-"""Every shipped recipe is built and trained for two steps on generated arrays of its shape, so that none
-is dead YAML.
-"""
+"""Each shipped recipe is built and trained two steps on generated arrays of its shape: none is dead YAML."""
 
 import re
 

@@ -1,6 +1,4 @@
-"""The site's own pages: their code runs as it stands there, every public name is in the reference, every
-page in the contents.
-"""
+"""The site's pages: code runs as is, every public name is in the reference, every page in the contents."""
 
 import re
 import shlex

@@ -106,9 +106,7 @@ def test_residual_edges(name: str, options: dict[str, Any], tmp_path: Path) -> N
 
 
 class Odd(Network):
-    """Grouped and oblong convolutions, a pool between convolution and neuron, a mean over the map, a
-    module used twice.
-    """
+    """Grouped, oblong convolutions, pool between convolution and neuron, a map's mean, module used twice."""
 
     def __init__(self) -> None:
         super().__init__(4, 3, "image", 4)
@@ -132,9 +130,7 @@ def test_unusual_layers(tmp_path: Path) -> None:
 
 
 class Joined(Network):
-    """Concatenated spikes behind a norm and alone, pools called as functions, one of them of a pool's
-    spikes.
-    """
+    """Concatenated spikes behind a norm and alone, pools called as functions, one of a pool's spikes."""
 
     def __init__(self) -> None:
         super().__init__(4, 3, "image", 4)

@@ -46,9 +46,7 @@ def chained(path: Path, frames: Tensor) -> dict[str, np.ndarray]:
 
 
 def compare(network: Network, x: Tensor, path: Path, per_step: bool) -> tuple[int, int, float]:
-    """Different spikes, all neuron-steps, and the largest difference of logits on samples whose spikes all
-    agree.
-    """
+    """Different spikes, all neuron-steps, largest difference of logits on samples whose spikes all agree."""
     to_onnx(network, path, x[:1], per_step=per_step, spikes=True)
     assert network.time_steps is not None
     frames = x.expand(network.time_steps, *x.shape) if network.input == "image" else x.transpose(0, 1)

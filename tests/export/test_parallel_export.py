@@ -1,6 +1,4 @@
-"""Neurons with weights over time: ONNX is arithmetic and takes them, NIR knows only neurons with a
-membrane.
-"""
+"""Neurons with weights over time: ONNX is arithmetic and takes them, NIR knows only those with a membrane."""
 
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,4 @@
-"""Chip models of one's own: by address and by entry point, beside the shipped ones, for the network and
-its ANN twin.
-"""
+"""One's own chip models: by address and entry point, beside the shipped ones, for network and ANN twin."""
 
 import json
 import subprocess

@@ -31,9 +31,7 @@ def quantized(name="vgg9", T=3, **given):
 
 
 def found_in(integer, x, monkeypatch):
-    """Bits of every accumulator tensor and every charged membrane of an integer network on a batch, by
-    path.
-    """
+    """Bits of every accumulator tensor and charged membrane of an integer network on a batch, by path."""
     sums, charged = {}, {}
     layer, scan = executor.layer, executor.scan
 

@@ -1,6 +1,4 @@
-"""Neurons with weights over time: what is priced is what the integer network keeps and computes, step by
-step.
-"""
+"""Neurons with weights over time: what is priced is what the integer network keeps and computes, stepwise."""
 
 from collections import Counter
 
@@ -31,9 +29,7 @@ def quantized(name, x, kind="sliding_psn", order=3, **options):
 
 
 def found_in(integer, x, monkeypatch):
-    """Of an integer network run step by step: bits of currents and H by path, calls of each layer, the
-    last state.
-    """
+    """Of an integer network run stepwise: bits of currents and H by path, each layer's calls, last state."""
     currents, potentials, calls = {}, {}, Counter()
     charge, layer, weigh = executor.charge, executor.layer, executor.weigh
 

@@ -1,5 +1,4 @@
-"""What the published transformers' layers compute, written anew from their equations, on weights taken from
-ours.
+"""What the published transformers' layers compute, written anew from their equations, on weights from ours.
 
 Tensors are (T, N, C, H, W) all along, time is a loop, and a neuron is dV = (x - V) / 2, a spike at the
 threshold, a reset to 0.

@@ -1,6 +1,4 @@
-"""The balanced start: neurons fire, gradients arrive, the classifier's rate; measured on networks, not on
-the model.
-"""
+"""Balanced start: neurons fire, gradients arrive, classifier's rate; measured on networks, not the model."""
 
 import math
 
@@ -119,9 +117,7 @@ def test_a_plain_start_is_what_balance_cures() -> None:
 
 
 def test_the_model_of_one_step_is_the_normal_distribution() -> None:
-    """T = 1, gain 1: the rate is P(s z >= threshold), and the surrogate of width w has E[sigma'^2] = P(|u|
-    < w/2) / w^2.
-    """
+    """T = 1, gain 1: rate P(s z >= threshold); a surrogate of width w: E[sigma'^2] = P(|u| < w/2) / w^2."""
     normal = torch.distributions.Normal(0.0, 1.0)
     found = MeanField(IF(time_steps=1), 0.16)
     assert found.scale == pytest.approx(1 / float(normal.icdf(torch.tensor(0.84))), rel=0.01)

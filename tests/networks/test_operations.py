@@ -1,6 +1,4 @@
-"""One vocabulary: a module and the function that computes the same have one operation and one set of
-settings.
-"""
+"""One vocabulary: module and function that compute the same have one operation and one set of settings."""
 
 from collections.abc import Callable
 from typing import Any

@@ -79,9 +79,7 @@ def test_spikformer_of_spikingjelly() -> None:
 
 
 class Block(nn.Module):
-    """Both authors' block on tokens (T, N, C, L): ``ms`` Spikingformer's, else Spikformer's with linear
-    layers (CIFAR).
-    """
+    """A block on tokens (T, N, C, L): ``ms`` Spikingformer's, else Spikformer's of linear layers (CIFAR)."""
 
     def __init__(self, c: int, heads: int, ms: bool) -> None:
         super().__init__()

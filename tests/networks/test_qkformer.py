@@ -1,6 +1,4 @@
-"""QKFormer against its equations, image by image; attention over tokens and channels; its integers and its
-price.
-"""
+"""QKFormer against its equations, image by image; attention over tokens and channels; integers and price."""
 
 import pytest
 import torch
@@ -27,9 +25,7 @@ def heads_of(x: Tensor, heads: int) -> Tensor:
 
 
 def official(network: sd.networks.Network, x: Tensor, T: int, kind: str = "token") -> Tensor:
-    """Logits (T, N, K) of a network in its plain form; ``x``: images (N, C, H, W), or frames (T, N, C, H,
-    W).
-    """
+    """Logits (T, N, K) of a network in plain form; ``x``: images (N, C, H, W), or frames (T, N, C, H, W)."""
     x = x.unsqueeze(0).repeat(T, 1, 1, 1, 1) if x.dim() == 4 else x
     form = FORMS[network.config["name"]]
     for i, (pools, before) in enumerate(form):

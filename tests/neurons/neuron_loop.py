@@ -1,6 +1,4 @@
-"""An independent simulation of one layer of neurons: plain autograd, one step at a time, nothing shared
-with the package.
-"""
+"""Independent simulation of a neuron layer: plain autograd, step by step, nothing shared with the package."""
 
 import math
 

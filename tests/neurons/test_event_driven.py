@@ -135,9 +135,7 @@ def test_no_number_is_no_number() -> None:
 
 
 def test_a_network_learns_the_same() -> None:
-    """One step with dense convolutions and one with few spikes computed: the same loss and, to rounding,
-    gradients.
-    """
+    """A step with dense convolutions and one by few spikes: the same loss and, to rounding, gradients."""
     torch.manual_seed(0)
     network = sd.networks.create("conv6", time_steps=2).to(memory_format=torch.channels_last)
     x, y = torch.rand(8, 3, 32, 32).to(memory_format=torch.channels_last), torch.arange(8)

@@ -1,6 +1,4 @@
-"""The fused arithmetic, run operation by operation, against an independent autograd loop and the plain
-equations.
-"""
+"""Fused arithmetic, run operation by operation, against an independent autograd loop and plain equations."""
 
 import pytest
 import torch

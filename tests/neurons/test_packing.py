@@ -28,9 +28,7 @@ def test_bits_come_back(bits, dtype):
 
 
 class Block(nn.Module):
-    """Two convolutions with a shortcut that has a norm of its own and keeps the same spikes; sums of
-    spikes.
-    """
+    """Two convolutions with a shortcut that has its own norm and keeps the same spikes; sums of spikes."""
 
     def __init__(self):
         super().__init__()

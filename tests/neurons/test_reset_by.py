@@ -15,9 +15,7 @@ from spikedistill.quantization import IntegerNetwork
 
 
 def late(x, decay, threshold):
-    """``U_t = decay U_{t-1} + I_t - threshold [U_{t-1} >= threshold]``, the reset a step later and
-    undecayed.
-    """
+    """``U_t = decay U_{t-1} + I_t - threshold [U_{t-1} >= threshold]``, the reset a step later, undecayed."""
     u, spikes, charged = torch.zeros_like(x[0]), [], []
     for current in x:
         u = decay * u + current - threshold * (u >= threshold)

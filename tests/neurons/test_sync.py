@@ -25,9 +25,7 @@ def layers():
 
 
 def measure(x, weights):
-    """Output, gradient of the input, those of the parameters, running statistics: for both ways of
-    running.
-    """
+    """Output, gradient of the input, of the parameters, running statistics: for both ways of running."""
     found = []
     for way in WAYS:
         net, leaf = layers(), x.clone().requires_grad_()

@@ -1,6 +1,4 @@
-"""The blurred feature against an independent implementation: explicit convolution sums, gradients
-included.
-"""
+"""The blurred feature against an independent implementation: explicit convolution sums, with gradients."""
 
 import pytest
 import torch

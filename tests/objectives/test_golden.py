@@ -1,5 +1,6 @@
-"""Golden loss curves: 30 steps per method in float64, one thread, plain equations; `python test_golden.py`
-writes them anew.
+"""Golden loss curves: 30 steps per method in float64, one thread, plain equations.
+
+`python test_golden.py` writes them anew.
 """
 
 import json

@@ -1,6 +1,4 @@
-"""Objectives of 2025 and 2026 against loops over their equations: values, and gradients by autograd of the
-loops.
-"""
+"""Objectives of 2025 and 2026 against loops over their equations: values, gradients by autograd of loops."""
 
 import math
 

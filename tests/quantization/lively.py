@@ -1,6 +1,4 @@
-"""Random networks that fire in every layer, and the comparison of a quantized network with its integer
-form.
-"""
+"""Random networks that fire in every layer, and comparison of a quantized network with its integer form."""
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +12,7 @@ from spikedistill.quantization.header_check import read_header
 
 
 def lively(name: str, x: Tensor, **options: object) -> Network:
-    """A network with strong norms whose running statistics are those of ``x``: silent layers would prove
-    nothing.
-    """
+    """A network of strong norms with running statistics of ``x``: silent layers would prove nothing."""
     return awake(networks.create(name, **options), x)
 
 

@@ -1,6 +1,4 @@
-"""Headers of integer networks that say something impossible, with right checksums, are refused before
-anything runs.
-"""
+"""Headers of integer networks that say the impossible, checksums right, are refused before anything runs."""
 
 import copy
 import time

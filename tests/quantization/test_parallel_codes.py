@@ -1,6 +1,4 @@
-"""Parallel neurons on integer codes: equal to the integer network, whole and step by step from its kept
-bits.
-"""
+"""Parallel neurons on integer codes: equal to the integer network, whole and stepwise from its kept bits."""
 
 import copy
 import math

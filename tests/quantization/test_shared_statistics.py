@@ -36,9 +36,7 @@ dist.destroy_process_group()
 
 
 def statistics(name: str, part: slice, shared: bool = False) -> dict[str, torch.Tensor]:
-    """What one training pass over a part of the batch leaves in the norms, and the gradients of their
-    weights.
-    """
+    """What one training pass over a part of the batch leaves in the norms, and their weights' gradients."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     family, options = CASES[name]

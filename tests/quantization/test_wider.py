@@ -1,6 +1,4 @@
-"""Networks whose own code adds, joins, pools and multiplies: turned ResNets and DenseNets, transformers,
-sresnet8.
-"""
+"""Own code that adds, joins, pools and multiplies: turned ResNets and DenseNets, transformers, sresnet8."""
 
 import pytest
 import torch
@@ -52,9 +50,7 @@ class Residual(nn.Module):
 
 
 class Dense(nn.Module):
-    """DenseNet's form: spikes and bare convolutions joined, read by norms; a transition with an average
-    pool.
-    """
+    """DenseNet's form: spikes and bare convolutions joined, read by norms; a transition with average pool."""
 
     def __init__(self):
         super().__init__()
@@ -227,9 +223,7 @@ def test_transformers(name, bits):
      ("qkformer_4_384", {"attention": "channel", "depth": 3})],
 )  # fmt: skip
 def test_attention_by_masks(name, options, bits):
-    """Sums of spikes before a neuron; in the Spike-driven Transformer a neuron behind the global pool (of
-    49 places too).
-    """
+    """Spike sums before a neuron; Spike-driven Transformer: a neuron behind global pools (49 places too)."""
     x = images(4, size=14 if "pools" in options else 16)
     check(name, x, {"width": 0.25, "time_steps": 2, **options}, 0.6, weight_bits=bits, membrane_bits=bits)
 

@@ -83,8 +83,7 @@ def child(work: Callable[[], Any]) -> int:
 
 
 def watch(folder: Path, kill_at: int, count: Path | None = None) -> None:
-    """From now on each change of the file system under ``folder`` is counted, and the process dies before
-    number ``kill_at``.
+    """Count each file system change under ``folder`` from now on; the process dies before number ``kill_at``.
 
     What is not yet fsynced is half lost with it.
     """

@@ -1,6 +1,4 @@
-"""Averaged weights have statistics of their own, and the best epoch's file is the network that was
-measured.
-"""
+"""Averaged weights have their own statistics, and the best epoch's file is the network that was measured."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,4 @@
-"""Everything is checked before anything runs: each of these once trained a stage first, or ran on without
-a word.
-"""
+"""All is checked before anything runs: each of these once trained a stage first, or ran on without a word."""
 
 import time
 

@@ -1,6 +1,4 @@
-"""What a notebook shows: the numbers of the objects, escaped, in the notebook's own colours, from nowhere
-else.
-"""
+"""What a notebook shows: the objects' numbers, escaped, in the notebook's own colours, from nowhere else."""
 
 import re
 from collections import namedtuple

@@ -1,6 +1,4 @@
-"""Energies never come alone: the ANN twin at equal bits and the least favourable estimate stand beside
-them.
-"""
+"""Energies never come alone: the ANN twin at equal bits and the least favourable estimate are beside them."""
 
 import pytest
 from synthetic import run

@@ -1,5 +1,6 @@
-"""Methods on one data set: one teacher, equal budget, taken over where finished, resumed where killed, and
-an honest sentence.
+"""Methods on one data set: one teacher, equal budget, and an honest sentence.
+
+Taken over where finished, resumed where killed.
 """
 
 import json

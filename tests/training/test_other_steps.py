@@ -1,6 +1,4 @@
-"""A student whose weights come from a spiking stage with another T starts with norm statistics of its own
-T.
-"""
+"""A student whose weights come from a spiking stage of another T starts with norm statistics of its own T."""
 
 import pytest
 import torch

@@ -1,6 +1,4 @@
-"""A run with code of one's own: begun in one process, read in another that has not the code, continued
-where it is.
-"""
+"""A run with one's own code: begun in a process, read in another without the code, continued where it is."""
 
 import hashlib
 import json
@@ -55,9 +53,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def place(tmp_path, arrays, monkeypatch) -> Path:
-    """A folder with data, code and a recipe; the process stands elsewhere, and may import nothing of it by
-    itself.
-    """
+    """A folder of data, code and recipe; the process is elsewhere, and may import nothing of it by itself."""
     folder = tmp_path / "project"
     folder.mkdir()
     np.savez(folder / "arrays.npz", **arrays)

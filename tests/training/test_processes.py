@@ -24,9 +24,7 @@ train(yaml.safe_load(open(f"{folder}/tiny.yaml")), data=arrays, out=f"{folder}/t
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(tmp_path: Path, recipe: dict, arrays: dict) -> None:
-    """Gradients accumulated over two batches, clipped, averaged weights: the same network from halves of
-    each batch.
-    """
+    """Gradients accumulated over 2 batches, clipped, averaged weights: the same network from batch halves."""
     recipe["precision"] = "float64"
     recipe["optimizer"] |= {"accumulate": 2, "ema": 0.8, "clip": 0.5, "warm_up": 1}
     recipe["stages"][1]["epochs"] = 2

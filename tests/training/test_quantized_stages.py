@@ -1,6 +1,4 @@
-"""Every option of a stage's ``quantize``: trained with the shipped optimizers, saved, loaded, evaluated,
-exported.
-"""
+"""Every option of ``quantize``: trained with the shipped optimizers, saved, loaded, evaluated, exported."""
 
 from inspect import signature
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""Paper for drawings: SVG text whose colours are names of the page's own, so that light, dark and print
-need one.
-"""
+"""Paper for drawings: SVG text whose colours are the page's own names, so light, dark and print need one."""
 
 from collections.abc import Sequence
 from html import escape
@@ -42,9 +40,7 @@ def ending(text: str, limit: int) -> str:
 
 
 class Canvas:
-    """Lines, dots, boxes and texts, in the order in which they are drawn; ``width`` and ``height`` in its
-    own units.
-    """
+    """Lines, dots, boxes and texts, in the order of drawing; ``width`` and ``height`` in its own units."""
 
     def __init__(self, width: float, height: float) -> None:
         self.width, self.height = width, height
@@ -89,9 +85,7 @@ class Canvas:
         kind: str = "",
         turned: bool = False,
     ) -> None:
-        """One line, its middle at height ``y``; ``kind``: its class on the page; ``turned``: reads
-        upwards.
-        """
+        """One line, middle at height ``y``; ``kind``: its class on the page; ``turned``: reads upwards."""
         more = f' class="{kind}"' if kind else ""
         more += f' text-anchor="{anchor}"' if anchor != "start" else ""
         more += f' font-size="{_n(size)}"' if size != SIZE else ""
@@ -118,9 +112,7 @@ class Panel:
         y: tuple[float, float],
         logarithmic: str = "",
     ) -> None:
-        """``place``: left, top, right, bottom; ``x``, ``y``: the values at the ends; ``logarithmic``: such
-        as "x".
-        """
+        """``place``: left, top, right, bottom; ``x``, ``y``: values at the ends; ``logarithmic``: say "x"."""
         self.canvas = canvas
         self.left, self.top, self.right, self.bottom = place
         self.x = Scale(*x, self.left, self.right, "x" in logarithmic)

@@ -36,8 +36,7 @@ def layers(
     colours: tuple[Colour, Colour],
     alt: str,
 ) -> str:
-    """A row a layer of the student: its share of values that are not zero, and that of a layer of the teacher
-    below it.
+    """A row a layer of the student: its share of values not zero; below it that of a layer of the teacher.
 
     ``teacher``: for each the layer beside it, and how like their features are, which stands at the right.
     """
@@ -61,9 +60,7 @@ def layers(
 
 
 def raster(images: Sequence[Drawn], colour: Colour, alt: str) -> str:
-    """A mark for each spike: images beside each other, time to the right in each, a line a neuron, layers
-    apart.
-    """
+    """A mark a spike: images beside each other, time to the right in each, a line a neuron, layers apart."""
     names = [one.path for one in images[0].layers]
     left = max(width(ending(name, NAMED)) for name in names) + 10
     steps = max(len(row) for one in images for layer in one.layers for row in layer.spikes)
@@ -97,9 +94,7 @@ def raster(images: Sequence[Drawn], colour: Colour, alt: str) -> str:
 
 
 def traces(image: Drawn, colour: Colour, alt: str) -> str:
-    """Charged membranes of a few neurons over time, a panel a layer; the threshold is dotted, dots are
-    spikes.
-    """
+    """Charged membranes of a few neurons over time, a panel a layer; threshold dotted, dots are spikes."""
     chosen = [image.layers[round(i * (len(image.layers) - 1) / (PANELS - 1))] for i in range(PANELS)]
     shown = list({layer.path: layer for layer in chosen}.values())
     canvas = Canvas(WIDTH, 112 * ((len(shown) + 1) // 2) + 22)
@@ -124,8 +119,6 @@ def traces(image: Drawn, colour: Colour, alt: str) -> str:
 
 
 def lively(spikes: Sequence[str]) -> list[int]:
-    """Neurons whose trace is drawn: the first that fire at some steps and not at others, else the first
-    that fire.
-    """
+    """Traced neurons: the first that fire at some steps and not at others, else the first that fire."""
     order = sorted(range(len(spikes)), key=lambda n: (len(set(spikes[n])) < 2, "1" not in spikes[n], n))
     return sorted(order[:TRACED])

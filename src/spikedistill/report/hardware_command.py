@@ -20,9 +20,7 @@ def hardware_command(
     layers_out: Path | None,
     as_json: bool,
 ) -> int:
-    """Print the price; status 2 where a figure has no value (the published code's limits in released
-    mode).
-    """
+    """Print the price; status 2 if a figure has no value (the published code's limits in released mode)."""
     from .. import hardware
     from ..hardware.show import ratios_table, show
 

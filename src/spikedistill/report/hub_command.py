@@ -41,9 +41,7 @@ def push(run: str, target: str, private: bool = False) -> str:
 
 
 def card(name: str, address: str, place: Path) -> str:
-    """The model card of a stage: what it is, what was measured, beside what, on which data, and whose
-    methods it uses.
-    """
+    """A stage's model card: what it is, what was measured, beside what, on which data, by whose methods."""
     row = summary.read_stage(place)
     whole = _summary(place)
     data: dict[str, Any] = whole.data if whole is not None else {}

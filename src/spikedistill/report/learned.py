@@ -92,9 +92,7 @@ def pooled(each: Sequence[Sequence[Bin]]) -> list[Bin]:
 
 
 def beside(found: Observations) -> list[tuple[Activity, float]]:
-    """For each layer of the student the teacher's of the same path, else the one most like it, and how
-    like they are.
-    """
+    """For each student layer the teacher's of the same path, else the most like it, and how like they are."""
     places = {one.path: k for k, one in enumerate(found.teacher_layers)}
     best = []
     for mine, row in zip(found.layers, found.likeness):

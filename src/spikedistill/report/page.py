@@ -28,8 +28,7 @@ Folder = str | os.PathLike[str]
 
 
 def write_report(folders: Folder | Sequence[Folder], out: Folder | None = None) -> Path:
-    """Write the page of a run folder, or of several beside each other (paired by stage name), and return its
-    path.
+    """Write the page of a run folder, or of several side by side (paired by stage name); return its path.
 
     The file stands alone: style and plots are inside, nothing is loaded. ``out`` defaults to ``report.html``
     in the first folder (one run) or ``comparison.html`` beside it (several). Raises: SpikedistillError when a
@@ -136,9 +135,7 @@ def tiles(study: Study) -> list[tuple[str, str, str]]:
 
 
 def _beside(stage: StageSummary | StageSpread) -> str:
-    """An energy never comes alone: the ANN twin's at equal bits, and the estimate that favours the network
-    least.
-    """
+    """Never an energy alone: the ANN twin's at equal bits and the estimate that favours the network least."""
     found = {one.model: one for one in estimates(stage)}
     words = [f"bits w/m/n: {bits_text(stage.bits)}"]
     if (counted := found.get("operations")) is not None:

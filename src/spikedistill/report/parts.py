@@ -22,9 +22,7 @@ Legend = Sequence[tuple[str, Colour, str]]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under headings; ``colours`` puts a series' swatch before a row, ``text_columns`` are
-    set left.
-    """
+    """Text rows under headings; ``colours``: a series' swatch before a row; ``text_columns`` are set left."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -93,9 +91,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Study:
-    """One run folder: its summary, the runs behind it (one a seed), their logs, the resolved recipe's text,
+    """One run folder: its summary, the runs behind it (one a seed), their logs, the resolved recipe's text.
+
     ``plan``: what a comparison of methods decided (:class:`~spikedistill.training.comparison.Plan`), else
-    nothing, ``seen``: observations by stage, a mapping a seed; ``live``: where it stands, while it goes,
+    nothing; ``seen``: observations by stage, a mapping a seed; ``live``: where it stands, while it goes;
     ``logged``: the logs' seeds.
     """
 

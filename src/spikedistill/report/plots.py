@@ -32,9 +32,7 @@ def curves(lines: Sequence[tuple[str, str, Sequence[Curve]]], xlabel: str, ylabe
 
 
 def dots(values: Sequence[tuple[str, Colour, Spread]], xlabel: str, alt: str) -> str:
-    """One row a name: a faint dot per seed, a strong tick for the mean (values already in the axis's
-    unit).
-    """
+    """One row a name: a faint dot per seed, a strong tick for the mean (values in the axis's unit)."""
     every = [value for *_, spread in values for value in [*spread.values, spread.mean]]
     canvas, panel = rows([name for name, *_ in values], span(every), xlabel, WIDTH, 25)
     for y, (_, colour, spread) in enumerate(values):
@@ -63,8 +61,7 @@ def forest(
 
 
 def firing(stages: Sequence[tuple[Colour, Sequence[Sequence[LayerSummary]]]], alt: str) -> str:
-    """Firing rate by layer: (colour, one list of layers a seed) for each stage; the mean with the seeds'
-    range.
+    """Firing rate by layer: (colour, one list of layers a seed) for each stage; mean and range of the seeds.
 
     Rings are layers with a warning: dead or saturated.
     """
@@ -91,8 +88,7 @@ def against_time(
     references: Sequence[tuple[Colour, float]],
     alt: str,
 ) -> str:
-    """Test accuracy against time steps: (colour, "-" or "--", {T: accuracy in %}); references: ANNs' level
-    lines.
+    """Test accuracy by time steps: (colour, "-" or "--", {T: accuracy in %}); references: ANNs' level lines.
 
     A first T far below all others does not flatten the curve: the axis begins above it, the value stands at
     its foot.
@@ -130,9 +126,7 @@ def against_time(
 
 
 def floor_of(lines: Sequence[Sequence[float]], levels: Sequence[float] = ()) -> tuple[float, float]:
-    """Ends of an axis for curves whose first value may lie far below the others: these have half of it at
-    least.
-    """
+    """Ends of an axis for curves whose first value may lie far below the others: these have at least half."""
     rest = [value for line in lines for value in line[1:]] + list(levels)
     every = [value for line in lines for value in line] + list(levels)
     low, high = min(every), max(every)
@@ -143,9 +137,7 @@ def floor_of(lines: Sequence[Sequence[float]], levels: Sequence[float] = ()) -> 
 
 
 def membrane(histogram: MembraneSummary, colour: Colour, teacher: Colour, alt: str) -> str:
-    """Share of charged membranes by value in thresholds: student filled, teacher as a line, the threshold
-    dotted.
-    """
+    """Share of charged membranes by value in thresholds: student filled, teacher a line, threshold dotted."""
     canvas = Canvas(200, 112)
     both = [
         [count / max(sum(counts), 1) for count in counts] if counts else []
@@ -178,9 +170,7 @@ def membrane(histogram: MembraneSummary, colour: Colour, teacher: Colour, alt: s
 def stacked(
     bars: Sequence[tuple[str, Mapping[str, float]]], colours: Mapping[str, int], xlabel: str, alt: str
 ) -> str:
-    """One horizontal bar a row, stacked from named parts, its sum behind it; equal names have equal
-    colours.
-    """
+    """One horizontal bar a row, stacked from named parts, sum behind it; equal names have equal colours."""
     sums = [sum(parts.values()) for _, parts in bars]
     canvas, panel = rows([name for name, _ in bars], (0.0, max([*sums, 1e-12]) * 1.22), xlabel, WIDTH, 21)
     for y, ((_, parts), total) in enumerate(zip(bars, sums)):
@@ -197,9 +187,7 @@ def stacked(
 
 
 def pareto(points: Sequence[tuple[str, Colour, float, float]], xlabel: str, alt: str) -> str:
-    """Accuracy in % against energy (logarithmic) of (name, colour, energy, accuracy); a line joins what
-    nothing beats.
-    """
+    """Accuracy in % against log energy: (name, colour, energy, accuracy); a line joins what nothing beats."""
     canvas = Canvas(WIDTH, HEIGHT)
     x, y = widened([p[2] for p in points], 0.3), span([p[3] for p in points], 0.2)
     panel = Panel(canvas, (44, 24, WIDTH - 14, HEIGHT - 36), x, y, "x")
@@ -223,9 +211,7 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _name_points(canvas: Canvas, points: Sequence[tuple[str, float, float]]) -> None:
-    """Each name beside its point where nothing else stands: right, left, above or below; nowhere free, no
-    name.
-    """
+    """Each name beside its point where nothing else is: right, left, above, below; nowhere free, no name."""
     taken = [(x - 5, y - 5, x + 5, y + 5) for _, x, y in points]
     for name, x, y in points:
         room = width(name)

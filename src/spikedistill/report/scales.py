@@ -27,9 +27,7 @@ class Scale:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, upright: bool = False) -> list[tuple[float, str]]:
-        """Round values within and their labels, as many as have room beside (``upright``: above) each
-        other.
-        """
+        """Round values within and their labels, as many as fit beside (``upright``: above) each other."""
         for most in (6, 5, 4, 3, 2):
             found = (
                 _decades(self.low, self.high, most) if self.logarithmic else _steps(self.low, self.high, most)
@@ -96,9 +94,7 @@ def _steps(low: float, high: float, most: int) -> list[tuple[float, str]]:
 
 
 def _decades(low: float, high: float, most: int) -> list[tuple[float, str]]:
-    """At most ``most`` of 1, 2, 5 times the powers of ten, else of the powers, else of every second, third
-    ...
-    """
+    """Up to ``most`` of 1, 2, 5 times powers of ten, else of the powers, else of every second, third ..."""
     powers = range(floor(log10(low)), ceil(log10(high)) + 1)
     for factors, every in (((1, 2, 5), 1), ((1, 3), 1), *(((1,), n) for n in range(1, len(powers) + 1))):
         found = [f * 10.0**p for p in powers if p % every == 0 for f in factors if low <= f * 10.0**p <= high]

@@ -192,9 +192,7 @@ def table_of(
 
 
 def curves(epochs: Sequence[Mapping[str, Any]]) -> dict[str, plots.Curve]:
-    """``train_accuracy``, ``validation_loss`` ... as (epochs, values) of the epoch lines that have them;
-    accuracies in %.
-    """
+    """``train_accuracy``, ``validation_loss`` ... as (epochs, values) of lines with them; accuracies in %."""
     found: dict[str, plots.Curve] = {}
     for split in ("train", "validation"):
         for what, scale in (("accuracy", 100.0), ("loss", 1.0)):

@@ -63,9 +63,7 @@ def rows(summary: Summary) -> list[Row]:
 
 
 def render(summary: Summary, console: "Console | None" = None) -> None:
-    """Print the table: with colours and lines in a terminal, aligned plain text elsewhere (a file, a
-    pipe).
-    """
+    """Print the table: with colours and lines in a terminal, aligned plain text elsewhere (file, pipe)."""
     show(shown(summary), *lines_below(summary), console=console)
 
 
@@ -143,9 +141,7 @@ def estimates(stage: StageSummary | StageSpread) -> list[Estimate]:
 
 
 def chip_names(stage: StageSummary | StageSpread) -> list[str]:
-    """Chip models of somebody's own that priced a stage (a dot is of an address, else of a part within a
-    model).
-    """
+    """Chip models of one's own that priced a stage (a dot is of an address, else of a part in a model)."""
     before, after = "hardware.chips.", ".energy_pj"
     keys = stage.figures if isinstance(stage, StageSpread) else figures(stage)
     names = [key[len(before) : -len(after)] for key in keys if key.startswith(before) and key.endswith(after)]
@@ -153,9 +149,7 @@ def chip_names(stage: StageSummary | StageSpread) -> list[str]:
 
 
 def twin_cells(stage: StageSummary | StageSpread) -> tuple[str, str]:
-    """Beside an energy from operation counts: the ANN twin's at equal bits in µJ, and the least of all
-    estimates' ratios.
-    """
+    """Beside an energy by operations: the ANN twin's at equal bits in µJ, and the estimates' least ratio."""
     found = estimates(stage)
     twin = next((microjoule(one.twin) for one in found if one.model == "operations"), "–")
     return twin, number(min(one.ratio for one in found)) if found else "–"
@@ -197,9 +191,7 @@ def conversions(summary: Summary) -> list[str]:
 
 
 def by_time_steps(stage: StageSummary | StageSpread, name: str) -> dict[int, Spread]:
-    """``accuracy_at`` or ``recalibrated_at`` of a stage: test accuracy by time steps, where it was
-    evaluated at several.
-    """
+    """``accuracy_at`` or ``recalibrated_at`` of a stage: test accuracy by T, where evaluated at several."""
     names = stage.figures if isinstance(stage, StageSpread) else figures(stage)
     steps = sorted(int(key.split(".")[1]) for key in names if key.startswith(f"{name}."))
     return {T: found for T in steps if (found := figure(stage, f"{name}.{T}"))}

@@ -1,6 +1,4 @@
-"""``report --watch``: the page of a run that goes, made again when something new is known, until the run
-has ended.
-"""
+"""``report --watch``: the page of a run that goes, made again when something is new, until it has ended."""
 
 import os
 import time
@@ -24,8 +22,7 @@ def watch(
     every: float = EVERY,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Write the page now and, while a process trains in ``folder``, whenever its log has grown; returns its
-    path.
+    """Write the page now and, while a process trains in ``folder``, when its log has grown; return its path.
 
     The page asks the browser to load it again every ``every`` seconds; the last one, of the run that has
     ended or when Ctrl-C is pressed, does not. Raises: SpikedistillError where ``folder`` holds no run.
@@ -55,9 +52,7 @@ def watch(
 
 
 def live(folder: Path, seconds: float) -> Study:
-    """A run as far as it is: all seeds' logs; the results of the seeds that are finished, else of the one
-    that goes.
-    """
+    """A run as far as it is: all seeds' logs; results of the finished seeds, else of the one that goes."""
     places = sorted((path for path in folder.glob("seed-*") if path.is_dir()), key=by_number) or [folder]
     begun = [place for place in places if (place / metrics.FILE).exists()]
     found = [(place, _summary(place)) for place in begun]
