@@ -1,6 +1,4 @@
-"""What a finished network does on a few images, and how it stands beside its teacher:
-``observations.json`` of a stage.
-"""
+"""``observations.json`` of a stage: what its network does on a few images, and how beside its teacher."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,9 +21,7 @@ NEURONS, LAYERS, STEPS, BINS = 16, 8, 64, 10
 
 
 class Bin(Model):
-    """Images whose largest probability lies in one tenth: how many, that probability on average, how many
-    are right.
-    """
+    """Images whose largest probability lies in one tenth: how many, its mean, how many are right."""
 
     images: int
     confidence: float
@@ -61,18 +57,14 @@ class Agreement(Model):
 
 
 class Activity(Model):
-    """A layer of neurons or ReLUs: the share of its values that are not zero (spikes per neuron and step
-    of an SNN).
-    """
+    """A layer of neurons or ReLUs: the share of its values not zero (an SNN's spikes per neuron and step)."""
 
     path: str
     share: float
 
 
 class Trace(Model):
-    """A few neurons of a layer on one image: ``spikes`` a string of 0 and 1 over T each, ``membranes`` in
-    thresholds.
-    """
+    """A few neurons of a layer on one image: ``spikes``, 0 and 1 over T each; ``membranes`` in thresholds."""
 
     path: str
     neurons: list[int]
@@ -217,9 +209,7 @@ def _agreement(student: Tensor, teacher: Tensor, target: Tensor) -> Agreement:
 
 
 def _features(network: nn.Module, x: Tensor) -> dict[str, tuple[float, Tensor]]:
-    """By layer of neurons, or ReLUs: the share of its values that are not 0, its output averaged over time
-    (N, D).
-    """
+    """By layer of neurons or ReLUs: the share of its values not zero, its output's mean over time (N, D)."""
     try:
         _, seen = taps.captures(network, x, ["*"])
     except SpikedistillError:  # neither neurons nor ReLUs: nothing to set side by side
