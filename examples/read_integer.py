@@ -1,4 +1,4 @@
-"""Run the file of an integer network (VGG or residual) with numpy alone; docs/integer_file.md defines it."""
+"""Run the file of an integer network, a VGG's or a residual one's, with numpy alone: docs/integer_file.md."""
 
 import json
 
@@ -6,10 +6,8 @@ import numpy as np
 
 
 def windows(x, kernel, op, outside=0):
-    x = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in op["padding"])], constant_values=outside)
-    return np.lib.stride_tricks.sliding_window_view(x, kernel, (2, 3))[
-        :, :, :: op["stride"][0], :: op["stride"][1]
-    ]
+    x = np.pad(x, [(0, 0)] * 2 + [(p, p) for p in op["padding"]], constant_values=outside)
+    return np.lib.stride_tricks.sliding_window_view(x, kernel, (2, 3))[:, :, ::(s := op["stride"])[0], ::s[1]]
 
 
 def neuron(currents, op):
@@ -31,41 +29,25 @@ def run(path, images):
     for name, t in index.items():
         kind, (first, end) = f"<{t['dtype'][0].lower()}{int(t['dtype'][1:]) // 8}", t["data_offsets"]
         tensors[name] = np.frombuffer(data[start + first : start + end], kind).reshape(t["shape"])
-    known = [
-        "input",
-        "layer",
-        "norm",
-        "norm_neuron",
-        "neuron",
-        "add",
-        "reshape",
-        "max_pool",
-        "sum_pool",
-        "repeat",
-    ]
+    known = "input layer norm norm_neuron neuron add reshape max_pool sum_pool repeat"
     for i, op in enumerate(network["ops"]):
-        assert (None if op.get("leak_first") or "factors" in op else op["op"]) in known, op
+        assert (None if op.get("leak_first") or "factors" in op else op["op"]) in known.split(), op
         kind, (x, *others), T = op["op"], [values[j] for j in op["in"]] or [images], network["time_steps"]
         if kind == "input":
-            x = np.stack(
-                [table[x[:, c]] for c, table in enumerate(tensors["input.table"].astype(np.int64))], 1
-            )
+            x = np.stack([t[x[:, c]] for c, t in enumerate(tensors["input.table"].astype(np.int64))], 1)
         elif kind == "layer":
-            planes = np.unpackbits(tensors[f"{i}.weight"], bitorder="little")[
-                : np.prod(op["shape"]) * op["bits"]
-            ]
-            w = planes.reshape(-1, op["bits"]) @ (1 << np.arange(op["bits"])) - 2.0 ** (op["bits"] - 1)
-            x, axes = (windows(x, op["shape"][2:], op), (1, 4, 5)) if len(op["shape"]) == 4 else (x, (1,))
-            # exact below 2^53
-            x = np.tensordot(x * 1.0, w.reshape(op["shape"]), (axes, range(1, len(op["shape"]))))
+            shape, bits, w = op["shape"], op["bits"], np.unpackbits(tensors[f"{i}.weight"], bitorder="little")
+            w = w[: np.prod(shape) * bits].reshape(-1, bits) @ (1 << np.arange(bits)) - 2.0 ** (bits - 1)
+            x, axes = (windows(x, shape[2:], op), (1, 4, 5)) if len(shape) == 4 else (x, (1,))
+            x = np.tensordot(x * 1.0, w.reshape(shape), (axes, range(1, len(shape))))  # exact
             x = np.moveaxis(x, -1, 1).astype(np.int64) + tensors.get(f"{i}.bias", 0)
         elif kind == "add":
             x = x + others[0]
         elif kind in ("reshape", "repeat"):
             x = x.reshape(len(x), *op["shape"]) if kind == "reshape" else np.concatenate([x] * T)
         elif kind in ("max_pool", "sum_pool"):
-            reduce, outside = (np.max, -(1 << 62)) if kind == "max_pool" else (np.sum, 0)
-            x = reduce(windows(x, op["kernel"], op, outside), (4, 5))
+            largest = kind == "max_pool"
+            x = (np.max if largest else np.sum)(windows(x, op["kernel"], op, -largest << 62), (4, 5))
         if "k" in op:
             M, B = (tensors[f"{i}.{n}"].astype(np.int64).reshape(-1, *[1] * (x.ndim - 2)) for n in "MB")
             x = ((x * M << max(-op["k"], 0)) + (1 << max(op["k"], 0) >> 1) >> max(op["k"], 0)) + B

@@ -10,7 +10,7 @@ from spikedistill import taps
 from spikedistill.conversion import balance_thresholds, convert
 from spikedistill.data import DataInfo
 from spikedistill.distiller import Distiller
-from spikedistill.networks.outside import spiking
+from spikedistill.networks.outside import spiking_check
 from spikedistill.networks.outside.foreign import foreign
 from spikedistill.networks.own import Own, mark, own_of
 from spikedistill.quantization import quantize, to_integer
@@ -83,7 +83,7 @@ def test_a_student_on_the_cpu_begins_at_an_ann_elsewhere(x):
 
 def test_an_ordinary_network_is_turned_where_it_is(x, monkeypatch):
     # It writes into views, which this device does not know.
-    monkeypatch.setattr(spiking, "refuse_mixing", lambda *_: None)
+    monkeypatch.setattr(spiking_check, "refuse_mixing", lambda *_: None)
     with elsewhere() as device:
         turned = sd.networks.spiking(plain().to(device), 2, None, x)
         assert places(turned) == {device}

@@ -338,12 +338,15 @@ def _replace(value: Any, recorder: _Recorder, tensors: list[Tensor]) -> Any:
     return value
 
 
+OWN_FILES = ("networks/graph.py", "outside/spiking.py", "outside/spiking_check.py")
+
+
 def source_line() -> str:
     """``file:line`` of the innermost caller outside of torch and of tracing."""
     frame: Any = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if "/torch/" not in file and not file.endswith(("networks/graph.py", "outside/spiking.py")):
+        if "/torch/" not in file and not file.endswith(OWN_FILES):
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
