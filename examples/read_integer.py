@@ -7,7 +7,8 @@ import numpy as np
 
 def windows(x, kernel, op, outside=0):
     x = np.pad(x, [(0, 0)] * 2 + [(p, p) for p in op["padding"]], constant_values=outside)
-    return np.lib.stride_tricks.sliding_window_view(x, kernel, (2, 3))[:, :, ::(s := op["stride"])[0], ::s[1]]
+    view = np.lib.stride_tricks.sliding_window_view(x, kernel, (2, 3))
+    return view[:, :, :: op["stride"][0], :: op["stride"][1]]
 
 
 def neuron(currents, op):
@@ -45,9 +46,8 @@ def run(path, images):
             x = x + others[0]
         elif kind in ("reshape", "repeat"):
             x = x.reshape(len(x), *op["shape"]) if kind == "reshape" else np.concatenate([x] * T)
-        elif kind in ("max_pool", "sum_pool"):
-            largest = kind == "max_pool"
-            x = (np.max if largest else np.sum)(windows(x, op["kernel"], op, -largest << 62), (4, 5))
+        elif pool := {"max_pool": (np.max, -1 << 62), "sum_pool": (np.sum, 0)}.get(kind):
+            x = pool[0](windows(x, op["kernel"], op, pool[1]), (4, 5))
         if "k" in op:
             M, B = (tensors[f"{i}.{n}"].astype(np.int64).reshape(-1, *[1] * (x.ndim - 2)) for n in "MB")
             x = ((x * M << max(-op["k"], 0)) + (1 << max(op["k"], 0) >> 1) >> max(op["k"], 0)) + B

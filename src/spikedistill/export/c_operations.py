@@ -18,8 +18,9 @@ struct window {
     int32_t channels, in[2], out[2], kernel[2], stride[2], padding[2], dilation[2];
 };
 
-/* A convolution or linear layer. weights: columns, one weight for each output channel of a group, of offset binary
- * codes, lowest bit first, in the order [input channel][kernel row][kernel column]. inputs, outputs: channels of a group. */
+/* A convolution or linear layer. weights: columns, one weight for each output channel of a group, of offset
+ * binary codes, lowest bit first, in the order [input channel][kernel row][kernel column]. inputs, outputs:
+ * channels of a group. */
 struct layer {
     const uint8_t *weights;
     const OFFSET *bias;
@@ -131,7 +132,7 @@ static void clipped_@IN@_@OUT@(int32_t n, int32_t limit, const $IN *frame, $OUT 
 }
 """,
     "layer": """\
-/* For every spike of the input, the columns of weights that it meets are added. out: places, then channels. */
+/* For every spike of the input, the columns of weights that it meets are added. out: places, channels. */
 static void layer_@IN@_@OUT@(const struct layer *l, const $IN *restrict in, $OUT *restrict out)
 {
     const struct window *w = &l->window;
@@ -180,7 +181,8 @@ static void layer_@IN@_@OUT@(const struct layer *l, const $IN *restrict in, $OUT
 """,
     "norm": """\
 /* The multiplier and offset of each channel, then saturation; out keeps the order of in and may be it. */
-static void norm_@IN@_@OUT@_@W@(const struct scale *s, const struct view *v, int64_t low, int64_t high, const $IN *in, $OUT *out)
+static void norm_@IN@_@OUT@_@W@(const struct scale *s, const struct view *v, int64_t low, int64_t high,
+                                const $IN *in, $OUT *out)
 {
     for (int32_t c = 0; c < v->channels; c++)
         for (int32_t p = 0; p < v->places; p++) {
@@ -245,7 +247,8 @@ static void adaptive_max_@IN@(const struct window *w, const $IN *restrict in, $I
 }
 """,
     "add": """\
-static void add_@A@_@B@_@OUT@_@W@(int32_t n, int64_t f, int64_t g, const $A *restrict a, const $B *restrict b, $OUT *restrict out)
+static void add_@A@_@B@_@OUT@_@W@(int32_t n, int64_t f, int64_t g, const $A *restrict a,
+                                  const $B *restrict b, $OUT *restrict out)
 {
     for (int32_t i = 0; i < n; i++)
         out[i] = ($OUT)(($W)a[i] * ($W)f + ($W)b[i] * ($W)g);
@@ -259,14 +262,15 @@ static void mul_@A@_@B@_@OUT@_@W@(int32_t n, const $A *restrict a, const $B *res
 }
 """,
     "affine": """\
-static void affine_@IN@_@OUT@_@W@(int32_t n, int64_t factor, int64_t offset, const $IN *restrict in, $OUT *restrict out)
+static void affine_@IN@_@OUT@_@W@(int32_t n, int64_t factor, int64_t offset, const $IN *restrict in,
+                                  $OUT *restrict out)
 {
     for (int32_t i = 0; i < n; i++)
         out[i] = ($OUT)(($W)in[i] * ($W)factor + ($W)offset);
 }
 """,
     "matmul": """\
-/* Matrices (rows, inner) by (inner, columns), one pair after the other: for every spike of a, a row of b is added. */
+/* Matrices (rows, inner) by (inner, columns), pair by pair: for every spike of a, a row of b is added. */
 static void matmul_@A@_@B@_@OUT@(int32_t matrices, int32_t rows, int32_t inner, int32_t columns,
                                  const $A *restrict a, const $B *restrict b, $OUT *restrict out)
 {
@@ -283,7 +287,8 @@ static void matmul_@A@_@B@_@OUT@(int32_t matrices, int32_t rows, int32_t inner, 
 """,
     "copy": """\
 /* Entries to other places, times a factor. */
-static void copy_@IN@_@OUT@_@W@(const struct walk *w, int64_t factor, const $IN *restrict in, $OUT *restrict out)
+static void copy_@IN@_@OUT@_@W@(const struct walk *w, int64_t factor, const $IN *restrict in,
+                                $OUT *restrict out)
 {
 """
     + _walked("out[o] = ($OUT)(($W)in[i] * ($W)factor);"),
@@ -355,9 +360,11 @@ def neuron_text(
     ]
     name = "_".join(["neuron", *words, reset or "free", "@IN@", *(["@R@"] if residual else []), "@V@_@W@"])
     body = "\n".join(f"            {line}" for line in lines)
+    also = ", rounding and saturation of the membrane" if saturates else ""
+    second = ", const $R *restrict residual" if residual else ""
     return f"""\
-/* One time step of a neuron: leak, current, spike, reset{", rounding and saturation of the membrane" if saturates else ""}. */
-static void {name}(const struct neuron *n, const $IN *restrict in{", const $R *restrict residual" if residual else ""},
+/* One time step of a neuron: leak, current, spike, reset{also}. */
+static void {name}(const struct neuron *n, const $IN *restrict in{second},
     $V *restrict membrane, int8_t *restrict out)
 {{
     const $W {", ".join(numbers)};
