@@ -98,5 +98,5 @@ def test_formats_refuse_its_sums_by_path() -> None:
 
 @pytest.mark.parametrize("pools", [-1, 5])
 def test_pools_are_checked(pools: int) -> None:
-    with pytest.raises(sd.SpikedistillError, match=r"pools must be (from 0 to 4|a whole number from 0)"):
+    with pytest.raises(sd.SpikedistillError, match="pools must be from 0 to 4"):
         sd.networks.create(NAME, pools=pools)

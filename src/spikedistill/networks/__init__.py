@@ -72,7 +72,7 @@ def create(name: str, **given: Any) -> Network:
     return equip(network) if network.spiking else guard(network)
 
 
-LOWEST = {"num_classes": 1, "in_channels": 1, "pools": 0, "hidden": 0}
+LOWEST = {"num_classes": 1, "in_channels": 1, "hidden": 0}
 
 
 def _in_range(name: str, given: Mapping[str, Any]) -> None:

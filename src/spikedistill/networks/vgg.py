@@ -72,6 +72,8 @@ class VGG(Network):
         hidden = own_hidden if hidden is None else hidden
         if pooling not in ("max", "avg"):
             raise SpikedistillError(f"pooling must be 'max' or 'avg', found {pooling!r}")
+        if pools is not None and (not isinstance(pools, int) or pools < 0):
+            raise SpikedistillError(f"pools must be a whole number from 0, found {pools!r}")
         make = Builder(self, neuron, default)
         blocks: list[nn.Module] = []
         stages: list[list[nn.Module]] = [[]]
