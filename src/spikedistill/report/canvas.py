@@ -6,9 +6,8 @@ from html import escape
 from .scales import SIZE, Scale, fitting, label, width
 
 INK, MUTED, GRID = "currentColor", "var(--muted)", "var(--grid)"
-COLOURS = (
-    8  # of a palette; the page's style has them as --s0 ... (stages, runs) and --p0 ... (parts of something)
-)
+# Of a palette; the page's style has them as --s0 ... (stages, runs) and --p0 ... (parts of something).
+COLOURS = 8
 Point = tuple[float, float]
 Ticks = Sequence[tuple[float, str]]
 Colour = int | str | None

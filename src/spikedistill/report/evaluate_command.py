@@ -8,6 +8,7 @@ from .. import data as datasets
 from ..terminal import Table, tell
 from ..training.reevaluate import Reading, reevaluate, split_run
 from ..training.run_folder import read_claim
+from .parts import by_number
 
 Columns = dict[str, dict[int | None, list[float]]]
 
@@ -57,7 +58,7 @@ def readings(
 ) -> dict[int | None, Reading]:
     """By seed; of a network that is no run of several seeds one reading alone."""
     folder, stage = split_run(run)
-    places = sorted(folder.glob("seed-*"), key=lambda place: (len(place.name), place.name))
+    places = sorted(folder.glob("seed-*"), key=by_number)
     if len(places) < 2:
         return {None: reevaluate(run, time_steps, integer, recalibrate, rebin, crossbar, device)}
     _, recipe = read_claim(folder)

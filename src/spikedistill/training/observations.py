@@ -32,8 +32,7 @@ class Predictions(Model):
     """One network's predictions on test images.
 
     ``calibration``: bins of equal width from 0 to 1; ``error``: the expected calibration error, the mean over
-    images of
-    |accuracy - confidence| of their bin (Guo et al. 2017).
+    images of |accuracy - confidence| of their bin (Guo et al. 2017).
     """
 
     images: int
@@ -108,7 +107,7 @@ def observe(
             torch.manual_seed(seed_of("observe", i))
             mine.append(_logits(network, x))
             if teacher is not None:
-                with evaluating(teacher):
+                with evaluating(teacher):  # its draws leave the student's as they are
                     theirs.append(_logits(teacher, x))
             targets.append(y.cpu())
             if sum(map(len, targets)) >= PREDICTED:
@@ -155,8 +154,7 @@ def read(folder: Path) -> Observations | None:
 def likeness(a: Tensor, b: Tensor) -> float:
     """Linear CKA of features (N, D) and (N, E) of the same N images; 1 where one is a rotation of the other.
 
-    With the estimator of HSIC that has no bias (Song et al. 2012): of unlike features 0, however many there
-    are.
+    With the estimator of HSIC that has no bias (Song et al. 2012): of unlike features 0, however many.
     """
     grams = [x @ x.T for x in (a, b)]
     ab, aa, bb = (_hsic(k, l) for k, l in ((grams[0], grams[1]), (grams[0], grams[0]), (grams[1], grams[1])))
