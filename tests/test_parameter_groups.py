@@ -24,8 +24,9 @@ class Multiplied(nn.Module):
         return self.layer(self.factor * x)
 
 
+@pytest.mark.parametrize("clip", [None, 0.3])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_twenty_steps_equal_those_of_the_multiplied_input(name: str) -> None:
+def test_twenty_steps_equal_those_of_the_multiplied_input(name: str, clip: float | None) -> None:
     hidden, head = nn.Linear(6, 5).double(), nn.Linear(5, 3).double()
     hidden.input_factor, head.input_factor = 2.5, 4.0
     ours = nn.Sequential(hidden, nn.Tanh(), head)
@@ -43,6 +44,10 @@ def test_twenty_steps_equal_those_of_the_multiplied_input(name: str) -> None:
                 group["lr"] = 0.05 * (1 + step / 20) * group.get("lr_factor", 1.0)
             optimizer.zero_grad()
             nn.functional.cross_entropy(network(x), y).backward()
+            if clip and network is ours:
+                assert sd.clip_gradients(optimizer, clip) > clip  # or nothing would be tested
+            elif clip:
+                nn.utils.clip_grad_norm_(network.parameters(), clip)
             optimizer.step()
     torch.testing.assert_close(head.weight, theirs[2].layer.weight * 4.0, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(hidden.weight, theirs[0].layer.weight * 2.5, rtol=1e-9, atol=1e-9)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .networks.outside.spiking import spiking
     from .neurons import IF, LIF, PLIF, NormNeuron, Repeat
     from .neurons.compilation import eager
-    from .optimizer_groups import parameter_groups
+    from .optimizer_groups import clip_gradients, parameter_groups
     from .quantization import IntegerNetwork, quantize, to_integer
     from .simulation import time_steps
     from .training.comparison import compare
@@ -46,6 +46,7 @@ _LATER = {
     "balance": "networks.balancing",
     "foreign": "networks.outside.foreign",
     "spiking": "networks.outside.spiking",
+    "clip_gradients": "optimizer_groups",
     "parameter_groups": "optimizer_groups",
     "IntegerNetwork": "quantization",
     "quantize": "quantization",
@@ -86,6 +87,7 @@ __all__ = [
     "adopt",
     "balance",
     "citations",
+    "clip_gradients",
     "compare",
     "convert",
     "data",

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .errors import SpikedistillError, nearest
 from .neurons import Neuron, NormNeuron
@@ -37,9 +38,9 @@ def parameter_groups(
         Adam    lr c      decay / c^2    eps / c
         AdamW   lr c      decay / c      eps / c
 
-    Each group has ``name``, ``params``, ``lr``, ``lr_factor``, ``weight_decay``, and ``eps`` for Adam and
-    AdamW. A schedule sets ``group["lr"] = rate * group["lr_factor"]``; torch's own schedulers scale every
-    group alike and keep the factors.
+    Each group has ``name``, ``params``, ``lr``, ``lr_factor``, ``input_factor``, ``weight_decay``, and
+    ``eps`` for Adam and AdamW. A schedule sets ``group["lr"] = rate * group["lr_factor"]``; torch's own
+    schedulers scale every group alike and keep the factors. :func:`clip_gradients` knows them too.
 
         optimizer = torch.optim.SGD(sd.parameter_groups(network, 0.1, weight_decay=5e-4), momentum=0.9)
 
@@ -64,11 +65,30 @@ def parameter_groups(
             least = eps / factor
         if name not in groups:
             groups[name] = {
-                "name": name, "params": [], "lr": lr * rate, "lr_factor": rate, "weight_decay": decay,
+                "name": name, "params": [], "lr": lr * rate, "lr_factor": rate, "input_factor": factor,
+                "weight_decay": decay,
                 **({} if optimizer == "sgd" else {"eps": least}),
             }  # fmt: skip
         groups[name]["params"].append(parameter)
     return list(groups.values())
+
+
+@torch.no_grad()
+def clip_gradients(optimizer: torch.optim.Optimizer, most: float) -> Tensor:
+    """Scale all gradients so that their norm is at most ``most``; returns the norm that was found.
+
+    As ``torch.nn.utils.clip_grad_norm_``, for groups of :func:`parameter_groups`: a weight with an input
+    factor c counts with c times its gradient, which is what it would be if the input were multiplied.
+    """
+    factors = {p: g.get("input_factor", 1.0) for g in optimizer.param_groups for p in g["params"]}
+    gradients = {p: p.grad for p in factors if p.grad is not None}
+    if not gradients:
+        return torch.zeros(())
+    device = next(iter(gradients)).device
+    norms = [factors[p] * torch.linalg.vector_norm(g).to(device) for p, g in gradients.items()]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    torch.nn.utils.clip_grads_with_norm_(gradients, most, norm)
+    return norm
 
 
 def _named(network: nn.Module, apart: bool) -> Iterator[tuple[str, nn.Parameter, float]]:

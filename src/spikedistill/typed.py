@@ -161,7 +161,9 @@ def model_of(
     for parameter, p in inspect.signature(target).parameters.items():
         if parameter in leave_out or p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL, p.VAR_KEYWORD):
             continue
-        fields[parameter] = (hints.get(parameter, Any), ... if p.default is p.empty else p.default)
+        words = p.annotation is p.empty or isinstance(p.annotation, str)
+        annotation = hints.get(parameter, Any if words else p.annotation)
+        fields[parameter] = (annotation, ... if p.default is p.empty else p.default)
     title = title or getattr(inner, "__name__", "Options").title()
     return create_model(
         title, __base__=base, __doc__=(inner.__doc__ or "").strip().partition("\n")[0], **fields

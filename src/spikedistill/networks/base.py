@@ -1,8 +1,9 @@
 """What all networks share: normalisation, the entrance of time, the head, prediction, streaming."""
 
+import inspect
 import re
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,26 @@ from .encoding import ENCODINGS, encode
 
 Input = Literal["image", "frames"]
 Initialisation = Literal["balanced", "plain"]
+NeuronChoice = nn.Module | Mapping[str, Any] | None  # copied per site, a recipe's mapping, the family's own
 State = dict[str, Any]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Common(TypedDict, total=False):
+    """What every network takes; :class:`Network` has the defaults."""
+
+    num_classes: int
+    in_channels: int
+    input: Input
+    time_steps: int | None
+    encoding: str
+    mean: float | Sequence[float] | None
+    std: float | Sequence[float] | None
+    initialisation: Initialisation
+    firing_rate: float | None
+
+
+EVENT_FRAMES: Common = {"in_channels": 2, "input": "frames"}  # ON and OFF polarities
 
 
 class Quantized(Protocol):
@@ -37,7 +56,8 @@ class Network(nn.Module):
 
     Subclasses build their layers with :class:`.builder.Builder` and define ``body(x)``: from the normalised
     input, ``(N, C, H, W)`` where the stem runs once (``once``) and else ``(T*N, C, H, W)``, to folded logits
-    ``(T*N, K)``.
+    ``(T*N, K)``. A constructor that ends in ``**common: Unpack[Common]`` hands on what every network takes;
+    the class's signature names it all.
 
     ``initialisation``: "balanced" (:mod:`.balanced`) or "plain"; ``firing_rate``: what a balanced start aims
     at (None: 0.16).
@@ -49,7 +69,7 @@ class Network(nn.Module):
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int = 10,
         in_channels: int = 3,
         input: Input = "image",
         time_steps: int | None = 4,
@@ -79,6 +99,12 @@ class Network(nn.Module):
             raise SpikedistillError(f"encoding {encoding!r} needs images in [0, 1]: leave mean 0 and std 1")
         self.config: dict[str, Any] = {}
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__init__" in vars(cls):
+            cls.__signature__ = _whole_signature(cls.__init__)
+
+    __signature__: ClassVar[inspect.Signature]
     mean: Tensor
     std: Tensor
     neuron_spec: dict[str, Any] | None = None  # of the neuron the layers were made with, where it can be said
@@ -215,6 +241,20 @@ def frames(x: Tensor, own: int | None, T: int | None) -> Tensor:
     if own >= T:
         return x[:T]
     return x[torch.arange(T, device=x.device) % own]
+
+
+def _whole_signature(constructor: Any) -> inspect.Signature:
+    """A constructor's parameters without ``self``, and :class:`Common`'s in place of its ``**common``."""
+    own = dict(list(inspect.signature(constructor).parameters.items())[1:])
+    if own and (last := list(own.values())[-1]).annotation == Unpack[Common]:
+        del own[last.name]
+        shared = inspect.signature(Network.__init__).parameters
+        own |= {
+            name: shared[name].replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for name in Common.__annotations__
+            if name not in own
+        }
+    return inspect.Signature(list(own.values()))
 
 
 def _checked_steps(value: int | None) -> int | None:

@@ -2,15 +2,16 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Unpack
 
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
 from ..neurons import LIF, PLIF
 from ..simulation import Simulation
-from .base import Initialisation, Input, Network
+from .base import EVENT_FRAMES, Common, Network, NeuronChoice
 from .builder import Builder, initialise, scaled
 from .resnet import SEWForm, check_options
 
@@ -31,28 +32,18 @@ class SEW7B(Network):
 
     def __init__(
         self,
-        num_classes: int = 10,
-        in_channels: int = 2,
-        input: Input = "frames",
-        time_steps: int | None = 4,
         width: float = 1.0,
-        neuron: "nn.Module | Mapping[str, Any] | None" = None,
+        neuron: NeuronChoice = None,
         connect: str = "add",
         pools: int = 7,
-        encoding: str = "direct",
         head: str = "linear",
-        mean: float | Sequence[float] | None = None,
-        std: float | Sequence[float] | None = None,
-        initialisation: Initialisation = "balanced",
-        firing_rate: float | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
-        )
+        super().__init__(**common)
         connect = connect.lower()
-        check_options("sew", "cifar", "conv", connect, bottleneck=False, spiking=time_steps is not None)
+        check_options("sew", "cifar", "conv", connect, bottleneck=False, spiking=self.spiking)
         make = Builder(self, neuron, PLIF_NEURON)
-        self.pools, c = pools, in_channels
+        self.pools, c = pools, self.in_channels
         for i, wide in enumerate(WIDE, 1):
             parts: dict[str, nn.Module] = {}
             wide = scaled(wide, width)
@@ -95,23 +86,13 @@ class DVSGestureCNN(Network):
 
     def __init__(
         self,
-        num_classes: int = 11,
-        in_channels: int = 2,
-        input: Input = "frames",
-        time_steps: int | None = 4,
         width: float = 1.0,
-        neuron: "nn.Module | Mapping[str, Any] | None" = None,
+        neuron: NeuronChoice = None,
         image_size: int = 32,
-        encoding: str = "direct",
         head: str = "spiking",
-        mean: float | Sequence[float] | None = None,
-        std: float | Sequence[float] | None = None,
-        initialisation: Initialisation = "balanced",
-        firing_rate: float | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
-        )
+        super().__init__(**common)
         make = Builder(self, neuron, GESTURE_NEURON)
         c1, c2, hidden = scaled(16, width), scaled(8, width), scaled(256, width)
         self.image_size = image_size
@@ -119,7 +100,7 @@ class DVSGestureCNN(Network):
         if side < 1:
             raise SpikedistillError(f"image_size must be at least 9, found {image_size}")
         self.conv1, self.neuron1 = (
-            nn.Conv2d(in_channels, c1, 5, 2, 1, bias=False),
+            nn.Conv2d(self.in_channels, c1, 5, 2, 1, bias=False),
             make.activation(first=True),
         )
         self.conv2, self.neuron2 = nn.Conv2d(c1, c1, 3, 1, 1, bias=False), make.activation()
@@ -156,4 +137,8 @@ class DVSGestureCNN(Network):
         return self.head(self.fc1_neuron(self.fc1(self.flatten(x))))
 
 
-NAMES: dict[str, Callable[..., Network]] = {"sew_7b_wide": SEW7B, "dvs_gesture_cnn": DVSGestureCNN}
+GESTURES: Common = {**EVENT_FRAMES, "num_classes": 11}
+NAMES: dict[str, Callable[..., Network]] = {
+    "sew_7b_wide": partial(SEW7B, **EVENT_FRAMES),
+    "dvs_gesture_cnn": partial(DVSGestureCNN, **GESTURES),
+}

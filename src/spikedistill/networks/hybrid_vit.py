@@ -13,8 +13,9 @@ constant currents, and behind the last block the mean of the patches added to bo
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 from ..errors import SpikedistillError
 from ..neurons import NormNeuron
-from .base import Initialisation, Input, Network
+from .base import Common, Network, NeuronChoice
 from .builder import Builder, initialise, scaled
 from .spikformer import Block
 
@@ -119,22 +120,12 @@ class HDKDTeacher(Network):
 
     def __init__(
         self,
-        num_classes: int = 7,
-        in_channels: int = 3,
-        input: Input = "image",
-        time_steps: int | None = None,
         width: float = 1.0,
-        neuron: "nn.Module | Mapping[str, Any] | None" = None,
-        encoding: str = "direct",
+        neuron: NeuronChoice = None,
         head: str = "linear",
-        mean: float | Sequence[float] | None = None,
-        std: float | Sequence[float] | None = None,
-        initialisation: Initialisation = "balanced",
-        firing_rate: float | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
-        )
+        super().__init__(**common)
         make = Builder(self, neuron)
         c = _stages(self, make, TEACHER_BLOCKS, width)
         self.norm = make.norm_neuron(c) if self.spiking else nn.Identity()
@@ -273,23 +264,13 @@ class HDKDStudent(Network):
 
     def __init__(
         self,
-        num_classes: int = 7,
-        in_channels: int = 3,
-        input: Input = "image",
-        time_steps: int | None = 4,
         width: float = 1.0,
-        neuron: "nn.Module | Mapping[str, Any] | None" = None,
+        neuron: NeuronChoice = None,
         image_size: int = 224,
-        encoding: str = "direct",
         head: str = "linear",
-        mean: float | Sequence[float] | None = None,
-        std: float | Sequence[float] | None = None,
-        initialisation: Initialisation = "balanced",
-        firing_rate: float | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
-        )
+        super().__init__(**common)
         if image_size < 1:
             raise SpikedistillError(f"image_size must be at least 1, found {image_size}")
         make = Builder(self, neuron)
@@ -313,4 +294,7 @@ class HDKDStudent(Network):
         return (self.head(tokens[:, 0]) + self.distill_head(tokens[:, 1])) / 2
 
 
-NAMES: dict[str, Callable[..., Network]] = {"hdkd_teacher": HDKDTeacher, "hdkd_student": HDKDStudent}
+NAMES: dict[str, Callable[..., Network]] = {
+    "hdkd_teacher": partial(HDKDTeacher, num_classes=7, time_steps=None),
+    "hdkd_student": partial(HDKDStudent, num_classes=7),
+}

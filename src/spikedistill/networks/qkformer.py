@@ -9,15 +9,15 @@ fault).
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
 from .balanced import SUMMED_GAIN
-from .base import Initialisation, Input, Network
+from .base import EVENT_FRAMES, Common, Network, NeuronChoice
 from .builder import Builder, initialise
 from .spikformer import Block, add_heads, scaled_heads, split_heads
 
@@ -136,25 +136,15 @@ class QKFormer(Network):
         channels: int,
         heads: int,
         /,
-        num_classes: int = 10,
-        in_channels: int = 3,
-        input: Input = "image",
-        time_steps: int | None = 4,
         width: float = 1.0,
-        neuron: "nn.Module | Mapping[str, Any] | None" = None,
+        neuron: NeuronChoice = None,
         attention: str = "token",
         depth: int | None = None,
         mlp_ratio: float | None = None,
-        encoding: str = "direct",
         head: str = "linear",
-        mean: float | Sequence[float] | None = None,
-        std: float | Sequence[float] | None = None,
-        initialisation: Initialisation = "balanced",
-        firing_rate: float | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
-        )
+        super().__init__(**common)
         if attention not in ATTENTION:
             raise SpikedistillError(f"attention must be 'token' or 'channel', found {attention!r}")
         early = sum(n or 0 for n in form.blocks)
@@ -166,7 +156,7 @@ class QKFormer(Network):
         make = Builder(self, neuron, gain=SUMMED_GAIN)
         channels, heads = scaled_heads(channels, heads, width)
         mlp_ratio = mlp_ratio or form.mlp_ratio
-        c_in = in_channels
+        c_in = self.in_channels
         stages = len(form.embeddings)
         for i, (embedding, n) in enumerate(zip(form.embeddings, form.blocks)):
             late = stages - 1 - i
@@ -197,8 +187,7 @@ class QKFormer(Network):
         return self.head(self.flatten(self.pool(x)))
 
 
-_EVENT_FRAMES = {"in_channels": 2, "input": "frames"}
 NAMES: dict[str, Callable[..., Network]] = {
-    f"qkformer_{name}": partial(QKFormer, *size, **(_EVENT_FRAMES if size[0] is EVENTS else {}))  # type: ignore[arg-type]
+    f"qkformer_{name}": partial(QKFormer, *size, **(EVENT_FRAMES if size[0] is EVENTS else {}))
     for name, size in SIZES.items()
 }

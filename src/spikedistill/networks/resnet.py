@@ -9,16 +9,16 @@ spiking neural
         networks toward deep residual learning", IEEE TNNLS 2024.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SpikedistillError
 from ..neurons import LIF, NormNeuron
-from .base import Initialisation, Input, Network
+from .base import Common, Network, NeuronChoice
 from .builder import Builder, initialise, scaled
 
 # depth -> (channels per stage, blocks per stage, bottleneck, stem)
@@ -177,37 +177,27 @@ class ResNet(Network):
         form: str,
         depth: int,
         /,
-        num_classes: int = 10,
-        in_channels: int = 3,
-        input: Input = "image",
-        time_steps: int | None = 4,
         width: float = 1.0,
-        neuron: "nn.Module | Mapping[str, Any] | None" = None,
+        neuron: NeuronChoice = None,
         stem: str | None = None,
         shortcut: str | None = None,
         connect: str = "add",
-        encoding: str = "direct",
         head: str = "linear",
-        mean: float | Sequence[float] | None = None,
-        std: float | Sequence[float] | None = None,
-        initialisation: Initialisation = "balanced",
-        firing_rate: float | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
-        )
+        super().__init__(**common)
         channels, blocks, bottleneck, own_stem = DEPTHS[depth]
         stem = stem or ("cifar" if form == "ms" else own_stem)
         shortcut = shortcut or ("pad" if form == "basic" and depth in (20, 56) else "conv")
         connect = connect.lower()
-        check_options(form, stem, shortcut, connect, bottleneck, spiking=time_steps is not None)
+        check_options(form, stem, shortcut, connect, bottleneck, spiking=self.spiking)
         self.form = form
         make = Builder(self, neuron, MS_NEURON if form == "ms" else None, residual=form == "basic")
         c = scaled(channels[0], width)
         self.conv1 = (
-            nn.Conv2d(in_channels, c, 7, 2, 3, bias=False)
+            nn.Conv2d(self.in_channels, c, 7, 2, 3, bias=False)
             if stem == "imagenet"
-            else nn.Conv2d(in_channels, c, 3, 1, 1, bias=False)
+            else nn.Conv2d(self.in_channels, c, 3, 1, 1, bias=False)
         )
         if form == "ms":
             self.bn1: nn.Module = make.norm(c, scale=1.0)

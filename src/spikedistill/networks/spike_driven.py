@@ -6,14 +6,14 @@ multiplied by spikes. Its head reads spikes too: the stream is averaged over spa
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor, nn
 
 from .balanced import SUMMED_GAIN
-from .base import Initialisation, Input, Network
+from .base import Common, Network, NeuronChoice
 from .builder import Builder, initialise
 from .spikformer import Block, Size, add_heads, pools_of, scaled_heads, split_heads
 
@@ -95,30 +95,20 @@ class SpikeDrivenTransformer(Network):
         self,
         size: Size,
         /,
-        num_classes: int = 10,
-        in_channels: int = 3,
-        input: Input = "image",
-        time_steps: int | None = 4,
         width: float = 1.0,
-        neuron: "nn.Module | Mapping[str, Any] | None" = None,
+        neuron: NeuronChoice = None,
         pools: int | None = None,
         depth: int | None = None,
-        encoding: str = "direct",
         head: str = "linear",
-        mean: float | Sequence[float] | None = None,
-        std: float | Sequence[float] | None = None,
-        initialisation: Initialisation = "balanced",
-        firing_rate: float | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
-        )
+        super().__init__(**common)
         pools = pools_of(size, pools)
         make = Builder(self, neuron, gain=SUMMED_GAIN)
         channels, heads = scaled_heads(size.channels, size.heads, width)
         depth = depth or size.depth
         branches = 2 * depth + 1
-        self.tokenizer = Tokenizer(make, in_channels, channels, pools, branches)
+        self.tokenizer = Tokenizer(make, self.in_channels, channels, pools, branches)
         self.blocks = nn.Sequential(
             *[
                 Block(

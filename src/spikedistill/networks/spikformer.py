@@ -12,15 +12,15 @@ stands for every neuron, also those of queries, keys and values: attention witho
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
 from .balanced import SUMMED_GAIN
-from .base import Initialisation, Input, Network
+from .base import EVENT_FRAMES, Common, Network, NeuronChoice
 from .builder import Builder, initialise
 
 
@@ -218,31 +218,21 @@ class Spikformer(Network):
         size: Size,
         ms: bool,
         /,
-        num_classes: int = 10,
-        in_channels: int = 3,
-        input: Input = "image",
-        time_steps: int | None = 4,
         width: float = 1.0,
-        neuron: "nn.Module | Mapping[str, Any] | None" = None,
+        neuron: NeuronChoice = None,
         downsampling: str = "cml",
         pools: int | None = None,
         depth: int | None = None,
-        encoding: str = "direct",
         head: str = "linear",
-        mean: float | Sequence[float] | None = None,
-        std: float | Sequence[float] | None = None,
-        initialisation: Initialisation = "balanced",
-        firing_rate: float | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
-        )
+        super().__init__(**common)
         if downsampling not in DOWNSAMPLING:
             raise SpikedistillError(f"downsampling must be 'cml' or 'original', found {downsampling!r}")
         pools = pools_of(size, pools)
         make = Builder(self, neuron, gain=None if ms else SUMMED_GAIN)
         channels, heads = scaled_heads(size.channels, size.heads, width)
-        self.tokenizer = Tokenizer(make, in_channels, channels, pools, downsampling == "cml", ms)
+        self.tokenizer = Tokenizer(make, self.in_channels, channels, pools, downsampling == "cml", ms)
         depth = depth or size.depth
         self.blocks = nn.Sequential(
             *[
@@ -266,9 +256,8 @@ class Spikformer(Network):
         return self.head(self.flatten(self.pool(self.blocks(self.tokenizer(x)))))
 
 
-_EVENT_FRAMES = {"in_channels": 2, "input": "frames"}
 NAMES: dict[str, Callable[..., Network]] = {
-    f"{family}_{name}": partial(Spikformer, size, ms, **(_EVENT_FRAMES if name == EVENTS else {}))  # type: ignore[arg-type]
+    f"{family}_{name}": partial(Spikformer, size, ms, **(EVENT_FRAMES if name == EVENTS else {}))
     for family, ms in (("spikformer", False), ("spikingformer", True))
     for name, size in SIZES.items()
 }

@@ -6,14 +6,15 @@ with tau = 2, threshold 1, hard reset. That configuration is 1-D over 49 frames 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Unpack
 
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
 from ..neurons import LIF
-from .base import Initialisation, Input, Network
+from .base import Common, Network, NeuronChoice
 from .builder import Builder, initialise, scaled
 from .resnet import Join
 
@@ -51,25 +52,15 @@ class SResNet(Network):
 
     def __init__(
         self,
-        num_classes: int = 35,
-        in_channels: int = 1,
-        input: Input = "image",
-        time_steps: int | None = 4,
         width: float = 1.0,
-        neuron: "nn.Module | Mapping[str, Any] | None" = None,
+        neuron: NeuronChoice = None,
         dims: int = 1,
         features: int | None = None,
         pooling: str = "max",
-        encoding: str = "direct",
         head: str = "linear",
-        mean: float | Sequence[float] | None = None,
-        std: float | Sequence[float] | None = None,
-        initialisation: Initialisation = "balanced",
-        firing_rate: float | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
-        )
+        super().__init__(**common)
         if dims not in (1, 2):
             raise SpikedistillError(f"dims must be 1 or 2, found {dims}")
         if features is not None and dims == 2:
@@ -79,7 +70,7 @@ class SResNet(Network):
         make = Builder(self, neuron, LIF(tau=2.0))
         c = scaled(FILTERS, width)
         self.rows = nn.Identity() if features is None else RowsToChannels()
-        self.conv1 = _conv(in_channels * (features or 1), c, STEM_KERNEL, dims)
+        self.conv1 = _conv(self.in_channels * (features or 1), c, STEM_KERNEL, dims)
         self.bn1 = make.norm_neuron(c, first=True)
         self.layer1 = nn.Sequential(*[Block(make, c, dims) for _ in range(BLOCKS)])
         self.pool = nn.AdaptiveMaxPool2d(1) if pooling == "max" else nn.AdaptiveAvgPool2d(1)
@@ -102,4 +93,4 @@ class RowsToChannels(nn.Module):
         return x.flatten(1, 2).unsqueeze(2)
 
 
-NAMES: dict[str, Callable[..., Network]] = {"sresnet8": SResNet}
+NAMES: dict[str, Callable[..., Network]] = {"sresnet8": partial(SResNet, num_classes=35, in_channels=1)}

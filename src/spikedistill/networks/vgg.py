@@ -6,15 +6,15 @@ layer after global average pooling (as CIFAR implementations have it); vgg9 (7 c
 papers) and vgg5 follow that habit.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
 from ..neurons import LIF, Neuron
-from .base import Initialisation, Input, Network
+from .base import Common, Network, NeuronChoice
 from .builder import Builder, initialise, scaled
 
 # A number is a convolution's channels, "M" a pooling by 2; a pair is (channels, stride).
@@ -49,26 +49,16 @@ class VGG(Network):
         own_hidden: Sequence[int],
         default: Neuron | None,
         /,
-        num_classes: int = 10,
-        in_channels: int = 3,
-        input: Input = "image",
-        time_steps: int | None = 4,
         width: float = 1.0,
-        neuron: "nn.Module | Mapping[str, Any] | None" = None,
+        neuron: NeuronChoice = None,
         pools: int | None = None,
         pooling: str = "max",
         dropout: float = 0.0,
         hidden: int | Sequence[int] | None = None,
-        encoding: str = "direct",
         head: str = "linear",
-        mean: float | Sequence[float] | None = None,
-        std: float | Sequence[float] | None = None,
-        initialisation: Initialisation = "balanced",
-        firing_rate: float | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            num_classes, in_channels, input, time_steps, encoding, mean, std, initialisation, firing_rate
-        )
+        super().__init__(**common)
         hidden = own_hidden if hidden is None else hidden
         if pooling not in ("max", "avg"):
             raise SpikedistillError(f"pooling must be 'max' or 'avg', found {pooling!r}")
@@ -77,7 +67,7 @@ class VGG(Network):
         make = Builder(self, neuron, default)
         blocks: list[nn.Module] = []
         stages: list[list[nn.Module]] = [[]]
-        c, pooled = in_channels, 0
+        c, pooled = self.in_channels, 0
         for layer in layers:
             if layer == "M":
                 if stages[-1]:
@@ -88,7 +78,7 @@ class VGG(Network):
                 continue
             out, stride = layer if isinstance(layer, tuple) else (layer, 1)
             out = scaled(out, width)
-            if stride > 1 and stages[-1] and c != in_channels:
+            if stride > 1 and stages[-1] and c != self.in_channels:
                 stages.append([])
             first = not blocks
             conv = nn.Conv2d(c, out, 3, stride, 1, bias=False)

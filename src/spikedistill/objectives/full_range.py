@@ -4,9 +4,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from .base import Objective, Setup, View, Weight, refuse
+from .base import View, Weight
 from .divergence import soft_divergence
-from .logits import check_logits, checked_temperature
+from .step_targets import StepTargets
 
 
 def ensemble(logits: Tensor, target: Tensor, of: str = "all") -> Tensor:
@@ -22,7 +22,7 @@ def ensemble(logits: Tensor, target: Tensor, of: str = "all") -> Tensor:
     return (right * logits).sum(0) / (right.sum(0) + 1e-8)
 
 
-class FullRangeDistillation(Objective):
+class FullRangeDistillation(StepTargets):
     """``alpha mean_t KD(z_t, z_teacher) + beta mean_t KD(z_t, ensemble)``, KD softened, times tau^2.
 
     C. Yu et al., "Efficient logit-based knowledge distillation of deep spiking neural networks for full-range
@@ -50,17 +50,8 @@ class FullRangeDistillation(Objective):
         weight: Weight = 1.0,
         name: str | None = None,
     ) -> None:
-        super().__init__(weight, name)
-        if alpha < 0 or beta < 0:
-            raise refuse(self, f"alpha and beta must be at least 0, found {alpha} and {beta}")
-        self.alpha, self.beta, self.ensemble = alpha, beta, ensemble
-        self.temperature = checked_temperature(self, temperature)
-        self.needs_teacher = alpha > 0
-
-    def setup(self, setup: Setup) -> None:
-        """Check that both have the same classes."""
-        if self.needs_teacher:
-            check_logits(self, setup)
+        super().__init__(alpha, beta, temperature, weight, name)
+        self.ensemble = ensemble
 
     def forward(self, view: View) -> Tensor:
         z = view.logits

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Objective, Setup, View, Weight, refuse
+from .base import View, Weight
 from .divergence import soft_divergence
-from .logits import check_logits, checked_temperature
+from .step_targets import StepTargets
 
 
 def aligned(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +43,7 @@ def other_steps(logits: Tensor) -> Tensor:
     return torch.einsum("tsn,snk->tnk", weights, logits)
 
 
-class SelectiveAlignment(Objective):
+class SelectiveAlignment(StepTargets):
     """``alpha mean_t KD(ELA(z_t), ELA(z_teacher)) + beta mean_t KD(z_t, sum_{s != t} w_ts z_s)``.
 
     KD is the softened divergence times tau^2. ELA, error-aware: where step t is wrong about a sample, the
@@ -74,17 +74,7 @@ class SelectiveAlignment(Objective):
         weight: Weight = 1.0,
         name: str | None = None,
     ) -> None:
-        super().__init__(weight, name)
-        if alpha < 0 or beta < 0:
-            raise refuse(self, f"alpha and beta must be at least 0, found {alpha} and {beta}")
-        self.alpha, self.beta = alpha, beta
-        self.temperature = checked_temperature(self, temperature)
-        self.needs_teacher = alpha > 0
-
-    def setup(self, setup: Setup) -> None:
-        """Check that both have the same classes."""
-        if self.needs_teacher:
-            check_logits(self, setup)
+        super().__init__(alpha, beta, temperature, weight, name)
 
     def forward(self, view: View) -> Tensor:
         z = view.logits

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..data import Data
 from ..distiller import Distiller
 from ..neurons.shared_norms import synchronize
+from ..optimizer_groups import clip_gradients
 from ..randomness import seed_everything
 from . import metrics, signals, training_state
 from .calibration import settle
@@ -121,7 +122,7 @@ class Training:
             # --- 3. Guard: before the clipping, whose norm would carry one NaN into every tensor.
             self.guard.look(self.position.step, seen, self.distiller.parameters())
             if self.settings.optimizer.clip:
-                nn.utils.clip_grad_norm_(self.distiller.parameters(), self.settings.optimizer.clip)
+                clip_gradients(self.optimizer, self.settings.optimizer.clip)
             # On a CPU the flag costs nothing to read; a GPU is asked rarely, its optimizer looks by itself.
             if (
                 len(pending) >= GATHER_EVERY * micro

@@ -25,6 +25,7 @@ from .summary_models import (  # noqa: F401 - public here
     MultiSummary,
     RunSummary,
     Spread,
+    StageFacts,
     StageSpread,
     StageSummary,
     StepTime,
@@ -195,18 +196,10 @@ def _numbers(tree: dict[str, Any], prefix: str) -> list[tuple[str, float]]:
 
 def _spread_stage(stages: Sequence[StageSummary], seeds: Sequence[int]) -> StageSpread:
     each = [figures(stage) for stage in stages]
-    first = stages[0]
-    return StageSpread(
-        name=first.name,
-        kind=first.kind,
-        network=first.network,
-        parameters=first.parameters,
-        time_steps=first.time_steps,
-        convert=first.convert,
-        bits=first.bits,
-        figures={name: spread([e[name] for e in each]) for name in each[0] if all(name in e for e in each)},
-        warnings=_warnings([stage.warnings for stage in stages], seeds),
-    )
+    facts = {name: getattr(stages[0], name) for name in StageFacts.model_fields}
+    facts["warnings"] = _warnings([stage.warnings for stage in stages], seeds)
+    figures_of = {name: spread([e[name] for e in each]) for name in each[0] if all(name in e for e in each)}
+    return StageSpread(**facts, figures=figures_of)
 
 
 def _warnings(each: Sequence[Sequence[str]], seeds: Sequence[int]) -> list[str]:

@@ -83,20 +83,27 @@ class StepTime(Model):
     optimizer: float = 0.0
 
 
-class StageSummary(Model):
-    """One finished stage; accuracies are fractions in [0, 1] on the test set unless named otherwise."""
+class StageFacts(Model):
+    """What a stage is, the same for every seed."""
 
     name: str
     kind: Literal["ann", "snn"]
     network: dict[str, Any]
     parameters: int
     time_steps: int | None = None
+    convert: dict[str, Any] | None = None
+    bits: Bits | None = None
+    warnings: list[str] = []
+
+
+class StageSummary(StageFacts):
+    """One finished stage; accuracies are fractions in [0, 1] on the test set unless named otherwise."""
+
     epochs: int
     seconds: float
     from_: str | None = Field(default=None, alias="from")
     teacher: str | None = None
     init: dict[str, Any] | None = None
-    convert: dict[str, Any] | None = None
     objectives: list[dict[str, Any]] = []
     accuracy: Fraction
     validation_accuracy: Fraction | None = None
@@ -109,7 +116,6 @@ class StageSummary(Model):
     operations_aim: float | None = None
     macs: float | None = None
     energy_pj: float | None = None
-    bits: Bits | None = None
     confusion: list[list[int]] | None = None
     membranes: list[MembraneSummary] | None = None
     hardware: dict[str, Any] | None = None
@@ -117,7 +123,6 @@ class StageSummary(Model):
     peak_memory_mb: float | None = None
     images_per_second: float | None = None
     step_time: StepTime | None = None
-    warnings: list[str] = []
 
 
 class RunSummary(Model):
@@ -152,18 +157,10 @@ class Spread(Model):
     values: list[float]
 
 
-class StageSpread(Model):
+class StageSpread(StageFacts):
     """One stage over seeds; ``figures``: spreads by field of :class:`StageSummary` or ``hardware.<path>``."""
 
-    name: str
-    kind: Literal["ann", "snn"]
-    network: dict[str, Any]
-    parameters: int
-    time_steps: int | None = None
-    convert: dict[str, Any] | None = None
-    bits: Bits | None = None
     figures: dict[str, Spread]
-    warnings: list[str] = []
 
 
 class Difference(Model):
