@@ -13,9 +13,8 @@ from spikedistill.cli import main
 TEXT = (Path(__file__).parents[1] / "docs" / "own_code.md").read_text()
 
 
-def block(kind: str) -> str:
-    (text,) = re.findall(rf"```{kind}\n(.*?)```", TEXT, re.S)
-    return text
+def block(kind: str, which: int = 0) -> str:
+    return re.findall(rf"```{kind}\n(.*?)```", TEXT, re.S)[which]
 
 
 @pytest.fixture
@@ -78,3 +77,19 @@ def test_its_chip_model_prices_the_network_and_its_twin(monkeypatch):
     assert found["ann_twin"]["chips"]["adders"]["energy_pj"] == pytest.approx(
         found["ann_twin"]["operations"]["macs"]
     )
+
+
+def test_its_neuron_with_two_states_runs_trains_and_says_which_state_is_missing():
+    names: dict = {}
+    exec(block("python", 1), names)  # streams as it runs
+    network, tired = names["network"], names["Tired"]
+    network.train()(torch.rand(4, 1, 8, 8)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    spec = tired(rise=0.25, threshold=2.0).spec()
+    assert (spec["rise"], spec["threshold"]) == (0.25, 2.0)
+    with pytest.raises(sd.SpikedistillError, match="computes by simulate"):
+        sd.quantize(network, calibration=torch.rand(4, 1, 8, 8))
+    del tired.state_shape
+    _, state = network.eval().step(torch.rand(2, 1, 8, 8))
+    with pytest.raises(sd.SpikedistillError, match="state_shape has to say its shape"):
+        network.step(torch.rand(2, 1, 8, 8), state)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import spikedistill.networks as networks
-from spikedistill.hardware import Config, layers, memory, operations, spikesim
+from spikedistill.hardware import Config, layers, memory, operations, price, spikesim
+from spikedistill.hardware.ann import twin
 from spikedistill.hardware.layer import Layer
 from spikedistill.networks.base import Network
 from spikedistill.neurons import IF, LIF
@@ -320,3 +321,11 @@ def test_a_neuron_with_equations_of_its_own_is_named_as_not_priced() -> None:
     network.stage2[2].neuron = Doubled()
     counted = operations.count(layers(network, torch.rand(2, 3, 16, 16))).as_dict()
     assert counted["unpriced"] == ["stage2.2.neuron (Doubled)"]
+
+    every = networks.create("vgg5", width=0.125, neuron=Doubled(), time_steps=1).eval()
+    found = layers(every, torch.rand(2, 3, 16, 16))
+    tree = price(found)  # a spiking network all the same: with the ANN beside it, and its neurons named
+    assert tree["ann_twin"]["operations"]["energy_pj"] > 0
+    assert all(layer.kind != "other" for layer in twin(found))
+    assert len(tree["operations"]["unpriced"]) == sum(isinstance(m, Doubled) for m in every.modules())
+    assert memory.estimate(found).operations_pj < memory.estimate(twin(found)).operations_pj

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikedistill.networks.graph import trace
-from spikedistill.networks.operations import FUNCTIONS, MODULES, OPERATIONS, Node
+from spikedistill.networks.operations import (
+    EVERYWHERE,
+    FUNCTIONS,
+    HOMOGENEOUS,
+    MODULES,
+    MOVES,
+    OPERATIONS,
+    Node,
+)
 from spikedistill.neurons import IF, NormNeuron, Repeat
 
 
@@ -172,3 +180,25 @@ def test_readers_count_each_read_and_after_follows_all() -> None:
     assert graph.after("input") == {add, out}
     assert graph.after(scale) == {out}
     assert graph.live == {"input", add, out}
+
+
+# What neither moves values nor scales with its input: with weights, a state or a nonlinearity, or of several
+# tensors, which may come in units of their own.
+OTHERWISE = {
+    "input", "other", "conv", "conv3d", "linear", "batch_norm", "norm", "norm_neuron", "neuron",
+    "relu", "add", "subtract", "multiply", "divide", "scale", "matmul", "sum_pool", "rate_max_pool",
+    "reorder",
+}  # fmt: skip
+
+
+def test_every_operation_is_entered_where_it_belongs() -> None:
+    """A new one is in a set of properties, or here: conversion, prices and peers' loops ask these alone."""
+    assert set(OPERATIONS) == MOVES | HOMOGENEOUS | OTHERWISE
+    assert not (MOVES | HOMOGENEOUS) & OTHERWISE
+    assert set(OPERATIONS) >= EVERYWHERE
+
+
+@pytest.mark.parametrize("module", [module for module, _, op in PAIRS if op in HOMOGENEOUS], ids=repr)
+def test_homogeneous_operations_scale_with_their_input(module: nn.Module) -> None:
+    x = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(module.eval()(3 * x), 3 * module(x))

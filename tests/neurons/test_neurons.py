@@ -1,4 +1,5 @@
 import copy
+import inspect
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from neuron_loop import NAMES, RESETS
 from torch import nn
 
 from spikedistill.errors import SpikedistillError
-from spikedistill.neurons import IF, LIF, PLIF, NormNeuron, Repeat, build, compilation
+from spikedistill.neurons import IF, LIF, PLIF, TYPES, NormNeuron, Repeat, build, compilation
 from spikedistill.neurons.dynamics import Grid
 from spikedistill.neurons.surrogate import Surrogate
 from spikedistill.simulation import Simulation
@@ -276,3 +277,26 @@ def test_a_neuron_can_be_built_from_its_spec(neuron):
     assert like.decay == neuron.decay
     assert like.gain == neuron.gain
     assert build(neuron) is not neuron
+
+
+@pytest.mark.parametrize("name", [name for name in TYPES if name != "qcfs"])
+def test_a_types_name_is_the_one_its_instances_give(name):
+    """An instance without a recipe is recorded by its own word, and has to be found under it again."""
+    made = TYPES[name]()
+    assert made.spec()["type"] == name
+    assert type(build(made.spec())) is type(made)
+
+
+class Half(LIF):
+    def __init__(self, life: float = 1.0, **common):
+        super().__init__(decay=0.5 ** (1 / life), **common)
+        self.life = life
+
+
+def test_common_options_are_handed_on_and_told_by_the_signature():
+    assert [*inspect.signature(Half).parameters] == ["life", *inspect.signature(IF).parameters]
+    made = Half(2.0, threshold=0.5, surrogate="rectangle")
+    assert (made.life, made.threshold, made.surrogate.name) == (2.0, 0.5, "rectangle")
+    assert repr(made) == "Half(life=2.0, threshold=0.5, surrogate='rectangle')"
+    with pytest.raises(TypeError, match="thresold"):
+        Half(thresold=0.5)

@@ -372,16 +372,30 @@ def test_dilated_sequences_run_in_integers():
     assert_equal(quantize(turned(Sequence(), x), calibration=x), x, 0.5)
 
 
+class Reshaped(nn.Module):
+    """Norms whose channels are not those of the layer before: behind a flattening, a regrouping."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.mix = conv(3, 8), nn.BatchNorm2d(32), nn.Conv2d(32, 4, 1)
+        self.norm1, self.fc = nn.BatchNorm1d(4 * 16), nn.Linear(4 * 16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = F.relu(self.norm(x.reshape(-1, 32, 4, 4)))
+        return self.fc(F.relu(self.norm1(self.mix(x).flatten(1))))
+
+
+def test_norms_of_other_channels_than_the_layer_before_have_a_grid_between():
+    x = images(6)
+    assert_equal(quantize(turned(Reshaped(), x), calibration=x), x, 0.5)
+
+
 class Doubled(sd.LIF):
     """LIF with equations of its own."""
 
     def simulate(self, current, state, T, membrane):
         return super().simulate(2 * current, state, T, membrane)
-
-
-class Running(sd.IF):
-    def run(self, current, owner, norm=None, residual=None):
-        return super().run(current, owner, norm, residual)
 
 
 class Calling(sd.IF):
@@ -398,7 +412,7 @@ class Shifted(NormNeuron):
 @pytest.mark.parametrize("options", [{}, {"scheme": "mint"}], ids=str)
 @pytest.mark.parametrize(
     "neuron, method",
-    [(Doubled(), "simulate"), (Running(), "run"), (Calling(), "forward"), (SignedIF(), "simulate")],
+    [(Doubled(), "simulate"), (Calling(), "forward"), (SignedIF(), "simulate")],
 )
 def test_neurons_with_equations_of_their_own_are_refused_by_path(neuron, method, options):
     network = sd.networks.create("vgg5", width=0.125)

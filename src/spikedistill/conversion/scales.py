@@ -21,17 +21,10 @@ from torch import Tensor, nn
 
 from ..errors import SpikedistillError
 from ..networks.graph import Graph
-from ..networks.operations import Node
+from ..networks.operations import HOMOGENEOUS, Node
 from ..neurons import NormNeuron
 from ..neurons.qcfs import SignedIF
 from ..union_find import UnionFind
-
-# f(c x) = c f(x) for c > 0.
-HOMOGENEOUS = frozenset({
-    "max_pool", "average_pool", "adaptive_max_pool", "adaptive_average_pool", "mean", "sum", "upsample",
-    "pad", "reshape",
-    "permute", "slice", "split", "repeat", "expand", "pass", "cast",
-})  # fmt: skip
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """Images, events and sound as batches: ``open`` what a recipe names, or ``from_arrays``."""
 
-from spikedistill.data.base import Data, DataInfo
-from spikedistill.data.config import AudioConfig, AugmentConfig, DataConfig, FramesConfig
-from spikedistill.data.opening import NAMES, from_arrays, from_events, open
+from .base import Data, DataInfo
+from .config import AudioConfig, AugmentConfig, DataConfig, FramesConfig
+from .opening import NAMES, from_arrays, from_events, open
 
 __all__ = [
     "NAMES",

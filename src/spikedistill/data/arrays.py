@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spikedistill.data.stores import Labels, Memory, Part, Source
-from spikedistill.errors import SpikedistillError
+from ..errors import SpikedistillError
+from .stores import Labels, Memory, Part, Source
 
 # Spellings found in the wild: ours, MedMNIST's.
 SPELLINGS = {

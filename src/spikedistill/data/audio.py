@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from spikedistill.data.config import AudioAugmentConfig, AudioConfig
-from spikedistill.errors import SpikedistillError
+from ..errors import SpikedistillError
+from .config import AudioAugmentConfig, AudioConfig
 
 FLOOR = 1e-6  # power below which the logarithm is cut: silence stays finite
 LEVELS = 127  # frames carry integers, as event counts do; a quantized network's input codes end here

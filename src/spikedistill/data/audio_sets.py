@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spikedistill.data import arrays, splits
-from spikedistill.data.audio import LEVELS, Features, disturb, ranges
-from spikedistill.data.config import AudioAugmentConfig, AudioConfig, DataConfig, augmentation
-from spikedistill.data.stores import Labels, Memory, Part, Source
-from spikedistill.errors import SpikedistillError
-from spikedistill.reading import read_text
+from ..errors import SpikedistillError
+from ..reading import read_text
+from . import arrays, splits
+from .audio import LEVELS, Features, disturb, ranges
+from .config import AudioAugmentConfig, AudioConfig, DataConfig, augmentation
+from .stores import Labels, Memory, Part, Source
 
 RANGE_SAMPLES = 2000
 

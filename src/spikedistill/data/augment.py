@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spikedistill.data.config import AugmentConfig, RandAugmentConfig
-from spikedistill.data.draws import drawn
-from spikedistill.errors import SpikedistillError
+from ..errors import SpikedistillError
+from .config import AugmentConfig, RandAugmentConfig
+from .draws import drawn
 
 
 def crop(x: Tensor, padding: int, fill: str = "zero") -> Tensor:

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikedistill.data import augment
-from spikedistill.data.config import AugmentConfig
-from spikedistill.data.distort import distort
-from spikedistill.data.draws import share
-from spikedistill.data.events_augment import augment_events
-from spikedistill.data.splits import key, order, scramble
-from spikedistill.data.stores import Split
-from spikedistill.errors import SpikedistillError, nearest
+from ..errors import SpikedistillError, nearest
+from . import augment
+from .config import AugmentConfig
+from .distort import distort
+from .draws import share
+from .events_augment import augment_events
+from .splits import key, order, scramble
+from .stores import Split
 
 SPLITS = ("train", "validation", "test")
 

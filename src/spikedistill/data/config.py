@@ -12,7 +12,7 @@ from pydantic import (
     PositiveInt,
 )
 
-from spikedistill.typed import Strict
+from ..typed import Strict
 
 
 def _pair(value: Any) -> Any:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spikedistill.data.config import AugmentConfig
-from spikedistill.data.draws import drawn
-from spikedistill.data.events_augment import affine
-from spikedistill.errors import SpikedistillError
+from ..errors import SpikedistillError
+from .config import AugmentConfig
+from .draws import drawn
+from .events_augment import affine
 
 GREY = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spikedistill.data.arrays import whole
-from spikedistill.errors import SpikedistillError
+from ..errors import SpikedistillError
+from .arrays import whole
 
 GESTURES = 11
 

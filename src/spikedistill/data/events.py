@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spikedistill.data import arrays, splits
-from spikedistill.data.config import DataConfig, FramesConfig
-from spikedistill.data.event_files import Events, read_aedat2, read_bin, read_gesture_labels
-from spikedistill.data.frames import EventSet, framed
-from spikedistill.data.recordings import LARGEST_SENSOR, EventFiles, GestureTrials, ObjectEvents, PackedEvents
-from spikedistill.data.stores import Labels, Part, Source
-from spikedistill.errors import SpikedistillError
-from spikedistill.reading import read_text
+from ..errors import SpikedistillError
+from ..reading import read_text
+from . import arrays, splits
+from .config import DataConfig, FramesConfig
+from .event_files import Events, read_aedat2, read_bin, read_gesture_labels
+from .frames import EventSet, framed
+from .recordings import LARGEST_SENSOR, EventFiles, GestureTrials, ObjectEvents, PackedEvents
+from .stores import Labels, Part, Source
 
 
 def frames_config(config: DataConfig) -> FramesConfig:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spikedistill.data.augment import boxes, flip
-from spikedistill.data.config import EventAugmentConfig
-from spikedistill.data.draws import drawn
+from .augment import boxes, flip
+from .config import EventAugmentConfig
+from .draws import drawn
 
 # After Li, Kim, Park, Geller, Panda, "Neuromorphic data augmentation for training spiking neural networks",
 # ECCV 2022: flip, then one of rolling, rotation, shear, cutout. Sizes: our reading of the weaker setting.

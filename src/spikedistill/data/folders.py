@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikedistill.data import arrays, cache, splits
-from spikedistill.data.config import DataConfig, augmentation
-from spikedistill.data.images import from_arrays_file, npz_in
-from spikedistill.data.stores import Labels, Memory, Part, Source
-from spikedistill.errors import SpikedistillError
-from spikedistill.files import cache_folder
-from spikedistill.reading import read_text
+from ..errors import SpikedistillError
+from ..files import cache_folder
+from ..reading import read_text
+from . import arrays, cache, splits
+from .config import DataConfig, augmentation
+from .images import from_arrays_file, npz_in
+from .stores import Labels, Memory, Part, Source
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")

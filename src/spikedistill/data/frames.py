@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spikedistill.data import cache
-from spikedistill.data.config import FramesConfig
-from spikedistill.data.event_files import Events
-from spikedistill.data.stores import Mapped, Memory, Store
-from spikedistill.errors import SpikedistillError
-from spikedistill.files import cache_folder
+from ..errors import SpikedistillError
+from ..files import cache_folder
+from . import cache
+from .config import FramesConfig
+from .event_files import Events
+from .stores import Mapped, Memory, Store
 
 VERSION = 2
 DAY = 86_400_000_000  # us; what lasts longer is not in microseconds

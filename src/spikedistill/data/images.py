@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from spikedistill.data import arrays, splits
-from spikedistill.data.config import DataConfig
-from spikedistill.data.stores import Source
-from spikedistill.errors import SpikedistillError
+from ..errors import SpikedistillError
+from . import arrays, splits
+from .config import DataConfig
+from .stores import Source
 
 DIGITS, DIGITS_TRAIN = Path(__file__).with_name("digits.npz"), 600
 MEDMNIST = (

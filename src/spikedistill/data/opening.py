@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikedistill import own_code
-from spikedistill.data import arrays, audio_sets, events, folders, images, splits
-from spikedistill.data.base import Data, DataInfo
-from spikedistill.data.config import DataConfig, augmentation
-from spikedistill.data.stores import Memory, Part, Source, Split
-from spikedistill.errors import SpikedistillError, nearest
-from spikedistill.typed import checked
+from .. import own_code
+from ..errors import SpikedistillError, nearest
+from ..typed import checked
+from . import arrays, audio_sets, events, folders, images, splits
+from .base import Data, DataInfo
+from .config import DataConfig, augmentation
+from .stores import Memory, Part, Source, Split
 
 Reader = Callable[[DataConfig, int], Source]
 READERS: dict[str, Reader] = {**images.READERS, **folders.READERS, **events.READERS, **audio_sets.READERS}

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spikedistill.data import cache
-from spikedistill.data.config import FramesConfig
-from spikedistill.data.event_files import Events, read_aedat3
-from spikedistill.data.stores import sha256
-from spikedistill.errors import SpikedistillError
-from spikedistill.files import cache_folder
+from ..errors import SpikedistillError
+from ..files import cache_folder
+from . import cache
+from .config import FramesConfig
+from .event_files import Events, read_aedat3
+from .stores import sha256
 
 LARGEST_SENSOR = 1 << 14
 

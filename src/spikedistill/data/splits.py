@@ -7,7 +7,7 @@ from importlib import resources
 import numpy as np
 from numpy.typing import NDArray
 
-from spikedistill.errors import SpikedistillError
+from ..errors import SpikedistillError
 
 Index = NDArray[np.int64]
 

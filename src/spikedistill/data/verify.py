@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from spikedistill.data.arrays import read_npz
-from spikedistill.data.audio_sets import read_wav
-from spikedistill.data.base import Data
-from spikedistill.data.config import DataConfig
-from spikedistill.data.event_files import read_aedat2, read_aedat3, read_bin
-from spikedistill.data.folders import SUFFIXES, decode
-from spikedistill.data.images import read_batch
-from spikedistill.data.opening import open as open_data
-from spikedistill.data.stores import Memory
-from spikedistill.errors import SpikedistillError
+from ..errors import SpikedistillError
+from .arrays import read_npz
+from .audio_sets import read_wav
+from .base import Data
+from .config import DataConfig
+from .event_files import read_aedat2, read_aedat3, read_bin
+from .folders import SUFFIXES, decode
+from .images import read_batch
+from .opening import open as open_data
+from .stores import Memory
 
 # Samples of the official train and test parts, as published by their authors.
 OFFICIAL = {

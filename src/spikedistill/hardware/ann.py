@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from spikedistill.hardware import memory, operations, spikesim
-from spikedistill.hardware.config import Config
-from spikedistill.hardware.events import at_rate
-from spikedistill.hardware.layer import Layer
+from . import memory, operations, spikesim
+from .config import Config
+from .events import at_rate
+from .layer import Layer
 
 
 def activation_bits(time_steps: int) -> int:
@@ -25,6 +25,8 @@ def twin(layers: Sequence[Layer]) -> list[Layer]:
     for layer in layers:
         changed: dict[str, object] = {"executions": 1, "time_steps": 1, "spikes_out": None, "encoding": False}
         changed["passes"] = 1.0
+        if layer.kind == "other" and layer.spikes_out is not None:
+            changed |= {"kind": "neuron", "neuron": "relu"}  # a neuron of unknown equations
         changed |= {"accumulator_bits": None, "potential_bits": None}
         if layer.kind == "neuron" or layer.neuron is not None:
             changed |= {"neuron": "relu", "leaky": False, "terms": 0.0, "temporal_weights": 0}

@@ -13,10 +13,10 @@ from functools import partial
 from math import isfinite
 from typing import Any
 
-from spikedistill import own_code
-from spikedistill.errors import SpikedistillError, nearest
-from spikedistill.hardware.layer import Layer
-from spikedistill.typed import checked
+from .. import own_code
+from ..errors import SpikedistillError, nearest
+from ..typed import checked
+from .layer import Layer
 
 Chip = Callable[..., Mapping[str, Any]]
 TYPES: dict[str, Chip] = own_code.installed("chips")

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from spikedistill.reading import MAX_YAML_BYTES, parse_yaml, read_text
-from spikedistill.typed import Strict, parse
+from ..reading import MAX_YAML_BYTES, parse_yaml, read_text
+from ..typed import Strict, parse
 
 
 class Technology(Strict):

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikedistill.errors import SpikedistillError
-from spikedistill.hardware.config import Config
-from spikedistill.hardware.workload import SMALL
-from spikedistill.quantization.layers import CodedLayer
-from spikedistill.quantization.quantized import Quantization
+from ..errors import SpikedistillError
+from ..quantization.layers import CodedLayer
+from ..quantization.quantized import Quantization
+from .config import Config
+from .workload import SMALL
 
 _ELEMENTS = 1 << 26  # partial sums in memory at once
 

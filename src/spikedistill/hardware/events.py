@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spikedistill.hardware.layer import Events, Layer
+from .layer import Events, Layer
 
 BLOCK = 8  # channels: every crossbar size that is 8 times a power of two can be read from one measurement
 

@@ -21,10 +21,10 @@ from typing import Any
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from spikedistill.errors import SpikedistillError
-from spikedistill.hardware.config import Config, read_yaml
-from spikedistill.hardware.layer import InputKind, Layer
-from spikedistill.typed import Strict, lines, parse
+from ..errors import SpikedistillError
+from ..typed import Strict, lines, parse
+from .config import Config, read_yaml
+from .layer import InputKind, Layer
 
 _LAYER = TypeAdapter(Layer)
 _SHORT = ("bits", "input")

@@ -17,10 +17,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from spikedistill.errors import SpikedistillError, nearest
-from spikedistill.hardware.layer import Layer
-from spikedistill.hardware.operations import membrane_updates, synaptic_events
-from spikedistill.typed import Strict
+from ..errors import SpikedistillError, nearest
+from ..typed import Strict
+from .layer import Layer
+from .operations import membrane_updates, synaptic_events
 
 BOUNDS: dict[str, Literal["memory", "compute", "traffic"]] = {
     "synops": "memory",

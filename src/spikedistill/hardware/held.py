@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikedistill import taps
-from spikedistill.hardware.layer import Layer
-from spikedistill.networks.graph import Graph
-from spikedistill.neurons import Neuron, Parallel, neuron_of
-from spikedistill.quantization.layers import CodedLayer
-from spikedistill.quantization.quantized import Quantization
+from .. import taps
+from ..networks.graph import Graph
+from ..neurons import Neuron, Parallel, neuron_of
+from ..quantization.layers import CodedLayer
+from ..quantization.quantized import Quantization
+from .layer import Layer
 
 STORED_NORM_BITS = 16 + 32  # an integer network's file keeps a multiplier as int16 and an offset as int32
 

@@ -26,10 +26,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from spikedistill.hardware.costs import add_energy, multiply_energy
-from spikedistill.hardware.layer import Layer
-from spikedistill.hardware.operations import membrane_updates, synaptic_events
-from spikedistill.typed import Strict
+from ..typed import Strict
+from .costs import add_energy, multiply_energy
+from .layer import Layer
+from .operations import is_spiking, membrane_updates, synaptic_events
 
 # bytes, pJ a 32-bit word
 POINTS = ((0.0, 0.0), (8 * 1024.0, 10.0), (32 * 1024.0, 20.0), (1024 * 1024.0, 100.0))
@@ -269,7 +269,7 @@ def _price(layer: Layer, counts: dict[str, float], config: MemoryConfig, real: b
 def estimate(layers: Sequence[Layer], config: MemoryConfig | None = None) -> MemoryEstimate:
     """Price every weight layer and neuron; unmeasured inputs count as active, and a note says so."""
     config = config or MemoryConfig()
-    ann = not any(membrane_updates(layer) for layer in layers)
+    ann = not is_spiking(layers)
     priced: list[LayerMemory] = []
     notes: list[str] = []
     for layer in layers:

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
-from spikedistill.hardware.costs import add_energy, multiply_energy
-from spikedistill.hardware.layer import Layer
+from .costs import add_energy, multiply_energy
+from .layer import Layer
 
 
 def accumulator_bits(layer: Layer, operand_bits: int) -> int:
@@ -146,6 +146,13 @@ def membrane_updates(layer: Layer) -> int:
         return 0
     size = layer.positions if layer.kind == "conv" else layer.typed_size
     return layer.out_channels * prod(size) * layer.time_steps
+
+
+def is_spiking(layers: Sequence[Layer]) -> bool:
+    """Whether these are an SNN's: with membranes, or neurons of unknown equations that were seen to fire."""
+    return any(
+        membrane_updates(one) or (one.kind == "other" and one.spikes_out is not None) for one in layers
+    )
 
 
 def update_energy(layer: Layer) -> float:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from spikedistill.networks.graph import Graph
-from spikedistill.networks.operations import Node
-from spikedistill.neurons import Parallel
-from spikedistill.quantization.quantized import Quantization
-from spikedistill.quantization.temporal import MOST_LEVELS, history
+from ..networks.graph import Graph
+from ..networks.operations import Node
+from ..neurons import Parallel
+from ..quantization.quantized import Quantization
+from ..quantization.temporal import MOST_LEVELS, history
 
-_VIEWS = ("pass", "reshape", "permute", "max_pool", "average_pool", "adaptive_average_pool")
+_BETWEEN = ("pass", "reshape", "permute", "max_pool", "average_pool", "adaptive_average_pool")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _source(node: Node, graph: Graph, levels: Callable[[str], int | None]) -> tu
     if len(node.inputs) != 1:
         return None
     before: Any = graph[node.inputs[0]]
-    while before.op in _VIEWS:
+    while before.op in _BETWEEN:
         before = graph[before.inputs[0]]
     most = levels(before.inputs[0]) if before.op in ("conv", "linear") else None
     return (before, max(1, most.bit_length())) if most is not None and most <= MOST_LEVELS else None

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from spikedistill.hardware.layer import Layer
-from spikedistill.quantization.preparation import DEFAULTS
+from ..quantization.preparation import DEFAULTS
+from .layer import Layer
 
 
 def at_bits(

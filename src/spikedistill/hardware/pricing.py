@@ -5,17 +5,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from spikedistill.errors import SpikedistillError
-from spikedistill.hardware import chips as chip_models
-from spikedistill.hardware import floorline, memory, operations, spikesim
-from spikedistill.hardware.ann import activation_bits, break_even, twin
-from spikedistill.hardware.config import Config, read_config
-from spikedistill.hardware.files import check_geometry, read_layers, resolve
-from spikedistill.hardware.floorline import FloorlineConfig
-from spikedistill.hardware.layer import Layer
-from spikedistill.hardware.memory import MemoryConfig
-from spikedistill.hardware.operations import membrane_updates
-from spikedistill.typed import parse
+from ..errors import SpikedistillError
+from ..typed import parse
+from . import chips as chip_models
+from . import floorline, memory, operations, spikesim
+from .ann import activation_bits, break_even, twin
+from .config import Config, read_config
+from .files import check_geometry, read_layers, resolve
+from .floorline import FloorlineConfig
+from .layer import Layer
+from .memory import MemoryConfig
+from .operations import is_spiking
 
 Tree = dict[str, Any]
 FIGURES = (
@@ -105,8 +105,7 @@ def price(
     tree["floorline"] = floorline.evaluate(layers, floorline_config).as_dict()
     tree["config"] = config.model_dump()
     tree["definitions"] = DEFINITIONS
-    spiking = any(membrane_updates(layer) for layer in layers)
-    if spiking and config.mode == "corrected":
+    if is_spiking(layers) and config.mode == "corrected":
         steps = max(layer.time_steps for layer in layers)
         tree["ann_twin"] = {
             "activation_bits": activation_bits(steps),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikedistill.neurons import Neuron, NormNeuron
+from ..neurons import Neuron, NormNeuron
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 
-from spikedistill.errors import SpikedistillError
-from spikedistill.hardware.config import Config
-from spikedistill.hardware.costs import add_energy
-from spikedistill.hardware.layer import Layer
-from spikedistill.hardware.operations import addition_energy, norm_energy
-from spikedistill.hardware.spikesim_area import areas
-from spikedistill.hardware.spikesim_latency import Times, latency
-from spikedistill.hardware.spikesim_mapping import Placement, membrane_factor, place, why_unpriced
-from spikedistill.hardware.spikesim_report import HardwareReport, LayerPrice, Unpriced
+from ..errors import SpikedistillError
+from .config import Config
+from .costs import add_energy
+from .layer import Layer
+from .operations import addition_energy, norm_energy
+from .spikesim_area import areas
+from .spikesim_latency import Times, latency
+from .spikesim_mapping import Placement, membrane_factor, place, why_unpriced
+from .spikesim_report import HardwareReport, LayerPrice, Unpriced
 
 __all__ = ["HardwareReport", "evaluate", "place"]
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from math import prod
 
-from spikedistill.hardware.config import Config
-from spikedistill.hardware.layer import Layer
-from spikedistill.hardware.spikesim_mapping import Placement, input_width
+from .config import Config
+from .layer import Layer
+from .spikesim_mapping import Placement, input_width
 
 PUBLISHED_MEMBRANES = 5
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from spikedistill.hardware.config import Config
-from spikedistill.hardware.layer import Layer
-from spikedistill.hardware.spikesim_mapping import Placement
+from .config import Config
+from .layer import Layer
+from .spikesim_mapping import Placement
 
 PUBLISHED_DEPTH = 12
 

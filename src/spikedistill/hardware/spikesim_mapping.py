@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 
-from spikedistill.hardware.config import Config
-from spikedistill.hardware.layer import Layer
+from .config import Config
+from .layer import Layer
 
 
 @dataclass(frozen=True)

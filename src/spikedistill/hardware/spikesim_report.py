@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from spikedistill.hardware.config import Config
+from .config import Config
 
 
 @dataclass(frozen=True)

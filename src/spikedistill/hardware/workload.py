@@ -8,27 +8,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spikedistill.errors import SpikedistillError
-from spikedistill.hardware.events import measure
-from spikedistill.hardware.held import STORED_NORM_BITS, Widths, with_potentials
-from spikedistill.hardware.held import measure as measure_widths
-from spikedistill.hardware.layer import InputKind, Layer
-from spikedistill.hardware.past import past
-from spikedistill.hardware.seen import Seen, look, watch
-from spikedistill.networks.base import Network
-from spikedistill.networks.graph import Graph, trace
-from spikedistill.networks.operations import Node
-from spikedistill.neurons import Neuron, NormNeuron, Parallel, SignedIF
+from ..errors import SpikedistillError
+from ..networks.base import Network
+from ..networks.graph import Graph, trace
+from ..networks.operations import MOVES, Node
+from ..neurons import Neuron, NormNeuron, Parallel
+from .events import measure
+from .held import STORED_NORM_BITS, Widths, with_potentials
+from .held import measure as measure_widths
+from .layer import InputKind, Layer
+from .past import past
+from .seen import Seen, look, watch
 
 # the largest integer that is fed pulse by pulse; above it a value is real, of as many bits as it needs
 SMALL = 8
-
-# Operations without arithmetic: they only bring values to other places.
-_FREE = frozenset({
-    "pass", "cast", "reshape", "permute", "slice", "split", "unbind", "concat", "stack", "repeat", "expand",
-    "pad",
-    "upsample",
-})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,7 @@ def layers(network: nn.Module, batch: Tensor, image_bits: int = 8) -> list[Layer
             if node.name in inputs and layer.input_kind != "real":
                 x = _as_maps(inputs[node.name], layer)
                 layer = replace(layer, events=measure(layer, x, graph.batch))
-            if layer.kind == "neuron" and layer.neuron != "relu" and node.name in fired:
+            if layer.kind in ("neuron", "other") and layer.neuron != "relu" and node.name in fired:
                 layer = replace(layer, spikes_out=fired[node.name] / graph.batch)
             found.append(layer)
         inputs.pop(node.name, None)
@@ -169,7 +162,7 @@ class _Reader:
             return self._sum(node, given)
         if op == "sum":
             return [self._add(node, _name(node), given, node.in_shapes[0])], self._mean(node, given)
-        if op in _FREE:
+        if op in MOVES:
             return [], given
         if op in ("multiply", "scale") and given.kind in ("spikes", "integers"):
             return [], given  # SEW's AND and IAND of spikes: gates without arithmetic
@@ -251,8 +244,7 @@ class _Reader:
     def _neuron(self, node: Node, neuron: Neuron, name: str) -> Layer:
         if isinstance(neuron, Parallel) and neuron.binary:
             return self._parallel(node, neuron, name)
-        # other equations than those priced
-        if type(neuron).simulate not in (Neuron.simulate, SignedIF.simulate):
+        if not neuron.priced:
             return self._base(node, name, kind="other", operator=type(neuron).__name__)
         return self._base(
             node, name, kind="neuron", neuron=type(neuron).__name__.lower(), leaky=neuron.leaky,

@@ -1,15 +1,15 @@
 """What all networks share: normalisation, the entrance of time, the head, prediction, streaming."""
 
-import inspect
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol, TypedDict, Unpack
+from typing import Any, Literal, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from .. import simulation
 from ..errors import SpikedistillError, nearest
+from ..signatures import tell_whole
 from ..simulation import Simulation
 from .balanced import check_options
 from .encoding import ENCODINGS, encode
@@ -101,10 +101,8 @@ class Network(nn.Module):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "__init__" in vars(cls):
-            cls.__signature__ = _whole_signature(cls.__init__)
+        tell_whole(cls, Network, Common.__annotations__)
 
-    __signature__: ClassVar[inspect.Signature]
     mean: Tensor
     std: Tensor
     neuron_spec: dict[str, Any] | None = None  # of the neuron the layers were made with, where it can be said
@@ -241,20 +239,6 @@ def frames(x: Tensor, own: int | None, T: int | None) -> Tensor:
     if own >= T:
         return x[:T]
     return x[torch.arange(T, device=x.device) % own]
-
-
-def _whole_signature(constructor: Any) -> inspect.Signature:
-    """A constructor's parameters without ``self``, and :class:`Common`'s in place of its ``**common``."""
-    own = dict(list(inspect.signature(constructor).parameters.items())[1:])
-    if own and (last := list(own.values())[-1]).annotation == Unpack[Common]:
-        del own[last.name]
-        shared = inspect.signature(Network.__init__).parameters
-        own |= {
-            name: shared[name].replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for name in Common.__annotations__
-            if name not in own
-        }
-    return inspect.Signature(list(own.values()))
 
 
 def _checked_steps(value: int | None) -> int | None:

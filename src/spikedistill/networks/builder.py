@@ -80,7 +80,8 @@ class Builder:
         if first and self.network.once:
             if not isinstance(neuron, Neuron):
                 raise SpikedistillError(
-                    f"{type(neuron).__name__} cannot be the encoding neuron; use IF, LIF or PLIF"
+                    f"{type(neuron).__name__} cannot be the encoding neuron; use a subclass of "
+                    "spikedistill's Neuron (if, lif, plif, ...)"
                 )
             neuron.encode = True
         return neuron

@@ -2,7 +2,7 @@
 
 Every tool that reads a graph asks a node for its ``op`` and its ``settings``. A new operation is added here,
 once: its name in :data:`Operation`, the module classes or functions that compute it, its settings if it has
-any.
+any, the sets of properties it belongs to.
 """
 
 from collections.abc import Callable
@@ -27,6 +27,19 @@ Operation = Literal[
     "reshape", "permute", "reorder", "slice", "split", "unbind", "concat", "stack", "repeat", "expand",
     "pass", "cast",
 ]  # fmt: skip
+
+# What readers ask of an operation beside its form; a new one is entered where it belongs.
+MOVES: frozenset[Operation] = frozenset({  # values to other places, without arithmetic
+    "pass", "cast", "reshape", "permute", "slice", "split", "unbind", "concat", "stack", "repeat", "expand",
+    "pad", "upsample",
+})  # fmt: skip
+HOMOGENEOUS: frozenset[Operation] = frozenset({  # f(c x) = c f(x) for c > 0, of one tensor
+    "max_pool", "average_pool", "adaptive_max_pool", "adaptive_average_pool", "mean", "sum", "upsample",
+    "pad", "reshape", "permute", "slice", "split", "repeat", "expand", "pass", "cast",
+})  # fmt: skip
+EVERYWHERE: frozenset[Operation] = frozenset({  # on (T, N, ...) and on (T*N, ...) the same
+    "add", "subtract", "multiply", "divide", "relu", "pass", "cast", "scale",
+})  # fmt: skip
 
 # By the most derived class that stands here; a leaf of its own kind has a class attribute ``graph_op``.
 MODULES: dict[type[nn.Module], Operation] = {

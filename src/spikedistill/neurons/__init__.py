@@ -36,7 +36,7 @@ def build(neuron: "nn.Module | Mapping[str, Any] | None", default: Neuron | None
     kind = str(options.pop("type", "lif"))
     kind = kind if own_code.is_address(kind) else kind.lower()
     cls = find(kind)
-    allowed = [p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "encode")]
+    allowed = [p for p in inspect.signature(cls).parameters if p != "encode"]
     for key in options:
         if key not in allowed:
             raise SpikedistillError(f"neuron {kind}: unknown option {key!r}; {nearest(key, allowed)}")

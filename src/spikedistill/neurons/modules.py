@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import own_code, simulation
 from ..errors import SpikedistillError
 from ..numerics import at_least_float32
+from ..signatures import tell_whole
 from . import dynamics, fused
 from .dynamics import Constants, Grid, Number, Reset
 from .simulate import simulate
@@ -24,16 +25,20 @@ RESETS = ("hard", "soft", None)
 
 
 class Neuron(nn.Module):
-    """What all neurons share: constants, time's view, streaming, captures. Use ``IF``, ``LIF`` or ``PLIF``.
+    """What all neurons share: constants, time's view, streaming, captures. Use a subclass.
 
     ``surrogate``: None is ``atan``, and in a balanced network the one that suits the neuron. ``reset_by``: a
     soft reset subtracts so many thresholds (snnTorch subtracts one undecayed threshold a step later:
-    ``reset_by = 1 / decay``).
+    ``reset_by = 1 / decay``). A subclass may hand on these options as ``**common``.
     """
 
     grid: Grid | None = None  # set by quantization: then current, H and V are integer codes
     recipe_type: str | None = None  # under which a recipe asked for it
     seldom: Mapping[str, Any] = {"encode": False, "reset_by": 1.0}  # left out of a record where they are so
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        tell_whole(cls, Neuron, list(inspect.signature(Neuron.__init__).parameters)[1:])
 
     def __init__(
         self,
@@ -119,8 +124,8 @@ class Neuron(nn.Module):
         cls = type(self)
         other = None if cls.__module__.startswith("spikedistill.") else own_code.address_of(cls)
         out: dict[str, Any] = {"type": self.recipe_type or other or cls.__name__.lower()}
-        for name in inspect.signature(type(self).__init__).parameters:
-            if name in ("self", "time_steps"):
+        for name in inspect.signature(type(self)).parameters:
+            if name == "time_steps":
                 continue
             value = self._spec_value(name)
             if name in self.seldom and value == self.seldom[name]:
@@ -139,6 +144,11 @@ class Neuron(nn.Module):
     def standard(self) -> bool:
         """Whether it computes by the equations of :mod:`.dynamics`; with a ``simulate`` of its own: no."""
         return type(self).simulate is Neuron.simulate
+
+    @property
+    def priced(self) -> bool:
+        """Whether the chip models know what one step of it costs."""
+        return self.standard
 
     @property
     def binary(self) -> bool:
@@ -166,12 +176,12 @@ class Neuron(nn.Module):
 
     def extra_repr(self) -> str:
         said = []
-        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
-            value = None if name in ("self", "time_steps") else self._spec_value(name)
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            value = None if name == "time_steps" else self._spec_value(name)
             if isinstance(value, Surrogate):
                 plain = value == Surrogate(value.name)
                 value = value.name if plain else {"name": value.name, "alpha": value.alpha}
-            if name not in ("self", "time_steps") and value != parameter.default:
+            if name != "time_steps" and value != parameter.default:
                 said.append(f"{name}={value!r}")
         return ", ".join(said)
 

@@ -76,6 +76,10 @@ class SignedIF(Neuron):
     def spec(self) -> dict[str, object]:
         return {"type": "signed_if", "levels": self.levels, "threshold": self.threshold}
 
+    @property
+    def priced(self) -> bool:
+        return True
+
     def due(self, v: Tensor, t: int) -> Tensor:
         """E_t from the sum of currents."""
         return floor_ste(v * self.levels / self.threshold + 0.5).clamp(0, self.levels * t)

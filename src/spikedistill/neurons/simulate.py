@@ -40,9 +40,10 @@ def simulate(
     state = sim.initial(owner, k) if sim else None
     shape = neuron.state_shape((current.shape[0] // (1 if neuron.encode else T), *current.shape[1:]))
     if state is not None and state.shape != shape:
+        own = "" if neuron.standard else " (where a state is no membrane, state_shape has to say its shape)"
         raise SpikedistillError(
             f"{type(neuron).__name__}: the streamed state has shape {tuple(state.shape)}, the input asks for "
-            f"{shape}; start a new stream with state=None when the batch changes"
+            f"{shape}; start a new stream with state=None when the batch changes{own}"
         )
     membrane = sim is not None and sim.wants(owner, k, "membrane")
     stepwise = sim is not None and (sim.streaming or sim.wants(owner, k, "current"))

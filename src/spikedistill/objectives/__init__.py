@@ -164,6 +164,7 @@ __all__ = [
     "NoiseSmoothedDistillation",
     "Objective",
     "ObjectiveOptions",
+    "OperationsAim",
     "Schedule",
     "SelectiveAlignment",
     "Setup",

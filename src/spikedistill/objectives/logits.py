@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .base import Objective, Setup, View, Weight, refuse
-from .divergence import divergence
+from .divergence import soft_divergence
 
 
 def logits_of(view: View, tap: str) -> Tensor:
@@ -117,5 +117,5 @@ class LogitDistillation(Objective):
         """Distance of logits (..., K) from a teacher's of the same shape."""
         if self.hard:
             return F.cross_entropy(student.flatten(0, -2), teacher.flatten(0, -2).argmax(-1))
-        loss = self.temperature**2 * divergence(student, teacher, self.temperature)
+        loss = soft_divergence(student, teacher, self.temperature)
         return loss / student.shape[-1] if self.reduction == "elements" else loss

@@ -327,6 +327,9 @@ class Header(Strict):
         return self
 
 
+BETWEEN = ("reshape", "permute", "max_pool", "sum_pool")  # a layer and the neuron that keeps its past
+
+
 def _check_parallel(header: Header, i: int, op: Parallel) -> None:
     """Weights for T, and a history that the layer before the neuron reads."""
     if len(op.shape) == 2 and op.shape[0] != header.time_steps:
@@ -334,7 +337,7 @@ def _check_parallel(header: Header, i: int, op: Parallel) -> None:
     if op.history is None:
         return
     j = op.inputs[0]
-    while j != op.history and header.ops[j].op in ("reshape", "permute", "max_pool", "sum_pool"):
+    while j != op.history and header.ops[j].op in BETWEEN:
         j = header.ops[j].inputs[0]
     if j != op.history or header.ops[j].op != "layer" or len(op.inputs) > 1 or op.encode:
         raise ValueError(f"ops.{i}: {op.history} is not the layer that charges it alone")

@@ -145,5 +145,5 @@ def why_not(node: Node) -> str:
         return "is not a neuron; quantize takes spiking networks (sd.spiking turns a ReLU network into one)"
     return (
         "is not known to quantization; known: convolutions, linear layers, batch norms, neurons, pools, "
-        "Repeat"
+        "zero padding, flattening, Repeat, Identity, Dropout"
     )

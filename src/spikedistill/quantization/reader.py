@@ -62,12 +62,12 @@ class Reader(PoolReader):
         ]
         neuron = module.neuron if isinstance(module, NormNeuron) else module
         if isinstance(neuron, Parallel):
-            parts.append((neuron, None, ("forward", "run", "simulate", "matrix", "matrix_bias", "whole")))
+            parts.append((neuron, None, ("forward", "simulate", "matrix", "matrix_bias", "whole")))
         elif isinstance(neuron, Neuron):
-            parts.append((neuron, Neuron, ("forward", "run", "simulate")))
+            parts.append((neuron, Neuron, ("forward", "simulate")))
         for part, kind, methods in parts:
             if name := own_code(part, kind, *methods):
-                where = "" if part is module else f"holds a {type(part).__name__} that "
+                where = "" if part is module else f"holds a neuron ({type(part).__name__}) that "
                 raise refuse(
                     node, f"{where}computes by {name}() of its own, which has no form on integer codes"
                 )
@@ -98,14 +98,16 @@ class Reader(PoolReader):
 
     def alone(self, name: str) -> bool:
         """Whether no grid is needed: one norm or neuron reads a layer, pools between, or it is the output."""
-        pooled = False
+        pooled, moved = False, False
         while name != self.graph.output:
             readers = self.graph.readers(name)
             if len(readers) != 1:
                 return False
             node = readers[0]
             if node.op in ("norm_neuron", "neuron", "batch_norm"):
-                return node.inputs[0] == name
+                # A norm's channels have to be the layer's, whose biases and scales it takes in.
+                return node.inputs[0] == name and not (moved and node.op != "neuron")
+            moved = moved or (node.op == "reshape" and node.shape[1:2] != node.in_shapes[0][1:2])
             if node.op in _POOLS and node.module is not None:
                 pooled = True
             elif node.op not in (*_VIEWS, "repeat"):

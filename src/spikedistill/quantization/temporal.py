@@ -17,6 +17,7 @@ from ..neurons import Parallel
 from ..neurons.dynamics import round_ste, saturate_ste
 from ..neurons.parallel import product
 from .arithmetic import FLOAT32, exact
+from .header import BETWEEN
 from .membrane import Membrane
 from .options import Options
 from .plan import Op, Plan
@@ -123,7 +124,7 @@ def history(plan: Plan, op: Op) -> tuple[str, int] | None:
         return None
     ops = {o.name: o for o in plan.ops}
     before = ops[op.inputs[0]]
-    while before.kind in VIEWS:
+    while before.kind in BETWEEN:
         before = ops[before.inputs[0]]
     if before.kind != "layer":
         return None
@@ -132,5 +133,4 @@ def history(plan: Plan, op: Op) -> tuple[str, int] | None:
     return (before.name, max(1, edge.high.bit_length())) if spikes else None
 
 
-VIEWS = ("reshape", "permute", "max_pool", "sum_pool")  # between a layer and the neuron that reads it
 MOST_LEVELS = 8  # the largest integer that is kept as a spike count; wider sums are kept as currents

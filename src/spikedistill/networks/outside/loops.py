@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from ...errors import SpikedistillError
 from ..graph import Graph
-from ..operations import Node, Ref
+from ..operations import EVERYWHERE, Node, Ref
 
-# On (T, N, ...) and on (T*N, ...) the same.
-EVERYWHERE = frozenset({"add", "subtract", "multiply", "divide", "relu", "pass", "cast", "scale"})
 ADVICE = "let the model take one step (N, ...) and give its logits (N, K); spikedistill runs the steps"
 
 
