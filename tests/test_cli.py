@@ -5,7 +5,9 @@ import warnings
 
 import numpy as np
 import pytest
+import yaml
 
+import spikedistill
 from spikedistill import cli
 
 RECIPE = """
@@ -204,6 +206,32 @@ def test_export_of_a_quantized_student_as_c(run, tmp_path, capsys):
     assert (tmp_path / "own.c").read_text().count("own_step(") == 2
     if shutil.which("gcc"):
         subprocess.run(["gcc", "-std=c99", "-c", tmp_path / "own.c", "-o", tmp_path / "own.o"], check=True)
+
+
+def test_data_that_moved_are_named_on_the_command_line(run, tmp_path, capsys):
+    """A run on arrays that Python gave has none that the command line could open."""
+    with np.load(run.parent / "arrays.npz") as held:
+        data = {key: held[key] for key in held}
+    recipe = yaml.safe_load(
+        RECIPE.replace("ROOT", str(run.parent)) + "  - {name: few, from: student, epochs: 1, quantize: {}}\n"
+    )
+    recipe["data"] = {key: value for key, value in recipe["data"].items() if key not in ("name", "root")}
+    spikedistill.train(recipe, data=data, out=tmp_path / "run")
+    stage, moved = f"{tmp_path / 'run'}:few", tmp_path / "moved.npz"
+    np.savez(moved, **data)
+    capsys.readouterr()
+    for to in ("c", "integer"):  # which need no data
+        assert cli.main(["export", stage, "--to", to, "--out", str(tmp_path / f"few.{to}")]) == 0
+    for command in (
+        ["evaluate", stage],
+        ["hardware", stage],
+        ["export", stage, "--to", "onnx", "--out", str(tmp_path / "a")],
+    ):
+        assert cli.main(command) == 2
+        assert "--data FILE.npz" in capsys.readouterr().err
+        assert cli.main([*command, "--data", str(moved)]) == 0
+    assert cli.main(["evaluate", stage, "--data", str(tmp_path / "none.npz")]) == 2
+    assert "none.npz does not exist" in capsys.readouterr().err
 
 
 def test_exports_that_are_refused_write_nothing(run, tmp_path, capsys):

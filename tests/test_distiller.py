@@ -335,3 +335,24 @@ def test_a_transformer_teacher_gives_a_vector_or_tokens(teacher_tap):
     else:
         want = ((restored - tokens[:, 1:].transpose(1, 2).unflatten(2, (4, 4))) ** 2).sum() / len(X)
     torch.testing.assert_close(losses.total, want)
+
+
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [
+        (torch.tensor([0, 1, 2, 10]), r"labels lie in 0\.\.9, found 0\.\.10"),
+        (torch.tensor([0, 1, 2, -1]), r"labels lie in 0\.\.9, found -1\.\.2"),
+        (
+            torch.tensor([0, 1, 2]),
+            r"labels are class numbers \(4,\), int64, or probabilities \(4, 10\).*found \(3,\)",
+        ),
+        (torch.zeros(4, 1, dtype=torch.int64), r"found \(4, 1\), int64"),
+        (torch.zeros(4), r"found \(4,\), float32"),
+        (torch.zeros(4, dtype=torch.uint8), r"found \(4,\), uint8"),
+    ],
+    ids=str,
+)
+def test_labels_that_are_none_are_named(y, words):
+    distiller = sd.Distiller(sd.networks.create("vgg5", in_channels=1, width=0.125, pools=1, time_steps=2))
+    with pytest.raises(sd.SpikedistillError, match=words):
+        distiller(torch.rand(4, 1, 8, 8), y)

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -79,10 +80,11 @@ def test_its_chip_model_prices_the_network_and_its_twin(monkeypatch):
     )
 
 
-def test_its_neuron_with_two_states_runs_trains_and_says_which_state_is_missing():
-    names: dict = {}
-    exec(block("python", 1), names)  # streams as it runs
-    network, tired = names["network"], names["Tired"]
+def test_its_neuron_with_two_states_runs_trains_and_says_which_state_is_missing(monkeypatch):
+    page = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", page)  # its neuron has an address then
+    exec(block("python", 1), vars(page))  # streams as it runs
+    network, tired = page.network, page.Tired
     network.train()(torch.rand(4, 1, 8, 8)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
     spec = tired(rise=0.25, threshold=2.0).spec()

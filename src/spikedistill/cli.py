@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
-from .cli_options import CodeOption, JsonOption, RunArgument, TrackOption
+from .cli_options import CodeOption, DataOption, JsonOption, RunArgument, TrackOption
 from .errors import SpikedistillError
 from .interrupt import while_running
 from .status import ended
@@ -121,15 +121,17 @@ def evaluate(
         bool, typer.Option("--crossbar", help="Also through the ADCs of the recipe's chip.")
     ] = False,
     device: Annotated[str, typer.Option()] = "cpu",
+    data: DataOption = None,
     as_json: JsonOption = False,
     code: CodeOption = None,
 ) -> None:
     """Test accuracy of a stage, by seed; at other time steps, recalibrated, in integers, on a crossbar."""
     from . import own_code
+    from .data import elsewhere
     from .report.evaluate_command import evaluate_command
     from .training.machine import compiling
 
-    with compiling(False), own_code.reading(code or ()):
+    with compiling(False), own_code.reading(code or ()), elsewhere(data):
         evaluate_command(run, _numbers(time_steps), integer, recalibrate, rebin, crossbar, device, as_json)
 
 
@@ -226,14 +228,16 @@ def export(
     per_step: Annotated[
         bool, typer.Option("--per-step", help="ONNX: one time step, state in and out.")
     ] = False,
+    data: DataOption = None,
     code: CodeOption = None,
 ) -> None:
     """Write a stage's network for other tools: a whole file or, where it has no such form, none."""
     from . import export as formats
     from . import own_code
+    from .data import elsewhere
     from .files import destination, exported
     from .training.machine import compiling
-    from .training.reevaluate import open_run
+    from .training.reevaluate import open_run, open_stage
 
     if to not in ("nir", "onnx", "integer", "c"):
         raise SpikedistillError(f"--to is nir, onnx, integer or c; found {to!r}")
@@ -247,13 +251,17 @@ def export(
             raise SpikedistillError(f"{option} belongs to --to {of}; found --to {to}")
     if to != "c":
         destination(out)
-    with own_code.reading(code or ()):
-        _, stage, _, data, network = open_run(run)
+    with own_code.reading(code or ()), elsewhere(data):
+        if to in ("nir", "onnx"):
+            place, _, opened, network = open_run(run)
+            x, _ = next(iter(opened.batches("test", 16)))
+        else:  # what they hold does not depend on data
+            place, _, network = open_stage(run)
+    stage = place.name
     if to == "c":
         for file in formats.to_c(network, out):
             print(f"{file}: stage {stage}, {file.stat().st_size:,} bytes")
         return
-    x, _ = next(iter(data.batches("test", 16)))
     with compiling(False):
         if to == "nir":
             formats.to_nir(network, out, x, allow_lossy=allow_lossy, weight_bits=weight_bits)
@@ -311,15 +319,17 @@ def hardware(
         bool, typer.Option("--iso-accuracy", help="Divide by the cheapest that is as accurate.")
     ] = False,
     layers_out: Annotated[Path | None, typer.Option(help="Write the layers of the run to this file.")] = None,
+    data: DataOption = None,
     as_json: JsonOption = False,
     code: CodeOption = None,
 ) -> int:
     """Energy, latency and area of a stage's network on a chip, beside operation and memory counts."""
     from . import own_code
+    from .data import elsewhere
     from .report.hardware_command import hardware_command
     from .training.machine import compiling
 
-    with compiling(False), own_code.reading(code or ()):
+    with compiling(False), own_code.reading(code or ()), elsewhere(data):
         return hardware_command(run, layers, config, against or [], iso_accuracy, layers_out, as_json)
 
 

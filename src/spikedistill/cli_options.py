@@ -11,4 +11,8 @@ CodeOption = Annotated[
     list[Path] | None,
     typer.Option(help="A file of your own code, wherever it is and however it changed; may be repeated."),
 ]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", help="Where the run's data lie now: an .npz file or a folder, for its data.root."),
+]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="folder[/seed-N][:STAGE[@best]]")]

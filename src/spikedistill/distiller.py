@@ -196,11 +196,7 @@ class Distiller(nn.Module):
             return Taught(logits, captures)
         with torch.autocast(x.device.type, enabled=False):
             own = self.teacher_heads[name](at_least_float32(captures[self._learning[name]]))
-            loss = (
-                None
-                if y is None
-                else F.cross_entropy(own.mean(0), y.to(own.dtype) if y.is_floating_point() else y)
-            )
+            loss = None if y is None else F.cross_entropy(own.mean(0), _labels(y, own))
         return Taught(own.detach(), captures, loss)
 
     def _own_steps(self, logits: Tensor) -> int:
@@ -242,7 +238,7 @@ class Distiller(nn.Module):
         total = logits.new_zeros((), dtype=at_least_float32(logits).dtype)
         with torch.autocast(kind, enabled=False):
             logits, mine = at_least_float32(logits), replace(mine, widen=True)
-            y = y.to(logits.dtype) if y.is_floating_point() else y
+            y = _labels(y, logits)
             for key in self.objectives:  # what the diagnosis of a step takes out of here is not in the total
                 term, name, share = self._lessons[key]
                 steps, theirs = max(term.time_steps or T, T), taught[name] if name else None
@@ -258,6 +254,24 @@ class Distiller(nn.Module):
                     parts["teacher_head" if len(taught) == 1 else f"teacher_head_{name}"] = one.loss
                     total = total + one.loss
         return Losses(total, {k: v.detach() for k, v in parts.items()}, logits[:T].mean(0).detach())
+
+
+def _labels(y: Tensor, logits: Tensor) -> Tensor:
+    """Class numbers (N,) or probabilities (N, K) for logits (T, N, K).
+
+    Raises: SpikedistillError for other shapes and types; on a CPU, where looking costs nothing, for numbers
+    that are no classes.
+    """
+    N, K = logits.shape[-2:]
+    whole = not y.is_floating_point()
+    if tuple(y.shape) != ((N,) if whole else (N, K)) or (whole and y.dtype != torch.int64):
+        raise SpikedistillError(
+            f"labels are class numbers ({N},), int64, or probabilities ({N}, {K}) for this batch; found "
+            f"{tuple(y.shape)}, {str(y.dtype).removeprefix('torch.')}"
+        )
+    if whole and y.device.type == "cpu" and len(y) and not 0 <= int(y.min()) <= int(y.max()) < K:
+        raise SpikedistillError(f"labels lie in 0..{K - 1}, found {int(y.min())}..{int(y.max())}")
+    return y if whole else y.to(logits.dtype)
 
 
 def _resolve(terms: Sequence[Objective], network: nn.Module, side: str, x: Tensor) -> dict[str, list[Tap]]:

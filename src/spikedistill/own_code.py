@@ -173,7 +173,10 @@ def find(text: str, what: str) -> Any:
     except SpikedistillError:
         raise
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise SpikedistillError(f"{what} {text!r} names nothing that can be imported: {error}") from None
+        raise SpikedistillError(
+            f"{what} {text!r} names nothing that can be imported: {error} (looked for beside the recipe, in "
+            "this folder and in what is installed; --code FILE names the file)"
+        ) from None
     except Exception as error:  # whatever the module does when it is run
         raise SpikedistillError(
             f"{what} {text!r} cannot be imported: {type(error).__name__}: {error}"

@@ -499,3 +499,43 @@ def test_quantized_networks_are_lossy_and_come_back(name: str, bits: dict[str, A
     for layer, a, b in zip(layers, ours, theirs, strict=True):
         assert torch.equal(a, b), layer.name
     torch.testing.assert_close(back(x), network(x))
+
+
+class Skip(torch.nn.Module):
+    """An identity shortcut that joins in front of a ReLU, with or without a norm in the branch."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.stem, self.norm = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8)
+        self.conv = torch.nn.Conv2d(8, 8, 3, padding=1)
+        self.branch = torch.nn.BatchNorm2d(8) if norm else torch.nn.Identity()
+        self.head = torch.nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = torch.relu(self.branch(self.conv(x)) + x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_quantized_own_networks_with_identity_shortcuts_come_back(norm: bool, tmp_path: Path) -> None:
+    from spikedistill.quantization import quantize
+
+    x = torch.rand(4, 3, 8, 8)
+    network = lively(sd.spiking(Skip(norm), time_steps=3, example=x), x)
+    network = quantize(network, calibration=x, norm_bits=None, fraction_bits=12).eval()
+    with pytest.warns(UserWarning, match="of spikes differ"):
+        to_nir(network, tmp_path / "a.nir", x, allow_lossy=True)
+    torch.testing.assert_close(from_nir(tmp_path / "a.nir")(x), network(x))
+
+
+def test_quantized_learned_leaks_are_written_with_gradients_on(tmp_path: Path) -> None:
+    from spikedistill.quantization import quantize
+
+    x = torch.rand(4, 3, 8, 8)
+    network = sd.networks.create("vgg5", width=0.25, pools=0, time_steps=2, neuron={"type": "plif"})
+    network = quantize(lively(network, x), calibration=x).eval()
+    assert torch.is_grad_enabled()
+    with pytest.warns(UserWarning, match="of spikes differ"):
+        to_nir(network, tmp_path / "a.nir", x, allow_lossy=True)
+    torch.testing.assert_close(from_nir(tmp_path / "a.nir")(x), network(x))

@@ -11,7 +11,7 @@ from spikedistill.hardware import Config, layers, memory, operations, price, spi
 from spikedistill.hardware.ann import twin
 from spikedistill.hardware.layer import Layer
 from spikedistill.networks.base import Network
-from spikedistill.neurons import IF, LIF
+from spikedistill.neurons import IF, LIF, NormNeuron
 
 
 class Plain(Network):
@@ -322,7 +322,9 @@ def test_a_neuron_with_equations_of_its_own_is_named_as_not_priced() -> None:
     counted = operations.count(layers(network, torch.rand(2, 3, 16, 16))).as_dict()
     assert counted["unpriced"] == ["stage2.2.neuron (Doubled)"]
 
-    every = networks.create("vgg5", width=0.125, neuron=Doubled(), time_steps=1).eval()
+    every = networks.create("vgg5", width=0.125, time_steps=1).eval()
+    for module in [m for m in every.modules() if isinstance(m, NormNeuron)]:
+        module.neuron = Doubled(time_steps=1, encode=module.neuron.encode)
     found = layers(every, torch.rand(2, 3, 16, 16))
     tree = price(found)  # a spiking network all the same: with the ANN beside it, and its neurons named
     assert tree["ann_twin"]["operations"]["energy_pj"] > 0

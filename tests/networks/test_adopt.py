@@ -251,6 +251,26 @@ def test_snntorch_steps_sequences_and_loops_over_frames() -> None:
         sd.adopt(lively(Looped()), time_steps=5, example=X, output=1)
 
 
+def test_several_outputs_of_other_widths_are_told() -> None:
+    """The first is taken, and a note says what else there was."""
+
+    class Both(Looped):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            mem1, mem2, hidden, out = self.lif1.init_leaky(), self.lif2.reset_mem(), [], []
+            for _ in range(5):
+                spk1, mem1 = self.lif1(nn.functional.max_pool2d(self.conv(x), 2), mem1)
+                spk2, mem2 = self.lif2(self.fc(spk1.view(len(x), -1)), mem2)
+                hidden.append(spk1.view(len(x), -1))
+                out.append(spk2)
+            return torch.stack(hidden), torch.stack(out)
+
+    model = lively(Both())
+    with pytest.warns(UserWarning, match=r"it returns 0 \(5, 4, 72\), 1 \(5, 4, 5\); the first is taken"):
+        first = sd.adopt(model, time_steps=5, example=X)
+    assert first(X).shape[-1] == 72
+    assert sd.adopt(model, time_steps=5, example=X, output=1)(X).shape[-1] == 5
+
+
 # -- Norse
 
 

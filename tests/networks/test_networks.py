@@ -377,3 +377,22 @@ def test_config_remakes_the_network() -> None:
 def test_options_out_of_range_are_refused_by_name(option: str, value: object, words: str) -> None:
     with pytest.raises(SpikedistillError, match=f"{option} must be {words}, found "):
         networks.create("vgg5", **{"width": 0.0625, option: value})
+
+
+@pytest.mark.parametrize("options", [{}, {"encoding": "poisson"}, {"time_steps": None}], ids=str)
+def test_images_of_bytes_are_levels(options):
+    network = networks.create(
+        "vgg5", width=0.125, mean=0.4 if "encoding" not in options else None, **options
+    ).eval()
+    x = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    outputs = []
+    for given in (x, x / 255):
+        torch.manual_seed(0)
+        outputs.append(network.predict(given))
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize(("name", "pools"), [("vgg5", 3), ("conv6", 1), ("vgg9", 6)])
+def test_more_pools_than_a_network_has_are_refused(name, pools):
+    with pytest.raises(SpikedistillError, match=rf"pools must be at most \d, .*found {pools}"):
+        networks.create(name, width=0.125, pools=pools)

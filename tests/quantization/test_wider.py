@@ -466,3 +466,12 @@ def test_captures_are_real_values_on_streams_that_spikes_join_and_around_pools(m
     _, found = taps.captures(q, x, paths)
     for path in paths:
         assert (found[path] - real[path]).abs().mean() < 0.2 * real[path].abs().mean(), path
+
+
+def test_an_image_that_is_no_number_is_refused_by_integer_networks():
+    x = images(4)
+    integer = to_integer(quantize(turned(Between(nn.MaxPool2d(2)), x), calibration=x))
+    assert torch.equal(integer((x * 255 + 0.5).floor().byte()), integer(x))
+    x[1, 0, 2, 3] = float("nan")
+    with pytest.raises(SpikedistillError, match="not finite"):
+        integer.predict(x)

@@ -61,7 +61,8 @@ def test_a_stage_that_cannot_run_is_refused_before_its_teacher_trains(
     ({"validation": True}, "validation"), ({"mean": [float("nan")]}, "mean"),
     ({"std": [float("inf")]}, "std"),
     ({"augment": {"randaugment": "nonsense"}}, "randaugment"), ({"augment": {"crop": True}}, "crop"),
-    ({"augment": {"crop": 9, "crop_fill": "reflect"}}, "two images do not pass"),
+    ({"augment": {"crop": 9, "crop_fill": "reflect"}}, "augment.crop: a padding of 9"),
+    ({"augment": {"crop": 8}}, "augment.crop: a padding of 8 pixels would move images of 8x8"),
     ({"augment": {"blur": 31}}, "blur"),
     ({"batch_size": True}, "batch_size"),
 ])  # fmt: skip

@@ -2,7 +2,7 @@
 
 from .base import Data, DataInfo
 from .config import AudioConfig, AugmentConfig, DataConfig, FramesConfig
-from .opening import NAMES, from_arrays, from_events, open
+from .opening import NAMES, elsewhere, from_arrays, from_events, moved, open
 
 __all__ = [
     "NAMES",
@@ -12,7 +12,9 @@ __all__ = [
     "DataConfig",
     "DataInfo",
     "FramesConfig",
+    "elsewhere",
     "from_arrays",
     "from_events",
+    "moved",
     "open",
 ]

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import SpikedistillError
+from ..errors import SpikedistillError, nearest
 from .stores import Labels, Memory, Part, Source
 
 # Spellings found in the wild: ours, MedMNIST's.
@@ -220,7 +220,10 @@ def spelled(arrays: Mapping[str, Any], where: str) -> dict[str, Any]:
     known = {spelling: ours for ours, spellings in SPELLINGS.items() for spelling in spellings}
     unknown = sorted(set(arrays) - set(known) - set(EXTRA))
     if unknown:
-        raise SpikedistillError(f"{where}: unknown keys {unknown}; allowed are {sorted((*known, *EXTRA))}")
+        hints = "; ".join(f"{key!r}: {nearest(key, (*known, *EXTRA))}" for key in unknown[:3])
+        raise SpikedistillError(
+            f"{where}: unknown keys {unknown}; allowed are {sorted((*known, *EXTRA))} ({hints})"
+        )
     return {known.get(key, key): value for key, value in arrays.items()}
 
 

@@ -24,6 +24,11 @@ from .draws import drawn
 def crop(x: Tensor, padding: int, fill: str = "zero") -> Tensor:
     """Each image (N, C, H, W) moved by a draw from -padding..padding in both directions, at its old size."""
     n, _, h, w = x.shape
+    if padding >= min(h, w):
+        raise SpikedistillError(
+            f"augment.crop: a padding of {padding} pixels would move images of {h}x{w} out of sight; give "
+            f"less than {min(h, w)}"
+        )
     if fill == "reflect":
         padded = F.pad(x.float(), (padding,) * 4, mode="reflect").to(x.dtype)
     else:

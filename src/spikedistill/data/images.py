@@ -48,9 +48,10 @@ def from_arrays_file(config: DataConfig, frames: int) -> Source:
         return arrays.from_files(config.train, config.test, config.name)
     path = npz_in(config)
     if path is None:
+        given = "; a run on arrays that Python gave takes them from a command's --data FILE.npz"
         raise SpikedistillError(
             f"data set {config.name!r} needs data.root (a folder with {config.name}.npz, "
-            "or the file) or data.train"
+            f"or the file) or data.train{given if config.name == 'arrays' else ''}"
         )
     return arrays.from_files(path, None, config.name)
 

@@ -3,9 +3,12 @@
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,22 @@ READERS: dict[str, Reader] = {**images.READERS, **folders.READERS, **events.READ
 # Of other packages: functions as :func:`_called` knows them.
 OTHERS: dict[str, Callable[..., Any]] = own_code.installed("data")
 NAMES = tuple(sorted({*READERS, *OTHERS}))
+_PLACE: ContextVar[Path | None] = ContextVar("place", default=None)
+
+
+def moved() -> bool:
+    """Whether somebody named other data than recipes do (:func:`elsewhere`)."""
+    return _PLACE.get() is not None
+
+
+@contextmanager
+def elsewhere(root: Path | None) -> Iterator[None]:
+    """Within it data are opened from ``root``, a file or folder; None: from where recipes say."""
+    token = _PLACE.set(root)
+    try:
+        yield
+    finally:
+        _PLACE.reset(token)
 
 
 def read(config: DataConfig, frames: int = 1) -> Source:
@@ -65,6 +84,8 @@ def open(config: DataConfig | None = None, time_steps: Sequence[int] = (4,)) -> 
     the key.
     """
     config = config or DataConfig()
+    if (root := _PLACE.get()) is not None:
+        config = config.model_copy(update={"root": root, "train": None, "test": None})
     frames = math.lcm(*time_steps)
     if config.frames and config.frames.number:
         if config.frames.number % frames:

@@ -65,8 +65,10 @@ class GraphBuilder:
                 self.terms[node.name] = self.lowered(node)
             except _Refused as why:
                 self.refusals.append(Refusal(node.path or node.scope or node.name, str(why)))
-            except KeyError:  # reads something that was refused already
-                continue
+            except KeyError:  # reads something that was refused already, or that no layer made
+                if not self.refusals:
+                    place = node.path or node.scope or node.name
+                    self.refusals.append(Refusal(place, "reads a tensor that no layer gave"))
         if self.graph.output in self.terms:
             out = self.terms[self.graph.output]
             self.layers["output"] = Layer(

@@ -37,6 +37,7 @@ NO_LEAK, ALL_LEAK = 2.0**40, 1 + 2.0**-30
 VERSION = 1
 
 
+@torch.no_grad()  # grids of learned constants are plain numbers then
 def to_nir(
     network: Network,
     path: str | os.PathLike[str],

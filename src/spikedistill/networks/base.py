@@ -62,9 +62,9 @@ class Network(nn.Module):
     ``initialisation``: "balanced" (:mod:`.balanced`) or "plain"; ``firing_rate``: what a balanced start aims
     at (None: 0.16).
 
-    Shape: image input (N, C, H, W), frames input (N, F, C, H, W) with F a multiple of T (consecutive groups
-    are summed); ``forward`` gives (T, N, K), the ANN twin (``time_steps=None``) (N, K), averaged over frames
-    where it sees frames.
+    Shape: image input (N, C, H, W), real or uint8 (levels, divided by 255); frames input (N, F, C, H, W) with
+    F a multiple of T (consecutive groups are summed). ``forward`` gives (T, N, K), the ANN twin
+    (``time_steps=None``) (N, K), averaged over frames where it sees frames.
     """
 
     def __init__(
@@ -182,6 +182,8 @@ class Network(nn.Module):
         T = sim.time_steps
         if self.input == "frames" and not sim.streaming:
             x = frames(x, self.time_steps, T).flatten(0, 1)
+        if x.dtype == torch.uint8 and self.input == "image" and self.input_codes is None:
+            x = x.float() / 255  # levels, as quantized networks and the data readers take them
         x = self.normalise(x) if self.input_codes is None else self.input_codes(x)
         if self.input == "image" and self.spiking and self.encoding != "direct":
             assert T is not None

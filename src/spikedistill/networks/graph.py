@@ -137,7 +137,7 @@ class _Recorder:
         self.graph = Graph()
         self.paths = {id(m): name for name, m in network.named_modules()}
         self.counts: dict[str, int] = {}
-        self.stack: list[tuple[nn.Module, int]] = []
+        self.stack: list[tuple[nn.Module, int, Any]] = []
         # Of the composite calls that are running: what each was given, and its steps so far.
         self.open: list[tuple[Ref | None, list[Node | Section]]] = [(None, self.graph.steps)]
         self.quiet = 0  # > 0 inside a leaf, or outside of a Network's body
@@ -233,7 +233,8 @@ class _Recorder:
     def before(self, module: nn.Module, args: Any) -> None:
         if id(module) not in self.paths:
             return
-        self.stack.append((module, self.count(self.paths[id(module)])))
+        # What the caller gave: hooks of the module (a quantized one's casts) may exchange it.
+        self.stack.append((module, self.count(self.paths[id(module)]), args))
         if is_leaf(module):
             self.quiet += 1
         elif not self.quiet:
@@ -243,7 +244,7 @@ class _Recorder:
     def after(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         if id(module) not in self.paths or not self.stack:
             return
-        _, k = self.stack.pop()
+        _, k, args = self.stack.pop()
         path = self.paths[id(module)]
         if is_leaf(module):
             self.quiet -= 1

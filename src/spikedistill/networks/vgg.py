@@ -64,6 +64,8 @@ class VGG(Network):
             raise SpikedistillError(f"pooling must be 'max' or 'avg', found {pooling!r}")
         if pools is not None and (not isinstance(pools, int) or pools < 0):
             raise SpikedistillError(f"pools must be a whole number from 0, found {pools!r}")
+        if pools is not None and pools > (most := layers.count("M")):
+            raise SpikedistillError(f"pools must be at most {most}, so many has this network; found {pools}")
         make = Builder(self, neuron, default)
         blocks: list[nn.Module] = []
         stages: list[list[nn.Module]] = [[]]

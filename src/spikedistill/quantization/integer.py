@@ -69,6 +69,8 @@ class IntegerNetwork:
             raise SpikedistillError(
                 f"this integer network takes {what} {shape} of {form['size']}, found {tuple(x.shape)}"
             )
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            raise SpikedistillError("the input holds values that are not finite (NaN or infinity)")
         if form["kind"] == "image":
             levels = x if x.dtype == torch.uint8 else (x * 255 + 0.5).floor().clamp(0, 255)
             table = self.tensors["input.table"].to(torch.int32)
@@ -211,7 +213,8 @@ def to_integer(network: nn.Module) -> IntegerNetwork:
     quantization = getattr(network, "quantization", None)
     if not isinstance(network, Network) or not isinstance(quantization, Quantization):
         raise SpikedistillError(
-            "to_integer takes a quantized network; make one with sd.quantize(network, ...)"
+            "to_integer takes a quantized network; make one with sd.quantize(network, ...), or by a "
+            "stage with `quantize` in a recipe"
         )
     options = network.config["quantize"]
     for name in real_parts(options):

@@ -13,6 +13,7 @@ from .. import finite
 from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..networks.graph import trace
+from ..networks.outside.foreign import Foreign
 from ..neurons import Neuron, Parallel
 from ..neurons import layers as neurons
 from . import temporal
@@ -110,6 +111,11 @@ def _example(network: Network, batches: list[Tensor], o: Options) -> Tensor:
         raise SpikedistillError(
             f"quantize takes a network of sd.networks or sd.spiking, found {type(network).__name__}; "
             "turn your own with sd.spiking(model)"
+        )
+    if isinstance(network, Foreign):
+        raise SpikedistillError(
+            "a network of another library has no form on integer codes as it is; sd.adopt(network, ...) "
+            "makes one of ours of SpikingJelly's, snnTorch's and Norse's, which quantize takes"
         )
     if not network.spiking:
         raise SpikedistillError(

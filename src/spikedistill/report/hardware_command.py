@@ -66,7 +66,7 @@ def _price_run(run: str, config: Path | None, layers_out: Path | None) -> tuple[
     from ..typed import parse
 
     target = None if layers_out is None else destination(layers_out)
-    place, _, recipe, data, network = open_run(run)
+    place, recipe, data, network = open_run(run)
     x, _ = next(iter(data.batches("test", PRICED_IMAGES)))
     found = hardware.layers(network, x)
     over = {"spikesim": hardware.read_config(config)} if config else None

@@ -18,7 +18,7 @@ from ..recipe import Recipe
 from .calibration import CALIBRATION_IMAGES, calibration_batches, recalibrated
 from .calibration import recalibrate as recalibrate_norms
 from .evaluate import evaluate, evaluate_integer
-from .run_folder import read_claim
+from .run_folder import check_data, read_claim
 from .store import find_stage, load_network, split_best
 
 
@@ -44,8 +44,18 @@ def split_run(text: str) -> tuple[Path, str | None]:
     return folder, stage
 
 
-def open_run(text: str, data: Data | None = None) -> tuple[Path, str, Recipe, Data, Any]:
-    """Stage folder, stage name, recipe, data and network of a run as the command line names it."""
+def open_run(text: str, data: Data | None = None) -> tuple[Path, Recipe, Data, Any]:
+    """Stage folder, recipe, data and network of a run as the command line names it."""
+    place, recipe, network = open_stage(text)
+    with own_code.reading():
+        opened = data if data is not None else datasets.open(recipe.data, recipe.all_time_steps())
+    if not datasets.moved():
+        check_data(place.parents[1], opened.info)
+    return place, recipe, opened, network
+
+
+def open_stage(text: str) -> tuple[Path, Recipe, Any]:
+    """Stage folder, recipe and network of a run as the command line names it."""
     folder, stage = split_run(text)
     if not folder.exists():
         raise SpikedistillError(f"no run at {folder}; give the folder that `spikedistill train` wrote")
@@ -53,8 +63,7 @@ def open_run(text: str, data: Data | None = None) -> tuple[Path, str, Recipe, Da
     place = find_stage(folder, stage)
     _, recipe = read_claim(place.parents[1])
     with own_code.reading():
-        opened = data if data is not None else datasets.open(recipe.data, recipe.all_time_steps())
-        return place, place.name, recipe, opened, load_network(place, best=best)
+        return place, recipe, load_network(place, best=best)
 
 
 def reevaluate(
@@ -74,7 +83,8 @@ def reevaluate(
     ADCs of the recipe's chip.
     """
     device = str(checked(device))
-    _, stage, recipe, opened, network = open_run(text, data)
+    place, recipe, opened, network = open_run(text, data)
+    stage = place.name
     heap.keep()
     network.to(device)
     own = network.time_steps if isinstance(network, Network) else None

@@ -187,7 +187,19 @@ def remember(folder: Path, code: Mapping[str, Any], networks: Mapping[str, str])
         write_claim(folder, {**held, **said, **changes})
 
 
-def _same_data(folder: Path, held: Mapping[str, Any], info: DataInfo | None) -> None:
+def check_data(folder: Path, info: DataInfo) -> None:
+    """Refuse, to read a run (or one of its seeds), data that it was not trained on."""
+    place = next((p for p in (folder, folder.parent) if (p / FILE).exists()), folder)
+    held, _ = _read(place / FILE)
+    _same_data(place, held, info, "name them, or others on purpose, with --data FILE.npz, or a folder")
+
+
+def _same_data(
+    folder: Path,
+    held: Mapping[str, Any],
+    info: DataInfo | None,
+    advice: str = "give the same, or another --out",
+) -> None:
     known = held.get("data")
     if info is None or not isinstance(known, dict):
         return
@@ -196,7 +208,7 @@ def _same_data(folder: Path, held: Mapping[str, Any], info: DataInfo | None) -> 
         raise SpikedistillError(
             f"{where} of content {str(known.get('hash'))[:12]}..., found {info.name!r} of "
             f"{info.hash[:12]}...: the data changed, or were given by the caller (sd.train(recipe, data=..., "
-            "out=...)); give the same, or another --out"
+            f"out=...)); {advice}"
         )
     if known.get("split_hash") != info.split_hash:
         raise SpikedistillError(

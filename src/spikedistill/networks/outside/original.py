@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -96,8 +97,17 @@ class Original:
         if own > 1 and own != self.T:
             raise SpikedistillError(
                 f"the network runs {own} time steps by itself; give time_steps={own}, found {self.T}"
+                f"{self._mixed_modes()}"
             )
         return own > 1 or (self.T == 1 and self.layout == "NCHW")
+
+    def _mixed_modes(self) -> str:
+        """Neurons that count time steps where others do not, in words; nothing where all are alike."""
+        found = {path: getattr(self.model.get_submodule(path), "step_mode", None) for path in self.neurons}
+        modes = {mode: [path for path in found if found[path] == mode] for mode in ("s", "m")}
+        if not modes["s"] or not modes["m"]:
+            return ""
+        return f" (step mode 'm' in {', '.join(modes['m'])}, but 's' in {', '.join(modes['s'])})"
 
     def _multi(self) -> bool:
         return any(getattr(m, "step_mode", "s") == "m" for m in self.model.modules())
@@ -126,8 +136,11 @@ class Original:
             or logits.shape[-2] != N
             or (logits.dim() == 3 and len(logits) != self.T)
         ):
+            loop = logits.dim() == 3 and logits.shape[1] == N
+            hint = f"; if it runs {len(logits)} time steps by itself, give time_steps={len(logits)}"
             raise SpikedistillError(
                 f"its output has shape {tuple(logits.shape)}; logits are ({self.T}, {N}, K) or ({N}, K)"
+                f"{hint if loop else ''}"
             )
         return Truth(logits, spikes)
 
@@ -135,7 +148,21 @@ class Original:
         return given if self.input == "frames" else given.unsqueeze(0).repeat(self.T, *[1] * given.dim())
 
     def _pick(self, out: Any) -> Tensor:
-        return first_tensor(out) if self.output is None else out[self.output]
+        if self.output is not None:
+            return out[self.output]
+        if isinstance(out, tuple | list | dict):
+            given = {
+                k: v
+                for k, v in (out.items() if isinstance(out, dict) else enumerate(out))
+                if isinstance(v, Tensor)
+            }
+            if len({v.shape[-1:] for v in given.values()}) > 1:
+                shapes = ", ".join(f"{k!r} {tuple(v.shape)}" for k, v in given.items())
+                note = f"it returns {shapes}; the first is taken for its logits, output= names another"
+                if note not in self.notes:
+                    self.notes.append(note)
+                    warnings.warn(note, stacklevel=2)
+        return first_tensor(out)
 
     @contextmanager
     def _recorded(self, dtype: torch.dtype) -> Iterator[dict[str, list[Tensor]]]:
