@@ -111,6 +111,11 @@ def tell(tree: Any, *parts: "Table | str", as_json: bool) -> None:
         show(*parts)
 
 
+def amount(number: int, one: str, more: str = "") -> str:
+    """A number of things: ``1 epoch``, ``1,200 epochs``; ``more``: a plural that is not ``one`` and s."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
 def energy(picojoule: float | None) -> str:
     """An energy with its unit and four significant digits: ``15.91 µJ``."""
     return "-" if picojoule is None else _scaled(picojoule, (("µJ", 1e6), ("nJ", 1e3), ("pJ", 1.0)))
