@@ -39,6 +39,21 @@ class IntegerNetwork:
         self.header, self.tensors = header, tensors
         self._weights: list[Tensor | None] | None = None
 
+    def __repr__(self) -> str:
+        form, ops = self.header["input"], self.header["ops"]
+        size = " x ".join(map(str, form["size"]))
+        classes = [f"{ops[-1]['shape'][0]} classes"] if ops[-1]["op"] == "layer" else []
+        widths = [
+            f"{what} of {' and '.join(map(str, bits))} bits"
+            for what, kinds in (("weights", ("layer",)), ("membranes", ("neuron", "norm_neuron")))
+            if (bits := sorted({op["bits"] for op in ops if op["op"] in kinds and op.get("bits")}))
+        ]
+        parts = [
+            f"{form['kind']} {size}", *classes, f"T = {self.time_steps}", f"{len(ops)} operations", *widths,
+            f"{self.nbytes:,} bytes",
+        ]  # fmt: skip
+        return f"IntegerNetwork({', '.join(parts)})"
+
     @property
     def time_steps(self) -> int:
         """T."""
