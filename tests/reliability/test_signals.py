@@ -13,6 +13,7 @@ import yaml
 
 import spikedistill as sd
 from spikedistill import cli
+from spikedistill.interrupt import going
 from spikedistill.training import checkpoint, loop, signals
 from spikedistill.training.lock import locked
 
@@ -78,6 +79,14 @@ def test_the_command_says_how_it_was_stopped(monkeypatch, capsys, tmp_path):
         capsys.readouterr().err
         == "stopped by SIGTERM; the state is kept: `spikedistill resume RUN` goes on\n"
     )
+
+    def stop_going(*_, **__):
+        going.folder = "my runs/a"
+        raise signals.Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("spikedistill.training.run.train", stop_going)
+    assert cli.main(["train", "digits", "--out", "my runs/a"]) == 75
+    assert "the state is kept: `spikedistill resume 'my runs/a'` goes on\n" in capsys.readouterr().err
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..terminal import amount
 from ..training.observations import Activity, Bin, Drawn
 from .canvas import INK, MUTED, Canvas, Colour, Panel, ending, paint, rows, whole
 from .plots import WIDTH
@@ -101,9 +102,7 @@ def raster(images: Sequence[Drawn], colour: Colour, alt: str) -> str:
             if i == 0:
                 canvas.text(left - 6, top + height / 2, ending(layer.path, NAMED), "end", kind="name")
             top += height + 8
-        canvas.text(
-            x + room / 2, top + 6, f"{steps} time step{'s' * (steps > 1)} →", "middle", MUTED, kind="tick"
-        )
+        canvas.text(x + room / 2, top + 6, f"{amount(steps, 'time step')} →", "middle", MUTED, kind="tick")
     return canvas.svg(alt)
 
 

@@ -57,7 +57,7 @@ def card(name: str, address: str, place: Path) -> str:
     about = {"class_names": config.get("class_names"), **data}
     parts = [
         f"# {one_line(name)}",
-        f"{kind}{bits}; {row.parameters:,} parameters; `{one_line(str(row.network.get('name')))}`. "
+        f"{kind}{bits}; {amount(row.parameters, 'parameter')}; `{one_line(str(row.network.get('name')))}`. "
         f"{100 * row.accuracy:.2f} % of the test images of {one_line(str(data.get('name', 'its data')))}.",
         form(about),
         usage(address, about, own=bool(needed)),

@@ -26,7 +26,7 @@ def card(title: str, stage: Stage, row: StageSummary, data: Data) -> str:
     return (
         "---\nlibrary_name: spikedistill\ntags: [spiking-neural-network, knowledge-distillation]\n---\n"
         f"# {one_line(title)}: {stage.name}\n\n"
-        f"{kind}{bits}, {row.parameters:,} parameters, trained on {one_line(data.info.name)} for "
+        f"{kind}{bits}, {amount(row.parameters, 'parameter')}, trained on {one_line(data.info.name)} for "
         f"{amount(row.epochs, 'epoch')}; {100 * row.accuracy:.2f} % on its test set.\n\n"
         f"{form(about)}\n\n{usage(HERE, about)}\n"
     )
@@ -37,7 +37,8 @@ def form(data: Mapping[str, Any]) -> str:
     shape, names = shape_of(data), names_of(data)
     classes = len(names) or data.get("num_classes")
     what = "Frames" if data.get("input") == "frames" else "Images in [0, 1]"
-    said = f"{what}, {shape}, in; logits{f' of {classes} classes' if classes else ''} out"
+    given = f" of {amount(classes, 'class', 'classes')}" if classes else ""
+    said = f"{what}, {shape}, in; logits{given} out"
     listed = f": {', '.join(map(one_line, names))}" if 0 < len(names) <= LISTED else ""
     return f"{said}{listed}."
 

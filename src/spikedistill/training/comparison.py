@@ -14,6 +14,7 @@ from ..errors import SpikedistillError
 from ..files import write_text
 from ..methods import chosen
 from ..recipe import Recipe
+from ..terminal import amount
 from .contest import BASELINE, base, generated, student_of
 from .cost import seconds_each
 from .rehearsal import rehearse
@@ -101,8 +102,8 @@ def compare(
     for method, reason in plan.left_out.items():
         say(f"left out: {method}: {reason}")
     say(
-        f"about {hours(remaining(plan, folder, whole))} to train: {len(plan.methods)} methods and "
-        f"{BASELINE}, {seeds} seeds"
+        f"about {hours(remaining(plan, folder, whole))} to train: {amount(len(plan.methods), 'method')} and "
+        f"{BASELINE}, {amount(seeds, 'seed')}"
     )
     run = run_recipe(whole, name, folder, opened(whole, data), factories, device, quiet, reuse=around)
     plan.sentence = concluded(run.summary, plan.methods)
