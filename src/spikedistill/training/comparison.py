@@ -92,7 +92,7 @@ def compare(
     around = beside(folder)
     plan = read_plan(folder)
     if plan is None:
-        plan = _plan(request, recipe, names, seeds, limit, data, factories, device, around)
+        plan = _plan(request, recipe, names, seeds, limit, data, factories, device, around, say)
         write_plan(folder, plan)
     elif plan.request != json.loads(json.dumps(request)):
         raise SpikedistillError(
@@ -121,6 +121,7 @@ def _plan(
     factories: Mapping[str, Callable[[], nn.Module]],
     device: str | None,
     around: Sequence[Path],
+    say: Say,
 ) -> Plan:
     wanted = chosen(names)
     whole = generated(recipe, wanted, seeds, factories)
@@ -129,7 +130,7 @@ def _plan(
         raise SpikedistillError(
             "compare: what to take is drawn from the validation part; set data.validation above 0"
         )
-    left_out = rehearse(whole, source, factories, [method.name for method in wanted])
+    left_out = rehearse(whole, source, factories, [method.name for method in wanted], say)
     fitting = [method for method in wanted if method.name not in left_out]
     if not fitting:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
@@ -137,7 +138,7 @@ def _plan(
             f"compare: no method fits the network {student_of(recipe).name!r} trains: {reasons}"
         )
     whole = generated(recipe, fitting, seeds, factories)
-    seconds = seconds_each(whole, source, factories, device, finished(around))
+    seconds = seconds_each(whole, source, factories, device, finished(around), say)
     kept = [method.name for method in fitting]
     if budget is not None:
         basis = sum(value for stage, value in seconds.items() if stage not in kept) * seeds
