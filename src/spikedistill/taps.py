@@ -41,7 +41,7 @@ from .places import (
 from .simulation import Simulation
 
 
-@dataclass
+@dataclass(repr=False)
 class Captures:
     """Captured tensors ``(T, N, ...)`` by tap; aliases and wildcards stay usable as keys.
 
@@ -54,6 +54,10 @@ class Captures:
     names: dict[str, list[str]] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
     widen: bool = False
+
+    def __repr__(self) -> str:
+        forms = (f"{name}: {' x '.join(map(str, x.shape))}" for name, x in self.tensors.items())
+        return f"Captures({', '.join(forms)})"
 
     def __getitem__(self, text: str) -> Tensor:
         return _only(text, self.all(text))

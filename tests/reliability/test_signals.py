@@ -69,6 +69,20 @@ def test_handlers_are_put_back(small, images, tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_run_that_is_stopped_is_known_by_its_folder(small, images, tmp_path, monkeypatch):
+    small["stages"] = small["stages"][:1]
+    run(small, images, tmp_path / "a")
+    assert going.folder is None
+
+    def stop(*_, **__):
+        raise signals.Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("spikedistill.training.run.OneSeed.run", stop)
+    with pytest.raises(signals.Stopped):
+        run(small, images, tmp_path / "b")
+    assert going.folder == str(tmp_path / "b")
+
+
 def test_the_command_says_how_it_was_stopped(monkeypatch, capsys, tmp_path):
     def stop(*_, **__):
         raise signals.Stopped(signal.SIGTERM)
