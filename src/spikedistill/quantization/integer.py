@@ -50,8 +50,8 @@ class IntegerNetwork:
             if (bits := sorted({op["bits"] for op in ops if op["op"] in kinds and op.get("bits")}))
         ]
         parts = [
-            f"{form['kind']} {size}", *classes, f"T = {self.time_steps}", amount(len(ops), "operation"), *widths,
-            amount(self.nbytes, "byte"),
+            f"{form['kind']} {size}", *classes, f"T = {self.time_steps}", amount(len(ops), "operation"),
+            *widths, amount(self.nbytes, "byte"),
         ]  # fmt: skip
         return f"IntegerNetwork({', '.join(parts)})"
 
