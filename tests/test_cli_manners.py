@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -148,6 +149,20 @@ def test_progress_keeps_bar_and_time_left_at_80_columns():
     assert "5000/12345" in line
     assert len(re.findall(r"\d:\d\d:\d\d|-:--:--", line)) == 2
     assert any("validation 96.2 %" in line for line in lines)
+
+
+def test_a_run_without_a_stage_to_train_draws_no_frames(monkeypatch):
+    monkeypatch.setattr("sys.stderr", file := io.StringIO())
+    file.isatty = lambda: True
+    monkeypatch.setenv("TERM", "xterm")
+    with Progress() as progress:
+        time.sleep(0.3)
+        progress.note("teacher: taken over")
+    assert file.getvalue() == "teacher: taken over\n"
+    with Progress() as progress:
+        progress.begin("student", 10)
+        progress.step(1)
+    assert "student" in file.getvalue()
 
 
 def test_energies_and_times_have_units_and_few_digits():

@@ -27,7 +27,9 @@ def run(tmp_path: Path) -> Path:
         accuracy=0.875, objectives=[{"type": "cross_entropy"}], teacher="teacher", warnings=["a <b>dead</b> "
 "| layer"],
     )  # fmt: skip
-    data = {"name": "digits", "hash": "abc"}
+    data = {
+        "name": "digits", "hash": "abc", "in_channels": 1, "size": [8, 8], "class_names": ["zero", "one"],
+    }  # fmt: skip
     whole = RunSummary(
         title="Title", recipe="digits", seed=0, data=data, citations=["Hinton 2015"], stages=[row]
     )
@@ -63,7 +65,10 @@ def test_a_folder_takes_and_gives_a_network(
     assert main(["pull", f"file://{target}", "--out", str(tmp_path / "copy")]) == 0
     assert same(sd.load(tmp_path / "copy"), sd.load(run))
     assert {p.name for p in target.iterdir()} == {*hub.FILES} - {"graph.json"}
-    assert str(tmp_path / "copy") in capsys.readouterr().out
+    said = capsys.readouterr().out
+    size = sum(p.stat().st_size for p in target.iterdir())
+    assert said.startswith(f"{target}: stage student, {size:,} bytes\n")
+    assert str(tmp_path / "copy") in said
     assert main(["push", f"{run}:student", str(target)]) == 0  # again, over itself
     # what was pulled, with its card
     assert main(["push", str(tmp_path / "copy"), str(tmp_path / "again")]) == 0
@@ -82,10 +87,12 @@ def test_the_card_says_what_the_run_says(run: Path, tmp_path: Path) -> None:
         "T = 2", "4,321 parameters", "87.50 % of the test images of digits", "| student | "
 "87.50 |", "3 epochs", "Hinton 2015",
         "teacher: teacher", "objectives: cross_entropy", "sha256 abc", "a &lt;b>dead&lt;/b> | "
-"layer", "No code",
+"layer", "No code", "(N, 1, 8, 8), in; logits of 2 classes out: zero, one.",
+        'classes = ["zero", "one"]',
     ):  # fmt: skip
         assert words in body, words
-    assert str(tmp_path / "digits-snn") in body
+    assert str(tmp_path) not in text
+    assert "sd.load('this folder')   # the folder where this file lies\n" in body
     assert "<b>" not in text
 
 

@@ -144,6 +144,62 @@ def test_somebody_elses_ann():
     assert list(found.all("*")) == ["body.1"]
 
 
+class Functional(nn.Module):
+    """Residual blocks whose ReLUs are functions, one stem whose ReLU is a module."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            h = nn.functional.relu(self.a(x))
+            return torch.relu(x + self.b(h).relu_())
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU())
+        self.blocks = nn.Sequential(self.Block(), self.Block())
+        self.gate = nn.Parameter(torch.ones(1))
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.blocks(self.stem(x)) * self.gate.relu()
+        return self.head(nn.functional.relu(x.mean((2, 3))))
+
+
+RELUS = ["stem.1", *[f"blocks.{i}/{name}" for i in (0, 1) for name in ("relu", "relu_", "relu#1")], "relu#1"]
+
+
+def test_relus_that_are_functions_are_places_too():
+    torch.manual_seed(0)
+    net = Functional().eval()
+    logits, found = captured(net, "*", "blocks.0", "blocks.1/relu#1", "blocks.1")
+    relus = found.all("*")
+    assert list(relus) == RELUS  # in the order of execution; the gate's is of no input
+    assert torch.equal(relus["blocks.0/relu#1"], found["blocks.0"])
+    assert torch.equal(found["blocks.1/relu#1"], found["blocks.1"])
+    assert torch.equal(net.head(relus["relu#1"][0]), logits[0])
+    assert all(x.shape[:2] == (1, 3) and (x >= 0).all() for x in relus.values())
+    with pytest.raises(SpikedistillError, match="has only its output"):
+        captured(net, "blocks.1/relu@spikes")
+    with pytest.raises(SpikedistillError, match=r"has no 'blocks\.1/relu'"):
+        captured(net, "blocks.1/relu#7")
+
+
+def test_an_ann_with_functions_alone_has_places():
+    class Only(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 8), nn.Linear(8, 5)
+
+        def forward(self, x):
+            return self.b(nn.functional.relu(self.a(x.flatten(1))))
+
+    _, found = captured(Only(), "*")
+    assert list(found.all("*")) == ["relu"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

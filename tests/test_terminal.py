@@ -60,3 +60,12 @@ def test_the_results_of_a_run_fit_80_columns():
 def test_a_pipe_is_what_stdout_is(capsys):
     show(Table(["T", "accuracy"], [[1, "50.00 %"], ["-", "9.00 %"]], left=(0, 1)))
     assert capsys.readouterr().out == "T  accuracy\n1  50.00 %\n-  9.00 %\n"
+
+
+def test_a_pipe_begins_with_the_first_words_and_has_no_two_empty_lines(capsys):
+    show("", TABLE, "", TABLE, TABLE, "", "the end")
+    out = capsys.readouterr().out
+    assert out.startswith("[red]Title\n")
+    assert "\n\n\n" not in out
+    assert out.count("\n\n[red]Title\n") == 2
+    assert out.endswith("\n\nthe end\n")

@@ -26,6 +26,11 @@ class Losses(NamedTuple):
     parts: dict[str, Tensor]
     logits: Tensor
 
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name}: {value.item():.6g}" for name, value in self.parts.items())
+        form = " x ".join(map(str, self.logits.shape))
+        return f"Losses(total: {self.total.item():.6g}, parts: {{{parts}}}, logits: {form})"
+
     def _repr_html_(self) -> str:
         from .report import notebook
 

@@ -9,6 +9,15 @@ from types import FrameType
 STATUS = 130  # 128 + SIGINT, as shells have it
 
 
+class Going:
+    """The run that is going on in this process, or was when it was stopped: its ``folder``, if there is."""
+
+    folder: str | None = None
+
+
+going = Going()
+
+
 def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(STATUS)
 

@@ -93,6 +93,10 @@ def resolve(network: nn.Module, text: str, example: Tensor | None = None) -> lis
     if path in modules and path:
         _check_inside(modules[path], what, text)
         return [Tap(path, call, what)]
+    if called := _relu_function(network, path, call, example):
+        if what != "output":
+            raise SpikedistillError(f"tap {text!r}: a function has only its output: {called}")
+        return [called]
     alias = _alias(network, path, example)
     if alias is None:
         known = [*modules, "logits", "attention", "before_head", "pooled", "stage1", "stage2", "stage3"]
@@ -103,6 +107,21 @@ def resolve(network: nn.Module, text: str, example: Tensor | None = None) -> lis
         _check_inside(modules[alias.path], what, text)
         return [Tap(alias.path, alias.call, what)]
     return [alias]
+
+
+def _relu_function(network: nn.Module, path: str, call: int, example: Tensor | None) -> Tap | None:
+    """The tap of a ReLU that is called as a function, if the path is one's."""
+    if path.rpartition("/")[2] not in ("relu", "relu_") or isinstance(network, Foreign):
+        return None
+    graph = graph_of(network, example)
+    name = f"{path}#{call}"
+    return Tap(path, call) if name in graph and _is_relu_function(graph[name], graph) else None
+
+
+def _is_relu_function(node: Node, graph: Graph) -> bool:
+    """Of the input, with samples in front; no ReLU of a weight."""
+    batched = bool(node.shape) and node.shape[0] % max(graph.batch, 1) == 0
+    return node.op == "relu" and node.function is not None and batched and node.name in graph.live
 
 
 def _check_inside(module: nn.Module, what: str, text: str) -> None:
@@ -118,23 +137,34 @@ def _every(network: nn.Module, what: str, text: str, example: Tensor | None) -> 
         paths = [p for p, m in network.named_modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear)]
     else:
         paths = neuron_paths(network)
+    traced = not isinstance(network, Foreign) and (example is not None or network in _GRAPHS)
+    called: list[str] = []
     if not paths and what == "output":
         inside = {f"{path}.neuron" for path, m in network.named_modules() if isinstance(m, NormNeuron)}
         paths = [
             p for p, m in network.named_modules() if isinstance(m, nn.ReLU | NormNeuron) and p not in inside
         ]
+        if traced:
+            graph = graph_of(network, example)
+            called = [node.name for node in graph if _is_relu_function(node, graph)]
     if not paths and what == "spikes" and isinstance(network, Foreign):
         paths, what = network.spiking_layers(), "output"
-    if not paths:
+    if not paths and not called:
         wanted = "convolutions or linear layers" if what == "input" else "spiking neuron layers"
         raise SpikedistillError(
             f"tap {text!r}: the network has no {wanted} (an ANN has no insides of neurons)"
         )
-    if isinstance(network, Foreign) or (example is None and network not in _GRAPHS):
+    if not traced:
         return [Tap(path, 0, what) for path in paths]
-    wanted_paths = set(paths)
-    nodes = [n for n in graph_of(network, example) if n.path in wanted_paths]
-    return [Tap(n.path or "", n.call, what) for n in nodes]
+    wanted_paths, functions = set(paths), set(called)
+    taps = []
+    for node in graph_of(network, example):
+        if node.path in wanted_paths:
+            taps.append(Tap(node.path or "", node.call, what))
+        elif node.name in functions:
+            place, _, k = node.name.rpartition("#")
+            taps.append(Tap(place, int(k)))
+    return taps
 
 
 def attention_paths(network: nn.Module) -> list[str]:

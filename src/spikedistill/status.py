@@ -1,5 +1,6 @@
 """How a command ends: its status, and what of an error people read."""
 
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ import typer
 
 from .errors import SpikedistillError
 from .interrupt import STATUS as INTERRUPTED
+from .interrupt import going
 
 TRY_AGAIN = 75  # a run that was asked to stop (training.signals)
 
@@ -18,6 +20,7 @@ def ended(app: Callable[..., Any], argv: Sequence[str] | None = None) -> int:
 
     docs/reliability.md has them all.
     """
+    going.folder = None
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn  # type: ignore[assignment]
@@ -30,7 +33,7 @@ def ended(app: Callable[..., Any], argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         if not isinstance(stop.code, int) or stop.code != TRY_AGAIN:
             raise
-        print(f"{stop}; the state is kept: `spikedistill resume RUN` goes on", file=sys.stderr)
+        print(f"{stop}; the state is kept: {_on()} goes on", file=sys.stderr)
         return TRY_AGAIN
     except OSError as error:
         if error.strerror is None:
@@ -51,8 +54,13 @@ def ended(app: Callable[..., Any], argv: Sequence[str] | None = None) -> int:
 
 def _interrupted() -> int:
     """After Ctrl-C, which some versions of typer hand on as KeyboardInterrupt and others as this status."""
-    print("stopped; what was finished is kept: `spikedistill resume RUN` goes on", file=sys.stderr)
+    print(f"stopped; what was finished is kept: {_on()} goes on", file=sys.stderr)
     return INTERRUPTED
+
+
+def _on() -> str:
+    """The command that continues the run, with its folder where there is one."""
+    return f"`spikedistill resume {shlex.quote(going.folder) if going.folder else 'RUN'}`"
 
 
 def _warn(message: Warning | str, *_: Any) -> None:

@@ -5,8 +5,10 @@ Grammar: ``path[#k][@what]``. ``k``: call of a reused module, from 0. ``what``: 
 norm and residual). Aliases: ``logits``; ``stage1``, ``stage2`` ...; ``before_head`` (input of the last global
 pool, else of the last linear layer); ``pooled`` (output of the last global pool). Several places at once:
 ``stages``; ``*@what``, every neuron layer; ``*``, the output of every neuron layer (in an ANN: of every
-ReLU); ``*@input``, what enters every convolution and linear layer; ``attention``, the queries and keys of
-every attention. Captures are ``(T, N, ...)``; an ANN's T is 1 on images and the number of frames on frames.
+ReLU, those called as functions too); ``*@input``, what enters every convolution and linear layer;
+``attention``, the queries and keys of every attention. A ReLU that the code of a module calls as a function
+has the path ``module/relu``. Captures are ``(T, N, ...)``; an ANN's T is 1 on images and the number of frames
+on frames.
 """
 
 from collections.abc import Iterable
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from . import simulation
 from .errors import SpikedistillError
 from .networks.base import Network, Quantized
+from .networks.function_calls import FunctionCalls
 from .networks.outside.adapter import first_tensor
 from .networks.outside.foreign import Foreign
 from .neurons import neuron_of
@@ -38,7 +41,7 @@ from .places import (
 from .simulation import Simulation
 
 
-@dataclass
+@dataclass(repr=False)
 class Captures:
     """Captured tensors ``(T, N, ...)`` by tap; aliases and wildcards stay usable as keys.
 
@@ -51,6 +54,10 @@ class Captures:
     names: dict[str, list[str]] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
     widen: bool = False
+
+    def __repr__(self) -> str:
+        forms = (f"{name}: {' x '.join(map(str, x.shape))}" for name, x in self.tensors.items())
+        return f"Captures({', '.join(forms)})"
 
     def __getitem__(self, text: str) -> Tensor:
         return _only(text, self.all(text))
@@ -96,7 +103,12 @@ class Recording:
         self.exits = ExitStack()
         modules = dict(self.network.named_modules())
         for path in {t.path for t in self.taps if t.what in ("output", "input") and t.path}:
-            self._hook(path, modules[path])
+            if path in modules:
+                self._hook(path, modules[path])
+        called = {f"{t.path}#{t.call}": str(t) for t in self.taps if t.path and t.path not in modules}
+        if called:
+            keep = lambda name, out: self.found.__setitem__(called[name], out)  # noqa: E731
+            self.exits.enter_context(FunctionCalls(self.network, called, keep))
         return self
 
     def _hook(self, path: str, module: nn.Module) -> None:

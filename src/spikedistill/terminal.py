@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -82,12 +83,16 @@ class Table:
 
 
 def show(*parts: "Table | str", console: "Console | None" = None) -> None:
-    """Print tables and lines one below the other, each table that has a title after an empty line."""
+    """Print tables and lines one below the other, each table that has a title after an empty line.
+
+    In a pipe nothing empty stands before the first.
+    """
     file = sys.stdout if console is None else console.file
     # rich cuts tables to 80 columns where it knows no terminal (a notebook, a pipe): these get all text.
     if not (sys.stdout.isatty() if console is None else console.is_terminal):
-        for i, part in enumerate(parts):
-            space = "\n" if i and isinstance(part, Table) and part.title else ""
+        written = list(dropwhile(lambda part: part == "", parts))
+        for before, part in zip(["", *written], written):
+            space = "\n" if before != "" and isinstance(part, Table) and part.title else ""
             file.write(space + (part if isinstance(part, str) else part.aligned()) + "\n")
         return
     from rich.console import Console
@@ -109,6 +114,11 @@ def tell(tree: Any, *parts: "Table | str", as_json: bool) -> None:
         print(json.dumps(tree, default=str))
     else:
         show(*parts)
+
+
+def amount(number: int, one: str, more: str = "") -> str:
+    """A number of things: ``1 epoch``, ``1,200 epochs``; ``more``: a plural that is not ``one`` and s."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
 def energy(picojoule: float | None) -> str:

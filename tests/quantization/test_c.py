@@ -286,3 +286,39 @@ def test_the_stated_memory_is_the_whole(small, tmp_path):
     held = sum(int(n) for n in re.findall(r"^\.(?:bss|data)\s+(\d+)", sections, re.M))
     stated = int(re.search(r"OWN_MEMORY (\d+)", (tmp_path / "own.h").read_text())[1])
     assert stated <= held < stated + 256  # arrays are aligned
+
+
+def test_the_program_refuses_what_it_cannot_run(small, tmp_path):
+    built, sample = program(small, tmp_path / "c"), entering(small, images(2)).tobytes()
+
+    def end(given: bytes, *arguments: str) -> tuple[int, str, int]:
+        done = subprocess.run([built, *arguments], input=given, capture_output=True)
+        return done.returncode, done.stderr.decode(), len(done.stdout.splitlines())
+
+    assert end(sample) == end(sample, "2") == (0, "", 2)
+    for wrong in ("abc", "-1", "0", "3", "2x", "", "99999999999999999999"):
+        said = f"give the time steps, 1 to 2, or nothing; found '{wrong}'\n"
+        assert end(sample, wrong) == (2, said, 0)
+    assert end(sample, "2", "2")[0] == 2
+    one = len(sample) // 2
+    said = f"the input ends after 1 whole sample with {one - 1} of {one} bytes of another\n"
+    assert end(sample[:-1]) == (1, said, 1)
+    said = f"the input ends after 0 whole samples with 5 of {one} bytes of another\n"
+    assert end(sample[:5]) == (1, said, 0)
+
+
+def test_the_header_serves_c_plus_plus(small, tmp_path):
+    if shutil.which("gcc") is None or shutil.which("g++") is None:
+        pytest.skip("no gcc or g++")
+    to_c(small, tmp_path / "own.c")
+    (tmp_path / "use.cc").write_text(
+        '#include "own.h"\nstatic uint8_t image[OWN_INPUTS];\nstatic own_logit logits[OWN_LOGITS];\n'
+        "int main() { own_run(image, OWN_TIME_STEPS, logits); return 0; }\n"
+    )
+    subprocess.run(["gcc", "-std=c99", "-c", tmp_path / "own.c", "-o", tmp_path / "own.o"], check=True)
+    done = subprocess.run(
+        ["g++", "-Wall", "-Werror", tmp_path / "use.cc", tmp_path / "own.o", "-o", tmp_path / "use"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert subprocess.run([tmp_path / "use"]).returncode == 0

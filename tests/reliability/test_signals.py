@@ -13,6 +13,7 @@ import yaml
 
 import spikedistill as sd
 from spikedistill import cli
+from spikedistill.interrupt import going
 from spikedistill.training import checkpoint, loop, signals
 from spikedistill.training.lock import locked
 
@@ -68,6 +69,20 @@ def test_handlers_are_put_back(small, images, tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_run_that_is_stopped_is_known_by_its_folder(small, images, tmp_path, monkeypatch):
+    small["stages"] = small["stages"][:1]
+    run(small, images, tmp_path / "a")
+    assert going.folder is None
+
+    def stop(*_, **__):
+        raise signals.Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("spikedistill.training.run.OneSeed.run", stop)
+    with pytest.raises(signals.Stopped):
+        run(small, images, tmp_path / "b")
+    assert going.folder == str(tmp_path / "b")
+
+
 def test_the_command_says_how_it_was_stopped(monkeypatch, capsys, tmp_path):
     def stop(*_, **__):
         raise signals.Stopped(signal.SIGTERM)
@@ -78,6 +93,14 @@ def test_the_command_says_how_it_was_stopped(monkeypatch, capsys, tmp_path):
         capsys.readouterr().err
         == "stopped by SIGTERM; the state is kept: `spikedistill resume RUN` goes on\n"
     )
+
+    def stop_going(*_, **__):
+        going.folder = "my runs/a"
+        raise signals.Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("spikedistill.training.run.train", stop_going)
+    assert cli.main(["train", "digits", "--out", "my runs/a"]) == 75
+    assert "the state is kept: `spikedistill resume 'my runs/a'` goes on\n" in capsys.readouterr().err
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt

@@ -9,10 +9,12 @@ from urllib.parse import unquote
 import pytest
 from synthetic import LAYERS, folder, observed, run, seen
 
-from spikedistill.report import confusion, plots, scales
+from spikedistill.report import closeups, confusion, plots, scales
+from spikedistill.report.canvas import ending
 from spikedistill.report.page import write_report
 from spikedistill.report.scales import Scale
 from spikedistill.training import metrics, summary
+from spikedistill.training.observations import Activity
 from spikedistill.training.summary import Spread
 
 COMPONENTS = {"crossbar", "adc", "buffer", "h-tree", "neuron"}
@@ -84,6 +86,45 @@ def test_of_many_time_steps_those_that_have_room_are_named() -> None:
     assert not {"250", "255"} & {text for _, text in named}
     halves = [(x, scales.width(text) / 2) for x, text in named]
     assert all(x + half < other - half2 for (x, half), (other, half2) in pairwise(halves))
+
+
+def texts(svg: str) -> list[tuple[float, float, str]]:
+    """Left end, right end and words of each line of text, as wide as a text may be."""
+    found = []
+    for head, words in re.findall(r"<text ([^>]*)>([^<]*)<", svg):
+        said = dict(re.findall(r'([\w-]+)="([^"]*)"', head))
+        room = scales.width(words, float(said.get("font-size", scales.SIZE)))
+        left = float(said["x"]) - room * {"end": 1, "middle": 0.5}.get(said.get("text-anchor", ""), 0)
+        found.append((left, left + room, words))
+    return found
+
+
+@pytest.mark.parametrize("path", ["stem.2", "blocks.11.attention.projection.relu"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("like", [0.93, -0.02])
+def test_a_teacher_s_layer_s_name_stands_left_of_the_likeness(path: str, share: float, like: float) -> None:
+    mine = [Activity(path=f"student.{path}.{k}", share=0.1 * k) for k in range(3)]
+    theirs = [(Activity(path=path, share=share), like), (Activity(path="b", share=0.2), like), (mine[2], 0.5)]
+    svg = closeups.layers(mine, theirs, (0, 1), "alt")
+    found = texts(svg)
+    numbers = [left for left, _, words in found if re.fullmatch(r"-?0\.\d\d", words)]
+    names = [right for _, right, words in found if words in (ending(path, 16), "b")]
+    assert len(numbers) == 3
+    assert len(names) == 2
+    assert max(names) < min(numbers)
+    bars = [
+        float(x) + float(w) for x, w in re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', svg)
+    ]
+    assert len(bars) == 6
+    assert max(bars) < min(numbers)
+
+
+@pytest.mark.parametrize("epochs", [[1.0], [1.0, 2.0], [3.0, 4.0, 5.0]])
+def test_ticks_of_few_epochs_are_within_the_plot(epochs: list[float]) -> None:
+    svg = plots.curves([("red", "", [(epochs, [0.5] * len(epochs))])], "epoch", "loss", "alt")
+    ticks = re.findall(r'<text x="([\d.-]+)" y="190"[^>]*class="tick"[^>]*middle[^>]*>([^<]+)<', svg)
+    assert [float(words) for _, words in ticks] == epochs
+    assert all(44 <= float(x) <= 386 for x, _ in ticks)
 
 
 # Scales tell the truth

@@ -92,6 +92,29 @@ def test_layers_stand_beside_the_teacher_s(found) -> None:
     assert all(len(row) == len(seen.teacher_layers) for row in seen.likeness)
 
 
+class Teacher(torch.nn.Module):
+    """A residual ANN of somebody's own; the ReLUs of its block are functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU())
+        self.conv1, self.conv2 = (torch.nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+        self.head = torch.nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.relu(x + self.conv2(torch.nn.functional.relu(self.conv1(x))))
+        return self.head(x.mean((2, 3)))
+
+
+def test_relus_of_a_teacher_that_are_functions_are_layers(batches) -> None:
+    torch.manual_seed(0)
+    seen = observations.observe(network(), Teacher().eval(), batches)
+    assert [one.path for one in seen.teacher_layers] == ["stem.1", "relu", "relu#1"]
+    assert all(0 < one.share <= 1 for one in seen.teacher_layers)
+    assert all(len(row) == 3 for row in seen.likeness)
+
+
 def test_likeness_is_one_for_rotated_and_nothing_for_unrelated_features() -> None:
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(64, 20, generator=generator)

@@ -382,3 +382,11 @@ def test_the_environment_file_is_not_needed(tmp_path: Path) -> None:
     (tmp_path / "environment.json").unlink()
     (tmp_path / "recipe.yaml").unlink()
     assert "Recipe</h3>" not in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_a_recipe_without_a_name_of_its_own_is_not_named(tmp_path: Path) -> None:
+    for place, name, named in (("a", "recipe", False), ("b", "Digits", False), ("c", "small", True)):
+        one = run(0)
+        one.recipe = name
+        html = write_report(folder(tmp_path / place, one)).read_text(encoding="utf-8")
+        assert (f"Recipe {name}" in html) is named

@@ -168,9 +168,12 @@ def test_two_methods_on_digits(found, place):
     assert [s.name for s in done.run.summary.stages] == ["grown-up", "alone", "logits", "tet"]
     assert done.plan.methods == ["logits", "tet"]
     assert "has no attention" in done.plan.left_out["attention-maps"]
-    assert said[0].startswith("left out: attention-maps: ")
-    assert said[1].startswith("about ")
-    assert "2 methods and alone, 2 seeds" in said[1]
+    names = ["grown-up", "alone", "logits", "tet", "attention-maps"]
+    assert said[:5] == [f"trying {name} on 2 images ({k} of 5)" for k, name in enumerate(names, 1)]
+    assert said[5:9] == [f"timing {name} on a few steps ({k} of 4)" for k, name in enumerate(names[:4], 1)]
+    assert said[9].startswith("left out: attention-maps: ")
+    assert said[10].startswith("about ")
+    assert "2 methods and alone, 2 seeds" in said[10]
     assert done.sentence.startswith(("Take ", "No difference shown"))
     assert done.sentence in repr(done)
     validation = {s.name: s.figures["validation_accuracy"].values for s in done.run.summary.stages}

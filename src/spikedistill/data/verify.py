@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import SpikedistillError
+from ..terminal import amount
 from .arrays import read_npz
 from .audio_sets import read_wav
 from .base import Data
@@ -54,13 +55,13 @@ class Report:
         return not self.bad
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.name}: {'all readable' if self.ok else f'{len(self.bad)} bad'}, {self.files} files read"
-        ]
+        state = "all readable" if self.ok else f"{len(self.bad)} bad"
+        lines = [f"{self.name}: {state}, {amount(self.files, 'file')} read"]
         for split, classes in self.counts.items():
             few, many = (min(classes.values()), max(classes.values())) if classes else (0, 0)
             lines.append(
-                f"  {split}: {sum(classes.values())} samples, {len(classes)} classes of {few} to {many}"
+                f"  {split}: {amount(sum(classes.values()), 'sample')}, "
+                f"{amount(len(classes), 'class', 'classes')} of {few} to {many}"
             )
         if self.hash:
             lines += [f"  content sha256 {self.hash}", f"  split   sha256 {self.split_hash}"]
@@ -165,7 +166,10 @@ def _unusual(data: Data, config: DataConfig) -> list[str]:
                 rows.setdefault(split, set()).update(flat[i].tobytes() for i in index)
     copies = len(rows.get("train", set()) & rows.get("test", set()))
     if copies:
-        notes.append(f"{copies} test samples are exact copies of training samples")
+        same = (
+            "are exact copies of training samples" if copies > 1 else "is an exact copy of a training sample"
+        )
+        notes.append(f"{amount(copies, 'test sample')} {same}")
     for split, classes in ((s, np.unique(data.labels(s).numpy())) for s in data.splits):
         if 0 < len(classes) < data.info.num_classes:
             notes.append(f"{split} has samples of {len(classes)} of {data.info.num_classes} classes")

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SCALED = {"energy_pj": energy, "latency_ns": duration}  # figures that are shown with their unit
+NAMES = {
+    "energy_pj": "energy",
+    "latency_ns": "latency",
+}  # of those, for their unit is another from row to row
 
 
 def _number(value: Any, exact: bool = False) -> str:
@@ -31,7 +35,7 @@ def figures_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
             )
         else:
             values = [_number(report.get(key), exact) for report in columns.values()]
-        rows.append([key, *values, unit])
+        rows.append([key if exact else NAMES.get(key, key), *values, unit])
     return Table(["figure", *columns, "unit"], rows, "SpikeSim", left=(0, len(columns) + 1))
 
 
@@ -97,7 +101,7 @@ def beside_table(tree: Mapping[str, Any]) -> Table:
 
 def floorline_table(found: Mapping[str, Any]) -> Table:
     """Loads of the busiest core of each layer, and what a step waits for where times are known."""
-    title = f"Floorline, busiest core of each layer in a step ({found['cores']} cores)"
+    title = f"Floorline, busiest core of each layer in a step ({terminal.amount(found['cores'], 'core')})"
     rows = []
     for row in found["layers"]:
         loads = (_number(row[key]) for key in ("synops", "updates", "messages", "time_ns"))
@@ -110,7 +114,7 @@ def ratios_table(ratios: Mapping[str, Mapping[str, float | None]]) -> Table:
     rows = []
     for key in FIGURES:
         values = [column.get(key) for column in ratios.values()]
-        rows.append([key, *("-" if value is None else f"{value:.4g}" for value in values)])
+        rows.append([NAMES.get(key, key), *("-" if value is None else f"{value:.4g}" for value in values)])
     return Table(["figure", *ratios], rows, "Ratios, this run / the other")
 
 

@@ -302,7 +302,7 @@ class _Functions(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         if self.recorder.quiet or not _tensors_in(out):
             return out
-        kind = _kind(func)
+        kind = function_name(func)
         scope = self.recorder.scope()
         name = f"{scope}/{kind}" if scope else kind
         self.recorder.record(
@@ -317,7 +317,8 @@ def _tensors_in(out: Any) -> bool:
     )
 
 
-def _kind(func: Any) -> str:
+def function_name(func: Any) -> str:
+    """A function's name as a node's ``kind`` has it."""
     name = (resolve_name(func) or getattr(func, "__name__", str(func))).rsplit(".", 1)[-1]
     if name == "__get__":
         name = (resolve_name(func) or "").split(".")[-2]

@@ -289,6 +289,10 @@ class PLIF(Neuron):
     def gain(self) -> Number:
         return torch.sigmoid(self.w) if self._given_gain is None else self._given_gain
 
+    def extra_repr(self) -> str:
+        present = f"tau={float(1 + torch.exp(-self.w.detach())):.4g}"
+        return ", ".join(said for said in (super().extra_repr(), present) if said)
+
     def _spec_value(self, name: str) -> Any:
         return self._given_gain if name == "gain" else super()._spec_value(name)
 

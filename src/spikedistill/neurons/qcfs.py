@@ -49,7 +49,7 @@ class QCFS(nn.Module):
         return qcfs(x, self.threshold, self.levels)
 
     def extra_repr(self) -> str:
-        return f"levels={self.levels}"
+        return f"levels={self.levels}, threshold={self.threshold.item():.4g}"
 
 
 class SignedIF(Neuron):

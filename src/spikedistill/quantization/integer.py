@@ -14,6 +14,7 @@ from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..networks.encoding import encode
 from ..reading import parse_json
+from ..terminal import amount
 from . import executor
 from .bit_packing import pack, unpack
 from .header import FORMAT, VERSION
@@ -38,6 +39,21 @@ class IntegerNetwork:
     def __init__(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.header, self.tensors = header, tensors
         self._weights: list[Tensor | None] | None = None
+
+    def __repr__(self) -> str:
+        form, ops = self.header["input"], self.header["ops"]
+        size = " x ".join(map(str, form["size"]))
+        classes = [amount(ops[-1]["shape"][0], "class", "classes")] if ops[-1]["op"] == "layer" else []
+        widths = [
+            f"{what} of {' and '.join(map(str, bits))} bits"
+            for what, kinds in (("weights", ("layer",)), ("membranes", ("neuron", "norm_neuron")))
+            if (bits := sorted({op["bits"] for op in ops if op["op"] in kinds and op.get("bits")}))
+        ]
+        parts = [
+            f"{form['kind']} {size}", *classes, f"T = {self.time_steps}", amount(len(ops), "operation"),
+            *widths, amount(self.nbytes, "byte"),
+        ]  # fmt: skip
+        return f"IntegerNetwork({', '.join(parts)})"
 
     @property
     def time_steps(self) -> int:

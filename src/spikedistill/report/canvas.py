@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from math import ceil, floor
 
 from .scales import SIZE, Scale, fitting, label, width
 
@@ -186,8 +187,8 @@ def rows(
 
 
 def whole(low: float, high: float) -> Ticks | None:
-    """Ticks for few whole numbers, all of them; None where there are many."""
-    return [(float(k), label(k)) for k in range(round(low), round(high) + 1)] if high - low <= 6 else None
+    """Ticks for few whole numbers, all those within; None where there are many."""
+    return [(float(k), label(k)) for k in range(ceil(low), floor(high) + 1)] if high - low <= 6 else None
 
 
 def _n(value: float) -> str:

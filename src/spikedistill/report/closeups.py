@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..terminal import amount
 from ..training.observations import Activity, Bin, Drawn
 from .canvas import INK, MUTED, Canvas, Colour, Panel, ending, paint, rows, whole
 from .plots import WIDTH
@@ -9,6 +10,7 @@ from .scales import span, width
 
 TRACED, PANELS = 3, 4  # neurons of a layer, layers
 NAMED = 19  # characters of a layer's name
+NAME = 9.5  # size of the name of a teacher's layer
 
 
 def calibration(networks: Sequence[tuple[Colour, Sequence[Bin]]], alt: str) -> str:
@@ -42,8 +44,21 @@ def layers(
     """
     top = 100 * max([one.share for one in student] + [one.share for one, _ in teacher] + [1e-3])
     names = [one.path for one in student]
-    canvas, panel = rows(names, (0, top * 1.3), "values that are not zero [%]", WIDTH, 30)
-    for y, (mine, (theirs, like)) in enumerate(zip(student, teacher)):
+    said = [
+        ending(theirs.path, 16) if theirs.path != mine.path else ""
+        for mine, (theirs, _) in zip(student, teacher)
+    ]
+    likenesses = [f"{like:.2f}" for _, like in teacher]
+    # An axis on which each bar ends early enough for the name behind it, left of the column of likenesses.
+    column = max(map(width, likenesses)) + 8
+    left = rows(names, (0, top), "", WIDTH, 30)[1].left
+    ends = [WIDTH - column - left - 5 - width(name, NAME) for name in said]
+    high = max(
+        [top * (WIDTH - 12 - left) / (WIDTH - column - left)]
+        + [100 * theirs.share * (WIDTH - 12 - left) / end for (theirs, _), end in zip(teacher, ends)]
+    )
+    canvas, panel = rows(names, (0, high), "values that are not zero [%]", WIDTH, 30)
+    for y, (mine, (theirs, _)) in enumerate(zip(student, teacher)):
         for share, colour, side in ((mine.share, colours[0], -6.5), (theirs.share, colours[1], 6.5)):
             canvas.box(
                 panel.left,
@@ -52,10 +67,10 @@ def layers(
                 10,
                 paint(colour),
             )
-        if theirs.path != mine.path:
-            end = panel.x(100 * theirs.share) + 5
-            canvas.text(end, panel.y(y) + 6.5, ending(theirs.path, 16), colour=MUTED, size=9.5, kind="halo")
-        canvas.text(WIDTH - 2, panel.y(y), f"{like:.2f}", "end", kind="total")
+        if said[y]:
+            end = max(panel.x(100 * theirs.share), panel.left + 1) + 5
+            canvas.text(end, panel.y(y) + 6.5, said[y], colour=MUTED, size=NAME, kind="halo")
+        canvas.text(WIDTH - 2, panel.y(y), likenesses[y], "end", kind="total")
     return canvas.svg(alt)
 
 
@@ -87,9 +102,7 @@ def raster(images: Sequence[Drawn], colour: Colour, alt: str) -> str:
             if i == 0:
                 canvas.text(left - 6, top + height / 2, ending(layer.path, NAMED), "end", kind="name")
             top += height + 8
-        canvas.text(
-            x + room / 2, top + 6, f"{steps} time step{'s' * (steps > 1)} →", "middle", MUTED, kind="tick"
-        )
+        canvas.text(x + room / 2, top + 6, f"{amount(steps, 'time step')} →", "middle", MUTED, kind="tick")
     return canvas.svg(alt)
 
 

@@ -5,7 +5,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from .. import data as datasets
-from ..terminal import Table, tell
+from ..terminal import Table, amount, tell
 from ..training.reevaluate import Reading, reevaluate, split_run
 from ..training.run_folder import read_claim
 from .parts import by_number
@@ -31,7 +31,7 @@ def evaluate_command(
         for name, column in first.columns.items()
     }
     several = len(found) > 1
-    title = f"{run}, stage {first.stage}, {first.images} test images"
+    title = f"{run}, stage {first.stage}, {amount(first.images, 'test image')}"
     title += f", seeds {', '.join(map(str, found))}" if several else ""
     notes = [f"seed {seed}: {note}" if several else note for seed, one in found.items() for note in one.notes]
     tree = {

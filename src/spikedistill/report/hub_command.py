@@ -8,7 +8,9 @@ import yaml
 
 from .. import __version__, hub
 from ..errors import SpikedistillError
+from ..terminal import amount
 from ..training import summary
+from ..training.card import HERE, form, one_line, usage
 from ..training.checkpoint import read_json
 from ..training.reevaluate import split_run
 from ..training.store import find_stage, split_best
@@ -17,7 +19,7 @@ from . import table
 
 
 def push(run: str, target: str, private: bool = False) -> str:
-    """Upload a stage's network (default: the last stage, of the first seed); returns where it stands.
+    """Upload a stage's network (default: the last stage, of the first seed); returns a line that says so.
 
     ``target``: ``owner/name``, ``file://FOLDER`` or a folder. Raises: SpikedistillError.
     """
@@ -35,9 +37,12 @@ def push(run: str, target: str, private: bool = False) -> str:
     found = hub.place(target)
     name = found.name.rpartition("/")[2] if isinstance(found, hub.Repository) else found.name
     if place.parent.name == "stages":  # else a network that was pulled: it has its card
-        text = f"hf://{found.name}" if isinstance(found, hub.Repository) else f"file://{found.resolve()}"
+        # No path of this machine: the folder may be copied, and the path may tell who its author is.
+        text = f"hf://{found.name}" if isinstance(found, hub.Repository) else HERE
         contents["README.md"] = card(name, text, place).encode()
-    return hub.upload(contents, target, private)
+    stands = hub.upload(contents, target, private)
+    pushed = read_json(place / "config.json").get("stage") or place.name
+    return f"{stands}: stage {pushed}, {sum(map(len, contents.values())):,} bytes"
 
 
 def card(name: str, address: str, place: Path) -> str:
@@ -49,14 +54,14 @@ def card(name: str, address: str, place: Path) -> str:
     bits = f", {table.bits_text(row.bits)} bits of weights, membranes and norms" if row.bits else ""
     config = read_json(place / "config.json")
     needed = (config.get("code") or {}).get("needed")
-    own = ", network=your_module" if needed else ""
+    about = {"class_names": config.get("class_names"), **data}
     parts = [
-        f"# {_safe(name)}",
-        f"{kind}{bits}; {row.parameters:,} parameters; `{_safe(str(row.network.get('name')))}`. "
-        f"{100 * row.accuracy:.2f} % of the test images of {_safe(str(data.get('name', 'its data')))}.",
-        f"```python\nimport spikedistill as sd\n\nnetwork = sd.load({address!r}{own})\nlogits = "
-        "network.predict(images)   # images in [0, 1], (N, C, H, W)\n```",
-        *([f"The network is code of its author's, and needs it: {_safe(needed)}"] if needed else []),
+        f"# {one_line(name)}",
+        f"{kind}{bits}; {amount(row.parameters, 'parameter')}; `{one_line(str(row.network.get('name')))}`. "
+        f"{100 * row.accuracy:.2f} % of the test images of {one_line(str(data.get('name', 'its data')))}.",
+        form(about),
+        usage(address, about, own=bool(needed)),
+        *([f"The network is code of its author's, and needs it: {one_line(needed)}"] if needed else []),
         "No code is in this repository, and none is run to load it.",
     ]
     if whole is not None:
@@ -66,13 +71,13 @@ def card(name: str, address: str, place: Path) -> str:
             _markdown(table.HEADINGS, [one.cells() for one in table.rows(whole)]),
         ]
         parts += [
-            _safe(table.caption(whole)),
+            one_line(table.caption(whole)),
             "Hardware figures are estimates of models, none measured on a chip.",
         ]
-        parts += ["\n".join(f"- {_safe(line)}" for line in lines)] if lines else []
-    parts += ["## Training", "\n".join(f"- {_safe(line)}" for line in _training(row, data))]
+        parts += ["\n".join(f"- {one_line(line)}" for line in lines)] if lines else []
+    parts += ["## Training", "\n".join(f"- {one_line(line)}" for line in _training(row, data))]
     if whole is not None and whole.citations:
-        parts += ["## Papers", "\n".join(f"- {_safe(one)}" for one in whole.citations)]
+        parts += ["## Papers", "\n".join(f"- {one_line(one)}" for one in whole.citations)]
     return f"---\n{_metadata(name, row, data)}---\n" + "\n\n".join(parts) + "\n"
 
 
@@ -94,7 +99,7 @@ def _metadata(name: str, row: StageSummary, data: dict[str, Any]) -> str:
 
 
 def _training(row: StageSummary, data: dict[str, Any]) -> list[str]:
-    lines = [f"{row.epochs} epochs in {row.seconds:.0f} s, with spikedistill {__version__}"]
+    lines = [f"{amount(row.epochs, 'epoch')} in {row.seconds:.0f} s, with spikedistill {__version__}"]
     lines += [f"teacher: {row.teacher}"] if row.teacher else []
     lines += [f"from: {row.from_}"] if row.from_ else []
     objectives = [str(one.get("type")) for one in row.objectives]
@@ -118,13 +123,8 @@ def _summary(place: Path) -> Summary | None:
 def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(
-        "| " + " | ".join(_safe(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+        "| " + " | ".join(one_line(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
     )
-
-
-def _safe(text: str) -> str:
-    """One line that is no markup."""
-    return " ".join(text.split()).replace("<", "&lt;").replace("`", "'")
 
 
 __all__ = ["card", "push"]

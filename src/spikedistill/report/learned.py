@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..terminal import amount
 from ..training.observations import Activity, Bin, Drawn, Observations, Trace
 from ..training.summary import spread
 from . import closeups
@@ -20,8 +21,8 @@ def section(study: Study) -> Section | None:
     return Section(
         "teacher",
         "Student and teacher",
-        f"On {images:,} test images{' a seed' if len(study.runs) > 1 else ''}; what a layer does, on the "
-        "first 64.",
+        f"On {amount(images, 'test image')}{' a seed' if len(study.runs) > 1 else ''}; what a layer does, on "
+        "the first 64.",
         tables=[_table(study, seen)],
         groups=[Group(figures)],
     )
@@ -132,8 +133,8 @@ def neurons(study: Study) -> list[Group]:
         colour = study.colour(name)
         of = f" of seed {study.seeds[0]}" if len(study.runs) > 1 else ""
         text = (
-            f"Spikes{of} on {len(images)} test image{'s' * (len(images) > 1)}: up to {_most(images)} "
-            "neurons a layer, evenly spread, one a line. Class 3 → 5: of class 3, taken for 5."
+            f"Spikes{of} on {amount(len(images), 'test image')}: up to {amount(_most(images), 'neuron')} "
+            "a layer, evenly spread, one a line. Class 3 → 5: of class 3, taken for 5."
         )
         rows: list[Sequence[object]] = [
             ("image", "class", "predicted", "layer", "neuron", "step", "membrane", "spike")

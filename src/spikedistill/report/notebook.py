@@ -87,7 +87,8 @@ def network(found: nn.Module) -> str:
     steps = getattr(found, "time_steps", None)
     kind = f"SNN, T = {steps}" if steps else "ANN"
     name = str(getattr(found, "config", {}).get("name") or type(found).__name__)
-    title = f"{name}: {kind}, {total:,} parameters, {len(layers(found))} layers of neurons"
+    title = f"{name}: {kind}, {terminal.amount(total, 'parameter')}, "
+    title += terminal.amount(len(layers(found)), "layer of neurons", "layers of neurons")
     headings = [
         "layer",
         "kind",
@@ -101,7 +102,7 @@ def network(found: nn.Module) -> str:
 
 def evaluation(found: "Evaluation") -> str:
     """Accuracy, and the firing rate of each layer as a table and a plot."""
-    title = f"{100 * found.accuracy:.2f} % of {found.images:,} images"
+    title = f"{100 * found.accuracy:.2f} % of {terminal.amount(found.images, 'image')}"
     rates = found.layers()
     if not rates:
         return _box(

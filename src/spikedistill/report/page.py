@@ -96,7 +96,8 @@ def lead(study: Study) -> str:
     """One line under the title: the recipe, the data, the seeds."""
     data, seeds = study.summary.data, study.seeds
     sizes = data.get("sizes") or {}
-    parts = [f"Recipe {study.summary.recipe}", str(data.get("name", ""))]
+    recipe, unsaid = study.summary.recipe, (study.summary.title, "recipe")  # said above, or no name
+    parts = ["" if recipe in unsaid else f"Recipe {recipe}", str(data.get("name", ""))]
     parts[1] += f" ({', '.join(f'{value:,} {key}' for key, value in sizes.items())})" if sizes else ""
     parts.append(f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}")
     return " · ".join(part for part in parts if part)

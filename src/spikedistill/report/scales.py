@@ -40,10 +40,13 @@ class Scale:
 def fitting(
     ticks: Sequence[tuple[float, str]], scale: Scale, upright: bool = False
 ) -> list[tuple[float, str]]:
-    """Those of some labels, the last first, that do not touch a label already kept."""
+    """Those of some labels within the scale, the last first, that do not touch a label already kept."""
     kept: list[tuple[float, str]] = []
     taken: list[tuple[float, float]] = []
+    blur = 1e-9 * (scale.high - scale.low)
     for value, label in reversed(ticks):
+        if not scale.low - blur <= value <= scale.high + blur:
+            continue
         half = (SIZE if upright else width(label)) / 2 + 3
         place = scale(value)
         if all(place + half <= low or high <= place - half for low, high in taken):

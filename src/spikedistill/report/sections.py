@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..terminal import amount
 from ..training.summary import Difference, Spread
 from . import chip, learned, plots, provenance
 from .canvas import part
@@ -333,7 +334,7 @@ def _integers(study: Study) -> list[str]:
             word = "equal predictions" if equal else "DIFFERENT predictions"
             images, size = sum(one.images for one in found), found[0].bytes / 1000
             notes.append(
-                f"{stage.name}: the integer network gives {word} on {images} images; its file has "
+                f"{stage.name}: the integer network gives {word} on {amount(images, 'image')}; its file has "
                 f"{size:.0f} kB."
             )
     return notes

@@ -14,6 +14,7 @@ from ..errors import SpikedistillError
 from ..files import write_text
 from ..methods import chosen
 from ..recipe import Recipe
+from ..terminal import amount
 from .contest import BASELINE, base, generated, student_of
 from .cost import seconds_each
 from .rehearsal import rehearse
@@ -91,7 +92,7 @@ def compare(
     around = beside(folder)
     plan = read_plan(folder)
     if plan is None:
-        plan = _plan(request, recipe, names, seeds, limit, data, factories, device, around)
+        plan = _plan(request, recipe, names, seeds, limit, data, factories, device, around, say)
         write_plan(folder, plan)
     elif plan.request != json.loads(json.dumps(request)):
         raise SpikedistillError(
@@ -101,8 +102,8 @@ def compare(
     for method, reason in plan.left_out.items():
         say(f"left out: {method}: {reason}")
     say(
-        f"about {hours(remaining(plan, folder, whole))} to train: {len(plan.methods)} methods and "
-        f"{BASELINE}, {seeds} seeds"
+        f"about {hours(remaining(plan, folder, whole))} to train: {amount(len(plan.methods), 'method')} and "
+        f"{BASELINE}, {amount(seeds, 'seed')}"
     )
     run = run_recipe(whole, name, folder, opened(whole, data), factories, device, quiet, reuse=around)
     plan.sentence = concluded(run.summary, plan.methods)
@@ -120,6 +121,7 @@ def _plan(
     factories: Mapping[str, Callable[[], nn.Module]],
     device: str | None,
     around: Sequence[Path],
+    say: Say,
 ) -> Plan:
     wanted = chosen(names)
     whole = generated(recipe, wanted, seeds, factories)
@@ -128,7 +130,7 @@ def _plan(
         raise SpikedistillError(
             "compare: what to take is drawn from the validation part; set data.validation above 0"
         )
-    left_out = rehearse(whole, source, factories, [method.name for method in wanted])
+    left_out = rehearse(whole, source, factories, [method.name for method in wanted], say)
     fitting = [method for method in wanted if method.name not in left_out]
     if not fitting:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
@@ -136,7 +138,7 @@ def _plan(
             f"compare: no method fits the network {student_of(recipe).name!r} trains: {reasons}"
         )
     whole = generated(recipe, fitting, seeds, factories)
-    seconds = seconds_each(whole, source, factories, device, finished(around))
+    seconds = seconds_each(whole, source, factories, device, finished(around), say)
     kept = [method.name for method in fitting]
     if budget is not None:
         basis = sum(value for stage, value in seconds.items() if stage not in kept) * seeds

@@ -3,7 +3,7 @@
 import logging
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,10 +28,11 @@ def seconds_each(
     factories: Factories,
     device: str | None = None,
     held: Mapping[str, Path] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
     """Seconds of one seed of each stage, uncompiled: an upper bound of a guess.
 
-    0 for a stage that is in ``held`` by key.
+    0 for a stage that is in ``held`` by key. ``say``: is told of each stage as it begins.
     """
     there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     place = checked(device) or there or torch.device("cpu")
@@ -43,7 +44,9 @@ def seconds_each(
     try:
         with torch.random.fork_rng(), warnings.catch_warnings(), compiling(False):
             warnings.simplefilter("ignore")
-            for stage in recipe.stages:
+            for k, stage in enumerate(recipe.stages, 1):
+                if say:
+                    say(f"timing {stage.name} on a few steps ({k} of {len(recipe.stages)})")
                 taken = held is not None and keys.get(stage.name) in held
                 seconds[stage.name] = _seconds(
                     stage, recipe, data, factories, place, precision, products, taken

@@ -10,12 +10,16 @@ from ..networks.base import Network
 from .evaluate import evaluating
 
 
-@dataclass
+@dataclass(repr=False)
 class Exit:
     """``logits`` (N, K): mean over the steps each sample ran; ``steps`` (N,): how many that were."""
 
     logits: Tensor
     steps: Tensor
+
+    def __repr__(self) -> str:
+        form = " x ".join(map(str, self.logits.shape))
+        return f"Exit(logits: {form}, steps: {self.steps.float().mean().item():.4g} on average)"
 
 
 def predict_early(network: Network, x: Tensor, confidence: float = 0.9) -> Exit:

@@ -21,13 +21,13 @@ from ..recipe import Stage
 from . import checkpoint, metrics, observations, summary
 from .bfloat16 import trainable_precision
 from .calibration import CALIBRATION_IMAGES, calibration_batches, recalibrate
+from .card import card
 from .loop import Training
 from .machine import autocast, compiling, estimate, saving, worth_compiling
 from .progress import Progress
 from .reuse import stage_keys, take
 from .run_folder import (
     Claim,
-    card,
     environment,
     recorded_environment,
 )
@@ -126,7 +126,7 @@ class OneSeed:
         if source is None or source.resolve() == place.resolve():
             return None
         row = summary.read_stage(source)
-        taken = take(source, place, stage, [("README.md", card(self.name, stage, row, self.data))])
+        taken = take(source, place, stage, [("README.md", card(self.title, stage, row, self.data))])
         self.progress.note(f"{stage.name}: taken over from {source}")
         self.log(
             "stage_end", stage=stage.name, accuracy=taken.accuracy, seconds=taken.seconds, taken=str(source)
@@ -202,7 +202,7 @@ class OneSeed:
                 place,
                 network,
                 about,
-                card(self.name, stage, row, self.data),
+                card(self.title, stage, row, self.data),
                 training.best if training else None,
                 {summary.FILE: row.model_dump_json(indent=1), observations.FILE: observations.contents(seen)},
             )
@@ -267,10 +267,15 @@ class OneSeed:
                 )
         return bool(known[stage.name])
 
+    @property
+    def title(self) -> str:
+        """Of the recipe, else its file's name."""
+        return self.recipe.title or self.name
+
     def summarise(self, stages: list[StageSummary]) -> RunSummary:
         """The run's summary with the stages finished so far."""
         return RunSummary(
-            title=self.recipe.title or self.name,
+            title=self.title,
             recipe=self.name,
             seed=self.seed,
             environment=recorded_environment(self.folder) | {"resolved": self.resolved},

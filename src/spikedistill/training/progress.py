@@ -36,19 +36,19 @@ class Progress:
         self.enabled = enabled
         self.bar: Any = None
         self.task: Any = None
+        self.waiting = False  # for the first stage: a run that is finished draws no empty frames
 
     def __enter__(self) -> "Progress":
         if self.enabled and sys.stderr.isatty():
             from rich.console import Console
 
-            self.bar = bar(Console(stderr=True))
-            self.bar.start()
+            self.bar, self.waiting = bar(Console(stderr=True)), True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.bar is not None:
+        if self.bar is not None and not self.waiting:
             self.bar.stop()
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
@@ -64,6 +64,9 @@ class Progress:
             if self.task is not None:
                 self.bar.remove_task(self.task)
             self.task = self.bar.add_task(name, total=total, completed=done, rate="", text="")
+            if self.waiting:
+                self.bar.start()
+                self.waiting = False
 
     def step(self, images: int) -> None:
         """One step more."""

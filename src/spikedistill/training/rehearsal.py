@@ -8,7 +8,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -31,11 +31,16 @@ IMAGES, CALIBRATION = 2, 16
 
 
 def rehearse(
-    recipe: Recipe, data: Data, factories: Factories, optional: Collection[str] = ()
+    recipe: Recipe,
+    data: Data,
+    factories: Factories,
+    optional: Collection[str] = (),
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, str]:
     """Raises :class:`SpikedistillError`, naming the stage, for what a run of this recipe would fail at.
 
     Of ``optional`` stages, which no other rests on, the error's words are given back instead, by stage.
+    ``say``: is told of each stage as it begins.
     """
     refused: dict[str, str] = {}
     _labels(data)
@@ -47,7 +52,9 @@ def rehearse(
             warnings.simplefilter("ignore")
             with at("data"):
                 x, y = _explained(lambda: next(iter(few.batches("train", IMAGES, train=True))))
-            for stage in recipe.stages:
+            for k, stage in enumerate(recipe.stages, 1):
+                if say:
+                    say(f"trying {stage.name} on {IMAGES} images ({k} of {len(recipe.stages)})")
                 try:
                     with at(f"stages.{stage.name}"):
                         _fits(stage, recipe)

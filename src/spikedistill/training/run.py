@@ -13,6 +13,7 @@ from .. import own_code
 from ..bibliography import citations
 from ..data import Data
 from ..errors import SpikedistillError
+from ..interrupt import going
 from ..recipe import LARGEST_SEED, Recipe, at
 from ..recipe import load as load_recipe
 from . import summary
@@ -203,6 +204,7 @@ def run(
             remember(folder, *own_code.in_use(factories))
             clean(folder)
         recipe = claimed.recipe
+        going.folder = str(folder)
         begin(engaged, name, claimed.given.plain())
         # With several processes each would have to see the same folders: there everything is trained.
         held = finished(reuse) if engaged.num_processes == 1 else {}
@@ -212,6 +214,7 @@ def run(
             if recipe.seeds > 1:
                 progress.note(f"seed {seed} ({index + 1} of {recipe.seeds})")
             found.append(OneSeed(claimed, inner, data, factories, seed, engaged, progress, held).run())
+    going.folder = None
     result: Summary = found[0]
     if recipe.seeds > 1:
         result = summary.merge(found)

@@ -14,15 +14,14 @@ import torch
 import yaml
 
 from .. import own_code
-from ..data import Data, DataInfo
+from ..data import DataInfo
 from ..errors import SpikedistillError
 from ..files import LEFTOVERS, make_folder, write_text
 from ..own_code import TWIN
-from ..recipe import Recipe, Stage
+from ..recipe import Recipe
 from ..recipe import load as load_recipe
 from . import checkpoint
 from .records import RECORD, complete, upgraded_recipe
-from .summary import StageSummary
 
 FILE = "recipe.yaml"
 COMPARISON = "comparison.json"  # of methods (:mod:`.comparison`)
@@ -237,25 +236,6 @@ def _first_difference(a: Any, b: Any, path: str = "") -> str:
                 label = x.get("name") or x.get("type", "") if isinstance(x, dict) else ""
                 return _first_difference(x, y, f"{path}.{label}")
     return f"{path}: {a!r} there, {b!r} here"
-
-
-def card(name: str, stage: Stage, row: StageSummary, data: Data) -> str:
-    """A short model card."""
-    kind = "ANN" if row.kind == "ann" else f"SNN, T = {row.time_steps}"
-    bits = (
-        f", {row.bits.weight}-bit weights, {row.bits.membrane}-bit membranes, {row.bits.norm}-bit norms"
-        if row.bits
-        else ""
-    )
-    return (
-        "---\nlibrary_name: spikedistill\ntags: [spiking-neural-network, knowledge-distillation]\n---\n"
-        f"# {name}: {stage.name}\n\n"
-        f"{kind}{bits}, {row.parameters:,} parameters, trained on {data.info.name} for {row.epochs} epochs; "
-        f"{100 * row.accuracy:.2f} % on its test set.\n\n"
-        "```python\nimport spikedistill as sd\n\nnetwork = sd.load('this folder')   # images in [0, 1], (N, "
-        "C, H, W)\n"
-        "logits = network.predict(images)\n```\n"
-    )
 
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "safetensors", "scikit-learn", "pydantic")

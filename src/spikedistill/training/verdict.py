@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from ..terminal import amount
 from .summary import paired_interval
 
 CONFIDENCE = 0.95
@@ -57,8 +58,8 @@ def sentence(verdicts: Sequence[Verdict], seeds: int, baseline: str = "alone") -
     if first.low is None:
         largest = f"largest: {first.method}, {_points(first.mean)} points"
         return f"No difference shown: one seed has no interval ({largest}); give more seeds."
-    many = f"{len(verdicts)} methods" if len(verdicts) > 1 else "1 method"
-    interval = f"95 % interval, corrected for {many}, over {seeds} seeds"
+    many = amount(len(verdicts), "method")
+    interval = f"95 % interval, corrected for {many}, over {amount(seeds, 'seed')}"
     better = [verdict for verdict in verdicts if verdict.better]
     if not better:
         return (

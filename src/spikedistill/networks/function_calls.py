@@ -1,0 +1,68 @@
+"""Outputs of functions called in a network's own code (``F.relu(x)``), by their names in its graph."""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+
+from ..neurons.compilation import eager
+from .graph import function_name, is_leaf
+
+
+class FunctionCalls:
+    """While it is active, ``found(name, output)`` is called for each of some calls of one pass.
+
+    ``names``: of nodes of functions ("scope/function#k", :mod:`.graph`), counted as the graph counts them.
+    """
+
+    def __init__(
+        self, network: nn.Module, names: Iterable[str], found: Callable[[str, Tensor], None]
+    ) -> None:
+        self.paths = {id(module): path for path, module in network.named_modules()}
+        self.names, self.found = set(names), found
+        self.kinds = {name.rpartition("/")[2].partition("#")[0] for name in self.names}
+        self.stack: list[nn.Module] = []
+        self.counts: dict[str, int] = {}
+
+    def __enter__(self) -> "FunctionCalls":
+        self.exits = ExitStack()
+        self.exits.callback(register_module_forward_pre_hook(self._before).remove)
+        self.exits.callback(register_module_forward_hook(self._after, always_call=True).remove)
+        self.exits.enter_context(eager())  # compiled code would be compiled anew under a mode
+        self.exits.enter_context(_Mode(self))
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.exits.close()
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        if id(module) in self.paths:
+            self.stack.append(module)
+
+    def _after(self, module: nn.Module, args: Any, out: Any) -> None:
+        if id(module) in self.paths:
+            self.stack.pop()
+
+    def called(self, kind: str, out: Any) -> None:
+        """A function was called."""
+        if kind not in self.kinds or any(is_leaf(module) for module in self.stack):
+            return
+        scope = self.paths[id(self.stack[-1])] if self.stack else ""
+        place = f"{scope}/{kind}" if scope else kind
+        k = self.counts[place] = self.counts.get(place, -1) + 1
+        if f"{place}#{k}" in self.names:
+            self.found(f"{place}#{k}", out)
+
+
+class _Mode(TorchFunctionMode):
+    def __init__(self, calls: FunctionCalls) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.calls.called(function_name(func), out)
+        return out
