@@ -85,7 +85,9 @@ def open(config: DataConfig | None = None, time_steps: Sequence[int] = (4,)) -> 
     """
     config = config or DataConfig()
     if (root := _PLACE.get()) is not None:
-        config = config.model_copy(update={"root": root, "train": None, "test": None})
+        # Digits come with the package: who names a file means arrays that a caller gave in their place.
+        name = "arrays" if config.name == "digits" else config.name
+        config = config.model_copy(update={"name": name, "root": root, "train": None, "test": None})
     frames = math.lcm(*time_steps)
     if config.frames and config.frames.number:
         if config.frames.number % frames:
