@@ -232,48 +232,13 @@ def export(
     code: CodeOption = None,
 ) -> None:
     """Write a stage's network for other tools: a whole file or, where it has no such form, none."""
-    from . import export as formats
     from . import own_code
     from .data import elsewhere
-    from .files import destination, exported
+    from .report.export_command import export_command
     from .training.machine import compiling
-    from .training.reevaluate import open_run, open_stage
 
-    if to not in ("nir", "onnx", "integer", "c"):
-        raise SpikedistillError(f"--to is nir, onnx, integer or c; found {to!r}")
-    given = {
-        "--allow-lossy": ("nir", allow_lossy),
-        "--weight-bits": ("nir", weight_bits),
-        "--per-step": ("onnx", per_step),
-    }
-    for option, (of, value) in given.items():
-        if value and to != of:
-            raise SpikedistillError(f"{option} belongs to --to {of}; found --to {to}")
-    if to != "c":
-        destination(out)
-    with own_code.reading(code or ()), elsewhere(data):
-        if to in ("nir", "onnx"):
-            place, _, opened, network = open_run(run)
-            x, _ = next(iter(opened.batches("test", 16)))
-        else:  # what they hold does not depend on data
-            place, _, network = open_stage(run)
-    stage = place.name
-    if to == "c":
-        for file in formats.to_c(network, out):
-            print(f"{file}: stage {stage}, {file.stat().st_size:,} bytes")
-        return
-    with compiling(False):
-        if to == "nir":
-            formats.to_nir(network, out, x, allow_lossy=allow_lossy, weight_bits=weight_bits)
-        elif to == "onnx":
-            formats.to_onnx(network, out, x, per_step=per_step)
-        else:
-            from .quantization import to_integer
-
-            whole = to_integer(network)
-            with exported(out) as temporary:
-                whole.save(temporary)
-    print(f"{out}: stage {stage}, {out.stat().st_size:,} bytes")
+    with compiling(False), own_code.reading(code or ()), elsewhere(data):
+        export_command(run, to, out, allow_lossy, weight_bits, per_step)
 
 
 @app.command()

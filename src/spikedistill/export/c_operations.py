@@ -348,16 +348,8 @@ def neuron_text(
         numbers.append("leak = n->leak")
     if saturates:
         numbers += ["unit = ($W)1 << n->unit", "step = ($W)1 << (n->shift - n->unit)"]
-    words = [
-        w
-        for w, on in (
-            ("norm", norm),
-            ("leak", leaks),
-            ("first", leak_first and leaks),
-            ("rounded", saturates),
-        )
-        if on
-    ]
+    parts = {"norm": norm, "leak": leaks, "first": leak_first and leaks, "rounded": saturates}
+    words = [word for word, there in parts.items() if there]
     name = "_".join(["neuron", *words, reset or "free", "@IN@", *(["@R@"] if residual else []), "@V@_@W@"])
     body = "\n".join(f"            {line}" for line in lines)
     also = ", rounding and saturation of the membrane" if saturates else ""
