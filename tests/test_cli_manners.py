@@ -55,7 +55,7 @@ def test_a_run_says_in_one_line_what_it_is(run):
 
 def test_evaluate_names_every_seed_and_gives_the_mean(run, capsys):
     lines = out_of(capsys, "evaluate", f"{run.folder}:student", "--time-steps", "1,2").splitlines()
-    assert lines[0].endswith("stage student, 1197 test images, seeds 0, 1")
+    assert lines[0].endswith("stage student, 1,197 test images, seeds 0, 1")
     assert lines[1].split() == ["T", "seed", "accuracy"]
     assert [line.split()[:2] for line in lines[2:]] == [[T, s] for T in "12" for s in ("0", "1", "mean")]
     tree = json.loads(out_of(capsys, "evaluate", f"{run.folder}:student", "--json"))

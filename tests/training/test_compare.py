@@ -244,11 +244,11 @@ def test_what_does_not_fit_the_budget_is_left_out(monkeypatch, tmp_path):
     monkeypatch.setattr(comparison, "seconds_each", lambda *_: times)
     monkeypatch.setattr(comparison, "rehearse", lambda *_: {})
     recipe = load(RECIPE)
-    plan = comparison._plan({}, recipe, "logits,tet", 2, 1000.0, None, {}, None, [])
+    plan = comparison._plan({}, recipe, "logits,tet", 2, 1000.0, None, {}, None, [], print)
     assert plan.methods == ["tet"]
     assert plan.left_out == {"logits": "its 13 min would not fit the budget of 17 min"}
     with pytest.raises(sd.SpikedistillError, match="holds no method"):
-        comparison._plan({}, recipe, "logits,tet", 2, 500.0, None, {}, None, [])
+        comparison._plan({}, recipe, "logits,tet", 2, 500.0, None, {}, None, [], print)
     assert [duration_seconds(x) for x in ("2h", "1.5h", "30m", "90s", 7)] == [7200, 5400, 1800, 90, 7]
     with pytest.raises(sd.SpikedistillError, match="2h, 30m"):
         duration_seconds("soon")
