@@ -4,8 +4,9 @@
 
 The same quantized networks, one image at a time, one thread; equal logits are checked before anything is
 timed. Times are of the processor, not of the clock, so that a machine that does other work is no judge.
-Weights are untrained, norms are those of the random images; the share of neuron-steps that spike is given,
-since the C code's time follows it.
+Weights are those of a balanced start, norms those of the random images, so that neurons fire about as often
+as in a trained network; the share of neuron-steps that spike is given, since the C code's time follows it. At
+the end the rows stand as a table for the docs.
 """
 
 import argparse
@@ -42,15 +43,11 @@ def quantized(name: str, n: int) -> tuple[Any, torch.Tensor]:
     network = sd.networks.create(name, time_steps=4, **options)
     if network.input == "frames":
         x = torch.poisson(torch.full((n, 4, *size), 0.2))
-        for layer in network.modules():
-            if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
-                torch.nn.init.uniform_(layer.weight, -0.4, 0.5)
+        sd.balance(network, x[:16])  # it has no norms
     else:
         x = (torch.rand(n, *size) * 255).round() / 255
     for norm in network.modules():
         if getattr(norm, "running_mean", None) is not None:
-            torch.nn.init.uniform_(norm.weight, 0.8, 1.5)
-            torch.nn.init.normal_(norm.bias, 0.1, 0.2)
             norm.momentum = 0.5
     network.train()
     with torch.no_grad():
@@ -127,6 +124,19 @@ def main() -> None:
             rows[name] = measured(name, a.images, Path(folder))
         print(name, *(f"{key} {value:,.3g}" for key, value in rows[name].items()), sep="  ", flush=True)
         timing.write(a.json, networks=rows, images=a.images, time_steps=4, bits="4/4/8")
+    print(table(rows))
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+    columns = "network", "code [kB]", "constants [kB]", "static memory [kB]", "spikes [%]", "images/s"
+    lines = [f"| {' | '.join((*columns, 'onnxruntime', 'ratio'))} |", "| --- " * 8 + "|"]
+    for name, row in rows.items():
+        ours, theirs = row["images_per_second"], row["images_per_second_onnxruntime"]
+        sizes = " | ".join(f"{row[key] / 1000:.1f}" for key in ("text", "rodata", "bss"))
+        spikes, ratio = 100 * row["spike_rate"], ours / theirs
+        lines.append(f"| `{name}` | {sizes} | {spikes:.1f} | {ours:,.0f} | {theirs:,.0f} | {ratio:.2f} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
