@@ -63,8 +63,12 @@ class OneSeed:
     def run(self) -> RunSummary:
         """Train what is not finished; write ``summary.json`` after each stage."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.resolved = self.resolve()
-        write_text(self.folder / "order.json", json.dumps({"stages": [s.name for s in self.recipe.stages]}))
+        # One process writes: what the others leave aside on the way it would take for leftovers.
+        with self.accelerator.main_process_first():
+            self.resolved = self.resolve()
+        if self.accelerator.is_main_process:
+            order = {"stages": [stage.name for stage in self.recipe.stages]}
+            write_text(self.folder / "order.json", json.dumps(order))
         stages: list[StageSummary] = []
         for stage in self.recipe.stages:
             place = self.folder / "stages" / stage.name
@@ -260,7 +264,8 @@ class OneSeed:
                 known[stage.name] = worth_compiling(
                     distiller, x, y, training.steps * training.settings.optimizer.accumulate
                 )
-            write_text(self.folder / "resolved.json", json.dumps(self.resolved))
+            if self.accelerator.is_main_process:
+                write_text(self.folder / "resolved.json", json.dumps(self.resolved))
             if known[stage.name]:
                 self.progress.note(
                     f"{stage.name}: compiling the neurons first (compile: false trains without)"
