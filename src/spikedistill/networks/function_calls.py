@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
 
 from ..neurons.compilation import eager
-from .graph import function_name, is_leaf
+from .graph import Functions, function_name, is_leaf
 
 
 class FunctionCalls:
@@ -32,7 +31,7 @@ class FunctionCalls:
         self.exits.callback(register_module_forward_pre_hook(self._before).remove)
         self.exits.callback(register_module_forward_hook(self._after, always_call=True).remove)
         self.exits.enter_context(eager())  # compiled code would be compiled anew under a mode
-        self.exits.enter_context(_Mode(self))
+        self.exits.enter_context(Functions(self.called))
         return self
 
     def __exit__(self, *exc: Any) -> None:
@@ -46,8 +45,9 @@ class FunctionCalls:
         if id(module) in self.paths:
             self.stack.pop()
 
-    def called(self, kind: str, out: Any) -> None:
+    def called(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """A function was called."""
+        kind = function_name(func)
         if kind not in self.kinds or any(is_leaf(module) for module in self.stack):
             return
         scope = self.paths[id(self.stack[-1])] if self.stack else ""
@@ -55,14 +55,3 @@ class FunctionCalls:
         k = self.counts[place] = self.counts.get(place, -1) + 1
         if f"{place}#{k}" in self.names:
             self.found(f"{place}#{k}", out)
-
-
-class _Mode(TorchFunctionMode):
-    def __init__(self, calls: FunctionCalls) -> None:
-        super().__init__()
-        self.calls = calls
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.calls.called(function_name(func), out)
-        return out

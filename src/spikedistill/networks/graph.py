@@ -5,7 +5,7 @@ tensors outside of leaf modules, with the line of source that called it.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -277,6 +277,14 @@ class _Recorder:
                 )
             )
 
+    def function(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Record a function that was called outside of leaf modules."""
+        if self.quiet or not _tensors_in(out):
+            return
+        kind, scope = function_name(func), self.scope()
+        name = f"{scope}/{kind}" if scope else kind
+        self.record(f"{name}#{self.count(name)}", kind, args, kwargs, out, scope, function=func)
+
     def __enter__(self) -> "_Recorder":
         self.exits = ExitStack()
         pre = register_module_forward_pre_hook(self.before)
@@ -284,30 +292,23 @@ class _Recorder:
         self.exits.callback(pre.remove)
         self.exits.callback(post.remove)
         self.exits.enter_context(eager())  # compiled code would be compiled anew under a mode
-        self.exits.enter_context(_Functions(self))
+        self.exits.enter_context(Functions(self.function))
         return self
 
     def __exit__(self, *exc: Any) -> None:
         self.exits.close()
 
 
-class _Functions(TorchFunctionMode):
-    """Records functions on tensors outside of leaf modules."""
+class Functions(TorchFunctionMode):
+    """While it is active, ``called(function, args, kwargs, output)`` after each function on tensors."""
 
-    def __init__(self, recorder: _Recorder) -> None:
+    def __init__(self, called: Callable[[Any, Any, Any, Any], None]) -> None:
         super().__init__()
-        self.recorder = recorder
+        self.called = called
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if self.recorder.quiet or not _tensors_in(out):
-            return out
-        kind = function_name(func)
-        scope = self.recorder.scope()
-        name = f"{scope}/{kind}" if scope else kind
-        self.recorder.record(
-            f"{name}#{self.recorder.count(name)}", kind, args, kwargs or {}, out, scope, function=func
-        )
+        self.called(func, args, kwargs or {}, out)
         return out
 
 

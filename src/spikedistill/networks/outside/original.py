@@ -136,11 +136,11 @@ class Original:
             or logits.shape[-2] != N
             or (logits.dim() == 3 and len(logits) != self.T)
         ):
-            loop = logits.dim() == 3 and logits.shape[1] == N
-            hint = f"; if it runs {len(logits)} time steps by itself, give time_steps={len(logits)}"
+            hint = ""
+            if logits.dim() == 3 and logits.shape[1] == N:
+                hint = f"; if it runs {len(logits)} time steps by itself, give time_steps={len(logits)}"
             raise SpikedistillError(
-                f"its output has shape {tuple(logits.shape)}; logits are ({self.T}, {N}, K) or ({N}, K)"
-                f"{hint if loop else ''}"
+                f"its output has shape {tuple(logits.shape)}; logits are ({self.T}, {N}, K) or ({N}, K){hint}"
             )
         return Truth(logits, spikes)
 
