@@ -69,6 +69,7 @@ def test_calibration_is_that_of_the_predictions(found) -> None:
 
 def test_spikes_and_membranes_are_the_network_s(found, batches) -> None:
     student, _, seen = found
+    student.eval()  # as it was observed
     x, y = batches[0]
     assert [one.target for one in seen.drawn] == [0, 1, 2]
     assert all(int(y[one.image]) == one.target for one in seen.drawn)
