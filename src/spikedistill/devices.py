@@ -15,15 +15,15 @@ def checked(device: "str | torch.device | None") -> "torch.device | None":
         found = torch.device(device)
     except (RuntimeError, TypeError):
         raise SpikedistillError(
-            f"--device {device!r}: there is no such device; this machine has {known}"
+            f"device {str(device)!r}: there is no such device; this machine has {known}"
         ) from None
     if found.type == "cpu":
         return torch.device("cpu")
     if there is None or found.type != there.type:
         raise SpikedistillError(
-            f"--device {device!r}: not found on this machine (or torch is built without it); it has {known}"
+            f"device {str(device)!r}: not on this machine (or torch is built without it); it has {known}"
         )
     count = torch.accelerator.device_count()
     if found.index is not None and found.index >= count:
-        raise SpikedistillError(f"--device {device!r}: this machine has {count}, numbered from 0")
+        raise SpikedistillError(f"device {str(device)!r}: this machine has {count}, numbered from 0")
     return found

@@ -191,6 +191,12 @@ def test_what_cannot_be_turned_is_refused_by_path_and_line(name: str, words: str
         spiking(make(name), example=torch.rand(2, 3, size, size))
 
 
+def test_a_layer_that_torch_calls_is_named_by_its_path_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.GELU(), nn.Flatten(), nn.Linear(256, 2))
+    with pytest.raises(SpikedistillError, match=r"1 operation without .*\n  1: GELU\n"):
+        spiking(model, example=torch.rand(2, 3, 8, 8))
+
+
 def test_gates_can_be_kept() -> None:
     network = spiking(make("timm:regnety_002"), 2, example=torch.rand(2, 3, 32, 32), gates="keep")
     assert network.train()(torch.rand(2, 3, 32, 32)).shape == (2, 2, 10)

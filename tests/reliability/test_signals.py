@@ -225,4 +225,4 @@ def test_a_device_that_is_not_there_is_an_error(
             (folder / "recipe.yaml").write_text(yaml.safe_dump({"name": "x", "recipe": small}))
         arguments = [command, str(folder), "--device", device]
     assert cli.main(arguments) == 2
-    assert f"--device {device!r}" in capsys.readouterr().err
+    assert f"device {device!r}" in capsys.readouterr().err

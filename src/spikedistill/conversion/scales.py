@@ -107,7 +107,7 @@ class Scaler:
         """The error for an operation that no worth can pass."""
         return SpikedistillError(
             f"conversion does not know how spikes of a worth pass {node.kind} at "
-            f"{node.path or node.scope or '(top)'} ({node.source}); convert a network of convolutions, "
+            f"{node.place}{node.source and f' ({node.source})'}; convert a network of convolutions, "
             "linear layers, norms, pools, sums and concatenations"
         )
 

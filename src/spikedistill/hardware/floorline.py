@@ -151,7 +151,7 @@ def _wholes(layers: Sequence[Layer], notes: list[str]) -> list[_Whole]:
         if membrane_updates(layer):
             owner = layer.name if _weighted(layer) else _owner(layer, by_name, order)
             if owner is None:
-                notes.append(f"{layer.name}: no weight layer charges it, left out")
+                notes.append(f"{layer.name}: no weight layer feeds it, so no core is its; left out")
             else:
                 neurons[owner].append(layer)
     out = []

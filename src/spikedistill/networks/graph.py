@@ -345,11 +345,16 @@ OWN_FILES = ("networks/graph.py", "outside/spiking.py", "outside/spiking_check.p
 
 
 def source_line() -> str:
-    """``file:line`` of the innermost caller outside of torch and of tracing."""
+    """``file:line`` of the innermost caller outside of torch and of tracing; "" if the network has none."""
     frame: Any = sys._getframe(1)
     while frame is not None:
+        if frame.f_code in _OUTSIDE:
+            return ""
         file = frame.f_code.co_filename
         if "/torch/" not in file and not file.endswith(OWN_FILES):
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+_OUTSIDE = {trace.__code__}  # who calls the network is none of its lines

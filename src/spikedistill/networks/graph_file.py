@@ -240,7 +240,7 @@ def _steps(
             kwargs = {key: _value([one.kwargs[key] for one in them], points, names) for key in keys}
             function = None if first.module is not None else _function(first)
         except NoFormError as error:
-            raise NoFormError(f"{where}: {first.kind} at {first.source} {error}") from None
+            raise NoFormError(f"{where}: {first.kind}{first.at} {error}") from None
         yield CallStep(name=first.name, module=first.path, function=function, args=args, kwargs=kwargs)
 
 

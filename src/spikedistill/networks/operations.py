@@ -170,6 +170,16 @@ class Node:
     op: Operation = field(init=False, default="other")
     settings: dict[str, Any] = field(init=False, default_factory=dict)
 
+    @property
+    def place(self) -> str:
+        """The module's path, that of a function's caller, or ``(top)``."""
+        return self.path or self.scope or "(top)"
+
+    @property
+    def at(self) -> str:
+        """`` at file:line``; nothing where torch itself calls the module (in a ``Sequential``)."""
+        return f" at {self.source}" if self.source else ""
+
     def __post_init__(self) -> None:
         self.op = op = self._operation()
         if self.module is not None:

@@ -261,8 +261,7 @@ class _Cut:
         return value
 
     def _refused(self, node: Node, what: str) -> SpikedistillError:
-        where = node.path or node.scope or "(top)"
-        return SpikedistillError(f"{where}: {what}, at {node.source}; {ADVICE}")
+        return SpikedistillError(f"{node.place}: {what}{node.at and ','}{node.at}; {ADVICE}")
 
 
 def _shifted(dims: tuple[int, ...], rank: int) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ...errors import SpikedistillError
 from ...neurons import IF, LIF, PLIF, Neuron, Surrogate
 from ...neurons.dynamics import Reset
+from ...terminal import amount
 
 LIBRARIES = ("spikingjelly", "snntorch", "norse")
 KNOWN = "IFNode, LIFNode, ParametricLIFNode (SpikingJelly), Leaky (snnTorch) and LIFBoxCell (Norse)"
@@ -43,10 +44,7 @@ REASONS = {
 }  # fmt: skip
 UNREAD = "the network reads the membrane of a neuron, which has no form here; choose its spikes with output="
 CONTAINERS = ("MultiStepContainer", "SeqToANNContainer", "StepModeContainer")
-ABOVE = (
-    "{n} neurons fire at H > threshold there; their threshold here is the next float32, "
-    "so that ties fall alike"
-)
+ABOVE = "firing at H > threshold there: the threshold here is the next float32, so that ties fall alike"
 
 
 @dataclass(frozen=True)
@@ -179,7 +177,7 @@ def translate(model: nn.Module) -> tuple[dict[str, Cell], list[str]]:
             module.step_mode = "s"
     late = sum(c.above for c in cells.values())
     if late:
-        notes.append(ABOVE.format(n=late))
+        notes.append(f"{amount(late, 'neuron')} {ABOVE}")
     return cells, notes
 
 

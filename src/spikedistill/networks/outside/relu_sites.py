@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import SpikedistillError
+from ...terminal import amount
 from ..graph import Graph
 from ..operations import Node
 
@@ -94,12 +95,12 @@ def refuse(nodes: list[Node], gates: str, norms: bool = False) -> None:
             or (node.module is not None and _variant(node.module))
             or _clamped(node)
         ):
-            wrong.append(f"{node.path or node.scope or '(top)'}: {kind} at {node.source}")
+            wrong.append(f"{node.place}: {kind}{node.at}")
             kinds.add("norm" if normalises else "attention" if kind in _ATTENTION else kind)
     if wrong:
         more = f"\n  ... and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise SpikedistillError(
-            f"{len(wrong)} operations have no spiking counterpart; only ReLU becomes a neuron. Found:\n  "
+            f"{amount(len(wrong), 'operation')} without a spiking counterpart (only ReLU has one):\n  "
             + "\n  ".join(wrong[:8])
             + more
             + "\n"

@@ -145,7 +145,7 @@ def _mixed(graph: Graph, name: str) -> SpikedistillError:
     suspects = (
         [n for n in order if _suspect(n)] or [n for n in order if n.module is None] or order[-1:] or [end]
     )
-    places = [f"{n.path or n.scope or '(top)'}: {n.kind} at {n.source}" for n in suspects[-3:]]
+    places = [f"{n.place}: {n.kind}{n.at}" for n in suspects[-3:]]
     reader = "the logits mix" if output else f"what the neuron at {end.path} reads mixes"
     return SpikedistillError(
         f"{reader} images or time steps: the first dimension of a spiking network holds T*N, time first, and "

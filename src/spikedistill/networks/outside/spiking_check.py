@@ -32,8 +32,8 @@ class explained:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, SpikedistillError):
             raise SpikedistillError(
-                f"the trial pass on an example of shape {self.shape} failed: {error}; give example= a batch "
-                "that the model takes"
+                f"the trial pass on images of shape {self.shape} failed: {error}; the network has to "
+                "take the data's images (sd.spiking: those of example=)"
             ) from error
 
 
@@ -44,15 +44,13 @@ def verify(network: Network, example: Tensor, before: Graph, sites: list[Site], 
         graph = trace(network, example)
     left = [n for n in graph if n.op == "relu"]
     if left:
-        raise SpikedistillError(
-            f"a ReLU is left at {left[0].path or left[0].scope}, called at {left[0].source}"
-        )
+        raise SpikedistillError(f"a ReLU is left in {left[0].place}{left[0].at and ', called'}{left[0].at}")
     for site, place in zip(sites, places):
         name = f"{place}#0"
         was, now = reads(before, site.node.name), reads(graph, name) if name in graph else -1
         if was != now:
             raise SpikedistillError(
-                f"{site.node.path or site.node.scope or '(top)'}: the ReLU called at {site.node.source} "
+                f"{site.node.place}: the ReLU called{site.node.at} "
                 "works in place and its result is read under another name; write x = relu(x)"
             )
     images = example if network.input == "image" else example[:, 0]
