@@ -11,16 +11,7 @@ import spikedistill as sd
 from spikedistill import taps
 from spikedistill.errors import SpikedistillError
 from spikedistill.objectives import Objective, Schedule
-
-X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-Y = torch.arange(6)
-
-
-def network(T=2, seed=0, **given):
-    torch.manual_seed(seed)
-    return sd.networks.create(
-        "vgg5", **({"in_channels": 1, "width": 0.125, "pools": 1, "time_steps": T} | given)
-    )
+from tiny_vgg import X, Y, network
 
 
 def distiller(*objectives, student=None, teacher="ann", **given):

@@ -132,7 +132,10 @@ def evaluate(
     from .training.machine import compiling
 
     with compiling(False), own_code.reading(code or ()), elsewhere(data):
-        evaluate_command(run, _numbers(time_steps), integer, recalibrate, rebin, crossbar, device, as_json)
+        evaluate_command(
+            run, as_json, time_steps=_numbers(time_steps), integer=integer, recalibrate=recalibrate,
+            rebin=rebin, crossbar=crossbar, device=device,
+        )  # fmt: skip
 
 
 def _numbers(text: str) -> list[int]:

@@ -41,6 +41,19 @@ PARAMETERS = {  # millions; where the number comes from
 }
 
 
+def two_updates(network, x, y):
+    """The losses before each of two updates; the second update's gradients stay."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    losses = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network.predict(x), y)
+        loss.backward()
+        losses.append(float(loss.detach()))
+        optimizer.step()
+    return losses
+
+
 def count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
@@ -110,14 +123,7 @@ def test_two_steps_of_training(name: str, time_steps: int | None) -> None:
     x, y = example(name, 4), torch.tensor([0, 1, 2, 3])
     if network.spiking and network.balanced_by == "data":
         networks.balance(network, x)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
-    losses = []
-    for _ in range(2):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(network.predict(x), y)
-        loss.backward()
-        losses.append(float(loss.detach()))
-        optimizer.step()
+    losses = two_updates(network, x, y)
     gradients = [p.grad for p in network.parameters()]
     assert all(g is not None and bool(torch.isfinite(g).all()) for g in gradients)
     assert sum(bool((g != 0).any()) for g in gradients if g is not None) > 0.95 * len(gradients)
@@ -336,16 +342,8 @@ def losses_of_two_steps(name: str, mode: compilation.Mode) -> list[float]:
     torch.manual_seed(1)
     network = make(name, time_steps=2, neuron={"type": "lif", "threshold": 0.3}).double()
     x, y = example(name, 4).double(), torch.tensor([0, 1, 2, 3])
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
-    losses = []
     with compilation.use(mode):
-        for _ in range(2):
-            optimizer.zero_grad()
-            loss = F.cross_entropy(network.predict(x), y)
-            loss.backward()
-            losses.append(float(loss.detach()))
-            optimizer.step()
-    return losses
+        return two_updates(network, x, y)
 
 
 @pytest.mark.data

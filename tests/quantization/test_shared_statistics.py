@@ -1,9 +1,5 @@
 """Quantized norms in two processes, each with half of a batch: the statistics of the whole batch."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +7,7 @@ import torch
 from lively import lively
 from torch.nn import functional as F
 
+import two_processes
 from spikedistill.neurons import NormNeuron
 from spikedistill.neurons.shared_norms import synchronize
 from spikedistill.quantization import quantize
@@ -55,18 +52,7 @@ def statistics(name: str, part: slice, shared: bool = False) -> dict[str, torch.
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
     folder = tmp_path_factory.mktemp("halves")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(folder), str(Path(__file__).parent)],
-            env=os.environ | place | {"RANK": str(rank), "SPIKEDISTILL_EAGER": "1"},
-        )
-        for rank in (0, 1)
-    ]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    two_processes.run(WORKER, str(folder), str(Path(__file__).parent))
     return folder
 
 

@@ -1,7 +1,3 @@
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +5,7 @@ import pytest
 import torch
 import yaml
 
+import two_processes
 from spikedistill.training import metrics
 from spikedistill.training.run import train
 from spikedistill.training.store import load
@@ -32,18 +29,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path, recipe: dict, array
     recipe["data"]["batch_size"] //= 2  # of each process
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     np.savez(tmp_path / "arrays.npz", **arrays)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(tmp_path)],
-            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in (0, 1)
-    ]
-    assert [process.wait(timeout=600) for process in processes] == [0, 0]
+    two_processes.run(WORKER, str(tmp_path))
     for stage in ("teacher", "student"):
         mine, theirs = load(tmp_path / "one", stage).state_dict(), load(tmp_path / "two", stage).state_dict()
         assert mine.keys() == theirs.keys()

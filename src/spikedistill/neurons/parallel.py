@@ -10,7 +10,7 @@ learned, one of each per layer. The paper's threshold B_t is ``threshold - b_t``
 """
 
 import math
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,21 @@ from torch import Tensor, nn
 from .. import simulation
 from ..errors import SpikedistillError
 from ..numerics import at_least_float32
+from ..signatures import tell_whole
 from .modules import Neuron
 from .surrogate import fire
 
-INITS = ("exponential", "uniform")
+Init = Literal["exponential", "uniform"]
+
+
+class Common(TypedDict, total=False):
+    """What every parallel neuron takes; :class:`Parallel` has the defaults."""
+
+    threshold: float
+    surrogate: Any
+    time_steps: int
+    encode: bool
+    smooth: bool
 
 
 class Parallel(Neuron):
@@ -36,10 +47,20 @@ class Parallel(Neuron):
     weight: nn.Parameter
     bias: nn.Parameter
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        tell_whole(cls, Parallel, Common.__annotations__)
+
     def __init__(
-        self, threshold: float, surrogate: Any, init: str, time_steps: int, encode: bool, smooth: bool
+        self,
+        init: Init,
+        threshold: float = 1.0,
+        surrogate: Any = None,
+        time_steps: int = 4,
+        encode: bool = False,
+        smooth: bool = False,
     ) -> None:
-        if init not in INITS:
+        if init not in get_args(Init):
             raise SpikedistillError(f"{self.kind}: init must be 'exponential' or 'uniform', found {init!r}")
         self.init = ""  # no weights yet
         super().__init__(threshold, None, surrogate, time_steps, 0.0, True, encode, smooth)
@@ -206,16 +227,8 @@ class PSN(_Tied):
 
     kind = "psn"
 
-    def __init__(
-        self,
-        threshold: float = 1.0,
-        surrogate: Any = None,
-        init: str = "uniform",
-        time_steps: int = 4,
-        encode: bool = False,
-        smooth: bool = False,
-    ) -> None:
-        super().__init__(threshold, surrogate, init, time_steps, encode, smooth)
+    def __init__(self, *, init: Init = "uniform", **common: Unpack[Common]) -> None:
+        super().__init__(init, **common)
         self.reset_parameters()
 
     @property
@@ -240,14 +253,11 @@ class MaskedPSN(_Tied):
         order: int = 2,
         anneal: int = 0,
         mask_start: float = 0.0,
-        threshold: float = 1.0,
-        surrogate: Any = None,
-        init: str = "uniform",
-        time_steps: int = 4,
-        encode: bool = False,
-        smooth: bool = False,
+        *,
+        init: Init = "uniform",
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(threshold, surrogate, init, time_steps, encode, smooth)
+        super().__init__(init, **common)
         _whole(self.kind, "order", order, 1)
         _whole(self.kind, "anneal", anneal, 0)
         if not 0 <= mask_start <= 1:
@@ -300,17 +310,8 @@ class SlidingPSN(Parallel):
 
     kind = "sliding_psn"
 
-    def __init__(
-        self,
-        order: int = 2,
-        threshold: float = 1.0,
-        surrogate: Any = None,
-        init: str = "exponential",
-        time_steps: int = 4,
-        encode: bool = False,
-        smooth: bool = False,
-    ) -> None:
-        super().__init__(threshold, surrogate, init, time_steps, encode, smooth)
+    def __init__(self, order: int = 2, *, init: Init = "exponential", **common: Unpack[Common]) -> None:
+        super().__init__(init, **common)
         _whole(self.kind, "order", order, 1)
         self.order = order
         self.weight, self.bias = nn.Parameter(torch.empty(order)), nn.Parameter(torch.tensor(0.0))

@@ -2,29 +2,20 @@
 
 from collections.abc import Sequence
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Unpack
 
 from .. import data as datasets
 from ..terminal import Table, amount, tell
-from ..training.reevaluate import Reading, reevaluate, split_run
+from ..training.reevaluate import Reading, Wanted, reevaluate, split_run
 from ..training.run_folder import read_claim
 from .parts import by_number
 
 Columns = dict[str, dict[int | None, list[float]]]
 
 
-def evaluate_command(
-    run: str,
-    time_steps: Sequence[int],
-    integer: bool,
-    recalibrate: bool,
-    rebin: bool,
-    crossbar: bool,
-    device: str,
-    as_json: bool,
-) -> None:
+def evaluate_command(run: str, as_json: bool, **wanted: Unpack[Wanted]) -> None:
     """Print the accuracies of one network, or of each seed and their mean."""
-    found = readings(run, time_steps, integer, recalibrate, rebin, crossbar, device)
+    found = readings(run, **wanted)
     first = next(iter(found.values()))
     columns = {
         name: {T: [one.columns[name][T] for one in found.values()] for T in column}
@@ -47,27 +38,17 @@ def evaluate_command(
     tell(tree, title, _table(columns, list(found)), *notes, as_json=as_json)
 
 
-def readings(
-    run: str,
-    time_steps: Sequence[int],
-    integer: bool,
-    recalibrate: bool,
-    rebin: bool,
-    crossbar: bool,
-    device: str,
-) -> dict[int | None, Reading]:
+def readings(run: str, **wanted: Unpack[Wanted]) -> dict[int | None, Reading]:
     """By seed; of a network that is no run of several seeds one reading alone."""
     folder, stage = split_run(run)
     places = sorted(folder.glob("seed-*"), key=by_number)
     if len(places) < 2:
-        return {None: reevaluate(run, time_steps, integer, recalibrate, rebin, crossbar, device)}
+        return {None: reevaluate(run, **wanted)}
     _, recipe = read_claim(folder)
     data = datasets.open(recipe.data, recipe.all_time_steps())
     suffix = f":{stage}" if stage is not None else ""
     return {
-        int(place.name.removeprefix("seed-")): reevaluate(
-            f"{place}{suffix}", time_steps, integer, recalibrate, rebin, crossbar, device, data
-        )
+        int(place.name.removeprefix("seed-")): reevaluate(f"{place}{suffix}", data=data, **wanted)
         for place in places
     }
 

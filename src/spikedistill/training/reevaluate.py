@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor, nn
 
@@ -31,6 +31,17 @@ class Reading:
     images: int
     columns: dict[str, dict[int | None, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+
+class Wanted(TypedDict, total=False):
+    """What :func:`reevaluate` can be asked besides the run, and the device to do it on."""
+
+    time_steps: Sequence[int]
+    integer: bool
+    recalibrate: bool
+    rebin: bool
+    crossbar: bool
+    device: str
 
 
 def split_run(text: str) -> tuple[Path, str | None]:
