@@ -80,14 +80,8 @@ def test_an_anns_own_class_can_be_averaged(small, easy, tmp_path):
 
     small["optimizer"] = {"lr": 0.1, "ema": 0.5}
     small["stages"] = [{"name": "net", "network": {"name": "mine"}, "epochs": 1}]
-    layers = (
-        nn.Conv2d(1, 4, 3),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(4, 4),
-    )
+    pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), *pooled, nn.Linear(4, 4)
     found = train(
         small, {"mine": lambda: nn.Sequential(*layers)}, easy, out=tmp_path / "run", quiet=True, device="cpu"
     )

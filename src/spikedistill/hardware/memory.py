@@ -96,57 +96,49 @@ SPIKINGJELLY = MemoryConfig(adds_without_bias=False, dense_linear_addresses="sum
 """SpikingJelly's ``estimate_lemaire_energy``, which has 32 bits everywhere."""
 
 
-@dataclass(frozen=True)
-class LayerMemory:
-    """Energy of one layer per inference and image, pJ, by term; ``counts``: operations, accesses behind it.
+TERMS = ("operations_pj", "addressing_pj", "messages_pj", "parameters_pj", "potentials_pj", "history_pj")
 
-    ``potential_bits``: the width at which its potentials were priced.
-    """
 
-    name: str
-    kind: str
+@dataclass(frozen=True, kw_only=True)
+class MemoryTerms:
+    """Energy per inference and image, pJ, by term; ``counts``: operations, accesses behind it."""
+
     operations_pj: float
     addressing_pj: float
     messages_pj: float
     parameters_pj: float
     potentials_pj: float
-    counts: dict[str, float]
-    potential_bits: int = 32
     history_pj: float = 0.0
-
-    @property
-    def total_pj(self) -> float:
-        """Sum of the terms."""
-        priced = (
-            self.operations_pj
-            + self.addressing_pj
-            + self.messages_pj
-            + self.parameters_pj
-            + self.potentials_pj
-        )
-        return priced + self.history_pj
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Energy of a network per inference and image, pJ, by term and layer; ``counts`` are sums over layers."""
-
-    total_pj: float
-    operations_pj: float
-    addressing_pj: float
-    messages_pj: float
-    parameters_pj: float
-    potentials_pj: float
     counts: dict[str, float]
-    layers: list[LayerMemory]
-    notes: list[str]
-    sram_law: str
-    history_pj: float = 0.0
 
     @property
     def memory_pj(self) -> float:
         """Messages, parameters, potentials and what is kept of past steps."""
         return self.messages_pj + self.parameters_pj + self.potentials_pj + self.history_pj
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerMemory(MemoryTerms):
+    """One layer's terms; ``potential_bits``: the width at which its potentials were priced."""
+
+    name: str
+    kind: str
+    potential_bits: int = 32
+
+    @property
+    def total_pj(self) -> float:
+        """Sum of the terms."""
+        return self.operations_pj + self.addressing_pj + self.memory_pj
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate(MemoryTerms):
+    """A network's terms, which are sums over its layers, as are ``counts``."""
+
+    total_pj: float
+    layers: list[LayerMemory]
+    notes: list[str]
+    sram_law: str
 
     def as_dict(self) -> dict[str, Any]:
         """The estimate as JSON-able values."""
@@ -298,15 +290,9 @@ def estimate(layers: Sequence[Layer], config: MemoryConfig | None = None) -> Mem
         for key, value in item.counts.items():
             counts[key] = counts.get(key, 0.0) + value
     return MemoryEstimate(
-        total_pj=sum(item.total_pj for item in priced),
-        operations_pj=sum(item.operations_pj for item in priced),
-        addressing_pj=sum(item.addressing_pj for item in priced),
-        messages_pj=sum(item.messages_pj for item in priced),
-        parameters_pj=sum(item.parameters_pj for item in priced),
-        potentials_pj=sum(item.potentials_pj for item in priced),
+        **{term: sum(getattr(item, term) for item in priced) for term in ("total_pj", *TERMS)},
         counts=counts,
         layers=priced,
         notes=notes,
         sram_law=config.sram_law,
-        history_pj=sum(item.history_pj for item in priced),
     )
