@@ -68,6 +68,16 @@ def test_rates_and_gradients_are_balanced(name: str, neuron: str, T: int) -> Non
     assert all(middle / 8 < g < middle * 8 for g in gradients), gradients
 
 
+@pytest.mark.parametrize("T", [1, 2, 4])
+def test_largest_values_of_a_map_tell_images_apart(T: int) -> None:
+    """At the usual rate a spike is sure somewhere in each map: all images look alike to the classifier."""
+    network = sd.networks.create("sresnet8", width=0.5, features=32, time_steps=T).train()
+    x = smooth(24, 1, 64)[:, :, :32]
+    _, seen = taps.captures(network, x, ["pool"])
+    pooled = seen.tensors["pool"].mean(0).flatten(1)
+    assert float((pooled.detach().std(0) / (pooled.detach().mean(0) + 1e-3)).mean()) > 0.22
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize("T", [1, 4])

@@ -19,6 +19,11 @@ from .builder import Builder, initialise, scaled
 from .resnet import Join
 
 FILTERS, STEM_KERNEL, KERNEL, BLOCKS = 64, 7, 3, 3
+# A map's largest value says nothing where somewhere in it a spike is sure, and its gradient reaches one place
+# alone, which a narrow surrogate does not see. So neurons start rare, under a surrogate of two to four
+# thresholds (on spoken digits, T = 2, 8 epochs: 72 to 80 % of the training digits known, with the usual start
+# 42 %, with a plain one 70 to 81 %, the ANN 89 to 93 %).
+RARE, WIDE = 0.05, 0.8
 
 
 def _conv(c_in: int, c: int, kernel: int, dims: int) -> nn.Conv2d:
@@ -47,7 +52,8 @@ class SResNet(Network):
 
     ``dims=1``: kernels run over the last axis only; the input is (N, C, 1, L), channels are the features; or,
     with ``features=F``, it is (N, 1, F, L) and the F rows become channels. ``dims=2``: an image (N, 1, F, L),
-    square kernels (our reading: the public configuration is 1-D). ``pooling``: "max" | "avg".
+    square kernels (our reading: the public configuration is 1-D). ``pooling``: "max" | "avg"; with "max" a
+    balanced start aims at a firing rate of 0.05.
     """
 
     def __init__(
@@ -67,16 +73,19 @@ class SResNet(Network):
             raise SpikedistillError("features (rows that become channels) belongs to dims=1")
         if pooling not in ("max", "avg"):
             raise SpikedistillError(f"pooling must be 'max' or 'avg', found {pooling!r}")
-        make = Builder(self, neuron, LIF(tau=2.0))
+        largest = pooling == "max"
+        if largest and self.initialisation == "balanced":
+            self.firing_rate = self.firing_rate or RARE
+        make = Builder(self, neuron, LIF(tau=2.0), gain=WIDE if largest else None)
         c = scaled(FILTERS, width)
         self.rows = nn.Identity() if features is None else RowsToChannels()
         self.conv1 = _conv(self.in_channels * (features or 1), c, STEM_KERNEL, dims)
         self.bn1 = make.norm_neuron(c, first=True)
         self.layer1 = nn.Sequential(*[Block(make, c, dims) for _ in range(BLOCKS)])
-        self.pool = nn.AdaptiveMaxPool2d(1) if pooling == "max" else nn.AdaptiveAvgPool2d(1)
+        self.pool = nn.AdaptiveMaxPool2d(1) if largest else nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         # Spikes of the stem and all blocks are summed; a whole map's largest is as large as an ANN's feature.
-        self.head = make.head(c, head, spikes=math.inf if pooling == "max" else 1.0 + BLOCKS)
+        self.head = make.head(c, head, spikes=math.inf if largest else 1.0 + BLOCKS)
         initialise(self)
 
     aliases = {"before_head": "layer1", "pooled": "pool"}
