@@ -1,7 +1,9 @@
 """Distillation for spiking neural networks: from an ANN to an integer network and its price on a chip."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .drawn import DRAWERS
 from .errors import SpikedistillError
 from .interrupt import while_importing
 
@@ -67,6 +69,19 @@ def __getattr__(name: str) -> Any:
     value = module if name in _MODULES else getattr(module, name)
     globals()[name] = value
     return value
+
+
+def _drawer(kind: str) -> Callable[[Any], str]:
+    def html(thing: Any) -> str:
+        from .report import notebook
+
+        found: str = getattr(notebook, kind)(thing)
+        return found
+
+    return html
+
+
+DRAWERS.update({kind: _drawer(kind) for kind in ("run", "losses", "network", "evaluation", "price")})
 
 
 def __dir__() -> list[str]:

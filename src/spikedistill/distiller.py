@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import taps
+from .drawn import DRAWERS
 from .errors import SpikedistillError
 from .networks.base import Network
 from .neurons.strided import guard
@@ -32,9 +33,7 @@ class Losses(NamedTuple):
         return f"Losses(total: {self.total.item():.6g}, parts: {{{parts}}}, logits: {form})"
 
     def _repr_html_(self) -> str:
-        from .report import notebook
-
-        return notebook.losses(self)
+        return DRAWERS["losses"](self)
 
 
 class Taught(NamedTuple):

@@ -14,6 +14,7 @@ from torch import nn
 import spikedistill as sd
 from spikedistill.training import loop, metrics, summary
 from spikedistill.training.run import train
+from spikedistill.training.settings import Settings
 from spikedistill.training.store import load
 
 
@@ -69,7 +70,7 @@ def test_stopped_anywhere_and_continued_equals_uninterrupted(
     recipe["optimizer"] |= {"ema": 0.9, "warm_up": 1}
     recipe["data"]["augment"] = {"crop": 1, "flip": True, "mixup": 0.2}
     whole = train(recipe, data=arrays, out=left_alone, quiet=True)
-    monkeypatch.setattr(loop.Settings, "checkpoint_seconds", 0.0, raising=False)
+    monkeypatch.setattr(Settings, "checkpoint_seconds", 0.0, raising=False)
     steps = 0
     original = loop.Training.save
 
@@ -81,7 +82,7 @@ def test_stopped_anywhere_and_continued_equals_uninterrupted(
             raise Stop
 
     monkeypatch.setattr(loop.Training, "save", save)
-    monkeypatch.setattr(loop.Settings, "__init__", _eager_checkpoints(loop.Settings.__init__))
+    monkeypatch.setattr(Settings, "__init__", _eager_checkpoints(Settings.__init__))
     with pytest.raises(Stop):
         train(recipe, data=arrays, out=tmp_path / "parts", quiet=True)
     monkeypatch.setattr(loop.Training, "save", original)

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..drawn import drawn
 from ..errors import SpikedistillError
 from ..typed import parse
 from . import chips as chip_models
@@ -43,10 +44,7 @@ DEFINITIONS = {
 class Price(dict[str, Any]):
     """A price: plain JSON-able values by name, shown in a notebook as tables."""
 
-    def _repr_html_(self) -> str:
-        from spikedistill.report import notebook
-
-        return notebook.price(self)
+    _repr_html_ = drawn("price")
 
 
 def _chips(layers: Sequence[Layer], config: Config) -> Tree:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import simulation
+from ..drawn import drawn
 from ..errors import SpikedistillError, nearest
 from ..signatures import tell_whole
 from ..simulation import Simulation
@@ -112,10 +113,7 @@ class Network(nn.Module):
     dims = 2  # spatial dimensions of the input; 1 for sequences (N, C, L)
     head_path = "head"  # the classifier's module
 
-    def _repr_html_(self) -> str:
-        from ..report import notebook
-
-        return notebook.network(self)
+    _repr_html_ = drawn("network")
 
     def stage_paths(self) -> list[str]:
         """Paths of modules whose outputs are the taps ``stage1``, ``stage2`` ..., from input to output."""

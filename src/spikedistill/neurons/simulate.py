@@ -5,21 +5,57 @@ run as one operation (:mod:`.fused`); currents, or states that stream, and they 
 neuron by its own ``simulate`` (the equations of :mod:`.dynamics`).
 """
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from .. import simulation
 from ..errors import SpikedistillError
 from . import fused, packing
+from .dynamics import Constants, Number
 
-if TYPE_CHECKING:
-    from .modules import Neuron
-    from .norm_neuron import NormNeuron
+
+class Firing(Protocol):
+    """What is asked of a neuron: :class:`.modules.Neuron` says what each means."""
+
+    time_steps: int
+    encode: bool
+    smooth: bool
+    initial: float
+    grid: Any
+
+    @property
+    def decay(self) -> Number: ...
+    @property
+    def gain(self) -> Number: ...
+    @property
+    def constants(self) -> Constants: ...
+    @property
+    def standard(self) -> bool: ...
+    @property
+    def binary(self) -> bool: ...
+    @property
+    def unit(self) -> float: ...
+    @property
+    def current_unit(self) -> float: ...
+    def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]: ...
+    def fusable(self, current: Tensor) -> bool: ...
+    def simulate(
+        self, current: Tensor, state: Tensor | None, T: int, membrane: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor]: ...
+
+
+class Charging(Protocol):
+    """What is asked of the norm before it: :class:`.norm_neuron.NormNeuron`."""
+
+    @property
+    def fusable(self) -> bool: ...
+    def current(self, x: Tensor, residual: Tensor | None) -> Tensor: ...
+    def for_fused(self, x: Tensor) -> Any: ...
 
 
 def simulate(
-    current: Tensor, neuron: "Neuron", owner: nn.Module, norm: "NormNeuron | None" = None,
+    current: Tensor, neuron: Firing, owner: nn.Module, norm: Charging | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Spikes (T*N, ...) of ``neuron`` from the current (T*N, ...), or a constant one (N, ...) if it encodes.
@@ -71,7 +107,7 @@ def simulate(
 
 
 def _capture(
-    sim: simulation.Simulation, owner: nn.Module, k: int, neuron: "Neuron", current: Tensor, spikes: Tensor,
+    sim: simulation.Simulation, owner: nn.Module, k: int, neuron: Firing, current: Tensor, spikes: Tensor,
     charged: Tensor | None, T: int,
 ) -> None:  # fmt: skip
     """Hand over what was asked for, as (T, N, ...); currents and membranes in real units."""

@@ -4,17 +4,13 @@ Nothing was applied since (:mod:`.guard`), so the weights, the batch and the dra
 itself.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
 from .. import finite
 from ..errors import SpikedistillError
 from .machine import autocast, saving
-
-if TYPE_CHECKING:
-    from .loop import Training
+from .training_state import TrainingState
 
 DIVERGED = 1e6  # weights or logits of this size are a training that ran away, whatever broke first
 LOWER = (
@@ -23,7 +19,7 @@ LOWER = (
 )
 
 
-def explain(training: "Training", step: int) -> SpikedistillError:
+def explain(training: TrainingState, step: int) -> SpikedistillError:
     """The error for ``step`` (from 0), naming data, tensor and layer, or objective."""
     s = training.settings
     kept = f"; the last checkpoint is in {s.folder}" if s.folder else ""
@@ -34,7 +30,7 @@ def explain(training: "Training", step: int) -> SpikedistillError:
     return SpikedistillError(f"stage {s.name!r}: {words}{kept}. {advice}")
 
 
-def _cause(training: "Training", step: int) -> tuple[str, str]:
+def _cause(training: TrainingState, step: int) -> tuple[str, str]:
     distiller = training.distiller
     batch = (step % training.per_epoch) * training.micro
     micro = list(training.micro_batches(step, batch))
@@ -84,7 +80,7 @@ def _cause(training: "Training", step: int) -> tuple[str, str]:
     return f"the sum of the objectives' gradients is not finite at step {step}", LOWER
 
 
-def _losses(training: "Training", step: int, k: int, x: torch.Tensor, y: torch.Tensor):  # type: ignore[no-untyped-def]
+def _losses(training: TrainingState, step: int, k: int, x: torch.Tensor, y: torch.Tensor):  # type: ignore[no-untyped-def]
     training.seed_draws(step, k)
     with (
         autocast(training.settings.precision, training.settings.device),
@@ -94,7 +90,7 @@ def _losses(training: "Training", step: int, k: int, x: torch.Tensor, y: torch.T
 
 
 @torch.no_grad()
-def _diverged(training: "Training", step: int, micro: list[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+def _diverged(training: TrainingState, step: int, micro: list[tuple[torch.Tensor, torch.Tensor]]) -> bool:
     """Whether weights or logits have run away."""
     sizes = [p.detach().abs().max() for p in training.distiller.parameters() if p.numel()]
     for k, (x, y) in enumerate(micro):
@@ -103,7 +99,7 @@ def _diverged(training: "Training", step: int, micro: list[tuple[torch.Tensor, t
 
 
 def _gradient_of(
-    training: "Training", step: int, micro: list[tuple[torch.Tensor, torch.Tensor]], term: str
+    training: TrainingState, step: int, micro: list[tuple[torch.Tensor, torch.Tensor]], term: str
 ) -> list[str]:
     """Parameters whose gradient by this objective alone is not finite."""
     distiller = training.distiller

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from .. import taps
 from ..conversion import correct_over_time
+from ..drawn import drawn
 from ..networks.base import Network
 from ..randomness import seed_of
 from .summary import LayerSummary, MembraneSummary
@@ -36,10 +37,7 @@ class Evaluation:
         total = sum(self.neurons.values())
         return sum(self.rates[k] * n for k, n in self.neurons.items()) / total if total else None
 
-    def _repr_html_(self) -> str:
-        from ..report import notebook
-
-        return notebook.evaluation(self)
+    _repr_html_ = drawn("evaluation")
 
     def layers(self) -> list[LayerSummary]:
         """Rates as rows of the summary, dead and saturated layers marked."""

@@ -1,74 +1,31 @@
 """The training loop of one stage. It reads top to bottom; every random draw is seeded by its position."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..data import Data
-from ..distiller import Distiller
 from ..neurons.shared_norms import synchronize
 from ..optimizer_groups import clip_gradients
-from ..randomness import seed_everything
-from . import metrics, signals, training_state
+from . import metrics, signals
 from .calibration import settle
 from .diagnosis import explain
 from .evaluate import Evaluation, evaluate, evaluating, remedy
-from .guard import Guard
 from .machine import autocast, peak_memory_mb, saving
-from .optim import MovingAverage, learning_rate, optimizer, set_learning_rate
-from .position import PARTS, Clock, Position
-from .progress import Progress
-from .settings import Settings
+from .optim import learning_rate, set_learning_rate
+from .position import PARTS, Clock
 from .tracking import scalars
+from .training_state import TrainingState
 
 GATHER_EVERY = 20  # steps between reads of the loss from the device
 READ_EVERY_STEP = ("cpu",)  # devices that are asked at every step: reading them waits for nothing
 
 
-class Training:
+class Training(TrainingState):
     """Trains one stage: ``Training(distiller, data, settings, ...).run()``."""
-
-    def __init__(
-        self,
-        distiller: Distiller,
-        data: Data,
-        settings: Settings,
-        progress: Progress,
-        accelerator: Any = None,
-        calibration: Callable[[], list[Tensor]] = list,
-    ) -> None:
-        self.distiller, self.data, self.settings, self.progress = distiller, data, settings, progress
-        self.accelerator, self.calibration = accelerator, calibration
-        self.rank: int = accelerator.process_index if accelerator else 0
-        self.world: int = accelerator.num_processes if accelerator else 1
-        batches = data.num_batches("train", settings.batch_size * self.world, train=True)
-        # Batches to an update. As with images to a batch, an incomplete last window is dropped unless it is
-        # the only one.
-        self.micro = min(settings.optimizer.accumulate, max(1, batches))
-        self.per_epoch = max(1, batches // self.micro)
-        self.dropped_batches = max(0, batches - self.per_epoch * self.micro)
-        self.steps = self.per_epoch * settings.epochs
-        self.optimizer = optimizer(distiller, settings.optimizer)
-        self.average = (
-            MovingAverage(distiller.student, settings.optimizer.ema) if settings.optimizer.ema else None
-        )
-        self.best: dict[str, Tensor] | None = None
-        self.position = Position()
-        self.guard = Guard(settings.device, self.world)
-        self.channels_last = False
-        self.warned: set[str] = set()
-        self.suspects: set[str] = set()
-        self.saved, self.saved_step = time.perf_counter(), 0
-
-    @property
-    def student(self) -> nn.Module:
-        """The network that learns."""
-        return self.distiller.student
 
     def run(self) -> None:
         """Train from where the last checkpoint stands to the end; leaves the product in ``student``."""
@@ -167,46 +124,6 @@ class Training:
         clock.lap("forward")
         hard = y if y.dim() == 1 else y.argmax(-1)
         return losses.total, losses.parts, (losses.logits.argmax(-1) == hard).sum()
-
-    def next_batch(
-        self, batches: Iterator[tuple[Tensor, Tensor]], step: int, k: int
-    ) -> tuple[Tensor, Tensor]:
-        """Batch ``k`` of a step; all processes draw its augmentation alike, not what the network draws."""
-        seed_everything(self.settings.seed, step, 0, *([k] if k else []))
-        x, y = next(batches)
-        self.seed_draws(step, k)
-        return x, y
-
-    def seed_draws(self, step: int, k: int) -> None:
-        """Other draws inside the network on each process and in each batch of a step (the first goes on)."""
-        if self.rank:
-            seed_everything(self.settings.seed, step, self.rank, k)
-
-    def micro_batches(self, step: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one step once more, ``start`` batches into its epoch."""
-        batches = self.batches(step // self.per_epoch, start)
-        for k in range(self.micro):
-            yield self.next_batch(batches, step, k)
-
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """An epoch's training batches of this process, from batch ``start`` on."""
-        size, shard, seed = self.settings.batch_size * self.world, (self.rank, self.world), self.settings.seed
-        each = self.data.batches(
-            "train",
-            size,
-            epoch=epoch,
-            seed=seed,
-            train=True,
-            device=self.settings.device,
-            start=start,
-            shard=shard,
-        )
-        for x, y in each:
-            if self.settings.precision == "float64":
-                x = x.double()
-            if self.channels_last and x.dim() == 4:
-                x = x.contiguous(memory_format=torch.channels_last)
-            yield x, y
 
     def wishes(self, unread: bool) -> tuple[bool, bool]:
         """Whether to write the state, and whether to stop then: what one process wants, all do.
@@ -362,26 +279,3 @@ class Training:
                 advice = "" if len(self.warned) > 1 else f"; {remedy(layer.warning, self.student)}"
                 self.note(f"layer {layer.path} is {layer.warning}: it fires at {rate}{advice}")
         self.suspects = suspects
-
-    def note(self, text: str) -> None:
-        """A warning, on the screen and in the log."""
-        self.progress.note(f"{self.settings.name}: warning: {text}")
-        if self.settings.folder is not None and self.rank == 0:
-            metrics.append(self.settings.folder, "warning", stage=self.settings.name, text=text)
-
-    @property
-    def checkpoint_folder(self) -> Path:
-        """Where this stage's training state lies."""
-        assert self.settings.folder is not None
-        return self.settings.folder / "checkpoints" / self.settings.name
-
-    def save(self) -> None:
-        """Write the full training state, atomically; nothing of a network that holds NaN."""
-        self.saved, self.saved_step = time.perf_counter(), self.position.step
-        if self.settings.folder is not None and self.rank == 0:
-            training_state.write(self)
-
-    def restore(self) -> None:
-        """Continue from this stage's checkpoint, if there is one."""
-        if self.settings.folder is not None:
-            training_state.read(self)

@@ -32,7 +32,7 @@ from .run_folder import (
     recorded_environment,
 )
 from .settings import Settings
-from .stage_measures import batches_of, stage_summary
+from .stage_measures import Conditions, batches_of, stage_summary
 from .stage_network import Product, build, distiller_of
 from .store import Factories, load_network, own_target, save_network
 from .summary import RunSummary, StageSummary
@@ -193,8 +193,10 @@ class OneSeed:
                 recalibrate(network, self.calibration())
         network.eval()
         teacher = next(iter(teachers.values()), None)
-        row = stage_summary(self, stage, network, teacher, training, time.perf_counter() - started)
-        seen = observations.observe(network, teacher, batches_of(self, "test"))
+        double = self.resolved["precision"] == "float64"
+        run = Conditions(self.data, self.recipe, self.given, self.device, self.seed, double)
+        row = stage_summary(run, stage, network, teacher, training, time.perf_counter() - started)
+        seen = observations.observe(network, teacher, batches_of(run, "test"))
         if self.accelerator.is_main_process:
             about = {
                 "stage": stage.name,

@@ -10,7 +10,6 @@ import logging
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -23,7 +22,7 @@ from ..recipe import Recipe, Stage, at
 from .machine import available
 from .optim import optimizer
 from .records import untrained
-from .stage_measures import stage_summary
+from .stage_measures import Conditions, stage_summary
 from .stage_network import Product, build, distiller_of
 from .store import Factories
 
@@ -117,11 +116,8 @@ def _stage(
     with torch.no_grad():
         out = network(x)
         _classes(out.mean(0) if out.dim() == 3 else out, data)
-    run = SimpleNamespace(
-        data=data, recipe=recipe, given=recipe, device=torch.device("cpu"), seed=recipe.seed,
-        resolved={"precision": "float64" if double else "float32"},
-    )  # fmt: skip
-    row = stage_summary(run, stage, network, next(iter(teachers.values()), None), None, 0.0)  # type: ignore[arg-type]
+    run = Conditions(data, recipe, recipe, torch.device("cpu"), recipe.seed, double)
+    row = stage_summary(run, stage, network, next(iter(teachers.values()), None), None, 0.0)
     json.loads(row.model_dump_json())
     return network
 

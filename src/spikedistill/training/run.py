@@ -12,6 +12,7 @@ from .. import data as datasets
 from .. import own_code
 from ..bibliography import citations
 from ..data import Data
+from ..drawn import drawn
 from ..errors import SpikedistillError
 from ..interrupt import going
 from ..recipe import LARGEST_SEED, Recipe, at
@@ -55,10 +56,7 @@ class Run:
             f"{stages or 'none yet'})"
         )
 
-    def _repr_html_(self) -> str:
-        from ..report import notebook
-
-        return notebook.run(self)
+    _repr_html_ = drawn("run")
 
     def network(self, stage: str | None = None, seed: int | None = None) -> nn.Module:
         """The network of a stage (default: the last), of the first seed unless told."""

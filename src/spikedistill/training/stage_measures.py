@@ -2,33 +2,44 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..data import Data
 from ..networks.base import Network
 from ..networks.outside.foreign import Foreign
 from ..quantization.integer import real_parts
 from ..quantization.preparation import DEFAULTS
-from ..recipe import Stage
+from ..recipe import Recipe, Stage
 from .evaluate import evaluate, evaluate_integer, membrane_histograms, remedy
-from .loop import Training
 from .machine import peak_memory_mb
 from .summary import Best, Bits, IntegerSummary, LayerSummary, StageSummary, StepTime
-
-if TYPE_CHECKING:
-    from .one_seed import OneSeed
+from .training_state import TrainingState
 
 PRICED_IMAGES = 128  # images whose spikes are counted for operations and price
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """Under which a run's stages are measured; ``given``: the recipe as its author wrote it."""
+
+    data: Data
+    recipe: Recipe
+    given: Recipe
+    device: torch.device
+    seed: int
+    double: bool  # in float64
+
+
 def stage_summary(
-    run: "OneSeed",
+    run: Conditions,
     stage: Stage,
     network: nn.Module,
     teacher: nn.Module | None,
-    training: Training | None,
+    training: TrainingState | None,
     seconds: float,
 ) -> StageSummary:
     """The stage's row: everything measured on the test set, once, with the last weights."""
@@ -87,10 +98,10 @@ def stage_summary(
     )
 
 
-def batches_of(run: "OneSeed", split: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches_of(run: Conditions, split: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """A split as a run measures on it."""
     for x, y in run.data.batches(split, max(run.recipe.data.batch_size, 128), device=run.device):
-        yield (x.double() if run.resolved["precision"] == "float64" else x), y
+        yield (x.double() if run.double else x), y
 
 
 def _warnings(rows: list[LayerSummary], network: nn.Module) -> list[str]:

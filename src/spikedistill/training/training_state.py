@@ -1,71 +1,185 @@
-"""What a resumed stage needs, a checkpoint: weights, adapters, optimizer, average, best weights, position."""
+"""A stage's training at one moment: networks, optimizer, position, its batches; and its checkpoints.
 
-from typing import TYPE_CHECKING
+A checkpoint is what a resumed stage needs: weights, adapters, optimizer, average, best weights, position.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from .. import finite
+from ..data import Data
+from ..distiller import Distiller
 from ..errors import SpikedistillError
+from ..randomness import seed_everything
 from . import checkpoint, metrics
-from .optim import restore_by_name, state_by_name
+from .guard import Guard
+from .optim import MovingAverage, optimizer, restore_by_name, state_by_name
 from .position import Position
+from .progress import Progress
+from .settings import Settings
 
-if TYPE_CHECKING:
-    from .loop import Training
 
+class TrainingState:
+    """What a training is made of, and keeps; :class:`.loop.Training` moves it."""
 
-def write(training: "Training") -> None:
-    """Write the checkpoint, whole or not at all; raises for a network that holds NaN."""
-    tensors = {f"model.{k}": v for k, v in training.distiller.state_dict().items()}
-    tensors |= {f"optimizer.{k}": v for k, v in state_by_name(training.optimizer, training.distiller).items()}
-    if training.average is not None:
-        tensors |= {f"average.{k}": v for k, v in training.average.values.items()}
-    if training.best is not None:
-        tensors |= {f"best.{k}": v for k, v in training.best.items()}
-    # Buffers may hold infinity on purpose (masks); a statistic that does is as broken as a NaN.
-    wrong = [f"model.{k}" for k in finite.of(training.distiller)]
-    wrong += finite.faulty((k, v) for k, v in tensors.items() if not k.startswith(("model.", "best.")))
-    if wrong:
-        raise SpikedistillError(
-            f"stage {training.settings.name!r}, step {training.position.step}: {finite.words(wrong)} holds "
-            "NaN or infinity; no checkpoint is written of it, the last good one is in "
-            f"{training.checkpoint_folder}. Look for what gives such values (the data, a layer of your own), "
-            "then resume"
+    def __init__(
+        self,
+        distiller: Distiller,
+        data: Data,
+        settings: Settings,
+        progress: Progress,
+        accelerator: Any = None,
+        calibration: Callable[[], list[Tensor]] = list,
+    ) -> None:
+        self.distiller, self.data, self.settings, self.progress = distiller, data, settings, progress
+        self.accelerator, self.calibration = accelerator, calibration
+        self.rank: int = accelerator.process_index if accelerator else 0
+        self.world: int = accelerator.num_processes if accelerator else 1
+        batches = data.num_batches("train", settings.batch_size * self.world, train=True)
+        # Batches to an update. As with images to a batch, an incomplete last window is dropped unless it is
+        # the only one.
+        self.micro = min(settings.optimizer.accumulate, max(1, batches))
+        self.per_epoch = max(1, batches // self.micro)
+        self.dropped_batches = max(0, batches - self.per_epoch * self.micro)
+        self.steps = self.per_epoch * settings.epochs
+        self.optimizer = optimizer(distiller, settings.optimizer)
+        self.average = (
+            MovingAverage(distiller.student, settings.optimizer.ema) if settings.optimizer.ema else None
         )
-    state = {
-        "warned": sorted(training.warned),
-        "suspects": sorted(training.suspects),
-        "steps": training.steps,
-    }
-    checkpoint.save(training.checkpoint_folder, tensors, {"position": training.position.__dict__, **state})
+        self.best: dict[str, Tensor] | None = None
+        self.position = Position()
+        self.guard = Guard(settings.device, self.world)
+        self.channels_last = False
+        self.warned: set[str] = set()
+        self.suspects: set[str] = set()
+        self.saved, self.saved_step = time.perf_counter(), 0
 
+    @property
+    def student(self) -> nn.Module:
+        """The network that learns."""
+        return self.distiller.student
 
-def read(training: "Training") -> None:
-    """Set the training to its checkpoint, if there is one; raises for one of another length."""
-    folder = training.settings.folder
-    assert folder is not None
-    found = checkpoint.load_latest(training.checkpoint_folder, training.note)
-    if found is None:
-        return
-    tensors, state = found
-    if state["steps"] != training.steps:
-        raise SpikedistillError(
-            f"{training.checkpoint_folder} is of a training of {state['steps']} steps, this one has "
-            f"{training.steps}; the data or the number of processes changed: use the same, or another --out"
+    def next_batch(
+        self, batches: Iterator[tuple[Tensor, Tensor]], step: int, k: int
+    ) -> tuple[Tensor, Tensor]:
+        """Batch ``k`` of a step; all processes draw its augmentation alike, not what the network draws."""
+        seed_everything(self.settings.seed, step, 0, *([k] if k else []))
+        x, y = next(batches)
+        self.seed_draws(step, k)
+        return x, y
+
+    def seed_draws(self, step: int, k: int) -> None:
+        """Other draws inside the network on each process and in each batch of a step (the first goes on)."""
+        if self.rank:
+            seed_everything(self.settings.seed, step, self.rank, k)
+
+    def micro_batches(self, step: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one step once more, ``start`` batches into its epoch."""
+        batches = self.batches(step // self.per_epoch, start)
+        for k in range(self.micro):
+            yield self.next_batch(batches, step, k)
+
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """An epoch's training batches of this process, from batch ``start`` on."""
+        size, shard, seed = self.settings.batch_size * self.world, (self.rank, self.world), self.settings.seed
+        each = self.data.batches(
+            "train",
+            size,
+            epoch=epoch,
+            seed=seed,
+            train=True,
+            device=self.settings.device,
+            start=start,
+            shard=shard,
         )
-    training.distiller.load_state_dict(
-        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    )
-    states = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
-    restore_by_name(training.optimizer, training.distiller, states)
-    if training.average is not None:
-        for k in training.average.values:
-            training.average.values[k].copy_(tensors[f"average.{k}"])
-    training.best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")} or None
-    training.position = Position(**state["position"])
-    training.warned, training.suspects = set(state["warned"]), set(state.get("suspects", ()))
-    training.saved_step = training.position.step
-    at = training.position
-    if at.last is None and at.epoch:  # a checkpoint from before the line was kept in it
-        lines = metrics.read(folder).epochs(training.settings.name)
-        at.last = lines[-1] if lines else None
-    if training.rank == 0:
-        metrics.append(folder, "resume", stage=training.settings.name, epoch=at.epoch, step=at.step)
+        for x, y in each:
+            if self.settings.precision == "float64":
+                x = x.double()
+            if self.channels_last and x.dim() == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
+            yield x, y
+
+    def note(self, text: str) -> None:
+        """A warning, on the screen and in the log."""
+        self.progress.note(f"{self.settings.name}: warning: {text}")
+        if self.settings.folder is not None and self.rank == 0:
+            metrics.append(self.settings.folder, "warning", stage=self.settings.name, text=text)
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where this stage's training state lies."""
+        assert self.settings.folder is not None
+        return self.settings.folder / "checkpoints" / self.settings.name
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all, where this process is the one that does."""
+        self.saved, self.saved_step = time.perf_counter(), self.position.step
+        if self.settings.folder is not None and self.rank == 0:
+            self.write()
+
+    def restore(self) -> None:
+        """Continue from this stage's checkpoint, if there is one."""
+        if self.settings.folder is not None:
+            self.read()
+
+    def write(self) -> None:
+        """Raises for a network that holds NaN."""
+        tensors = {f"model.{k}": v for k, v in self.distiller.state_dict().items()}
+        tensors |= {f"optimizer.{k}": v for k, v in state_by_name(self.optimizer, self.distiller).items()}
+        if self.average is not None:
+            tensors |= {f"average.{k}": v for k, v in self.average.values.items()}
+        if self.best is not None:
+            tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        # Buffers may hold infinity on purpose (masks); a statistic that does is as broken as a NaN.
+        wrong = [f"model.{k}" for k in finite.of(self.distiller)]
+        wrong += finite.faulty((k, v) for k, v in tensors.items() if not k.startswith(("model.", "best.")))
+        if wrong:
+            raise SpikedistillError(
+                f"stage {self.settings.name!r}, step {self.position.step}: {finite.words(wrong)} holds "
+                "NaN or infinity; no checkpoint is written of it, the last good one is in "
+                f"{self.checkpoint_folder}. Look for what gives such values (the data, a layer of your own), "
+                "then resume"
+            )
+        state = {
+            "warned": sorted(self.warned),
+            "suspects": sorted(self.suspects),
+            "steps": self.steps,
+        }
+        checkpoint.save(self.checkpoint_folder, tensors, {"position": self.position.__dict__, **state})
+
+    def read(self) -> None:
+        """Set the training to its checkpoint, if there is one; raises for one of another length."""
+        folder = self.settings.folder
+        assert folder is not None
+        found = checkpoint.load_latest(self.checkpoint_folder, self.note)
+        if found is None:
+            return
+        tensors, state = found
+        if state["steps"] != self.steps:
+            raise SpikedistillError(
+                f"{self.checkpoint_folder} is of a training of {state['steps']} steps, this one has "
+                f"{self.steps}; the data or the number of processes changed: use the same, or another --out"
+            )
+        self.distiller.load_state_dict(
+            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        )
+        states = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
+        restore_by_name(self.optimizer, self.distiller, states)
+        if self.average is not None:
+            for k in self.average.values:
+                self.average.values[k].copy_(tensors[f"average.{k}"])
+        self.best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")} or None
+        self.position = Position(**state["position"])
+        self.warned, self.suspects = set(state["warned"]), set(state.get("suspects", ()))
+        self.saved_step = self.position.step
+        at = self.position
+        if at.last is None and at.epoch:  # a checkpoint from before the line was kept in it
+            lines = metrics.read(folder).epochs(self.settings.name)
+            at.last = lines[-1] if lines else None
+        if self.rank == 0:
+            metrics.append(folder, "resume", stage=self.settings.name, epoch=at.epoch, step=at.step)
