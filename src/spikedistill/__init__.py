@@ -73,9 +73,9 @@ def __getattr__(name: str) -> Any:
 
 def _drawer(kind: str) -> Callable[[Any], str]:
     def html(thing: Any) -> str:
-        from .report import notebook
+        from importlib import import_module
 
-        found: str = getattr(notebook, kind)(thing)
+        found: str = getattr(import_module(".report.notebook", __name__), kind)(thing)
         return found
 
     return html
