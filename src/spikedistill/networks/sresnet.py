@@ -20,7 +20,7 @@ from .resnet import Join
 
 FILTERS, STEM_KERNEL, KERNEL, BLOCKS = 64, 7, 3, 3
 # A map's largest value says nothing where somewhere in it a spike is sure, and its gradient reaches one place
-# alone, which a narrow surrogate does not see. So neurons start rare, under a surrogate of two to four
+# alone, which a narrow surrogate does not see. So neurons start rare, under a surrogate of several
 # thresholds (on spoken digits, T = 2, 8 epochs: 72 to 80 % of the training digits known, with the usual start
 # 42 %, with a plain one 70 to 81 %, the ANN 89 to 93 %).
 RARE, WIDE = 0.05, 0.8

@@ -117,18 +117,10 @@ class TrainingState:
         return self.settings.folder / "checkpoints" / self.settings.name
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all, where this process is the one that does."""
+        """Write the checkpoint, whole or not at all, by one process; raises for a network that holds NaN."""
         self.saved, self.saved_step = time.perf_counter(), self.position.step
-        if self.settings.folder is not None and self.rank == 0:
-            self.write()
-
-    def restore(self) -> None:
-        """Continue from this stage's checkpoint, if there is one."""
-        if self.settings.folder is not None:
-            self.read()
-
-    def write(self) -> None:
-        """Raises for a network that holds NaN."""
+        if self.settings.folder is None or self.rank:
+            return
         tensors = {f"model.{k}": v for k, v in self.distiller.state_dict().items()}
         tensors |= {f"optimizer.{k}": v for k, v in state_by_name(self.optimizer, self.distiller).items()}
         if self.average is not None:
@@ -152,10 +144,11 @@ class TrainingState:
         }
         checkpoint.save(self.checkpoint_folder, tensors, {"position": self.position.__dict__, **state})
 
-    def read(self) -> None:
-        """Set the training to its checkpoint, if there is one; raises for one of another length."""
+    def restore(self) -> None:
+        """Go on from this stage's checkpoint, if there is one; raises for one of another length."""
         folder = self.settings.folder
-        assert folder is not None
+        if folder is None:
+            return
         found = checkpoint.load_latest(self.checkpoint_folder, self.note)
         if found is None:
             return

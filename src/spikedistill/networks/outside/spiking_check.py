@@ -33,7 +33,7 @@ class explained:
         if isinstance(error, Exception) and not isinstance(error, SpikedistillError):
             raise SpikedistillError(
                 f"the trial pass on images of shape {self.shape} failed: {error}; the network has to "
-                "take the data's images (sd.spiking: those of example=)"
+                "take the data's images, or those of example="
             ) from error
 
 
