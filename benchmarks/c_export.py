@@ -10,7 +10,6 @@ as in a trained network; the share of neuron-steps that spike is given, since th
 the end the rows stand as a table for the docs.
 """
 
-import argparse
 import re
 import resource
 import subprocess
@@ -119,10 +118,9 @@ def measured(name: str, images: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = timing.parser(__doc__)
     p.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     p.add_argument("--images", type=int, default=32)
-    p.add_argument("--json", type=Path)
     a = p.parse_args()
     torch.set_num_threads(1)
     rows = {}

@@ -6,9 +6,7 @@ conv6 at T = 4 on 32x32 images; teacher: its ANN twin (for membranes, the same S
 pass alone is a row.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import timing
@@ -55,11 +53,7 @@ def step(
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--batch", type=int, default=32)
-    p.add_argument("--runs", type=int, default=9)
-    p.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    p.add_argument("--json", type=Path)
+    p = timing.parser(__doc__, batch=32, runs=9, precision="float32")
     a = p.parse_args()
     half = a.precision == "bfloat16"
     x = torch.rand(a.batch, 3, 32, 32).to(memory_format=torch.channels_last)

@@ -5,9 +5,7 @@
 Batch is T*N. The gradient of the input, which no event saves, is part of both.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import timing
@@ -48,11 +46,8 @@ def steps(rate: float, dtype: torch.dtype, batch: int) -> dict[str, Callable[[],
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--batch", type=int, default=128)
-    p.add_argument("--runs", type=int, default=9)
+    p = timing.parser(__doc__, batch=128, runs=9)
     p.add_argument("--rates", type=float, nargs="*", default=[0.02, 0.05, 0.1, 0.15, 0.2, 0.3])
-    p.add_argument("--json", type=Path)
     a = p.parse_args()
     event_driven.LIMITS.update(dict.fromkeys(event_driven.LIMITS, 1.0))  # to see where it stops to pay
     rows: dict[str, Any] = {}

@@ -7,14 +7,12 @@ then, in the same process: other widths, batch and image sizes, other constants,
 SpikingJelly's network compiled whole.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import timing
@@ -78,11 +76,8 @@ def measure(variant: str, name: str, half: bool) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--network", default="conv6")
-    p.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    p = timing.parser(__doc__, network="conv6", precision="float32")
     p.add_argument("--variant", choices=("ours", "SpikingJelly"), help="only this one, in this process")
-    p.add_argument("--json", type=Path)
     a = p.parse_args()
     if a.variant:
         print(json.dumps(measure(a.variant, a.network, a.precision == "bfloat16")))

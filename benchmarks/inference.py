@@ -5,8 +5,6 @@
 Equal work is checked: the same logits in float64 before anything is timed.
 """
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import timing
@@ -18,13 +16,8 @@ from spikedistill.neurons import LIF, compilation
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--network", default="conv6")
-    p.add_argument("--batch", type=int, default=32)
+    p = timing.parser(__doc__, network="conv6", batch=32, runs=15, precision="float32")
     p.add_argument("--time-steps", type=int, default=4)
-    p.add_argument("--runs", type=int, default=15)
-    p.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    p.add_argument("--json", type=Path)
     a = p.parse_args()
     half = a.precision == "bfloat16"
     T = a.time_steps

@@ -6,9 +6,7 @@ Generated images of CIFAR-10's form (50,000 x 32x32x3, uint8 in memory); torchvi
 for comparison.
 """
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +20,7 @@ from spikedistill.precision import resolve_precision
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--batch", type=int, default=128)
-    p.add_argument("--runs", type=int, default=15)
-    p.add_argument("--json", type=Path)
+    p = timing.parser(__doc__, batch=128, runs=15)
     a = p.parse_args()
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8)

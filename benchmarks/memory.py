@@ -11,7 +11,6 @@ ours in default, packed and lean memory, each with the allocator setting that su
 of them checkpointed, spikes compressed), with the allocator as the system has it.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -19,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import timing
 
 VARIANTS = ("ours default", "ours packed", "ours lean", "SpikingJelly", "SpikingJelly memopt")
 
@@ -120,13 +121,9 @@ def measure(variant: str, name: str, batch: int, T: int, half: bool) -> dict[str
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--network", default="conv6")
-    p.add_argument("--batch", type=int, default=32)
+    p = timing.parser(__doc__, network="conv6", batch=32, precision="float32")
     p.add_argument("--time-steps", type=int, default=8)
-    p.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     p.add_argument("--variant", choices=VARIANTS, help="only this one, in this process")
-    p.add_argument("--json", type=Path)
     a = p.parse_args()
     if a.variant:
         print(json.dumps(measure(a.variant, a.network, a.batch, a.time_steps, a.precision == "bfloat16")))
@@ -145,8 +142,6 @@ def main() -> None:
             f"{variant:24} peak {row['peak_mb']:9.1f} MB   saved tensors {row['saved_mb']:9.1f} MB   "
             f"step {row['median_ms']:9.1f} ms"
         )
-    import timing
-
     settings = {k: v for k, v in vars(a).items() if k not in ("json", "variant")}
     timing.write(a.json, settings=settings, rows=rows)
 

@@ -6,9 +6,6 @@ From torch's profiler, over five steps; the profiler itself costs some per cent.
 rest".
 """
 
-import argparse
-from pathlib import Path
-
 import timing
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -30,12 +27,8 @@ STEPS = 5
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--network", default="conv6")
-    p.add_argument("--batch", type=int, default=32)
+    p = timing.parser(__doc__, network="conv6", batch=32, precision="float32")
     p.add_argument("--size", type=int, default=32)
-    p.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    p.add_argument("--json", type=Path)
     a = p.parse_args()
     torch.manual_seed(0)
     network = sd.networks.create(a.network, time_steps=4, neuron=LIF()).to(memory_format=torch.channels_last)

@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import timing
@@ -149,10 +148,8 @@ def check_equal_work(found: list[Variant], x: Tensor, y: Tensor, T: int) -> floa
 
 
 def arguments() -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--network", default="conv6")
+    p = timing.parser(__doc__, network="conv6", batch=32, runs=9)
     p.add_argument("--width", type=float, default=1.0)
-    p.add_argument("--batch", type=int, default=32)
     p.add_argument("--size", type=int, default=32)
     p.add_argument("--time-steps", type=int, default=4)
     p.add_argument("--bias", type=float, default=0.0)
@@ -161,11 +158,9 @@ def arguments() -> argparse.Namespace:
     p.add_argument(
         "--whole", nargs="*", default=list(PEERS), help="peers to compile whole, with --peers best"
     )
-    p.add_argument("--runs", type=int, default=9)
     p.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--only", nargs="*", help="variants whose name contains one of these")
-    p.add_argument("--json", type=Path)
     return p.parse_args()
 
 

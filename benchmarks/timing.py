@@ -1,5 +1,6 @@
 """Interleaved timing: variants in turn, in random order, medians; so that a drifting speed is fair to all."""
 
+import argparse
 import json
 import os
 import platform
@@ -17,6 +18,16 @@ import torch
 
 from spikedistill import heap
 from spikedistill.precision import cpu_bf16_units
+
+
+def parser(doc: str | None, **defaults: str | int) -> argparse.ArgumentParser:
+    """``--json`` and the options that benchmarks share: of network, batch, runs, precision those named."""
+    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in defaults.items():
+        choices = ("float32", "bfloat16") if name == "precision" else None
+        p.add_argument(f"--{name}", type=type(default), default=default, choices=choices)
+    p.add_argument("--json", type=Path)
+    return p
 
 
 def interleaved(

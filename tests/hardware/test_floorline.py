@@ -11,13 +11,11 @@ from spikedistill.hardware.floorline import FloorlineConfig
 TIMES = {"synop_ns": 2.0, "update_ns": 5.0, "message_ns": 30.0}
 STEM = Layer(
     name="stem", in_channels=1, out_channels=4, kernel_size=3, in_size=4, time_steps=2, executions=1,
-    input_kind="real",
-    input_bits=8, neuron="lif", spikes_out=24.0,
+    input_kind="real", input_bits=8, neuron="lif", spikes_out=24.0,
 )  # fmt: skip
 NEXT = Layer(
     name="next", in_channels=4, out_channels=8, kernel_size=3, in_size=4, time_steps=2, neuron="lif",
-    spikes_in=24.0,
-    spikes_out=10.0, inputs=("stem",),
+    spikes_in=24.0, spikes_out=10.0, inputs=("stem",),
 )  # fmt: skip
 HEAD = Layer(
     name="head",
@@ -34,11 +32,8 @@ NET = [STEM, NEXT, HEAD]
 def test_loads_of_one_core_a_layer_on_paper():
     found = floorline.evaluate(NET)
     stem, second, head = found.layers
-    assert (stem.synops, stem.updates, stem.messages) == (
-        100 * 4 / 2,
-        4 * 16,
-        12,
-    )  # 10x10 pairs of a 4x4 map and a 3x3 kernel
+    # 10x10 pairs of a 4x4 map and a 3x3 kernel
+    assert (stem.synops, stem.updates, stem.messages) == (100 * 4 / 2, 4 * 16, 12)
     assert second.synops == pytest.approx(24 * NEXT.fan_out / 2)
     assert (second.updates, second.messages) == (8 * 16, 5)
     assert (head.synops, head.updates, head.messages) == (10 * 10 / 2, 10, 10)

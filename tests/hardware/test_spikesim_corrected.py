@@ -151,26 +151,9 @@ def test_membranes_beyond_the_fifth_layer() -> None:
 
 
 def test_norm_and_residual_energy() -> None:
-    norm = Layer(
-        name="n",
-        kind="norm",
-        in_channels=4,
-        out_channels=4,
-        in_size=8,
-        norm_bits=8,
-        membrane_bits=8,
-        time_steps=2,
-    )
-    add = Layer(
-        name="a",
-        kind="add",
-        in_channels=4,
-        out_channels=4,
-        in_size=8,
-        input_kind="real",
-        input_bits=8,
-        time_steps=2,
-    )
+    stream = Layer(name="n", kind="norm", in_channels=4, out_channels=4, in_size=8, time_steps=2)
+    norm = replace(stream, norm_bits=8, membrane_bits=8)
+    add = replace(stream, name="a", kind="add", input_kind="real", input_bits=8)
     components = spikesim.evaluate([CONV, norm, add], Config()).components
     assert components["norm"] == close((0.2 + 0.03) * 4 * 64 * 2)
     assert components["residual"] == close(0.03 * 4 * 64 * 2)

@@ -17,7 +17,7 @@ def layers_of(inputs: dict) -> list[Layer]:
         Layer(
             name=f"conv{i}", in_channels=c_in, out_channels=c_out, kernel_size=inputs["kernel_size"],
             in_size=h_in,
-            out_size=h_out, time_steps=inputs["time_steps"],
+            out_size=h_out, time_steps=inputs["time_steps"]
         )
         for i, (c_in, c_out, h_in, h_out) in enumerate(sizes)
     ]  # fmt: skip

@@ -14,21 +14,12 @@ from spikedistill.errors import SpikedistillError
 from spikedistill.neurons import IF, LIF
 from spikedistill.neurons.compilation import eager
 from spikedistill.neurons.dynamics import Grid, round_ste
-from spikedistill.quantization import executor, quantize, to_integer
+from spikedistill.quantization import executor, quantize, to_integer, weights
 from spikedistill.quantization.arithmetic import exact, exact_dtype, scalar, scalars
 from spikedistill.quantization.bit_packing import pack, unpack
 from spikedistill.quantization.membrane import Membrane
 from spikedistill.quantization.norm import offset_shift_for, shift_for
 from spikedistill.quantization.preparation import restore
-from spikedistill.quantization.weights import (
-    WeightFormat,
-    exact_scale,
-    largest_code,
-    learned_scale,
-    learned_start,
-    weight_codes,
-    weight_scale,
-)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -233,12 +224,12 @@ def test_running_statistics_stay_those_of_real_values():
 @pytest.mark.parametrize("kind", ["max", "percentile", "mse"])
 def test_weight_codes_are_symmetric_and_near(bits, scale, kind):
     w = torch.randn(6, 5, 3, 3)
-    f = WeightFormat(bits, scale, kind, 95.0)
-    s = weight_scale(w, f)
-    codes = weight_codes(w, s, bits)
-    assert codes.abs().max() <= largest_code(bits) == 2 ** (bits - 1) - 1
+    f = weights.WeightFormat(bits, scale, kind, 95.0)
+    s = weights.weight_scale(w, f)
+    codes = weights.weight_codes(w, s, bits)
+    assert codes.abs().max() <= weights.largest_code(bits) == 2 ** (bits - 1) - 1
     assert s.numel() == (6 if scale == "channel" else 1)
-    inside = w.abs().double() <= s * largest_code(bits) * (1 + 1e-12)
+    inside = w.abs().double() <= s * weights.largest_code(bits) * (1 + 1e-12)
     assert ((codes * s - w).abs() <= s / 2 + 1e-9)[inside].all()
     if kind == "max":
         assert inside.all()
@@ -250,24 +241,24 @@ def test_mse_is_no_worse_than_max():
     w = torch.randn(4, 50)
     errors = {}
     for kind in ("max", "mse"):
-        s = weight_scale(w, WeightFormat(3, "channel", kind))
-        errors[kind] = (weight_codes(w, s, 3) * s - w).square().sum()
+        s = weights.weight_scale(w, weights.WeightFormat(3, "channel", kind))
+        errors[kind] = (weights.weight_codes(w, s, 3) * s - w).square().sum()
     assert errors["mse"] < errors["max"]
 
 
 def test_weight_gradient_is_straight_through_inside_and_zero_outside():
     w = torch.tensor([[-2.0, -0.6, 0.2, 0.7, 3.0]], requires_grad=True)
-    (weight_codes(w, torch.tensor([[0.1]], dtype=torch.float64), 4) * 0.1).sum().backward()
+    (weights.weight_codes(w, torch.tensor([[0.1]], dtype=torch.float64), 4) * 0.1).sum().backward()
     assert torch.allclose(w.grad, torch.tensor([[0.0, 1.0, 1.0, 1.0, 0.0]]))
 
 
 def test_learned_scale_has_lsq_gradient():
-    w, f = torch.randn(1, 40), WeightFormat(3, "tensor", "learned")
-    start = learned_start(w, f)
+    w, f = torch.randn(1, 40), weights.WeightFormat(3, "tensor", "learned")
+    start = weights.learned_start(w, f)
     assert start.item() == pytest.approx(2 * w.abs().mean().item() / 3**0.5, rel=1e-5)
     s = start.clone().requires_grad_(True)
-    scale = learned_scale(s, w, f).double()
-    codes = weight_codes(w, scale, 3)
+    scale = weights.learned_scale(s, w, f).double()
+    codes = weights.weight_codes(w, scale, 3)
     (codes * scale).sum().backward()
     ratio = (w / start).double()
     by_hand = torch.where(ratio.abs() <= 3, (ratio + 0.5).floor() - ratio, ratio.sign() * 3)
@@ -277,7 +268,7 @@ def test_learned_scale_has_lsq_gradient():
 @given(st.floats(1e-6, 10), st.integers(1, 2**24))
 @settings(max_examples=100, deadline=None)
 def test_logit_scale_keeps_integers_exact_in_float32(scale, bound):
-    s = exact_scale(torch.tensor(scale, dtype=torch.float64), bound)
+    s = weights.exact_scale(torch.tensor(scale, dtype=torch.float64), bound)
     assert scale <= s.item() <= 2 * scale
     n = torch.tensor([bound, bound - 1, bound // 3], dtype=torch.float64)
     assert torch.equal((n * s).float().double(), n * s)
@@ -536,5 +527,5 @@ def test_the_range_of_weights_is_decided_once_and_recorded(scheme, found):
         a, _ = network.stage1[1].affine(network.stage1[1].running_mean, network.stage1[1].running_var)
         folded = first * (a * network.stage1[1].neuron.gain).detach().view(-1, 1, 1, 1)
         assert float(start) == pytest.approx(
-            float(2 * folded.abs().mean() / largest_code(8) ** 0.5), rel=1e-5
+            float(2 * folded.abs().mean() / weights.largest_code(8) ** 0.5), rel=1e-5
         )

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import SpikedistillError
 from ..reading import parse_json
+from ..typed import lines
 
 MOST_BYTES, FREE_BYTES, RATIO = 8 << 30, 1 << 30, 500
 MOST_OBJECTS, DEEPEST = 100_000, 16
@@ -84,11 +85,7 @@ def read_graph(nir: Any, path: str | os.PathLike[str]) -> tuple[Any, Notes | Non
     try:
         return graph, Notes.model_validate(parse_json(given, f"{path}: its metadata"))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise SpikedistillError(
-            f"{path}: its metadata: {place}: {first['msg']} (found {first['input']!r:.60}){advice}"
-        ) from None
+        raise SpikedistillError(f"{path}: its metadata: {lines(error)[0]}{advice}") from None
 
 
 def _measure(path: str | os.PathLike[str]) -> None:

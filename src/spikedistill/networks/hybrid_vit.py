@@ -108,15 +108,23 @@ def _stages(network: Network, make: Builder, blocks: Sequence[int], width: float
     return c
 
 
-class HDKDTeacher(Network):
-    """The convolutional teacher: stem x6 (64), MBCSA x6 (96), x9 (192), global average, 128, K.
-
-    It has 3.95 M parameters at K = 7.
-    """
+class _Stages(Network):
+    """What teacher and student share: three convolutional stages, taught map by map."""
 
     stage1: nn.Module
     stage2: nn.Module
     stage3: nn.Module
+
+    def maps(self, x: Tensor) -> Tensor:
+        """What the three stages make of images: (N, C, H, W) to (N, C', H/8, W/8)."""
+        return self.stage3(self.stage2(self.stage1(x)))
+
+
+class HDKDTeacher(_Stages):
+    """The convolutional teacher: stem x6 (64), MBCSA x6 (96), x9 (192), global average, 128, K.
+
+    It has 3.95 M parameters at K = 7.
+    """
 
     def __init__(
         self,
@@ -137,7 +145,7 @@ class HDKDTeacher(Network):
         initialise(self)
 
     def body(self, x: Tensor) -> Tensor:
-        x = self.norm(self.stage3(self.stage2(self.stage1(x))))
+        x = self.norm(self.maps(x))
         return self.head(self.fc_neuron(self.fc(self.flatten(self.pool(x)))))
 
 
@@ -250,17 +258,13 @@ class SpikingTransformer(_Tokens):
         return self.norm(x).squeeze(3).transpose(1, 2)
 
 
-class HDKDStudent(Network):
+class HDKDStudent(_Stages):
     """Hybrid student: stem x2 (64), MBCSA x2 (96), x3 (192), three transformer blocks (256), two heads.
 
     The transformer stands on 2x2 patches. 3.73 M parameters at K = 7 and 224x224 (``time_steps=None``). Other
     image sizes work: an odd map is padded by zeros, and positions, learned for ``image_size``, are resized
     bilinearly.
     """
-
-    stage1: nn.Module
-    stage2: nn.Module
-    stage3: nn.Module
 
     def __init__(
         self,
@@ -290,7 +294,7 @@ class HDKDStudent(Network):
     aliases = {"before_head": "transformer", "pooled": "head@input"}
 
     def body(self, x: Tensor) -> Tensor:
-        tokens = self.transformer(self.stage3(self.stage2(self.stage1(x))))
+        tokens = self.transformer(self.maps(x))
         return (self.head(tokens[:, 0]) + self.distill_head(tokens[:, 1])) / 2
 
 

@@ -2,11 +2,9 @@
 
 basic   neuron(norm(conv(.)) + shortcut): the ANN's own form; Zheng et al. (tdBN), AAAI 2021.
 SEW     neuron(norm(conv(.))) joined with the shortcut's spikes by ADD, AND or IAND; Fang et al., "Deep
-residual learning in
-        spiking neural networks", NeurIPS 2021.
+        residual learning in spiking neural networks", NeurIPS 2021.
 MS      pre-activation, shortcuts between membranes: the stream carries real values; Hu et al., "Advancing
-spiking neural
-        networks toward deep residual learning", IEEE TNNLS 2024.
+        spiking neural networks toward deep residual learning", IEEE TNNLS 2024.
 """
 
 from collections.abc import Callable

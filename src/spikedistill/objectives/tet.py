@@ -16,10 +16,9 @@ class TemporalEfficientTraining(Objective):
     """``(1 - lamb) mean_t CE(z_t, y) + lamb mean (z - phi)^2``.
 
     S. Deng, Y. Li, S. Zhang, S. Gu, "Temporal efficient training of spiking neural network via gradient
-    re-weighting", ICLR
-    2022. ``lamb`` is the paper's lambda, ``phi`` the constant of its regulariser (the official code's
-      ``means``, 1.0). The
-    default ``lamb = 0`` leaves the regulariser out: the paper's lambda differs by data set.
+    re-weighting", ICLR 2022. ``lamb`` is the paper's lambda, ``phi`` the constant of its regulariser (the
+    official code's ``means``, 1.0). The default ``lamb = 0`` leaves the regulariser out: the paper's lambda
+    differs by data set.
 
     Shape: logits (T, N, K), target (N,) or (N, K).
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ..errors import SpikedistillError
+from ..typed import lines
 from . import executor
 from .header import Header, Layer, MatMul, MaxPool, Neuron, Parallel, Rescaled, SumPool
 
@@ -30,12 +31,8 @@ def read_header(header: Any, tensors: dict[str, Tensor], where: str) -> tuple[He
     try:
         checked = Header.model_validate(header)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        what = first["msg"].removeprefix("Value error, ")
         raise SpikedistillError(
-            f"{where}: its header is not one of an integer network: {place}: "
-            f"{what} (found {first['input']!r:.60})"
+            f"{where}: its header is not one of an integer network: {lines(error)[0]}"
         ) from None
     check_tensors(checked, tensors, where)
     return checked, check_cost(header, checked, tensors, where)

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from spikedistill.report import chip, plots
-from spikedistill.report.parts import Figure, Group, Section, Study, Table
-from spikedistill.report.sections import against_time
-from spikedistill.report.table import HEADINGS as RUN
-from spikedistill.report.table import bits_text, count, figure, microjoule, operations, percent, twin_cells
-from spikedistill.training.contest import BASELINE
-from spikedistill.training.summary import MultiSummary, Summary
+from ..report import chip, plots
+from ..report.parts import Figure, Group, Section, Study, Table
+from ..report.sections import against_time
+from ..report.table import HEADINGS as RUN
+from ..report.table import bits_text, count, figure, microjoule, operations, percent, twin_cells
+from ..training.contest import BASELINE
+from ..training.summary import MultiSummary, Summary
 
 HEADINGS = (
     "Method", "Test [%]", f"Against {BASELINE} [points]", "Validation [%]", "Rate [%]", "Operations", "T",

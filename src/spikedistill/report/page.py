@@ -6,12 +6,12 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
-from spikedistill.errors import SpikedistillError
-from spikedistill.files import write_text
-from spikedistill.report import chip, methods, plots, sections
-from spikedistill.report.canvas import paint, part
-from spikedistill.report.parts import Figure, Group, Legend, Section, Study, Table, colours, load
-from spikedistill.report.table import (
+from ..errors import SpikedistillError
+from ..files import write_text
+from ..report import chip, methods, plots, sections
+from ..report.canvas import paint, part
+from ..report.parts import Figure, Group, Legend, Section, Study, Table, colours, load
+from ..report.table import (
     HEADINGS,
     bits_text,
     count,
@@ -22,7 +22,7 @@ from spikedistill.report.table import (
     percent,
     twin_cells,
 )
-from spikedistill.training.summary import Spread, StageSpread, StageSummary, paired_interval
+from ..training.summary import Spread, StageSpread, StageSummary, paired_interval
 
 Folder = str | os.PathLike[str]
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from spikedistill.conversion import time_steps_to_match
-from spikedistill.own_code import is_address
-from spikedistill.terminal import Table, energy, show
-from spikedistill.training.summary import (
+from ..conversion import time_steps_to_match
+from ..own_code import is_address
+from ..terminal import Table, energy, show
+from ..training.summary import (
     Bits,
     Spread,
     StageSpread,

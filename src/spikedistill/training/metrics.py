@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from spikedistill.errors import SpikedistillError
-from spikedistill.reading import parse_json
+from ..errors import SpikedistillError
+from ..reading import parse_json
 
 FILE = "metrics.jsonl"
 Event = Literal["start", "stage", "step", "epoch", "stage_end", "warning", "resume"]

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from spikedistill.errors import SpikedistillError
-from spikedistill.files import write_text
-from spikedistill.reading import parse_json, read_text
-
+from ..errors import SpikedistillError
+from ..files import write_text
+from ..reading import parse_json, read_text
+from ..typed import lines
 from .summary_models import (  # noqa: F401 - public here
     FORMAT,
     Best,
@@ -78,11 +78,7 @@ def read(folder: str | os.PathLike[str]) -> Summary:
     try:
         return _ADAPTER.validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise SpikedistillError(
-            f"{path}: at {where}: {first['msg']} (found {first['input']!r:.80})"
-        ) from error
+        raise SpikedistillError(f"{path}: {lines(error)[0]}") from error
 
 
 def read_stage(folder: str | os.PathLike[str]) -> StageSummary:

@@ -1,8 +1,10 @@
 """Published checkpoints by their authors' names: SEW-ResNet, Spikformer, Spikingformer.
 
 SEW-ResNet      the authors' code (SeqToANNContainer around convolution and norm) and SpikingJelly's
-``model.sew_resnet`` Spikformer      the authors' code for CIFAR-10 (linear layers on tokens) and ImageNet,
-and SpikingJelly's ``model.spikformer`` Spikingformer   the authors' code for CIFAR and ImageNet
+                ``model.sew_resnet``
+Spikformer      the authors' code for CIFAR-10 (linear layers on tokens) and ImageNet, and SpikingJelly's
+                ``model.spikformer``
+Spikingformer   the authors' code for CIFAR and ImageNet
 
 The maps were written from these sources' names. What a network computes with them follows from how it was
 created: ``downsampling="original"`` for both authors' transformers, "cml" for SpikingJelly's;
