@@ -68,6 +68,37 @@ def test_rates_and_gradients_are_balanced(name: str, neuron: str, T: int) -> Non
     assert all(middle / 8 < g < middle * 8 for g in gradients), gradients
 
 
+@pytest.mark.parametrize("name", ["vgg9", "conv6", "dvs_gesture_cnn", "spike_driven_2_256"])
+def test_a_spiking_classifier_fires(name: str) -> None:
+    network = sd.networks.create(name, width=0.5, head="spiking", time_steps=4).train()
+    x = smooth(64, network.in_channels, 32)
+    if network.input == "frames":
+        x = x.abs().round().unsqueeze(1).repeat(1, 4, 1, 1, 1)
+    if network.balanced_by == "data":
+        sd.balance(network, x)
+    _, seen = taps.captures(network, x, ["head.neuron@spikes"])
+    (spikes,) = seen.tensors.values()
+    assert 0.04 < float(spikes.detach().mean()) < 0.6
+
+
+def test_a_spiking_classifier_learns() -> None:
+    """With currents as large as the other layers' its neurons fall silent, and all is chance (0.1)."""
+    torch.manual_seed(1)
+    templates = smooth(10, 2, 32).abs().unsqueeze(1).repeat(1, 4, 1, 1, 1)
+    network = sd.networks.create("dvs_gesture_cnn", num_classes=10, time_steps=4)
+    sd.balance(network, torch.poisson(0.4 * templates + 0.2))
+    optimizer = torch.optim.AdamW(sd.parameter_groups(network.train(), lr=0.005, weight_decay=0.01))
+    right = []
+    for _ in range(80):
+        y = torch.randint(10, (25,))
+        logits = network.predict(torch.poisson(0.4 * templates[y] + 0.2))
+        right.append(float((logits.argmax(1) == y).double().mean()))
+        optimizer.zero_grad()
+        F.cross_entropy(logits, y).backward()
+        optimizer.step()
+    assert sum(right[-10:]) / 10 > 0.6
+
+
 @pytest.mark.parametrize("T", [1, 2, 4])
 def test_largest_values_of_a_map_tell_images_apart(T: int) -> None:
     """At the usual rate a spike is sure somewhere in each map: all images look alike to the classifier."""

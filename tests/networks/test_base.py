@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from spikedistill import simulation
 from spikedistill.errors import SpikedistillError
-from spikedistill.networks import Network
+from spikedistill.networks import Network, balance
 from spikedistill.networks.base import frames
 from spikedistill.networks.encoding import encode
 from spikedistill.neurons import Neuron, NormNeuron, Repeat
@@ -35,6 +35,8 @@ def settled(name: str, **given: object) -> tuple[Network, Tensor]:
     x = example(name).double()
     if given.get("input") == "frames" and x.dim() == 4:
         x = torch.rand(2, 4, *x.shape[1:], dtype=torch.float64)
+    if name == "dvs_gesture_cnn":  # without norms
+        balance(network, x)
     for module in network.modules():
         if isinstance(module, NormNeuron | nn.BatchNorm2d):
             module.momentum = 1.0

@@ -30,7 +30,7 @@ def balance(
     sum or comes from no norm, in the neuron's threshold, which ``network.config`` records. Neurons without a
     surrogate of the user's choice get the rectangular one that suits them. Last, the classifier learns as if
     its input were as large as an ANN's (``input_factor``, see :func:`spikedistill.parameter_groups`), and its
-    weight is multiplied alike.
+    weight is multiplied alike; not where a neuron reads it, whose spikes are the logits.
 
     ``batch``: images (N, C, H, W) or frames, as the network takes them; of several batches the first counts.
     ``firing_rate``: spikes a neuron and step (None: the network's own aim, else 0.16).
@@ -49,17 +49,19 @@ def balance(
         raise SpikedistillError("this network has no neurons to balance; an ANN needs no balance")
     thresholds: dict[str, float] = dict(network.config.get("thresholds", {}))
     residual = _Residuals(network)
+    head = _head(network)
+    order: list[object] = []  # neurons and the classifier, as they are called
     for name, neuron in neurons.items():
         norm = owners.get(id(neuron))
-        neuron.__dict__["simulate"] = _Fit(name, neuron, norm, rate, residual, thresholds)
+        neuron.__dict__["simulate"] = _Fit(name, neuron, norm, rate, residual, thresholds, order)
     flags = {m: m.training for m in network.modules()}
     head_input: list[Tensor] = []
-    head = _head(network)
-    hook = (
-        head.register_forward_pre_hook(lambda _, args: head_input.append(args[0]))
-        if head is not None
-        else None
-    )
+
+    def seen(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        head_input.append(inputs[0])
+        order.append(head)
+
+    hook = None if head is None else head.register_forward_pre_hook(seen)
     frozen = {k: v.clone() for k, v in network.named_buffers()}
     try:
         network.eval()
@@ -80,7 +82,7 @@ def balance(
             v.copy_(frozen[k])
     if thresholds:
         network.config["thresholds"] = thresholds
-    if head is not None and head_input:
+    if head is not None and order[-1] is head:
         _balance_head(network, head, head_input[0])
     return network
 
@@ -110,15 +112,16 @@ class _Fit:
 
     def __init__(
         self, name: str, neuron: Neuron, norm: NormNeuron | None, rate: float, residuals: _Residuals,
-        thresholds: dict[str, float],
+        thresholds: dict[str, float], order: list[object],
     ) -> None:  # fmt: skip
         self.name, self.neuron, self.norm, self.rate = name, neuron, norm, rate
-        self.residuals, self.thresholds = residuals, thresholds
+        self.residuals, self.thresholds, self.order = residuals, thresholds, order
         self.done = False
 
     def __call__(
         self, current: Tensor, state: Tensor | None, T: int, membrane: bool
     ) -> tuple[Tensor, Tensor | None, Tensor]:
+        self.order.append(self.neuron)
         simulate = type(self.neuron).simulate
         if not self.done:
             self.done = True

@@ -107,7 +107,7 @@ class VGG(Network):
                 c = scaled(features, width)
         self.hidden = nn.Sequential(*linear) if linear else nn.Identity()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.head = make.head(c, head)
+        self.head = make.head(c, head, pooled=not linear)
         initialise(self)
 
     def body(self, x: Tensor) -> Tensor:
