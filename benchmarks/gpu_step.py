@@ -15,11 +15,10 @@ from typing import Any
 import timing
 import torch
 from gpu import attempt
+from peers import create, swapped
 from step import Variant
 from torch import Tensor, nn
 
-import spikedistill as sd
-from spikedistill.neurons import LIF
 from spikedistill.training.machine import saving
 
 # Network, batch, T. The first is short of work for a large GPU: there the time of launching shows.
@@ -49,18 +48,11 @@ class Step(Variant):
 
 def network(name: str, T: int | None, frames: bool, quick: bool) -> nn.Module:
     """One of ours, the same weights for both entrances; how many neurons fire does not matter on a GPU."""
-    torch.manual_seed(0)
-    width = 0.125 if quick else 1.0
-    neuron = None if T is None else LIF()
-    entrance = "frames" if frames else "image"
-    return sd.networks.create(
-        name, input=entrance, time_steps=T, width=width, neuron=neuron, initialisation="plain"
-    )
+    return create(name, T, frames, width=0.125 if quick else 1.0, initialisation="plain")
 
 
 def peer(name: str, T: int, frames: bool, quick: bool, kind: str) -> nn.Module:
     """With SpikingJelly's neurons, of one implementation where its version lets us choose by attribute."""
-    from peers import swapped
 
     found = swapped(network(name, T, frames, quick), "SpikingJelly", T)
     for module in found.modules():

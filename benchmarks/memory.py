@@ -52,17 +52,15 @@ def optimized(network: Any, x: Any) -> Any:
 def measure(variant: str, name: str, batch: int, T: int, half: bool) -> dict[str, float]:
     """In this process: peak resident memory and time of five steps, bytes of saved tensors of one."""
     import torch
-    from peers import reset, swapped
+    from peers import create, reset, swapped
 
-    import spikedistill as sd
     from spikedistill import heap
-    from spikedistill.neurons import LIF, compilation
+    from spikedistill.neurons import compilation
     from spikedistill.neurons.packing import _packers
     from spikedistill.training.machine import saving
 
-    torch.manual_seed(0)
     ours = variant.startswith("ours")
-    network: Any = sd.networks.create(name, input="image" if ours else "frames", time_steps=T, neuron=LIF())
+    network: Any = create(name, T, frames=not ours)
     images = torch.rand(batch, 3, 32, 32)
     labels = torch.randint(10, (batch,))
     if ours:

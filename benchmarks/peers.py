@@ -3,13 +3,29 @@
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import spikedistill as sd
 from spikedistill.neurons import LIF, Neuron, NormNeuron
 
 Simulate = Callable[[Tensor], Tensor]  # current (T, N, ...) to spikes (T, N, ...)
+
+
+def create(name: str, T: int | None, frames: bool = False, **options: Any) -> nn.Module:
+    """One of ours, or with T None its ANN twin, with equal weights whichever way images enter.
+
+    ``frames``: at each time step, as other libraries' users do it. A balanced start depends on that: the
+    neuron that reads an image once gets a constant current.
+    """
+    torch.manual_seed(0)
+    way, neuron = "frames" if frames else "image", None if T is None else LIF()
+    network = sd.networks.create(name, input=way, time_steps=T, neuron=neuron, **options)
+    if frames:
+        network.load_state_dict(create(name, T, **options).state_dict())
+    return network
 
 
 class _Atan(torch.autograd.Function):
