@@ -2,8 +2,12 @@
 
 Written from ``docs/quantization.md`` alone; it shares no code with the fake quantizers whose results it has
 to equal. A right shift of a negative number rounds down (arithmetic shift), as in hardware.
+
+Torch has no fast convolution of integers. Where no sum can reach 2^24, its float32 one forms the same sums
+(:func:`layer`): float32 holds every such integer, so nothing is rounded.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -13,18 +17,21 @@ from torch.nn import functional as F
 PARALLEL = ("norm_parallel", "parallel")
 NEURONS = ("norm_neuron", "neuron", *PARALLEL)
 INT = {False: torch.int32, True: torch.int64}
+EXACT = 1 << 24  # float32 holds every integer up to here
+FEWER_BITS = {"ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"}
 
 
 def shifted(x: Tensor, k: int) -> Tensor:
     """``x / 2^k``, halves up: an add and a right shift; ``k <= 0``: a left shift."""
-    return (x + (1 << (k - 1))) >> k if k > 0 else x << -k
+    return (x + (1 << (k - 1))).bitwise_right_shift_(k) if k > 0 else x << -k
 
 
 def rescale(acc: Tensor, M: Tensor, B: Tensor, k: int, wide: bool) -> Tensor:
     """``((acc * M + 2^(k-1)) >> k) + B`` per channel. Shape: (n, C, ...)."""
     shape = (1, -1, *[1] * (acc.dim() - 2))
-    acc = acc.to(INT[wide])
-    return shifted(acc * M.to(acc.dtype).view(shape), k) + B.to(acc.dtype).view(shape)
+    acc = acc.to(INT[wide]) * M.to(INT[wide]).view(shape)
+    B = B.to(acc.dtype).view(shape)
+    return acc.add_(1 << (k - 1)).bitwise_right_shift_(k).add_(B) if k > 0 else (acc << -k).add_(B)
 
 
 def scan(current: Tensor, T: int, n: dict[str, Any]) -> Tensor:
@@ -34,25 +41,26 @@ def scan(current: Tensor, T: int, n: dict[str, Any]) -> Tensor:
     ``leak_first`` the leak comes after the reset, before Q, instead.
     """
     v = torch.full_like(current if n["encode"] else current[0], n["initial"])
-    spikes = []
+    # As the current lies in memory, so that the next convolution finds its map as it wants it.
+    spikes = v.new_empty(T, *v.shape) if n["encode"] else torch.empty_like(current)
     for t in range(T):
-        s, v = tick(current if n["encode"] else current[t], v, n)
-        spikes.append(s)
-    return torch.stack(spikes)
+        spikes[t], v = tick(current if n["encode"] else current[t], v, n)
+    return spikes
 
 
 def tick(i: Tensor, v: Tensor, n: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """One step of a neuron: spikes and the stored membrane, from current and membrane (N, ...)."""
+    """One step of a neuron: spikes (bool) and the stored membrane, from current and membrane (N, ...)."""
     l, L = n["leak"]
     threshold, reset, bits, q = n["threshold"], n["reset"], n["bits"], n["shift"]
     by = threshold if n.get("reset_by") is None else n["reset_by"]
-    h = (v if n["leak_first"] else (v * l) >> L) + i
-    s = (h >= threshold).to(h.dtype)
-    v = h * (1 - s) if reset == "hard" else h - by * s if reset == "soft" else h
+    leaks = not n["leak_first"] and (l, L) != (1, 0)
+    h = (v * l).bitwise_right_shift_(L).add_(i) if leaks else v + i
+    s = h >= threshold
+    v = h.masked_fill_(s, 0) if reset == "hard" else h.sub_(s.to(h.dtype), alpha=by) if reset == "soft" else h
     if n["leak_first"]:
         v = shifted_leak(v, l, L, q, bits)
     elif bits is not None:
-        v = shifted(v, q).clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) << q
+        v = saturated(shifted(v, q), bits, q)
     return s, v
 
 
@@ -77,7 +85,12 @@ def shifted_leak(v: Tensor, l: int, L: int, q: int, bits: int | None) -> Tensor:
     """Leak and Q in one rounding: ``saturate((V * l + 2^(L+q-1)) >> (L+q)) << q``."""
     if bits is None:
         return (v * l) >> L
-    return shifted(v * l, L + q).clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) << q
+    return saturated(shifted(v * l, L + q), bits, q)
+
+
+def saturated(v: Tensor, bits: int, q: int) -> Tensor:
+    """``v``, changed in place: held within ``bits`` bits, times ``2^q``."""
+    return v.clamp_(-(1 << (bits - 1)), (1 << (bits - 1)) - 1).bitwise_left_shift_(q)
 
 
 def sum_pool(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
@@ -103,13 +116,36 @@ def adaptive_max(x: Tensor, size: list[int]) -> Tensor:
 
 
 def layer(x: Tensor, weight: Tensor, op: dict[str, Any]) -> Tensor:
-    """Accumulators of a convolution or linear layer."""
+    """Accumulators of a convolution or linear layer, (n, C, ...)."""
     dtype = INT[op["wide"]]
-    x, w = x.to(dtype), weight.to(dtype)
+    floats = exact_in_float32(x, weight) and op.get("groups", 1) == 1
+    x, w = (v.to(torch.float32 if floats else dtype) for v in (x, weight))
     if w.dim() == 2:
-        return F.linear(x, w)
+        return F.linear(x, w).to(dtype)
+    if floats and w.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
     convolve = F.conv2d if w.dim() == 4 else F.conv1d
-    return convolve(x, spread(w, op["dilation"]), None, op["stride"], op["padding"], 1, op["groups"])
+    with torch.backends.nnpack.flags(enabled=False):  # it transforms maps, in fractions
+        out = convolve(x, spread(w, op["dilation"]), None, op["stride"], op["padding"], 1, op["groups"])
+    return out.to(dtype)
+
+
+def exact_in_float32(x: Tensor, weight: Tensor) -> bool:
+    """Whether float32 forms the layer's sums without rounding: no part of one reaches 2^24."""
+    if x.device.type != "cpu" or not x.numel() or not _whole_float32():
+        return False
+    low, high = (int(end) for end in x.aminmax())
+    return max(-low, high) * int(weight.to(torch.int64).abs().flatten(1).sum(1).max()) < EXACT
+
+
+def _whole_float32() -> bool:
+    """Whether torch multiplies float32 as such here; a user may let it take fewer bits for speed."""
+    if torch.is_autocast_enabled("cpu") or os.environ.keys() & FEWER_BITS:
+        return False
+    if hasattr(torch.backends.mkldnn, "conv"):
+        kinds = torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul
+        return all(kind.fp32_precision in ("none", "ieee") for kind in kinds)
+    return torch.get_float32_matmul_precision() == "highest"
 
 
 def spread(weight: Tensor, dilation: list[int]) -> Tensor:

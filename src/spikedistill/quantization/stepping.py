@@ -146,4 +146,4 @@ def scan(op: dict[str, Any], current: Tensor, state: State, after: State) -> Ten
     """Spikes of a neuron with a membrane."""
     v = state.membranes.get(op["path"], torch.full_like(current, op["initial"]))
     s, after.membranes[op["path"]] = executor.tick(current, v, op)
-    return s
+    return s.to(current.dtype)
