@@ -23,6 +23,7 @@ import numpy as np
 import onnxruntime
 import timing
 import torch
+from peers import fired
 
 import spikedistill as sd
 from spikedistill.neurons.compilation import eager
@@ -49,14 +50,7 @@ def quantized(name: str, n: int) -> tuple[Any, torch.Tensor]:
         sd.balance(network, x[:16])  # it has no norms
     else:
         x = (torch.rand(n, *size) * 255).round() / 255
-    for norm in network.modules():
-        if getattr(norm, "running_mean", None) is not None:
-            norm.momentum = 0.5
-    network.train()
-    with torch.no_grad():
-        for _ in range(4):
-            network(x[:16])
-    return sd.quantize(network.eval(), calibration=x[:16]), x
+    return sd.quantize(fired(network, x), calibration=x[:16]), x
 
 
 def sections(file: Path) -> dict[str, int]:

@@ -28,6 +28,18 @@ def create(name: str, T: int | None, frames: bool = False, **options: Any) -> nn
     return network
 
 
+def fired(network: nn.Module, x: Tensor) -> nn.Module:
+    """The network in eval mode with norms of these images, so that neurons fire as after training."""
+    for norm in network.modules():
+        if getattr(norm, "running_mean", None) is not None:
+            norm.momentum = 0.5
+    network.train()
+    with torch.no_grad():
+        for _ in range(4):
+            network(x[:16])
+    return network.eval()
+
+
 class _Atan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u):

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spikedistill as sd
-from spikedistill.neurons import compilation, event_driven
+from spikedistill.neurons import compilation, native
 from spikedistill.neurons.event_driven import Conv2d, bits_of, equip
 
-pytestmark = pytest.mark.skipif(event_driven.library() is None, reason="there is no C++ compiler")
+pytestmark = pytest.mark.skipif(native.library() is None, reason="there is no C++ compiler")
 EVENT = "_EventConvolutionBackward"
 
 
@@ -168,10 +168,10 @@ def test_anns_stay_torchs() -> None:
 
 def test_it_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SPIKEDISTILL_CACHE", str(tmp_path))
-    made = event_driven._built(event_driven.COMPILERS[0])
+    made = native._built(native.COMPILERS[0])
     assert [made] == list((tmp_path / "compiled").iterdir())
     monkeypatch.setattr(subprocess, "run", None)
-    assert event_driven._built(event_driven.COMPILERS[0]) == made
+    assert native._built(native.COMPILERS[0]) == made
 
 
 def test_what_does_not_compile_is_dense(
@@ -182,7 +182,7 @@ def test_what_does_not_compile_is_dense(
     def fail(command: list[str], **given: object) -> None:
         raise subprocess.CalledProcessError(1, command, stderr=b"no such option\nmore")
 
-    event_driven.library.cache_clear()
+    native.library.cache_clear()
     monkeypatch.setenv("SPIKEDISTILL_CACHE", str(tmp_path))
     monkeypatch.setattr(subprocess, "run", fail)
     try:
@@ -190,6 +190,8 @@ def test_what_does_not_compile_is_dense(
             assert conv(x).grad_fn.name() != EVENT
             assert conv(x).grad_fn.name() != EVENT
     finally:
-        event_driven.library.cache_clear()
+        native.library.cache_clear()
     assert len(caplog.records) == 1
-    assert caplog.messages == ["convolutions stay dense, their code was not compiled: no such option"]
+    assert caplog.messages == [
+        "convolutions stay dense and inference slower, native code was not compiled: no such option"
+    ]

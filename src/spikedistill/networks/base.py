@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import simulation
 from ..drawn import drawn
 from ..errors import SpikedistillError, nearest
+from ..neurons import compilation
 from ..signatures import tell_whole
 from ..simulation import Simulation
 from .balanced import check_options
@@ -186,6 +187,8 @@ class Network(nn.Module):
         if self.input == "image" and self.spiking and self.encoding != "direct":
             assert T is not None
             x = encode(x, T, self.encoding, sim.step, self.time_steps).flatten(0, 1)
+        if self.spiking and self.dims == 2 and x.device.type == "cpu" and compilation.mode() == "compiled":
+            return x.contiguous(memory_format=torch.channels_last)  # event-driven convolutions ask for it
         return x
 
     def normalise(self, x: Tensor) -> Tensor:

@@ -5,35 +5,24 @@ that they pick, the weights' gradient adds the output gradient's rows to those; 
 is dense. Work is in proportion to the firing rate. Backward keeps the bits (1/16 or 1/32 of the spikes'
 memory).
 
-The arithmetic (``event_driven.cpp``; sums in float32, as in a dense convolution) is compiled once for a
-machine with its C++ compiler and loaded through ctypes; without one, and wherever it does not apply, the
-convolution is torch's.
+The arithmetic (``event_driven.cpp``; sums in float32, as in a dense convolution) is native code
+(:mod:`.native`); without it, and wherever it does not apply, the convolution is torch's.
 """
 
 import ctypes
-import hashlib
-import logging
-import os
-import shutil
-import subprocess
-from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..files import cache_folder, written_whole
-from ..precision import flags
 from . import compilation, strided
+from .native import library
 
-SOURCE = Path(__file__).with_name("event_driven.cpp")
 # Spikes per neuron and step above which a dense convolution is faster (benchmarks/event_driven.py).
 LIMITS = {torch.float32: 0.25, torch.bfloat16: 0.15}
 SMALLEST = 1 << 14  # input values; below this the bookkeeping costs more
 LANES = 16  # output channels come in vectors of so many
-COMPILERS = (os.environ.get("CXX") or "g++", "g++", "c++", "clang++")
 Some = TypeVar("Some", bound=nn.Module)
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -44,57 +33,6 @@ class Shape(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_int32) for name in ("H", "W", "C", "Ho", "Wo", "K", "kh", "kw", "stride", "pad")
     ]
-
-
-@cache
-def library() -> Any:
-    """The compiled arithmetic, or None where it cannot be had."""
-    compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
-    if compiler is None or os.name != "posix":
-        return None
-    try:
-        return _load(_built(compiler))
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error).encode()
-        words = said.decode(errors="replace").strip().splitlines()[:1]
-        logging.getLogger("spikedistill").warning(
-            "convolutions stay dense, their code was not compiled: %s", *words
-        )
-        return None
-
-
-def _built(compiler: str) -> Path:
-    """The shared library's file; built if this machine has none of this source, compiler and processor."""
-    march = os.environ.get("TORCHINDUCTOR_CPP_MARCH", "native")
-    command = [
-        compiler,
-        "-O3",
-        f"-march={march}",
-        "-std=c++17",
-        "-fopenmp",
-        "-shared",
-        "-fPIC",
-        str(SOURCE),
-        "-o",
-    ]
-    about = "\n".join([SOURCE.read_text(), *command[:-2], *sorted(flags() or ())])
-    path = cache_folder() / "compiled" / f"event_driven_{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as made:
-            subprocess.run([*command, str(made)], check=True, capture_output=True, timeout=120)
-    return path
-
-
-def _load(path: Path) -> Any:
-    found = ctypes.CDLL(str(path))
-    pointer, number, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    found.spikes_to_bits.argtypes = [pointer, small, number, small, pointer, small]
-    found.spikes_to_bits.restype = number
-    found.convolve.argtypes = [pointer, pointer, pointer, pointer, small, number, pointer, small]
-    found.weight_gradient.argtypes = [pointer, pointer, small, pointer, pointer, number, pointer, small]
-    found.transpose.argtypes = [pointer, pointer, number, number, small, small]
-    return found
 
 
 def bits_of(x: Tensor) -> Tensor | None:

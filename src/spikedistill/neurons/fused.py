@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..numerics import at_least_float32
+from . import inference
 from .compilation import Mode, mode, use
 from .dynamics import Constants, Number
 from .kernels import DECAY, GAIN, Plan, into, kernels, statistics, through, totals
@@ -233,10 +234,13 @@ def run(
     current (N, C, ...).
     """
     x, last = dense(x)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    k = numbers(decay, gain, initial, constants, dtype, x.device)
     if residual is not None:
         residual = _like(residual, last)
+    if batch is None and not membrane and inference.applies(x, constants):
+        spikes = inference.run(x, T, encode, decay, gain, initial, constants, affine, residual, last)
+        return spikes, None
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    k = numbers(decay, gain, initial, constants, dtype, x.device)
     plan = Plan.of(
         constants, T, encode, norm=affine is not None, channels_last=last or affine is None,
         residual=residual is not None, membrane=membrane, learned=k.requires_grad,

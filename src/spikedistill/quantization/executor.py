@@ -143,7 +143,8 @@ def _whole_float32() -> bool:
     if torch.is_autocast_enabled("cpu") or os.environ.keys() & FEWER_BITS:
         return False
     if hasattr(torch.backends.mkldnn, "conv"):
-        kinds = torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul
+        backend: Any = torch.backends.mkldnn
+        kinds = backend.conv, backend.matmul
         return all(kind.fp32_precision in ("none", "ieee") for kind in kinds)
     return torch.get_float32_matmul_precision() == "highest"
 
