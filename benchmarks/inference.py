@@ -43,6 +43,7 @@ def session(file: Path) -> Call:
     """An ONNX file in onnxruntime, on as many threads as torch."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would slow who comes next
     run = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"]).run
     return lambda x: run(None, {"input": x.numpy()})[0]
 

@@ -32,7 +32,7 @@ def fired(network: nn.Module, x: Tensor) -> nn.Module:
     """The network in eval mode with norms of these images, so that neurons fire as after training."""
     for norm in network.modules():
         if getattr(norm, "running_mean", None) is not None:
-            norm.momentum = 0.5
+            norm.momentum = 1.0
     network.train()
     with torch.no_grad():
         for _ in range(4):
