@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .networks.outside.spiking import spiking
     from .neurons import IF, LIF, PLIF, NormNeuron, Repeat
     from .neurons.compilation import eager
+    from .neurons.event_driven import equip
     from .optimizer_groups import clip_gradients, parameter_groups
     from .quantization import IntegerNetwork, quantize, to_integer
     from .simulation import time_steps
@@ -46,6 +47,7 @@ _LATER = {
     "convert": "conversion",
     "adopt": "networks.outside.adopt",
     "balance": "networks.balancing",
+    "equip": "neurons.event_driven",
     "foreign": "networks.outside.foreign",
     "spiking": "networks.outside.spiking",
     "clip_gradients": "optimizer_groups",
@@ -107,6 +109,7 @@ __all__ = [
     "convert",
     "data",
     "eager",
+    "equip",
     "export",
     "foreign",
     "hardware",

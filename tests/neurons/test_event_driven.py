@@ -195,3 +195,17 @@ def test_what_does_not_compile_is_dense(
     assert caplog.messages == [
         "convolutions stay dense and inference slower, native code was not compiled: no such option"
     ]
+
+
+def test_a_module_of_ones_own_is_equipped() -> None:
+    own = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), sd.NormNeuron(32, sd.LIF()), nn.Conv2d(32, 32, 3))
+    x = torch.rand(32, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    with compilation.uncompiled():
+        expected = own(x)
+    names = list(own.state_dict())
+    equipped = sd.equip(own)
+    assert equipped is own and list(own.state_dict()) == names
+    with compilation.compiled():
+        found = own(x)
+    assert found.grad_fn.name() == EVENT
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -135,7 +135,11 @@ class Conv2d(strided.Conv2d):
 
 
 def equip(network: Some) -> Some:
-    """Let convolutions of a network be computed event by event, and safely (:mod:`.strided`); returns it."""
+    """Let convolutions of a network be computed event by event, and safely (:mod:`.strided`); returns it.
+
+    For a module of one's own with ``nn.Conv2d`` between neurons; networks of ``create``, ``spiking`` and
+    ``adopt`` have it. Names, weights and results stay. What enters has to be channels last.
+    """
     for module in network.modules():
         if type(module) in (nn.Conv2d, strided.Conv2d):
             module.__class__ = Conv2d
