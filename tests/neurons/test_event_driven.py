@@ -204,7 +204,8 @@ def test_a_module_of_ones_own_is_equipped() -> None:
         expected = own(x)
     names = list(own.state_dict())
     equipped = sd.equip(own)
-    assert equipped is own and list(own.state_dict()) == names
+    assert equipped is own
+    assert list(own.state_dict()) == names
     with compilation.compiled():
         found = own(x)
     assert found.grad_fn.name() == EVENT
