@@ -66,8 +66,8 @@ NOTES = {  # what the numbers do not say
         "seeds), three a side, before the test sessions were read: `alone` with cross-entropy (46.5 there), "
         "smoothed labels (0.1; 38.0) and TET (47.0, taken); `student` of three teachers with logits at "
         "temperature 2 and weight 1 (58.8) or 0.25 (48.4), and weighted soft labels (59.2, taken). What was "
-        "12 points there, where a third fewer sessions train and whole objects' sessions are missing, is "
-        "nothing on the test sessions: teachers differ by 22 points between seeds, and students by 22. An "
+        "12 points there, with a quarter to a third of the windows held out, is nothing on the test "
+        "sessions, where narrow teachers differ by 22 points between seeds and students by as much. An "
         "earlier recipe, one teacher and logits, tuned on held-out windows of the training sessions, lost "
         "4.4 points [-7.4, -1.3] here."
     ),
