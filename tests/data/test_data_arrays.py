@@ -60,6 +60,35 @@ def test_what_is_wrong_is_said(over: dict[str, Any], words: str) -> None:
         data.from_arrays(given(**over))
 
 
+@pytest.mark.parametrize("bytes_in", ["x_train", "x_test"])
+def test_bytes_and_floats_are_one_scale_in_a_split_of_both(bytes_in: str) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (40, 4, 4)).astype(np.uint8)
+    x = {key: levels if key == bytes_in else np.float32(levels / 255) for key in ("x_train", "x_test")}
+    y = np.arange(40) % 4
+    config = DataConfig(test_from_train=12, validation=0.0)
+    both = data.from_arrays({**x, "y_train": y, "y_test": y}, config)
+    plain = data.from_arrays({"x_train": levels, "x_test": levels, "y_train": y, "y_test": y}, config)
+    assert both.info.sizes == {"train": 28, "validation": 0, "test": 52}
+    for split, train in (("train", False), ("train", True), ("test", False)):
+        # 16: the third batch of the test split has rows of both parts.
+        for (a, _), (b, _) in zip(
+            both.batches(split, 16, train=train), plain.batches(split, 16, train=train), strict=True
+        ):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_bytes_and_floats_of_frames_are_counts_both() -> None:
+    counts = np.random.default_rng(0).integers(0, 9, (20, 2, 1, 4, 4))
+    y = np.arange(20) % 4
+    given = {"x_train": counts.astype(np.uint8), "x_test": counts.astype(np.float32)}
+    d = data.from_arrays(
+        {**given, "y_train": y, "y_test": y}, DataConfig(test_from_train=8, validation=0.0), (2,)
+    )
+    whole = torch.cat([x for x, _ in d.batches("test", 16)])
+    assert torch.equal(whole[:20], torch.from_numpy(counts).float())
+    assert all(any(torch.equal(x, c) for c in whole[:20]) for x in whole[20:])
+
+
 def test_missing_arrays_are_named() -> None:
     with pytest.raises(SpikedistillError, match="no y_train, x_test"):
         data.from_arrays({"x_train": X, "y_test": Y})

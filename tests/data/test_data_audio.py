@@ -213,6 +213,42 @@ def test_folders_of_wav_files(tmp_path: Path) -> None:
         data.open(DataConfig(name="wavfolder", root=tmp_path / "w", validation=0.0))
 
 
+def test_a_part_without_recordings_is_refused(tmp_path: Path) -> None:
+    for word in ("go", "stop"):
+        for i in range(4):
+            write_wav(tmp_path / "split" / "train" / word / f"{i}.wav", np.full(4000, 1, "<i2"))
+        for i in range(2):
+            write_wav(tmp_path / "few" / word / f"{i}.wav", np.full(4000, 1, "<i2"))
+    write_wav(tmp_path / "split" / "test" / "left" / "0.wav", np.full(4000, 1, "<i2"))
+    for k in range(10):
+        write_wav(tmp_path / "lone" / str(k) / "0.wav", np.full(4000, 1, "<i2"))
+    for name, words in (
+        ("split", "split: no recordings in the test part of 'wavfolder'; give .wav files of the training"),
+        ("few", "few: no recordings in the test part of 'wavfolder'; .* 6 files or more"),
+        ("lone", "lone: no training recordings of class '0' .* give more"),
+    ):
+        with pytest.raises(SpikedistillError, match=words):
+            data.open(DataConfig(name="wavfolder", root=tmp_path / name, validation=0.0))
+
+
+@pytest.mark.parametrize("classes", [12, 35])
+def test_a_list_of_speech_commands_that_names_none_is_refused(tmp_path: Path, classes: int) -> None:
+    for word in ("go", "stop"):
+        for i in range(3):
+            write_wav(tmp_path / word / f"{i}.wav", np.full(8000, 1, "<i2"))
+    config = DataConfig(name="speechcommands", root=tmp_path, classes=classes)
+    every = [f"{word}/{i}.wav" for word in ("go", "stop") for i in range(3)]
+    for validation, testing, role in (
+        ([], every[:1], "validation"),
+        (every[:1], [], "test"),
+        (every[:3], every[3:], "train"),
+    ):
+        (tmp_path / "validation_list.txt").write_text("\n".join(validation))
+        (tmp_path / "testing_list.txt").write_text("\n".join(testing))
+        with pytest.raises(SpikedistillError, match=f"no recordings in the {role} part of 'speechcommands'"):
+            data.open(config)
+
+
 def test_speech_commands_follow_the_official_lists(tmp_path: Path) -> None:
     words = ["bed", "cat", "down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes"]
     lists: dict[str, list[str]] = {"validation": [], "testing": []}

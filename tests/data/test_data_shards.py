@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from spikedistill.data import AugmentConfig, DataConfig, from_arrays
+from spikedistill import data as sets
+from spikedistill.data import AudioConfig, AugmentConfig, DataConfig, from_arrays
 from spikedistill.data import base as module
 
 IMAGES = {
@@ -53,6 +54,82 @@ def test_frames_too(pick):
     arrays = {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
     events = {"roll": 2, "rotate": 20.0, "shear": 10.0, "cutout": 3, "flip": True, "pick": pick}
     check(from_arrays(arrays, DataConfig(augment=AugmentConfig(events=events, mixup=0.5))), 2)
+
+
+SOUND = {
+    "plain": ({}, {}),
+    "shifted": ({"shift_ms": 40.0}, {}),
+    "noisy": ({"noise": 0.5}, {}),
+    "mixup": ({"shift_ms": 40.0, "noise": 0.5}, {"mixup": 0.4}),
+    "cutmix": ({"shift_ms": 40.0, "noise": 0.5}, {"cutmix": 1.0, "crop": 1, "flip": True}),
+    "policy": ({"shift_ms": 40.0, "noise": 0.5}, {"mixup": 0.4, "randaugment": {"n": 1, "m": 5}}),
+}
+
+
+def recordings(folder, name, **more):
+    """30 recordings of a quarter of a second of noise, each louder than the one before."""
+    rng = np.random.default_rng(0)
+    waves = (rng.normal(size=(30, 2000)) * np.linspace(300, 3000, 30)[:, None]).astype(np.int16)
+    off, label = np.arange(31) * 2000, np.arange(30) % 3
+    np.savez(folder / "a.npz", audio=waves.reshape(-1), off=off, label=label, rate=8000)
+    sound, others = SOUND[name]
+    return DataConfig(
+        name="audio", train=folder / "a.npz", test=folder / "a.npz", validation=0.0,
+        augment=AugmentConfig(audio=sound, **others), **more,
+    )  # fmt: skip
+
+
+def whole_and_parts(data, split, size, world):
+    """Per batch of one process: x, y, the generator's end; and the same of each of ``world``."""
+
+    def read(shard):
+        torch.manual_seed(3)
+        found = []
+        for x, y in data.batches(split, size, train=True, epoch=1, seed=2, shard=shard):
+            found.append((x, y, torch.get_rng_state()))
+            torch.manual_seed(4 + len(found))
+        return found
+
+    return read((0, 1)), [read((rank, world)) for rank in range(world)]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize(
+    ("name", "output"), [*((name, "image") for name in SOUND), ("shifted", "frames"), ("mixup", "frames")]
+)
+def test_sound_too(name, output, world, tmp_path):
+    audio = AudioConfig(seconds=0.25, mels=16, output=output)
+    data = sets.open(recordings(tmp_path, name, audio=audio), (2,))
+    whole, parts = whole_and_parts(data, "train", 12, world)
+    assert len(whole) == 2
+    # A transform of fewer rows may round otherwise: a feature then lies one level higher or lower.
+    level = 1 / 255 if output == "image" else 1.0
+    for rank, part in enumerate(parts):
+        for (x, y, end), (mine, labels, own) in zip(whole, part, strict=True):
+            assert (mine - x[rank::world]).abs().max() <= 1.01 * level
+            assert (mine != x[rank::world]).float().mean() < 0.01
+            assert torch.equal(labels, y[rank::world])
+            assert torch.equal(own, end)
+
+
+def test_sound_of_two_stores_is_drawn_as_one_batch(tmp_path):
+    config = recordings(tmp_path, "mixup", audio=AudioConfig(seconds=0.25, mels=16), test_from_train=6)
+    whole, parts = whole_and_parts(sets.open(config), "test", 9, 3)
+    assert len(whole) == 4
+    for rank, part in enumerate(parts):
+        for (x, y, end), (mine, labels, own) in zip(whole, part, strict=True):
+            assert (mine - x[rank::3]).abs().max() <= 1.01 / 255
+            assert torch.equal(labels, y[rank::3])
+            assert torch.equal(own, end)
+
+
+def test_a_process_without_a_row_of_a_small_batch_of_sound_gets_none(tmp_path):
+    for output, shape in (("image", (0, 1, 16, 14)), ("frames", (0, 2, 1, 16, 7))):
+        audio = AudioConfig(seconds=0.25, mels=16, output=output)
+        data = sets.open(recordings(tmp_path, "noisy", audio=audio), (2,))
+        *_, (x, y) = data.batches("test", 29, shard=(1, 2))
+        assert tuple(x.shape) == shape
+        assert len(y) == 0
 
 
 def test_only_the_own_samples_are_read(monkeypatch):

@@ -374,3 +374,26 @@ def test_times_near_the_end_of_64_bits(tmp_path: Path) -> None:
     far = Events(np.asarray([0, 2**61]), *[np.zeros(2, np.int64)] * 3)
     with pytest.raises(SpikedistillError, match="days"):
         bin_events(far, 7, (9, 9), FramesConfig())
+
+
+@pytest.mark.parametrize("far", [1 << 62, (1 << 63) - 1])
+def test_times_whose_difference_needs_more_than_64_bits(far: int, tmp_path: Path) -> None:
+    item = {"t": [-far, far], "x": [0, 1], "y": [0, 1], "p": [0, 1]}
+    config = FramesConfig(duration=1000)
+    for frames in (FramesConfig(), config):
+        with pytest.raises(SpikedistillError, match="days"):
+            bin_events(Events(*(np.asarray(item[key], np.int64) for key in "txyp")), 2, (4, 4), frames)
+    with pytest.raises(SpikedistillError, match=r"days|allowed are"):
+        data.from_events([(item, 0)] * 4, [(item, 0)] * 4, (4, 4))
+    columns = {key: np.asarray(item[key] * 4, np.int64) for key in "txyp"}
+    off, label = np.arange(5) * 2, np.asarray([0, 1, 0, 1])
+    np.savez(tmp_path / "a.npz", **columns, off=off, label=label, sensor_size=np.asarray([4, 4]))
+    with pytest.raises(SpikedistillError, match=r"a\.npz, sample 0: .* days"):
+        data.open(DataConfig(name="events", train=tmp_path / "a.npz", test=tmp_path / "a.npz"))
+
+
+def test_a_list_of_trials_without_a_trial_is_refused(tmp_path: Path) -> None:
+    for role in ("train", "test"):
+        (tmp_path / f"trials_to_{role}.txt").write_text("")
+    with pytest.raises(SpikedistillError, match="'dvsgesture' has no samples in its train part"):
+        data.open(DataConfig(name="dvsgesture", root=tmp_path, validation=0.0))

@@ -130,7 +130,8 @@ def test_stable_spike_uses_the_students_own_classifier():
 def activation_maps(scaling, teacher_size=(2, 3)):
     network = Classified(C, 7)
     s, f = spikes(T, N, 4, 2, 3), random(2, N, C, *teacher_size, seed=9)
-    view = view_of(logits(), Y, TEACHER, captures({"before_head": s}), captures({"before_head": f}))
+    theirs = captures({"before_head": f, "logits": TEACHER})
+    view = view_of(logits(), Y, TEACHER, captures({"before_head": s}), theirs)
     objective = ActivationMapDistillation(scaling=scaling)
     given = setup_of(view.logits, TEACHER, view.student, view.teacher)
     given.teacher_network = network
@@ -164,6 +165,27 @@ def test_activation_maps_against_loops(scaling):
 def test_activation_maps_pool_the_larger():
     found, s, *_ = activation_maps("batch", teacher_size=(4, 6))
     assert torch.isfinite(torch.autograd.grad(found, s)[0]).all()
+
+
+@pytest.mark.parametrize("classes", [10, 7])
+def test_activation_maps_are_of_the_classifiers_own_class_where_another_learns(classes):
+    torch.manual_seed(0)
+    student = sd.networks.create("vgg5", in_channels=1, width=0.125, pools=1, time_steps=2)
+    size = {"in_channels": 1, "width": 0.125, "pools": 1, "num_classes": classes}
+    teacher = sd.networks.create("vgg5", time_steps=None, **size)
+    x, y = torch.rand(6, 1, 8, 8), torch.arange(6)
+
+    def loss(heads):
+        d = sd.Distiller(
+            student.eval(), teacher, [{"type": "activation_map_distillation"}], teacher_heads=heads
+        ).setup(x)
+        if heads:
+            # A head that has learned to tell the last class, which a teacher of 7 classes does not know.
+            with torch.no_grad():
+                d.teacher_heads["teacher"].bias[9] = 1e4
+        return d(x, y).parts["activation_map_distillation"]
+
+    assert torch.equal(loss(True), loss(False))
 
 
 def test_activation_maps_need_the_classifiers_features():

@@ -66,9 +66,11 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
             raise ValueError(f"{member.filename}: format {version} of structured arrays")
         shape, _, dtype = readers[version](file)
         size = math.prod(shape) * dtype.itemsize
+        # numpy makes room for whatever shape the header promises before it reads a value.
         if min(shape, default=0) < 0 or size != member.file_size - file.tell():
             raise ValueError(f"{member.filename}: {member.file_size} bytes for the shape {shape} of {dtype}")
     with archive.open(member) as file:
+        # From the start again: read_array wants the header too.
         return np.asarray(np.lib.format.read_array(_Sips(file), allow_pickle=False))
 
 
@@ -108,10 +110,12 @@ def whole(values: Any, where: str, low: int = 0, high: int = 1 << 62, dims: int 
         )
     if array.size == 0:
         return array.astype(np.int64)
+    # Before the cast: to int64 a fraction would be cut, NaN and infinity become some number.
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.floor(array)).all()):
         raise SpikedistillError(
             f"{where}: found numbers that are not whole, such as {_odd(array)}; give integers"
         )
+    # Compared in the type that was given: uint64 beyond int64 would be negative after the cast.
     if array.min() < low or array.max() > high:
         raise SpikedistillError(f"{where}: found {array.min()} to {array.max()}; allowed are {low} to {high}")
     return array.astype(np.int64)
@@ -151,10 +155,12 @@ def images(x: Any, where: str) -> Tensor:
     if not (np.isfinite(low) and np.isfinite(high)):
         raise SpikedistillError(f"{where}: found NaN or infinity; give finite numbers")
     frames = array.ndim == 5
+    # Frames are counts, also as floats, and never divided by 255: no upper end but that of float32.
     limit = float(np.finfo(np.float32).max) if frames else 255 if array.dtype.kind in "ui" else 1
     if low < 0 or high > limit:
         allowed = "counts, 0 and more" if frames else "0..255 as integers or 0..1 as floats (divide by 255)"
         raise SpikedistillError(f"{where}: found values from {low} to {high}; allowed are {allowed}")
+    # uint8 where it holds all: a quarter of the memory, and batches are widened on the device.
     kind = np.uint8 if array.dtype.kind in "uib" and high <= 255 else np.float32
     return torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
 
@@ -184,12 +190,14 @@ def labels(y: Any, count: int, where: str) -> Labels:
 def names(given: Any, parts: Iterable[Labels], where: str) -> tuple[str, ...]:
     """Class names; without names the numbers, of which none may be missing from the training labels."""
     train, *others = list(parts)
+    # Of all parts: a label that only the test part has must not lie beyond the outputs.
     highest = max(int(part.max()) for part in (train, *others) if len(part))
     if given is not None and len(np.atleast_1d(given)):
         words = tuple(str(word) for word in np.atleast_1d(given))
         if highest >= len(words):
             raise SpikedistillError(f"{where}: found label {highest} but only {len(words)} class names")
         return words
+    # Labels that count from 1 leave a gap too: an output that no sample would ever train.
     missing = np.setdiff1d(np.arange(highest + 1), train)
     if len(missing):
         raise SpikedistillError(
@@ -251,7 +259,20 @@ def source(arrays: Mapping[str, Any], where: str, name: str = "arrays") -> Sourc
         raise SpikedistillError(f"{where}: training and test samples differ in shape: {sorted(set(shapes))}")
     kind = "frames" if len(shapes[0]) == 4 else "image"
     class_names = names(found.get("class_names"), [p.labels for p in parts], where)
+    if kind == "image":
+        _of_one_type(parts)
     return Source(str(found.get("name", name)), train, test, class_names, kind, validation)
+
+
+def _of_one_type(parts: Iterable[Part]) -> None:
+    """Images given as bytes become floats in [0, 1] where other parts are floats; their digests stay."""
+    # A split may take rows of two parts, and a batch has one type: bytes among floats would stay 0..255.
+    held = [(p, p.store) for p in parts if isinstance(p.store, Memory)]
+    if len({store.data.dtype for _, store in held}) < 2:
+        return
+    for p, store in held:
+        if store.data.dtype == torch.uint8:
+            p.store = Memory(store.data.float().div_(255), store.digest())
 
 
 def from_files(train: Path, test: Path | None, name: str) -> Source:
@@ -263,6 +284,7 @@ def from_files(train: Path, test: Path | None, name: str) -> Source:
         found = {("class_names" if k == "names" else k): v for k, v in read_npz(path).items()}
         for letter, plain in (("x", "images"), ("y", "labels")):
             options = (f"{letter}_{role}", f"{role}_{plain}", letter, plain)
+            # A file may hold a whole set: its array of this role goes before a bare x or y.
             here = next((option for option in options if option in found), None)
             if here is None:
                 raise SpikedistillError(f"{path}: none of {', '.join(options)} in it; found {sorted(found)}")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..errors import SpikedistillError
 from .config import AudioAugmentConfig, AudioConfig
+from .draws import drawn
 
 FLOOR = 1e-6  # power below which the logarithm is cut: silence stays finite
 LEVELS = 127  # frames carry integers, as event counts do; a quantized network's input codes end here
@@ -59,6 +60,7 @@ class Features:
         self.samples = round(config.seconds * rate)
         self.window, self.hop = round(config.window_ms * rate / 1000), round(config.hop_ms * rate / 1000)
         self.columns = 1 + (self.samples - self.window) // self.hop if self.samples >= self.window else 0
+        # Frames are equal pieces: columns that do not fill one more step are left out.
         self.columns -= self.columns % multiple
         high = config.high_hz or rate / 2
         if self.columns < 1 or self.hop < 1:
@@ -75,6 +77,7 @@ class Features:
             raise SpikedistillError(
                 f"data.audio: {config.coefficients} coefficients of {config.mels} mels; at most as many"
             )
+        # The next power of two, for a fast transform.
         self.fft = 1 << (self.window - 1).bit_length()
         self.filters = mel_filters(config.mels, self.fft // 2 + 1, rate, config.low_hz, high)
         self.transform = (
@@ -93,6 +96,10 @@ class Features:
         Shape: (N, samples) in -1..1 -> (N, rows, columns).
         """
         device = wave.device
+        # A process may have no row of a small batch, and torch transforms no empty one.
+        if not len(wave):
+            return wave.new_zeros(0, self.rows, self.columns)
+        # Moved once: `ranges` ran on the CPU, batches come on one device from then on.
         if self.filters.device != device:
             self.filters, self.hann = self.filters.to(device), self.hann.to(device)
             self.transform = None if self.transform is None else self.transform.to(device)
@@ -120,6 +127,7 @@ def ranges(features: Features, waves: Tensor, chunk: int = 256) -> tuple[Tensor,
     ordered = rows.sort(1).values
     last = ordered.shape[1] - 1
     low, high = ordered[:, round(0.01 * last), None], ordered[:, round(0.99 * last), None]
+    # A row that never changes, such as silence, must not divide by 0.
     high = torch.maximum(high, low + 1e-3)
     return low.expand(features.rows, 1).clone(), high.expand(features.rows, 1).clone()
 
@@ -134,11 +142,13 @@ def disturb(wave: Tensor, rate: int, config: AudioAugmentConfig) -> Tensor:
     n, samples = wave.shape
     limit = round(config.shift_ms * rate / 1000)
     if limit:
-        late = torch.randint(-limit, limit + 1, (n, 1)).to(wave.device)
+        # Drawn on the CPU, as all augmentation: the same sounds on every device.
+        late = drawn(lambda n: torch.randint(-limit, limit + 1, (n, 1)), n).to(wave.device)
         source = torch.arange(samples, device=wave.device) - late
         inside = (source >= 0) & (source < samples)
         wave = wave.gather(1, source.clamp(0, samples - 1)) * inside
     if config.noise:
-        amplitude = (torch.rand(n, 1) * config.noise).to(wave.device) * wave.abs().amax(1, keepdim=True)
-        wave = wave + amplitude * torch.randn(n, samples).to(wave.device)
+        part = (drawn(lambda n: torch.rand(n, 1), n) * config.noise).to(wave.device)
+        white = drawn(lambda n: torch.randn(n, samples), n).to(wave.device)
+        wave = wave + part * wave.abs().amax(1, keepdim=True) * white
     return wave

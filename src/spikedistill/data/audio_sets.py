@@ -52,8 +52,10 @@ class Waves:
         if train:
             sound = disturb(sound, self.features.rate, self.disturbance)
         low, high = self.low.to(device), self.high.to(device)
+        # Clamped: the range leaves the outer 1 % out, and new recordings may be louder.
         part = ((self.features(sound) - low) / (high - low)).clamp_(0, 1)
         if self.frames is None:
+            # The 256 levels in which a quantized network reads images: a float one is to see the same.
             return (part * 255).round().div(255)[:, None]
         n, rows, columns = part.shape
         steps = (part * LEVELS).round().view(n, rows, self.frames, columns // self.frames)
@@ -84,11 +86,13 @@ def read_wav(path: Path) -> tuple[NDArray[np.int16], int]:
     if width > 4:
         raise SpikedistillError(f"{path}: samples of {8 * width} bits; 8, 16, 24 and 32 are read")
     _rate(rate, str(path))
+    # readframes gives what there is of a cut file, without a word.
     if promised == 0 or len(body) != promised * width * channels:
         raise SpikedistillError(
             f"{path}: {len(body)} of {promised * width * channels} bytes of sound: empty or cut short"
         )
     if width == 1:
+        # In WAV files 8 bits alone have no sign.
         samples = (np.frombuffer(body, np.uint8).astype(np.int32) - 128) << 8
     elif width == 3:  # the two upper bytes of three
         samples = np.frombuffer(np.frombuffer(body, np.uint8).reshape(-1, 3)[:, 1:].tobytes(), "<i2").astype(
@@ -96,6 +100,7 @@ def read_wav(path: Path) -> tuple[NDArray[np.int16], int]:
         )
     else:
         samples = np.frombuffer(body, f"<i{width}").astype(np.int64) >> (8 * (width - 2))
+    # Summed wider than 16 bits: two loud channels would wrap around.
     return (samples.reshape(-1, channels).sum(1) // channels).astype(np.int16), rate
 
 
@@ -137,6 +142,7 @@ def source(
         role: torch.from_numpy(np.stack([fit(samples, features.samples) for samples in recordings]))
         for role, (recordings, _, _) in parts.items()
     }
+    # Mixed: the first recordings of a sorted set would be those of few classes.
     some = torch.from_numpy(splits.order(len(packed["train"]), 3)[:RANGE_SAMPLES])
     low, high = ranges(features, packed["train"][some].float() / 32768)
     made = {
@@ -165,6 +171,7 @@ def npz_audio(config: DataConfig, steps: int) -> Source:
             raise SpikedistillError(f"{path}: no {', '.join(missing)} in it; found {sorted(z)}")
         sound = arrays.whole(z["audio"], f"{path}, audio", -(1 << 15), (1 << 15) - 1).astype(np.int16)
         off = arrays.whole(z["off"], f"{path}, off")
+        # Strictly: an empty recording would pass for silence.
         if len(off) < 2 or off[0] != 0 or off[-1] != len(sound) or (np.diff(off) <= 0).any():
             raise SpikedistillError(f"{path}: off must rise from 0 to the number of samples, {len(sound)}")
         recordings = [sound[a:b] for a, b in pairwise(off)]
@@ -187,7 +194,18 @@ def npz_audio(config: DataConfig, steps: int) -> Source:
     return source(config.name, parts, rates.pop(), class_names, config, steps)
 
 
-def _recordings(paths: Sequence[Path]) -> tuple[list[NDArray[np.int16]], int]:
+NEEDS = {
+    "wavfolder": "give .wav files of the training classes there; without folders train and test give 6 files "
+    "or more, of which a tenth is the test part",
+    "speechcommands": "testing_list.txt and validation_list.txt have to name some each, and leave some",
+}
+
+
+def _recordings(paths: Sequence[Path], role: str, config: DataConfig) -> tuple[list[NDArray[np.int16]], int]:
+    if not paths:
+        raise SpikedistillError(
+            f"{config.root}: no recordings in the {role} part of {config.name!r}; {NEEDS[config.name]}"
+        )
     found = [read_wav(path) for path in paths]
     rates = {rate for _, rate in found}
     if len(rates) > 1:
@@ -220,6 +238,7 @@ def wav_folder(config: DataConfig, steps: int) -> Source:
         other, other_labels = listed(root / "test")
         roles = {"train": (paths, labels), "test": (other, other_labels)}
     else:
+        # A salt of its own, as every choice has: validation is cut from the rest with salt 0.
         kept, out = splits.hold_out(labels, 0.1, salt=4)
         roles = {
             "train": ([paths[i] for i in kept], labels[kept]),
@@ -234,7 +253,13 @@ def _from_wavs(
     parts: dict[str, tuple[Sequence[NDArray[np.int16]], Labels, Any]] = {}
     rate = 0
     for role, (paths, labels) in roles.items():
-        recordings, found = _recordings(paths)
+        empty = np.setdiff1d(np.arange(len(words)), labels)
+        if role == "train" and len(paths) and len(empty):
+            raise SpikedistillError(
+                f"{config.root}: no training recordings of class {words[int(empty[0])]!r} ({len(empty)} such "
+                "classes); give more, or take their folders away"
+            )
+        recordings, found = _recordings(paths, role, config)
         if rate not in (0, found):
             raise SpikedistillError(f"{paths[0]}: {found} Hz, but the training recordings have {rate} Hz")
         rate, parts[role] = found, (recordings, labels, None)
@@ -298,11 +323,13 @@ def _twelve(
         known = [name for name in names if name.split("/")[0] in TWELVE]
         others = [name for name in names if name.split("/")[0] not in TWELVE]
         each = max(round(len(known) / len(TWELVE)), 1)
+        # As many as one command has on average: all the other words would outweigh the ten.
         others = [others[i] for i in sorted(splits.order(len(others), salt)[:each])]
-        recordings, rate = _recordings([found[name] for name in (*known, *others)])
+        recordings, rate = _recordings([found[name] for name in (*known, *others)], role, config)
         labels = [TWELVE.index(name.split("/")[0]) for name in known] + [len(TWELVE)] * len(others)
         for i in range(each if noises else 0):
             noise = noises[splits.key(salt, i, 0) % len(noises)]
+            # max: a noise of a second or less is taken from its start, and `fit` adds silence.
             start = splits.key(salt, i, 1) % max(len(noise) - rate, 1)
             recordings.append(noise[start : start + rate])
             labels.append(len(TWELVE) + 1)

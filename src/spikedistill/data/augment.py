@@ -30,10 +30,12 @@ def crop(x: Tensor, padding: int, fill: str = "zero") -> Tensor:
             f"less than {min(h, w)}"
         )
     if fill == "reflect":
+        # torch reflects no bytes; float32 holds them exactly on the way.
         padded = F.pad(x.float(), (padding,) * 4, mode="reflect").to(x.dtype)
     else:
         padded = F.pad(x, (padding,) * 4)
     down, right = drawn(lambda n: torch.randint(0, 2 * padding + 1, (2, n)), n, 1).to(x.device)
+    # A view of every window: only those that were drawn are copied.
     windows = padded.unfold(2, h, 1).unfold(3, w, 1)
     return windows[torch.arange(n, device=x.device), :, down, right]
 
@@ -50,11 +52,13 @@ def resized_crop(x: Tensor, area: tuple[float, float]) -> Tensor:
     matrix[:, 1, 2] = (drawn(torch.rand, n) * 2 - 1) * (1 - high)
     grid = F.affine_grid(matrix, [n, 1, h, w], align_corners=False).to(x.device)
     out = F.grid_sample(x.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    # Rounded: the cast alone would cut, and darken every image by half a level.
     return out.round().to(torch.uint8) if x.dtype == torch.uint8 else out
 
 
 def flip(x: Tensor) -> Tensor:
     """Each image (N, ..., W) mirrored left to right with probability 1/2."""
+    # nonzero on the CPU, where the draws are: on a GPU its size would have to be waited for.
     chosen = torch.nonzero(drawn(torch.rand, len(x)) < 0.5).flatten().to(x.device)
     return x.index_copy(0, chosen, x[chosen].flip(-1))
 
@@ -93,6 +97,7 @@ def erase(x: Tensor, probability: float, fill: Tensor | None = None) -> Tensor:
     widths = (area / aspect).sqrt().round().clamp(1, w).long()
     hit = (drawn(torch.rand, n) < probability).to(x.device)
     mask = boxes(x, heights, widths) & hit.view(-1, 1, 1, 1)
+    # Noise for all, hit or not: processes that share a batch have to draw alike.
     if fill is None:
         return torch.where(mask, drawn(lambda n: torch.rand(n, *x.shape[1:]), n).to(x.device), x)
     return torch.where(mask, fill.view(-1, 1, 1), x)
@@ -154,6 +159,7 @@ def mixing(n: int, size: tuple[int, int], mixup: float, cutmix: float, probabili
 def seeded(seed: int) -> Iterator[None]:
     """All three global generators (torch's, numpy's, Python's) start from ``seed`` and are put back."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm draws from the legacy generator
+    # No devices: a loader's worker must not touch the GPU, and nothing is drawn there.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         random.seed(seed)
@@ -198,12 +204,14 @@ class _timm:
                 f"data.augment.randaugment: cannot read {self.words!r}; write it as in 'rand-m9-mstd0.5-inc1'"
             )
         self.operations: dict[int, Any] = {}
+        # Made now, for some side: what timm refuses is said here, not by a worker at the first batch.
         self._of(32)
 
     def _of(self, side: int) -> Any:
         from timm.data.auto_augment import rand_augment_transform
 
         if side not in self.operations:
+            # img_mean fills what moves in: ImageNet's mean in 0..255, as timm's loader has it.
             settings = {"translate_const": int(side * 0.45), "img_mean": (124, 116, 104)}
             try:
                 made = rand_augment_transform(self.words, settings)

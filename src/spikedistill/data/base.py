@@ -96,15 +96,19 @@ class Data:
             sequence[i * batch_size : (i + 1) * batch_size]
             for i in range(start, self.num_batches(split, batch_size, train))
         ]
-        plan = [batch[rank::world] for batch in whole]
-        labels = source.labels
-        for batch, (positions, x) in zip(whole, self._read(source, plan, where, train, key(seed, epoch))):
-            y = labels[positions].to(where)
+        # Strided, not in blocks: `draws.share` is told the same rows.
+        plan = [(batch, torch.arange(len(batch))[rank::world]) for batch in whole]
+        labels, reads = source.labels, self._read(source, plan, where, train, key(seed, epoch))
+        for batch, rows in plan:
+            # Before the samples are read: sound draws there, and partners to mix with have to draw alike.
+            begin, x = torch.get_rng_state(), next(reads)
+            y = labels[batch[rows]].to(where)
             if train and world > 1:
-                x, y = self._share(source, batch, x, y, epoch, key(seed, epoch), shard)
+                x, y = self._share(source, batch, rows, x, y, epoch, key(seed, epoch), begin)
             elif train:
                 x, y = self._augment(x, y, epoch, source.streams)
             elif x.dtype == torch.uint8:
+                # Counts that fit bytes are bytes too: only images are scaled.
                 x = x.float() if self.info.input == "frames" else x.float().div_(255)
             yield x, y
 
@@ -118,61 +122,70 @@ class Data:
     def _read(
         self,
         source: Split,
-        plan: list[Tensor],
+        plan: list[tuple[Tensor, Tensor]],
         device: torch.device,
         train: bool,
         seed: int,
         workers: int | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[Tensor]:
+        """The samples of each batch (positions) that stand in its rows (int64)."""
         single = train and self.info.input == "image" and _has_policy(self.augment)
         if not (single or source.streams):
-            for positions in plan:
-                yield positions, source.take(positions, device, train)
+            for batch, rows in plan:
+                with share(rows, len(batch)):
+                    x = source.take(batch[rows], device, train)
+                yield x
             return
         samples = _Samples(source, self.augment, train, single, seed)
+        own = [batch[rows] for batch, rows in plan]
         loader = torch.utils.data.DataLoader(
             samples,
-            batch_sampler=plan,  # type: ignore[arg-type]
+            batch_sampler=own,  # type: ignore[arg-type]
             num_workers=min(self.workers if workers is None else workers, len(plan)),
             pin_memory=device.type == "cuda",
             # the loader must not draw its workers' seed from the global generator
             generator=torch.Generator(),
         )
-        for positions, batch in zip(plan, loader):
-            yield positions, batch.to(device, non_blocking=True)
+        for x in loader:
+            yield x.to(device, non_blocking=True)
 
     def _share(
         self,
         source: Split,
         batch: Tensor,
+        rows: Tensor,
         x: Tensor,
         y: Tensor,
         epoch: int,
         seed: int,
-        shard: tuple[int, int],
+        begin: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """A process's part of an augmented ``batch`` (positions): the rows it has in the whole one."""
-        rank, world = shard
-        n, rows, config = len(batch), torch.arange(len(batch))[rank::world], self.augment
-        begin = torch.get_rng_state()
+        """A process's ``rows`` of an augmented ``batch`` (positions), as they are in the whole one.
+
+        ``begin``: the generator's state before they were read.
+        """
+        n, config = len(batch), self.augment
         with share(rows, n):
             x = self._alter(x, source.streams)
         if not self._mixes(epoch):
             return x, y
         target = torch.nn.functional.one_hot(y, self.info.num_classes).float()
         size = (x.shape[-2], x.shape[-1])
+        # Outside of `share`: the box and the order of partners are one draw for the whole batch.
         plan = augment.mixing(n, size, config.mixup, config.cutmix, config.mix_probability)
         if plan is None:
             return x, target
         partners, end = plan.other[rows], torch.get_rng_state()
-        # Partners are augmented as their own process does it: the same draws, other rows.
-        (positions, other) = next(self._read(source, [batch[partners]], x.device, True, seed, workers=0))
+        # Partners are read and augmented as their own process does it: the same draws, other rows.
         torch.set_rng_state(begin)
+        # No workers: they would be started anew for each batch.
+        other = next(self._read(source, [(batch, partners)], x.device, True, seed, workers=0))
         with share(partners, n):
             other = self._alter(other, source.streams)
+        # As if the partners had drawn nothing: a single process draws for each sample once.
         torch.set_rng_state(end)
         others = torch.nn.functional.one_hot(
-            source.labels[positions].to(y.device), self.info.num_classes
+            source.labels[batch[partners]].to(y.device), self.info.num_classes
         ).float()
         return plan(x, other, target, others)
 
@@ -195,9 +208,11 @@ class Data:
         if self.info.input == "frames":
             x = augment_events(x.float(), config.events)
         else:
+            # With a policy, samples were moved one by one where they were read, before it.
             if not _has_policy(config):
                 x = _move(x, config, streams)
             x = x.float().div_(255) if x.dtype == torch.uint8 else x
+            # In [0, 1] from here: distortions are cut to it, and `mean` fills with a colour of it.
             x = distort(x, config)
             if config.cutout:
                 x = augment.cutout(x, config.cutout)
@@ -222,6 +237,7 @@ def _move(x: Tensor, config: AugmentConfig, streams: bool) -> Tensor:
 def shuffle(n: int, seed: int, epoch: int) -> np.ndarray:
     """The order of an epoch: a permutation of 0..n-1 that depends on nothing but (seed, epoch)."""
     positions = np.arange(n, dtype=np.uint64)
+    # The 1 keeps the order apart from the draws of samples, which start at key(seed, epoch).
     return np.argsort(scramble(positions ^ np.uint64(key(seed, epoch, 1))), kind="stable").astype(np.int64)
 
 
@@ -242,6 +258,7 @@ class _Samples(torch.utils.data.Dataset[Tensor]):
                 return image[0]
             image = _move(image, self.config, self.source.streams)
             if image.dtype != torch.uint8:
+                # Policies are defined on bytes.
                 image = (image * 255).round().clamp(0, 255).to(torch.uint8)
             return self.policy(image[0])
 

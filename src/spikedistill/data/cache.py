@@ -16,6 +16,7 @@ def array(path: Path, shape: tuple[int, ...]) -> NDArray[Any] | None:
     """The array of ``shape`` in a .npy file, mapped; None where there is none, or it was damaged."""
     try:
         found = np.load(path, mmap_mode="r")
+    # ValueError: also of a file that is shorter than its header says.
     except (OSError, ValueError, EOFError):
         return None
     return found if found.shape == shape else None
@@ -33,4 +34,5 @@ def written(path: Path) -> Iterator[Path]:
                 f"cannot write to the cache {path.parent} ({error}); set the environment variable "
                 "SPIKEDISTILL_CACHE"
             ) from error
+        # Outside of the try: what the caller raises on the way is not blamed on the cache.
         yield temporary

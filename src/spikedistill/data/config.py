@@ -164,6 +164,7 @@ class DataConfig(Strict):
     train: Path | None = None
     test: Path | None = None
     download: bool = False
+    # 1 is one sample, never all of them: a part is below 1.
     validation: Annotated[float, Field(ge=0, lt=1)] | PositiveInt = 0.1
     group: str | None = None
     train_samples: Annotated[float, Field(gt=0, lt=1)] | PositiveInt | None = None
@@ -196,5 +197,6 @@ DEFAULT_AUGMENTATION: dict[str, dict[str, Any]] = {
 def augmentation(config: DataConfig) -> AugmentConfig:
     """The augmentation in force: what the data set's name brings, with the user's own words over it."""
     default = DEFAULT_AUGMENTATION.get(config.name, {})
+    # Only what was written: other defaults of AugmentConfig would undo what the name brings.
     given = {key: getattr(config.augment, key) for key in config.augment.model_fields_set}
     return AugmentConfig(**{**default, **given})

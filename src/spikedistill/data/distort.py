@@ -28,6 +28,7 @@ def distort(x: Tensor, config: AugmentConfig) -> Tensor:
     if config.brightness or config.contrast:
         light, range_of_grey = 1 + _spread(n, config.brightness), 1 + _spread(n, config.contrast)
         light_first = drawn(torch.rand, n) < 0.5
+        # Either order, by image, without splitting the batch: a factor of 1 changes nothing.
         x = brightness(x, torch.where(light_first, light, 1.0))
         x = contrast(x, range_of_grey)
         x = brightness(x, torch.where(light_first, 1.0, light))
@@ -72,6 +73,7 @@ def sharpness(x: Tensor, factors: Tensor) -> Tensor:
     """Distances from a slightly smoothed image times ``factors[i]``, cut to [0, 1]; the border stays."""
     if min(x.shape[-2:]) < 3:
         return x
+    # torchvision's kernel, which is Pillow's: eight neighbours of 1 and a middle of 5, over 13.
     kernel = x.new_ones(1, 1, 3, 3) / 13
     kernel[..., 1, 1] *= 5
     inner = F.conv2d(x.flatten(0, 1)[:, None], kernel)[:, 0]
@@ -87,6 +89,7 @@ def blur(x: Tensor, side: int, sigmas: Tensor) -> Tensor:
         raise SpikedistillError(
             f"data.augment.blur: {side} pixels on images of {tuple(x.shape[-2:])}; give a smaller side"
         )
+    # Each image has a kernel of its own: sums of shifted views instead of a convolution, rows then columns.
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigmas[:, None]) ** 2)
     kernel = (kernel / kernel.sum(1, keepdim=True)).to(x.device)
     taps = kernel.view(*kernel.shape, 1, 1, 1).unbind(1)

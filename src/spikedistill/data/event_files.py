@@ -67,6 +67,7 @@ def read_bin(path: Path) -> Events:
         raise SpikedistillError(
             f"{path}: {len(raw)} bytes is no whole number of 5-byte events: empty or cut short"
         )
+    # Widened before the shifts: bytes would lose what is shifted beyond 8 bits.
     x, y, high, middle, low = raw.reshape(-1, 5).T.astype(np.int64)
     t = ((high & 127) << 16) | (middle << 8) | low
     marks = y == 240
@@ -87,6 +88,7 @@ def read_aedat2(path: Path) -> Events:
     if not body.startswith(b"#!AER-DAT2."):
         raise SpikedistillError(f"{path}: no AEDAT 2.0 header: it begins with {body[:16]!r}")
     start = 0
+    # An address of a DVS128 begins with a zero byte: no event is taken for a line of the header.
     while body[start : start + 1] == b"#":
         end = body.find(b"\n", start)
         start = len(body) if end < 0 else end + 1
@@ -129,6 +131,7 @@ def read_aedat3(path: Path) -> Events:
     if not body.startswith(b"#!AER-DAT3.") or end < 0:
         raise SpikedistillError(f"{path}: no AEDAT 3 header: cut short or another format")
     position = end + len(b"#!END-HEADER\r\n")
+    # Begun with nothing: concatenate wants one array, also where no packet holds polarity events.
     data, times = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     while position < len(body):
         if len(body) - position < 28:
@@ -136,6 +139,7 @@ def read_aedat3(path: Path) -> Events:
         kind = int.from_bytes(body[position : position + 2], "little")
         size, place, overflow, capacity, number, valid = np.frombuffer(body, "<u4", 6, position + 4).tolist()
         position += 28
+        # An overflow below 2^31 keeps times below 2^62, so that differences of two fit int64.
         if not valid <= number <= capacity or overflow >= 1 << 31 or (kind == 1 and (size, place) != (8, 4)):
             raise SpikedistillError(
                 f"{path}: the packet at byte {position - 28} says {valid} valid of {number} events in room "
@@ -152,6 +156,7 @@ def read_aedat3(path: Path) -> Events:
                 )
             data.append(words[:, 0])
             times.append(words[:, 1] | overflow << 31)
+        # By capacity: room that a packet did not fill is in the file too.
         position += size * capacity
     word, t = np.concatenate(data), np.concatenate(times)
     if len(t) == 0:

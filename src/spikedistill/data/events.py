@@ -61,6 +61,7 @@ def packed(path: Path, group: str | None = None) -> tuple[PackedEvents, Labels, 
         )
     labels = arrays.labels(z["label"], len(off) - 1, f"{path}, label")
     groups = None
+    # Recordings are kept whole unasked: windows of one resemble each other.
     name = group or ("rec" if "rec" in z else None)
     if name is not None:
         if name not in z or z[name].shape != labels.shape:
@@ -86,6 +87,7 @@ def npz_events(config: DataConfig, number: int) -> Source:
     if train is None or test is None:
         raise SpikedistillError("data set 'events' needs data.train and data.test, two .npz files")
     events, labels, words, sensor, groups = packed(train, config.group)
+    # Without the group: it serves cuts of the training part, and the test file need not have it.
     test_events, test_labels, _, test_sensor, _ = packed(test)
     if sensor != test_sensor:
         raise SpikedistillError(f"sensors differ: {train} has {sensor}, {test} has {test_sensor}")
@@ -100,6 +102,7 @@ def npz_events(config: DataConfig, number: int) -> Source:
 
 
 def _natural(path: Path) -> list[Any]:
+    # The split begins with a word, an empty one if need be, then alternates: numbers meet only numbers.
     return [int(word) if word.isdecimal() else word for word in re.split(r"(\d+)", path.name)]
 
 
@@ -116,6 +119,7 @@ def _classes(folder: Path, suffix: str) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise SpikedistillError(f"{folder}: no folder; it needs one folder of *{suffix} files per class")
     found = {
+        # By number, not by letters (10 after 9): a class that no list splits tests its last tenth.
         sub.name: sorted(sub.glob(f"*{suffix}"), key=_natural)
         for sub in sorted(folder.iterdir())
         if sub.is_dir()
@@ -143,6 +147,7 @@ def nmnist(config: DataConfig, number: int) -> Source:
         classes = _classes(_folder(config, role), ".bin")
         paths, labels = _listed(classes)
         words = tuple(classes) if role == "Train" else words
+        # Labels count the folders of each part: with one missing, all later classes would slide.
         if tuple(classes) != words:
             raise SpikedistillError(
                 f"{config.root}: Train has the classes {list(words)}, Test has {list(classes)}"
@@ -231,6 +236,7 @@ def dvsgesture(config: DataConfig, number: int) -> Source:
             for label, start, end in read_gesture_labels(path.with_name(f"{path.stem}_labels.csv")):
                 trials.append((path, start, end))
                 labels.append(label)
+                # The recording: its trials resemble each other and are held out together.
                 groups.append(i)
         recordings = GestureTrials(trials, frames_config(config))
         parts.append(
@@ -252,6 +258,7 @@ def from_objects(
     parts = []
     for given, role in ((train, "train"), (test, "test")):
         items = given if hasattr(given, "__getitem__") and hasattr(given, "__len__") else list(given)
+        # By index: a plain loop over such an object ends only if it raises IndexError.
         labels = arrays.labels([items[i][1] for i in range(len(items))], len(items), f"{role}, labels")
         parts.append(_part(ObjectEvents(items, (width, height), role), labels, number, config))
     words = arrays.names(class_names, [part.labels for part in parts], "from_events")

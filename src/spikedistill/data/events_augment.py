@@ -39,6 +39,7 @@ def augment_events(x: Tensor, config: EventAugmentConfig) -> Tensor:
             steps = drawn(lambda n: torch.randint(-limit, limit + 1, (2, n)), n, 1) * active["roll"].long()
             x = roll(x, steps[0], steps[1])
         if "cutout" in amount:
+            # Side 0, where cutout is not the one chosen, masks nothing.
             sides = drawn(lambda n: torch.randint(1, config.cutout + 1, (n,)), n) * active["cutout"].long()
             x = x.masked_fill(boxes(x, sides, sides)[:, None], 0)
     return flip(x) if config.flip else x
@@ -52,6 +53,7 @@ def roll(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
     n, h, w = len(x), x.shape[-2], x.shape[-1]
     rows = (torch.arange(h) - down[:, None]) % h
     columns = (torch.arange(w) - right[:, None]) % w
+    # One gather, since torch.roll moves all samples alike.
     index = (rows[:, :, None] * w + columns[:, None, :]).view(n, 1, 1, h * w).to(x.device)
     return x.flatten(3).gather(3, index.expand(*x.shape[:3], h * w)).view_as(x)
 

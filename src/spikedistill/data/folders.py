@@ -85,6 +85,7 @@ class Files:
         if train and self.area:
             return T.pil_to_tensor(RandomResizedCrop(self.size, scale=self.area)(image))
         enlarge = max(height / image.height, width / image.width) / self.centre
+        # max: rounding must not leave a side a pixel short of the crop.
         target = [max(round(image.height * enlarge), height), max(round(image.width * enlarge), width)]
         if target[0] * target[1] > LARGEST:
             raise SpikedistillError(
@@ -108,9 +109,11 @@ def loaded(files: Files) -> Memory:
     key = hashlib.sha256(json.dumps([listing, files.size, files.centre]).encode()).hexdigest()
     path = cache_folder() / "images" / f"{key}.npy"
     if cache.array(path, (len(files), *files.shape)) is None:
+        # Threads do: Pillow decodes without the interpreter's lock.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             decoded = np.stack([image.numpy() for image in pool.map(files.image, files.paths)])
         with cache.written(path) as part, part.open("wb") as file:
+            # To an open file: to a path np.save adds .npy, and the empty temporary file would be kept.
             np.save(file, decoded)
     return Memory(torch.from_numpy(np.load(path)))
 
@@ -147,11 +150,13 @@ def _source(
     size = config.size or ((224, 224) if big else (first.height, first.width))
     augment = augmentation(config)
     total = 3 * size[0] * size[1] * sum(len(paths) for paths, _ in roles.values())
+    # A resized crop is cut from the full image, which an array of one size no longer has.
     stream = big or total > IN_MEMORY or augment.resized_crop is not None
     parts = {}
     for role, (paths, labels) in roles.items():
         files = Files(paths, size, augment.resized_crop, augment.centre_crop if stream else 1.0)
         parts[role] = Part(files if stream else loaded(files), labels)
+    # A streamed set is not read through to measure its own.
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if stream else (None, None)
     return Source(
         config.name, parts["train"], parts["test"], words, "image", parts.get("validation"), mean, std
@@ -205,6 +210,7 @@ def tiny_imagenet(config: DataConfig, frames: int) -> Source:
     number = {wnid: k for k, wnid in enumerate(wnids)}
     paths, labels = [], []
     for i, line in enumerate(read_text(notes).splitlines(), 1):
+        # Filled up: a line without tabs is refused below, not by an error of unpacking.
         name, wnid, *_ = (*line.split("\t"), "", "")
         path = root / "val" / "images" / name
         if wnid not in number or not path.exists():

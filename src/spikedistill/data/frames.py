@@ -71,18 +71,22 @@ def bin_events(
         raise SpikedistillError(
             f"{where}: polarities from {events.p.min()} to {events.p.max()}; 1 is ON and 0 is OFF: give p > 0"
         )
-    since = events.t - events.t.min()
-    if since.max() >= DAY:
+    # In Python's integers: the difference of two of 64 bits may need 65.
+    span = int(events.t.max()) - int(events.t.min())
+    # It also keeps the product of time and frames below far within int64.
+    if span >= DAY:
         raise SpikedistillError(
-            f"{where}: its times span {since.max() / DAY:.3g} days if they are microseconds; "
-            "give t in microseconds"
+            f"{where}: its times span {span / DAY:.3g} days if they are microseconds; give t in microseconds"
         )
+    # From the earliest, which need not come first: a step below 0 would have no frame.
+    since = events.t - events.t.min()
     if config.duration is not None:
         step = since // config.duration
     elif config.split_by == "number":
         step = np.arange(n) * frames // n
     else:
-        step = since * frames // (since.max() + 1)
+        # In integers, and + 1: the last event falls into the last frame, not behind it.
+        step = since * frames // (span + 1)
     x, y = _place(events.x, sensor[0], width, config), _place(events.y, sensor[1], height, config)
     p = np.minimum(events.p, channels - 1)
     keep = (step < frames) & (x >= 0) & (y >= 0)
@@ -109,6 +113,7 @@ def _place(position: NDArray[np.int64], old: int, new: int, config: FramesConfig
 def framed(recordings: EventSet, number: int, config: FramesConfig) -> Store:
     """The frames of all samples (N, F, C, H, W), from the cache or binned now."""
     content = recordings.fingerprint()
+    # Where the cache lies says nothing of frames; `number` is the one in force, given or not.
     settings = config.model_dump(mode="json", exclude={"cache", "number"})
     words = json.dumps([VERSION, content, number, list(recordings.sensor_size), settings], sort_keys=True)
     key = hashlib.sha256(words.encode()).hexdigest()
@@ -118,7 +123,10 @@ def framed(recordings: EventSet, number: int, config: FramesConfig) -> Store:
     if array is None:
         _write(recordings, number, config, path)
         array = np.load(path, mmap_mode="r")
+    # Bytes alone: batches widen them; of wider counts it is Mapped that makes floats.
     if array.dtype == np.uint8 and array.nbytes <= IN_MEMORY:
+        # Copied: torch wants memory that it may write, the map is read-only. The digest is the recordings',
+        # so that a data set has one hash however its events are binned.
         return Memory(torch.from_numpy(np.array(array)), content)
     return Mapped(array, content)
 
@@ -127,10 +135,12 @@ def _write(recordings: EventSet, number: int, config: FramesConfig, path: Path) 
     """Bin with the smallest integers that hold every count."""
     shape = (len(recordings), *frame_shape(number, recordings.sensor_size, config))
     with cache.written(path) as part:
+        # The smallest first: where a busy pixel needs more, all are binned again.
         for kind in (np.uint8, np.uint16, np.uint32):
             out = np.lib.format.open_memmap(part, mode="w+", dtype=kind, shape=shape)
             if _fill(out, recordings, number, config):
                 break
+        # Before the file gets its name: what stands in the cache is whole.
         out.flush()
 
 

@@ -127,12 +127,14 @@ class _PlainPickle(pickle.Unpickler):
         ("numpy._core.multiarray", "_reconstruct"),
         ("numpy", "ndarray"),
         ("numpy", "dtype"),
+        # Python 3 writes bytes so, in protocol 2.
         ("_codecs", "encode"),
     }
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        # The official files name a module that numpy 2 has moved.
         if module == "numpy.core.multiarray":
             module = "numpy._core.multiarray" if int(np.__version__.split(".")[0]) >= 2 else module
         return super().find_class(module, name)

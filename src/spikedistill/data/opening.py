@@ -63,6 +63,7 @@ def read(config: DataConfig, frames: int = 1) -> Source:
         )
     for field in ("root", "train", "test"):
         path = getattr(config, field)
+        # A folder to download into need not be there yet.
         if path is not None and not path.exists() and not (field == "root" and config.download):
             raise SpikedistillError(f"data.{field}: {path} does not exist")
     if config.frames and config.name not in events.READERS:
@@ -167,6 +168,13 @@ def from_events(
 
 def assemble(source: Source, config: DataConfig, frames: int) -> Data:
     """Cut the splits (never by the run's seed), measure mean and std, hash."""
+    for role in ("train", "validation", "test"):
+        official: Part | None = getattr(source, role)
+        if official is not None and not len(official.labels):
+            raise SpikedistillError(
+                f"data set {source.name!r} has no samples in its {role} part; look at its lists and folders"
+            )
+    # Frames were binned at that size, or are refused below.
     if config.size and source.kind == "image":
         source = _resized(source, config.size)
     pieces = _cut(source, config)
@@ -188,6 +196,7 @@ def assemble(source: Source, config: DataConfig, frames: int) -> Data:
         split: np.concatenate([np.zeros(0, np.int64), *(own for _, own in parts)])
         for split, parts in pieces.items()
     }
+    # Whole official parts: the hash is the same whatever is held out.
     everything = [p for p in (source.train, source.validation, source.test) if p is not None]
     content = hashlib.sha256()
     for p in everything:
@@ -218,6 +227,7 @@ def _cut(source: Source, config: DataConfig) -> dict[str, list[tuple[Part, np.nd
         raise SpikedistillError(f"data.group: {config.group!r} is not known of data set {source.name!r}")
     groups = train.groups  # known recordings never stand on both sides, asked for or not
     rows = np.arange(len(train.labels))
+    # In this order: what is tested must not depend on validation, nor either on how few samples train.
     if config.test_from_train:
         kept, moved = splits.hold_out(train.labels, config.test_from_train, groups, salt=1)
         rows, test = rows[kept], [*test, (train, moved)]
@@ -253,7 +263,9 @@ def _statistics(
     if source.mean is not None and source.std is not None:
         return source.mean, source.std
     (part, rows) = train[0]
+    # float64: the variance is a small difference of two large sums.
     total, square, count = torch.zeros(channels).double(), torch.zeros(channels).double(), 0
+    # In pieces: as floats the whole part would take four times its memory.
     for chunk in torch.from_numpy(rows).split(1024):
         x = part.store.take(chunk, torch.device("cpu"))
         x = (x.float().div_(255) if x.dtype == torch.uint8 else x).transpose(0, 1).flatten(1)
@@ -261,6 +273,7 @@ def _statistics(
         square += (x * x).sum(1, dtype=torch.float64)
         count += x.shape[1]
     mean = total / count
+    # clamp: rounding can bring the variance of a constant channel below 0.
     std = (square / count - mean * mean).clamp_min(0).sqrt()
     std[std < 1e-4] = 1.0  # a channel without contrast is left as it is
     return tuple(round(v, 6) for v in mean.tolist()), tuple(round(v, 6) for v in std.tolist())
@@ -268,6 +281,7 @@ def _statistics(
 
 def _resized(source: Source, size: tuple[int, int]) -> Source:
     def resize(part: Part | None) -> Any:
+        # What does not lie in memory has its size already, or is refused by `assemble`.
         if part is None or not isinstance(part.store, Memory) or part.store.shape[-2:] == size:
             return part
         return replace(part, store=Memory(_interpolate(part.store.data, size)))

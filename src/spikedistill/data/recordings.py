@@ -40,6 +40,7 @@ class PackedEvents:
     def events(self, index: int) -> Events:
         """The events of one sample."""
         rows = slice(self.off[index], self.off[index + 1])
+        # Widened a sample at a time: the whole columns keep the small types of their file.
         return Events(*(column[rows].astype(np.int64) for column in (self.t, self.x, self.y, self.p)))
 
     def where(self, index: int) -> str:
@@ -81,6 +82,7 @@ class EventFiles:
 
 def files_digest(paths: Sequence[Path], config: FramesConfig) -> str:
     """sha256 over the bytes of files, in order; cached under their names, sizes and times of change."""
+    # Each once: the trials of one recording all name its file.
     unique = list(dict.fromkeys(paths))
     try:
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in unique]
@@ -88,10 +90,12 @@ def files_digest(paths: Sequence[Path], config: FramesConfig) -> str:
         raise SpikedistillError(f"cannot read a recording of the set ({error})") from None
     listing = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
     note = cache_folder(config.cache) / "digests" / listing
+    # A damaged note is written anew.
     if note.exists() and re.fullmatch(rb"[0-9a-f]{64}", known := note.read_bytes()):
         return known.decode()
     state = hashlib.sha256()
     for path in unique:
+        # The name alone: the hash does not depend on where the set lies.
         state.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     with cache.written(note) as part:
         part.write_text(state.hexdigest())

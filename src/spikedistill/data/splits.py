@@ -18,6 +18,7 @@ def scramble(values: NDArray[np.uint64] | int) -> NDArray[np.uint64]:
     Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014. Numpy promises no
     stable streams between versions; a split has to outlive them.
     """
+    # An array, also of one number: numpy warns of scalars that wrap around, which is meant here.
     z = np.atleast_1d(np.asarray(values, dtype=np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -28,6 +29,7 @@ def key(*parts: int) -> int:
     """One 63-bit seed from several integers, order included: where a draw at (seed, epoch, index) starts."""
     state = np.zeros(1, dtype=np.uint64)
     for part in parts:
+        # Cut to 64 bits, which negative parts need.
         state = scramble(state ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF))
     return int(state[0] >> np.uint64(1))
 
@@ -86,10 +88,12 @@ def _whole_groups(labels: Index, groups: NDArray[np.int64], part: float, salt: i
     for stratum in strata:
         own = [rows for rows in members.values() if stratum is None or labels[rows[0]] == stratum]
         wanted, got = part * sum(map(len, own)), 0
+        # Never the last: a group of each stratum stays to train on.
         for rows in own[:-1]:
             if abs(wanted - got - len(rows)) < abs(wanted - got):
                 taken.append(rows)
                 got += len(rows)
+        # Groups larger than twice the share would leave this class without validation.
         if got == 0 and len(own) > 1:
             taken.append(min(own, key=len))
     if len(taken) == 1:
@@ -114,6 +118,7 @@ def digest(parts: Mapping[str, Index], file: str | None = None) -> str:
     """sha256 over the names and indices of the parts of a split, and over which ``file`` made these parts."""
     state = hashlib.sha256((file or "").encode())
     for name in sorted(parts):
+        # The length marks where a part ends: a row that moves between parts shows.
         state.update(f"{name}:{len(parts[name])}:".encode())
         state.update(np.ascontiguousarray(parts[name], dtype="<i8").tobytes())
     return state.hexdigest()

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .draws import among
+
 Labels = NDArray[np.int64]
 
 
@@ -51,6 +53,7 @@ class Memory:
         if device.type == "cpu":
             return self.data[index]
         if device not in self._copies:
+            # None is remembered too: whether it fits is asked once, not at each batch.
             self._copies[device] = self.data.to(device) if _fits(self.data, device) else None
         copy = self._copies[device]
         if copy is None:
@@ -61,6 +64,7 @@ class Memory:
         return self.content or sha256(self.data.contiguous().numpy())
 
     def __getstate__(self) -> dict[str, Any]:
+        # Copies on devices stay behind: a process that this is sent to makes its own.
         return {"data": self.data, "content": self.content, "streams": self.streams, "_copies": {}}
 
 
@@ -81,6 +85,7 @@ class Mapped:
 
     def take(self, index: Tensor, device: torch.device, train: bool = False) -> Tensor:
         picked = self.array[index.numpy()]
+        # Widened here, of the picked samples alone; float32 holds counts below 2^24 exactly.
         return torch.from_numpy(picked.astype(np.float32)).to(device)
 
     def digest(self) -> str:
@@ -98,7 +103,9 @@ def sha256(*arrays: NDArray[Any]) -> str:
     """sha256 over type, shape and bytes of arrays."""
     state = hashlib.sha256()
     for array in arrays:
+        # Type and shape too: the same bytes may mean other samples.
         state.update(f"{array.dtype.str}{array.shape}".encode())
+        # As a view: tobytes would copy the whole set.
         state.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
     return state.hexdigest()
 
@@ -152,15 +159,20 @@ class Split:
 
     def take(self, positions: Tensor, device: torch.device, train: bool = False) -> Tensor:
         """The samples at ``positions`` of this split."""
-        if len(self.pieces) == 1:
+        # Also where nothing is asked for: there would be nothing to put together below.
+        if len(self.pieces) == 1 or not len(positions):
             part, rows = self.pieces[0]
             return part.store.take(torch.from_numpy(rows)[positions], device, train)
-        start, found, places = 0, [], []
+        start, found, places, begin = 0, [], [], torch.get_rng_state()
         for part, rows in self.pieces:
             here = torch.nonzero((positions >= start) & (positions < start + len(rows))).flatten()
             if len(here):
                 index = torch.from_numpy(rows)[positions[here] - start]
-                found.append(part.store.take(index, device, train))
+                # Each store draws for the whole batch, and all draw the same: one draw a sample.
+                torch.set_rng_state(begin)
+                with among(here, len(positions)):
+                    found.append(part.store.take(index, device, train))
                 places.append(here)
             start += len(rows)
+        # Read store by store, handed out in the order that was asked for.
         return torch.cat(found)[torch.argsort(torch.cat(places)).to(device)]

@@ -126,12 +126,14 @@ def verify(config: DataConfig) -> Report:
         report.files += 1
         try:
             reader(path)
+            # MD5 is what is published. Another sum is only noted: a repacked file may be as good.
             if path.name in sums and hashlib.md5(path.read_bytes()).hexdigest() != sums[path.name]:
                 report.notes.append(f"{path}: its MD5 is not that of the official file")
         except (SpikedistillError, OSError) as error:
             report.bad.append(
                 (str(path), str(error).removeprefix(f"{path}: ").removeprefix(f"cannot read {path}: "))
             )
+    # Opening would only fail at the first of them.
     if report.bad:
         return report
     try:
@@ -156,6 +158,7 @@ def _unusual(data: Data, config: DataConfig) -> list[str]:
     sizes = data.info.sizes
     official = OFFICIAL.get(config.name)
     found = (sizes["train"] + sizes["validation"], sizes["test"])
+    # The sums: test_from_train moves samples from one part to the other.
     if official and sum(found) != sum(official):
         notes.append(f"{found[0]} + {found[1]} samples; the official set has {official[0]} + {official[1]}")
     rows: dict[str, set[bytes]] = {}

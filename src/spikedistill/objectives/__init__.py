@@ -1,6 +1,6 @@
 """Objectives: one term of the training loss each; one paper, one file."""
 
-import builtins
+import builtins  # in ObjectiveOptions `type` is a field
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -102,6 +102,7 @@ class ObjectiveOptions(Choice):
 
     @model_validator(mode="after")
     def _constructible(self) -> Self:
+        # Built on reading: what a constructor refuses is said of the recipe, before anything runs.
         if not isinstance(self, UnseenObjective):
             _ = self.untrained
         return self
@@ -116,6 +117,7 @@ class ObjectiveOptions(Choice):
         built = find(self.type)(
             **{key: value for key, value in self.items() if key not in ("type", "teacher")}
         )
+        # Not through the constructor, so that every class, somebody's own too, has this key.
         built.teacher = self.teacher
         return built
 
@@ -141,6 +143,7 @@ def find(kind: Any) -> type[Objective]:
 def build(options: "Mapping[str, Any] | Objective", where: str = "objective") -> Objective:
     """An objective from a recipe's mapping ``{type: ..., teacher: ..., ...}``; ``where`` begins errors."""
     if isinstance(options, ObjectiveOptions):
+        # Options of a recipe serve every seed: each gets an objective with adapters of its own.
         return options.build()
     return options if isinstance(options, Objective) else read(ObjectiveOptions, options, where).untrained
 

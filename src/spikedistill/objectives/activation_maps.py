@@ -41,7 +41,8 @@ class ActivationMapDistillation(Objective):
     maximum); ``sample`` is ours. The function that the code calls for the divergence is not in its
     repository; that it runs over a sample's positions is the paper's.
 
-    Shape: student (T, N, C, H, W), teacher (T', N, C', H', W'), teacher logits (T', N, K).
+    Shape: student (T, N, C, H, W), teacher (T', N, C', H', W'), teacher logits (T', N, K), those of its own
+    classifier also where another learns in its place (``teacher_heads``).
 
     Raises: SpikedistillError for a teacher whose classifier does not read its ``teacher_tap``'s channels.
 
@@ -63,7 +64,8 @@ class ActivationMapDistillation(Objective):
         super().__init__(weight, name)
         self.temperature = checked_temperature(self, temperature)
         self.scaling, self.tap, self.teacher_tap = scaling, tap, teacher_tap or tap
-        self.student_taps, self.teacher_taps = (self.tap,), (self.teacher_tap,)
+        # The logits too: a head that learns in the classifier's place may know other classes than its rows.
+        self.student_taps, self.teacher_taps = (self.tap,), (self.teacher_tap, "logits")
         self._head: list[nn.Linear] = []  # in a list: the teacher's, not this objective's
 
     def setup(self, setup: Setup) -> None:
@@ -86,7 +88,7 @@ class ActivationMapDistillation(Objective):
         student = as_map(self, spikes.sum(0)).sum(1)
         feature = as_map(self, view.teacher.mean(self.teacher_tap))
         weight = self._head[0].weight.detach().to(feature.dtype)
-        teacher = class_activation_map(feature, weight, view.teacher_mean_logits)
+        teacher = class_activation_map(feature, weight, view.teacher.mean("logits"))
         size = min(student.shape[-2], teacher.shape[-2]), min(student.shape[-1], teacher.shape[-1])
         maps = [
             F.adaptive_avg_pool2d(x, size) if tuple(x.shape[-2:]) != size else x for x in (student, teacher)
@@ -140,6 +142,7 @@ class NoiseSmoothedDistillation(Objective):
         if self.reading == "paper":
             noisy = z + self.noise * (mean + deviation * e).detach()
             return soft_divergence(noisy, teacher, tau)
+        # The variance and the gradient through it are the official code's, not slips of this one.
         n = mean + e * deviation**2
         p = (1 - self.noise) * F.softmax(z / tau, -1) + self.noise * F.softmax(n / tau, -1)
         target = F.log_softmax(teacher / tau, -1)

@@ -62,6 +62,7 @@ class ActivityRegularization(Objective):
         from .energy import connections
 
         found = connections(setup.student_network, setup.x)
+        # A layer that feeds no weights, such as a spiking head's, causes no operations: 0.
         fans = {name: found.get(name.removesuffix("@spikes"), 0) for name in names}
         total = sum(fans.values())
         if not total:

@@ -86,6 +86,7 @@ class AttentionTransfer(Objective):
                 f"{len(self.layer_weights)} layer_weights for {len(pairs)} pairs of layers; give one each",
             )
         for pair in pairs:
+            # Only for what it refuses, before training.
             as_map(self, pair.student), as_map(self, pair.teacher)
 
     def forward(self, view: View) -> Tensor:

@@ -30,6 +30,7 @@ def attention_matrix(q: Tensor, k: Tensor) -> Tensor:
     have rates of 1/256, so that a nearly silent head has no large gradient.
     """
     d, L = q.shape[-2:]
+    # Multiplied step by step, as the network does, then averaged: not the product of averages.
     A = (q.transpose(-2, -1) @ k).mean(0) / d
     return A / A.flatten(-2).norm(dim=-1).clamp_min(LEAST**2 * L)[..., None, None]
 
@@ -93,6 +94,7 @@ class AttentionMapDistillation(Objective):
 def heads_of(network: nn.Module) -> list[int]:
     """Heads of every attention, in the order of the tap ``attention``."""
     modules: list[Any] = [network.get_submodule(path) for path in attention_paths(network)]
+    # heads: our networks'; num_heads: timm's.
     return [m.heads if hasattr(m, "heads") else m.num_heads for m in modules]
 
 
@@ -111,6 +113,7 @@ def matched(
     objective: Objective, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Both sides' maps (N, heads, L, L) at equal L and heads."""
+    # Maps of equal size are compared whole, class tokens too; of others the patches alone can correspond.
     if student[0].shape[-1] != teacher[0].shape[-1]:
         student = patches(student[0]), patches(student[1])
         teacher = patches(teacher[0]), patches(teacher[1])

@@ -100,6 +100,7 @@ class View:
 
         It runs in the networks' precision.
         """
+        # Objectives are computed outside of autocast; the convolutions of an adapter go back into it.
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
             return at_least_float32(adapter(x))
 
@@ -140,6 +141,7 @@ class Objective(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """A constructor's ``Literal`` s are its choices: others are refused before it begins."""
         super().__init_subclass__(**kwargs)
+        # Only its own: an inherited constructor has been wrapped in the class that defines it.
         if "__init__" in vars(cls):
             cls.__init__ = _within_choices(cls.__init__)  # type: ignore[method-assign]
 
@@ -156,6 +158,7 @@ def _within_choices(constructor: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(constructor)
     def checked_constructor(self: Objective, *args: Any, **kwargs: Any) -> None:
+        # Bound here, since choices may come by position too.
         given = parameters.bind(self, *args, **kwargs).arguments
         try:
             hints = get_type_hints(constructor)

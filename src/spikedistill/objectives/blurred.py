@@ -17,6 +17,7 @@ def blur_mask(x: Tensor, ratio: float, form: str = "channel") -> Tensor:
     """
     N, C, H, W = x.shape
     shape = (N, C, 1, 1) if form == "channel" else (N, 1, H, W)
+    # float32 always: with another default type the same seed would blur other channels.
     return (torch.rand(shape, device=x.device, dtype=torch.float32) >= ratio).to(x.dtype)
 
 
@@ -120,10 +121,12 @@ class BlurredFeature(Objective):
             student, teacher = view.student[self.tap], view.teacher[self.teacher_tap]
             if teacher.shape[0] != student.shape[0]:
                 teacher = teacher.mean(0, keepdim=True).expand(student.shape[0], *teacher.shape[1:])
+            # Steps become samples: each has a blur of its own, and the mean over samples is one over T too.
             student, teacher = student.flatten(0, 1), teacher.flatten(0, 1)
         aligned = view.adapted(self.align, as_map(self, student))
         mask = blur_mask(aligned, self.blur_ratio, self.blur)
 
+        # A function, so that the equation needs to know nothing of precision.
         def restore(x: Tensor) -> Tensor:
             return view.adapted(self.restore, x)
 

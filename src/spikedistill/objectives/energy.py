@@ -20,6 +20,7 @@ UNITS = {"pJ": 1.0, "nJ": 1e-3, "uJ": 1e-6}
 def reach(layer: "Layer") -> Tensor:
     """Outputs of a group's channel that each input position of a convolution reaches, edges exact: (H, W)."""
     axes = []
+    # By axis: the two counts multiply, so nothing loops over rows and columns at once.
     for n, m, kernel, stride, pad, dilation in zip(
         layer.in_size, layer.positions, layer.kernel_size, layer.stride, layer.pads, layer.dilation
     ):
@@ -62,6 +63,7 @@ def connections(network: nn.Module, x: Tensor) -> dict[str, int]:
             seen.add(name)
             if source.kind == "neuron":
                 short = name.removesuffix(".neuron")
+                # The workload names a norm neuron's inner neuron; taps know the pair by the norm's path.
                 key = short if short.partition("#")[0] in neurons else name
                 totals[key] = totals.get(key, 0) + layer.connections
             elif source.kind in ("pool", "add"):
@@ -169,6 +171,7 @@ def spike_costs(
             continue
         x = captured[tap]
         cost = fan_out(layer) * price(layer)
+        # Of a one-dimensional convolution the second axis is 1, and its input has none.
         costs[tap] = (cost if layer.kind == "linear" or x.dim() == 5 else cost[:, 0]).to(x)
         dense += layer.connections * layer.runs * price(layer)
     if not costs:
@@ -184,6 +187,7 @@ def charged(costs: dict[str, Tensor], view: View) -> Tensor:
     total = view.logits.new_zeros(())
     for tap, cost in costs.items():
         x = captured[tap]
+        # Module.to passes over a dict, and setup saw captures before they were widened.
         if cost.device != x.device or cost.dtype != x.dtype:
             cost = costs[tap] = cost.to(x)
         total = total + (x * cost).sum() / x.shape[1]

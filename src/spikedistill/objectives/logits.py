@@ -116,6 +116,7 @@ class LogitDistillation(Objective):
     def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Distance of logits (..., K) from a teacher's of the same shape."""
         if self.hard:
+            # Steps beside samples: cross_entropy looks for classes in the second dimension.
             return F.cross_entropy(student.flatten(0, -2), teacher.flatten(0, -2).argmax(-1))
         loss = soft_divergence(student, teacher, self.temperature)
         return loss / student.shape[-1] if self.reduction == "elements" else loss

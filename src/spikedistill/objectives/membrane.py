@@ -27,6 +27,7 @@ def pair_steps(student: Tensor, teacher: Tensor, pairing: str) -> tuple[Tensor, 
         return student.mean(0, keepdim=True), teacher.mean(0, keepdim=True)
     if pairing == "first":
         return student, teacher[:T]
+    # In integers: rounding of (t + 1/2) T'/T could fall short of a whole step.
     index = [((2 * t + 1) * many) // (2 * T) for t in range(T)]
     return student, teacher[index]
 
@@ -40,6 +41,7 @@ def membrane_distance(
     divergence of the distributions softened over channels, times tau^2, averaged.
     """
     if metric == "mse":
+        # One operation: ((student - teacher) ** 2).mean() would also keep the difference of all T steps.
         return mean_square(student, teacher)
     if metric == "cosine":
         return (1 - F.cosine_similarity(student, teacher, dim=2)).mean()
@@ -49,6 +51,7 @@ def membrane_distance(
 def deviation(teacher: Tensor, threshold: float) -> Tensor:
     """Deviation of the teacher's membranes by channel, at least 1/100 of the threshold; (1, 1, C, 1, ...)."""
     dims = [d for d in range(teacher.dim()) if d != 2]
+    # At least: a channel that never moves would divide by 0.
     return teacher.std(dims, keepdim=True, correction=0).clamp_min(0.01 * threshold)
 
 
@@ -134,9 +137,11 @@ class MembraneDistillation(Objective):
     ) -> Tensor:
         """The distance of one layer's membranes."""
         if self.normalize == "threshold":
+            # Dividing by 1 would still copy the membranes of all steps.
             student = student if threshold == 1 else student / threshold
             teacher = teacher if teacher_threshold == 1 else teacher / teacher_threshold
         elif self.normalize == "deviation":
+            # Before steps are paired: of all the teacher's steps, whichever are kept.
             scale = deviation(teacher, teacher_threshold)
             student, teacher = student / scale, teacher / scale
         student, teacher = pair_steps(student, teacher, self.pairing)

@@ -106,8 +106,10 @@ class SpatioTemporalCalibration(Objective):
         mine = self._all(view.student, self.student_taps)
         theirs = [as_map(self, x) for tap in self.teacher_taps for x in view.teacher.means(tap).values()]
         N, size = mine[0].shape[1], self.batch_size or 0
+        # An embedding has `size` inputs: rows of a smaller batch can be filled up, longer ones not cut.
         if size < N:
             raise refuse(self, f"was set up for batches of {size} and got {N}; give batch_size: {N}")
+        # Once: the teacher is averaged over time, its keys are those of every step.
         keys = torch.stack([key(gram(x, size)) for key, x in zip(self.keys, theirs)], 2)
         total = view.logits.new_zeros(())
         for t in range(mine[0].shape[0]):

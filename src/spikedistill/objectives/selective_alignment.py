@@ -39,6 +39,7 @@ def other_steps(logits: Tensor) -> Tensor:
     unit = F.normalize(logits, dim=-1)
     score = confidence * torch.einsum("tnk,snk->tsn", unit, unit)
     own = torch.eye(len(logits), dtype=torch.bool, device=logits.device).unsqueeze(-1)
+    # -inf before the softmax, so that the weights of the other steps sum to one.
     weights = score.masked_fill(own, -math.inf).softmax(1)
     return torch.einsum("tsn,snk->tnk", weights, logits)
 
@@ -83,6 +84,7 @@ class SelectiveAlignment(StepTargets):
             hard = view.target if view.target.dim() == 1 else view.target.argmax(-1)
             student, teacher = aligned(z, view.teacher_mean_logits.expand_as(z), hard.expand(z.shape[:2]))
             loss = loss + self.alpha * soft_divergence(student, teacher, self.temperature)
+        # At T = 1 a softmax over no other step would be NaN.
         if self.beta > 0 and len(z) > 1:
             loss = loss + self.beta * soft_divergence(z, other_steps(z.detach()), self.temperature)
         return loss

@@ -84,6 +84,7 @@ class StableSpike(Objective):
         spikes = view.student[self.tap]
         stable = skeleton(spikes)
         loss = self.beta * ((stable - spikes.mean(0)) ** 2).mean()
+        # Without the term nothing is drawn: the generator stays as other objectives find it.
         if self.gamma:
             noisy = self.head(stable + torch.bernoulli(stable.detach()))
             loss = loss + self.gamma * soft_divergence(noisy, view.mean_logits, self.temperature)

@@ -18,6 +18,7 @@ class StepTargets(Objective):
             raise refuse(self, f"alpha and beta must be at least 0, found {alpha} and {beta}")
         self.alpha, self.beta = alpha, beta
         self.temperature = checked_temperature(self, temperature)
+        # Of the instance: a distiller refuses an objective that needs a teacher where it has none.
         self.needs_teacher = alpha > 0
 
     def setup(self, setup: Setup) -> None:

@@ -69,6 +69,7 @@ class StrongWeakDistillation(Objective):
     def forward(self, view: View) -> Tensor:
         z = view.logits
         strongest_first = self.direction == "strong_to_weak"
+        # stable: an order of equally confident steps is left to chance otherwise.
         order = confidence(z.detach()).argsort(descending=strongest_first, stable=True).tolist()
         parts = [
             divergence(z[learner], z[teachers].mean(0).detach(), self.temperature)

@@ -55,4 +55,5 @@ class TemporalKnowledgeSharing(Objective):
             teacher = shared_knowledge(z.detach(), view.target)
             return tau**2 * soft_cross_entropy(z, teacher.expand_as(z), tau).mean()
         teacher = shared_knowledge(z, view.target, "code")
+        # Times tau: undoes the division inside, which the code does on the teacher's side alone.
         return tau**2 * soft_cross_entropy(z * tau, teacher.expand_as(z), tau).mean()
