@@ -1,4 +1,6 @@
 import copy
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -539,3 +541,44 @@ def test_quantized_learned_leaks_are_written_with_gradients_on(tmp_path: Path) -
     with pytest.warns(UserWarning, match="of spikes differ"):
         to_nir(network, tmp_path / "a.nir", x, allow_lossy=True)
     torch.testing.assert_close(from_nir(tmp_path / "a.nir")(x), network(x))
+
+
+def test_rounded_weights_scale_what_a_membrane_starts_with(tmp_path: Path) -> None:
+    x = torch.rand(3, 3, 8, 8)
+    soft = sd.LIF(decay=0.8, reset="soft", initial=0.75)
+    network = lively(sd.networks.create("vgg5", width=0.1, pooling="avg", neuron=soft, time_steps=6), x)
+    with pytest.warns(UserWarning, match="weights rounded to 16 bits"):
+        to_nir(network, tmp_path / "a.nir", x, allow_lossy=True, weight_bits=16)
+    wanted = [(layer.path, layer.call) for layer in neuron_layers(network, x)]
+    first = spikes_of(network, x, wanted)[0]
+    assert float(first.mean()) > 0.02  # a start near the threshold tells
+    torch.testing.assert_close(from_nir(tmp_path / "a.nir")(x), network(x), rtol=0.02, atol=0.02)
+
+
+def test_rounded_weights_behind_real_maxima_are_not_divided(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    ann = nn.Sequential(
+        nn.MaxPool2d(2), nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Flatten(), nn.Linear(128, 5),
+    )  # fmt: skip
+    x = torch.rand(4, 3, 8, 8)
+    network = lively(sd.spiking(ann, example=x, time_steps=4), x)
+    with pytest.warns(UserWarning, match="max pooling"):
+        to_nir(network, tmp_path / "a.nir", x, allow_lossy=True, weight_bits=16)
+    metadata = json.loads(nir.read(tmp_path / "a.nir").metadata["spikedistill"])
+    assert any(node.get("max") for node in metadata["nodes"].values())
+    torch.testing.assert_close(from_nir(tmp_path / "a.nir")(x), network(x), rtol=0.02, atol=0.02)
+
+
+def test_the_codes_of_a_network_read_back_move_with_it(tmp_path: Path) -> None:
+    x = torch.rand(4, 3, 8, 8)
+    network = lively(sd.networks.create("vgg5", width=0.1, pooling="avg", time_steps=4), x)
+    quantized = sd.quantize(network, calibration=x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        to_nir(quantized, tmp_path / "a.nir", x, allow_lossy=True)
+    moved = from_nir(tmp_path / "a.nir").to("meta")
+    assert all(t.device.type == "meta" for t in (*moved.parameters(), *moved.buffers()))
+    tables = [m.table for m in moved.modules() if getattr(m, "table", None) is not None]
+    assert len(tables) == 1
+    assert tables[0].device.type == "meta"

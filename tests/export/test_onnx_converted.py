@@ -27,3 +27,12 @@ def test_step_by_step_it_gives_the_same_logits(tmp_path):
         held = dict(zip(held, [out[n] for n in names[1 : 1 + len(held)]]))
     with torch.no_grad():
         torch.testing.assert_close(torch.stack(logits), snn(x), rtol=0, atol=1e-5)
+
+
+def test_neurons_that_count_steps_are_refused_step_by_step(tmp_path):
+    x = torch.rand(3, 3, 8, 8)
+    ann = networks.create("vgg5", time_steps=None, width=0.125, neuron={"type": "qcfs"}, num_classes=4).eval()
+    snn = sd.convert(ann, x, time_steps=2, method="signed")
+    with pytest.raises(sd.SpikedistillError, match="the step's number"):
+        sd.export.to_onnx(snn, tmp_path / "step.onnx", example=x, per_step=True)
+    assert not list(tmp_path.iterdir())

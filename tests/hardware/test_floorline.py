@@ -1,5 +1,7 @@
 """Floorline: loads of the busiest core on paper, times, partitioning, real networks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -122,3 +124,14 @@ def test_the_price_has_it():
     assert price(NET)["floorline"]["step_ns"] is None
     with pytest.raises(SpikedistillError, match=r"floorline: unknown key 'synop'; did you mean 'synop_ns'"):
         price(NET, {"floorline": {"synop": 1}})
+
+
+def test_two_layers_as_slow_as_each_other_both_get_a_core():
+    twin = [replace(NEXT, name="a", inputs=("stem",)), replace(NEXT, name="b", inputs=("a",))]
+    config = FloorlineConfig(**TIMES)
+    net = [STEM, *twin, replace(HEAD, inputs=("b",))]
+    before = floorline.evaluate(net, config)
+    cores = floorline.partition(net, 6, config)
+    assert cores["a"] == cores["b"] == 2
+    after = floorline.evaluate(net, config.model_copy(update={"cores": cores}))
+    assert after.step_ns < 0.75 * before.step_ns

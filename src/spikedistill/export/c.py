@@ -30,12 +30,14 @@ def to_c(network: IntegerNetwork | Network, path: str | os.PathLike[str]) -> lis
     """
     folder, name = _place(Path(path))
     integer = network if isinstance(network, IntegerNetwork) else to_integer(network)
+    # before the folder is made: a network that is refused leaves nothing behind
     texts = sources(integer, name)
     if Path(path).suffix != ".c":
         folder.mkdir(exist_ok=True)
     else:
         del texts[f"{name}_main.c"]
     targets = [destination(folder / file) for file in texts]
+    # one stack: no file takes its name before all texts are written
     with ExitStack() as stack:
         for target, text in zip(targets, texts.values()):
             stack.enter_context(exported(target)).write_text(text)
@@ -69,11 +71,13 @@ def sources(integer: IntegerNetwork, name: str = "network") -> dict[str, str]:
     builder.program.call(
         True, builder.library.use("logits", IN=out.bits, OUT=logit), out.size, out.buffer, "logits"
     )
+    # gives every buffer its place: `starts`, and calls as text, read it
     memory = builder.program.memory()
     starts = [
         Call(builder.library.use("fill", OUT=buffer.bits), (buffer.size, number(initial), buffer))
         for buffer, initial in builder.program.starts()
     ]
+    # places of spikes are listed for the largest map: the narrow type halves those lists
     place = "int16_t" if max((n for shape in shapes for n in shape), default=1) < 1 << 15 else "int32_t"
     scratch = {
         f"{place} event_y": (builder.most_places, int(place[3:5]) // 8),
@@ -150,6 +154,7 @@ def _calls(calls: list) -> list[str]:
     lines = []
     for call in calls:
         if call.comment:
+            # a module's name may hold the end of a comment
             lines.append(f"    /* {call.comment.replace('*/', '* /')} */")
         lines.append(f"    {call}")
     return lines

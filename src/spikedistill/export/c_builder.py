@@ -24,6 +24,7 @@ class Builder(LayerBuilder):
     def _max_pool(self, op: MaxPool) -> Value:
         x = self.maps()
         out = self.made(x.range, least=x.bits)
+        # torch says -inf of a window in the padding alone, which no integer is
         for size, count, k, s, p, d in zip(
             x.shape[-2:], self.shape[-2:], op.kernel, op.stride, op.padding, op.dilation
         ):
@@ -39,6 +40,7 @@ class Builder(LayerBuilder):
 
     def _sum_pool(self, op: SumPool) -> Value:
         x, area = self.maps(), prod(op.kernel)
+        # 0 belongs to the range: a window at an edge adds up fewer values
         out = self.made((min(0, x.range[0] * area), max(0, x.range[1] * area)), least=x.bits)
         window = self.window(
             prod(x.shape[:-2]), x.shape[-2:], self.shape[-2:], op.kernel, op.stride, op.padding, [1, 1]
@@ -51,6 +53,7 @@ class Builder(LayerBuilder):
     def _adaptive_max(self, op: AdaptiveMax) -> Value:
         x = self.maps()
         out = self.made(x.range, least=x.bits)
+        # the C code multiplies places of the input by sizes of the output in 32 bits
         if max(a * b for a, b in zip(x.shape[-2:], self.shape[-2:])) > MOST_INDEX // 2:
             raise self.refused("has maps too large to index")
         window = self.window(
@@ -68,6 +71,7 @@ class Builder(LayerBuilder):
         factors = op.factors or [1, 1]
         parts = [times(v.range, (f, f)) for v, f in zip((a, b), factors)]
         out = self.made(plus(*parts))
+        # operands and factors are cast to W before they are multiplied: each must fit, not the sum alone
         w = self.width(*parts, plus(*parts), *((f, f) for f in factors), a.range, b.range, least=32)
         numbers = out.size, *map(number, factors), a.buffer, b.buffer, out.buffer
         self.call("add", *numbers, comment=f"sum of {by(self.shape)}", A=a.bits, B=b.bits, OUT=out.bits, W=w)
@@ -96,6 +100,7 @@ class Builder(LayerBuilder):
 
     def _cat(self, op: Join) -> Value:
         rank = len(self.shape) + 1
+        # the header counts the dimension of images, shapes here do not
         dim = (op.dim + rank if op.dim < 0 else op.dim) - 1
         factors = op.factors or [1] * len(self.given)
         out = self.made(hull([times(v.range, (f, f)) for v, f in zip(self.given, factors)]))
@@ -117,6 +122,7 @@ class Builder(LayerBuilder):
             self.spread(b, (*self.shape[:-2], inner, columns)),
         )
         one = times(a.range, b.range)
+        # at least the operands' width: the C code casts them to that of the sums
         out = self.made((min(0, one[0] * inner), max(0, one[1] * inner)), least=max(a.bits, b.bits, 32))
         numbers = prod(self.shape[:-2]), rows, inner, columns
         comment = f"{by(a.shape)} by {by(b.shape)}"
@@ -164,6 +170,7 @@ class Builder(LayerBuilder):
             read_start += max(0, -before[d]) * x.strides[d]
             write_start += max(0, before[d]) * out.strides[d]
         self.call("fill", out.size, 0, out.buffer, OUT=out.bits)
+        # a walk does its statement before it looks at a size: nothing to copy must not be walked
         if min(size) > 0:
             self.copy(x, out, tuple(size), x.strides, out.strides, (read_start, write_start))
         return out
@@ -174,6 +181,7 @@ class Builder(LayerBuilder):
             raise self.refused(f"repeats places of {x.shape}")
         *lead, h, w = x.shape
         *step, dh, dw = x.strides
+        # a step of 0 in the input reads one entry for each of its copies
         shape = (*lead, h, op.times[0], w, op.times[1])
         write = Value(out.buffer, shape, out.range, out.stepped).strides
         return self.copy(x, out, shape, [*step, dh, 0, dw, 0], write)
@@ -189,6 +197,7 @@ class Builder(LayerBuilder):
 
     def _repeat(self, op: Op) -> Value:
         x = self.given[0]
+        # filled once and left alone; stepped, so that whatever reads it runs at every step
         return Value(x.buffer, x.shape, x.range, True, x.last)
 
     def _reshape(self, op: Any) -> Value:

@@ -41,6 +41,7 @@ class LayerBuilder:
             (tensors[f"{i}.M"], tensors[f"{i}.B"]) for i in range(len(header.ops)) if f"{i}.M" in tensors
         ]
         offsets = [b for _, b in scales] + [t for name, t in tensors.items() if name.endswith(".bias")]
+        # one type for all layers: `struct scale` holds pointers to it
         self.factor = max((width(range_of(m), least=16) for m, _ in scales), default=16)
         self.offset = max((width(range_of(b), least=32) for b in offsets), default=32)
 
@@ -95,6 +96,7 @@ class LayerBuilder:
         starts: tuple[int, int] = (0, 0), factor: int = 1, name: str = "walk",
     ) -> Value:  # fmt: skip
         """Entries of ``shape`` from ``value`` to ``out``, each with its strides."""
+        # `struct walk` has room for so many
         if len(shape) > 9:
             raise self.refused(f"has {len(shape)} dimensions; at most 9 are walked")
         walk = self.walk(shape, read, write, starts, name)
@@ -107,6 +109,7 @@ class LayerBuilder:
     ) -> str:
         """A ``struct walk``."""
         rows = [braces(v or [0]) for v in (shape, read, write)]
+        # an operation may walk more than once: the count keeps the names apart
         name = f"{name}_{len(self.program.constants)}"
         return self.constant("walk", name, f"{{{len(shape)}, {', '.join(rows)}, {starts[0]}, {starts[1]}}}")
 
@@ -168,16 +171,19 @@ class LayerBuilder:
         if not convolves and len(x.shape) > 1 and bias is not None and prod(x.shape[:-1]) > 1:
             raise self.refused("is a linear layer of maps with a bias")
         outputs, inputs, groups = op.shape[0] // op.groups, op.shape[1], op.groups
+        # the C code counts bits of the weights in 32 bits
         if prod(op.shape) * op.bits > MOST_INDEX:
             raise self.refused(
                 f"has {prod(op.shape):,} weights; at most {MOST_INDEX // op.bits:,} are indexed"
             )
         # [output][input][kernel] to [group and input][kernel][output]
         ordered = weight.reshape(groups, outputs, inputs, -1).permute(0, 2, 3, 1).contiguous()
+        # a byte more: two are read at a time, also for the last weight
         packed = [*pack(ordered, op.bits).tolist(), 0]
         codes = weight.numpy().reshape(op.shape[0], -1).astype(np.int64)
         acc = sums(codes, x.range, bias)
         out_shape = self.shape if convolves else (*x.shape[:-1], op.shape[0])
+        # as wide as the input: the C code casts its values to the type of the sums
         made = self.made(acc, out_shape, last=convolves, least=max(32, x.bits))
         if convolves:
             maps = (x.shape[1:], self.shape[1:], op.shape[2:], op.stride, op.padding, op.dilation)
@@ -187,6 +193,7 @@ class LayerBuilder:
             places = prod(x.shape[:-1])
             view = f"{{{x.shape[-1]}, {places}, 1, {x.shape[-1]}}}"
             window = self.window(x.shape[-1], [places], [places], [1], [1], [0], [1])
+        # all layers share the lists of spikes, so the largest map decides
         self.most_places = max(self.most_places, prod(x.shape[1:]) if convolves else prod(x.shape[:-1]))
         self.most_columns = max(self.most_columns, outputs)
         weights = self.table("uint8_t", "weights", packed)
@@ -213,9 +220,11 @@ class LayerBuilder:
             low, high = out
         out = min(max(out[0], low), high), max(min(out[1], high), low)
         made = self.made(out, x.shape, x.last)
+        # in place behind a layer, whose sums nobody else reads; a norm's input may be read again
         if made.bits == x.bits and isinstance(op, Layer):
             made.buffer = x.buffer
         w = self.width(*inner, (low, high), least=32)
+        # only the limits need 64 bits: the range of the result cuts the same values in 32
         if w == 64 and self.width(*inner, least=32) == 32:
             w, low, high = 32, *out
         address = self.constant("scale", "norm", scale)
@@ -248,6 +257,7 @@ class LayerBuilder:
         if k > 0:
             half = 1 << (k - 1)
             inner = [product, plus(product, (half, half)), (half, half), x.range, hull([(m, m) for m in M])]
+            # channel by channel: the largest product does not meet every channel's offset
             shifted = [((p[0] + half) >> k, (p[1] + half) >> k) for p in products]
         else:
             inner = [product, (1 << -k, 1 << -k), x.range, hull([(m, m) for m in M])]
@@ -278,7 +288,9 @@ class LayerBuilder:
         elif op.op == "neuron":
             current = times(current, ratio)
         else:
+            # what a norm gives is current already: the ratio is that of a residual
             multiplier = 1
+        # stepped from here on: membranes move even where the current stands still
         self.stepped = True
         stored, unit, ranges = membrane(op, current, self.header.time_steps)
         w = self.width(current, *inner, *ranges, least=32)

@@ -36,6 +36,7 @@ def plus(a: Range, b: Range) -> Range:
 def membrane(op: Neuron, current: Range, T: int) -> tuple[Range, int, list[Range]]:
     """Range of what is stored between steps, its unit as a shift, and the ranges on the way, over T steps."""
     (l, L), q, threshold = op.leak, op.shift, op.threshold
+    # as codes only where the initial value is one: the first step reads it unrounded
     coded = op.bits is not None and op.initial % (1 << q) == 0
     v, seen = (op.initial, op.initial), [(threshold, threshold), (op.by, op.by), (l, l), (0, 1 << q)]
     stored = v
@@ -49,6 +50,7 @@ def membrane(op: Neuron, current: Range, T: int) -> tuple[Range, int, list[Range
         h = plus(v, current)
         seen.append(h)
         if op.reset == "hard":
+            # what has not fired is below the threshold, whatever the current: this keeps membranes narrow
             v = min(0, h[0]), max(0, min(h[1], threshold - 1))
         elif op.reset == "soft":
             v = min(0, h[0], threshold - op.by), max(0, min(h[1], threshold - 1), h[1] - op.by)
@@ -61,12 +63,14 @@ def membrane(op: Neuron, current: Range, T: int) -> tuple[Range, int, list[Range
             seen.append(v)
         if limits is not None:
             half = 1 << (shift - 1) if shift else 0
+            # the C code adds the half before it shifts: that sum must fit too
             seen += [plus(v, (half, half)), limits]
             low, high = (min(max((x + half) >> shift << q, limits[0]), limits[1]) for x in v)
             v = low, high
         elif op.leak_first:
             v = v[0] >> L, v[1] >> L
         stored = min(stored[0], v[0]), max(stored[1], v[1])
+        # a fixed point: later steps reach nothing new
         if v == before:
             break
         v = stored
@@ -114,6 +118,7 @@ def by(shape: Any) -> str:
 
 def number(n: int) -> str:
     """A constant of up to 64 bits."""
+    # C reads a literal's minus apart, and 2^63 fits no signed type
     if n == -(1 << 63):
         return "INT64_MIN"
     return str(n) if abs(n) < 1 << 31 else f"INT64_C({n})"

@@ -389,6 +389,7 @@ class Library:
     def source(self) -> str:
         """Helpers that are called, then the functions."""
         texts, body = [], "\n".join(self.texts.values())
+        # the last first: a helper calls those above it, which its text then asks for
         for name, helper in reversed(HELPERS.items()):
             for bits in ("32", "64") if "@W@" in helper else ("of",):
                 if f"{name}_{bits}(" in body:

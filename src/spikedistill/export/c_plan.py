@@ -10,6 +10,7 @@ from .c_numbers import Range
 Shape = tuple[int, ...]
 
 
+# by identity: two buffers of one size are two, and both are keys in `memory`
 @dataclass(eq=False)
 class Buffer:
     """Memory that some calls share: ``size`` entries of ``bits``; ``kept``: from step to step."""
@@ -119,7 +120,9 @@ class Program:
             sizes[f"kept_{buffer.bits}"] = buffer.offset + buffer.size
         placed: list[tuple[Buffer, list[int]]] = []
         free = [(buffer, life) for buffer, life in lives.items() if not buffer.kept]
+        # the largest first: small ones find room in the gaps
         for buffer, life in sorted(free, key=lambda item: -item[0].size):
+            # both ends count: a call must not write over what it reads, which C is told is `restrict`
             beside = sorted(
                 (b.offset, b.offset + b.size)
                 for b, other in placed

@@ -14,6 +14,7 @@ from .lowering import GraphBuilder, as_array, neuron_of
 
 def _multiplier(rescale: Rescale, a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
     m, o = (as_array(x) for x in rescale.codes(a, b))
+    # real multipliers still meet a rounded offset, as in `Rescale`
     return (m, np.floor(o + 0.5)) if rescale.bits is None else (m * 2.0**-rescale.k, o)
 
 
@@ -78,12 +79,14 @@ class CodedBuilder(GraphBuilder):
         return _multiplier(rescale, *affine(m.running_mean, m.running_var))
 
     def adaptive(self, node: Node) -> Terms:
-        return self.average(node, self.windows(node), None if node.module is None else 1)
+        pool: Any = node.module
+        return self.average(node, self.windows(node), None if pool is None else pool.divisor)
 
     def residual(self, node: Node) -> Terms:
         grid: Any = node.module.grid  # type: ignore[union-attr]
         terms = super().residual(node)
         charge = scaled(terms, float(grid.ratio())) if terms else terms
+        # last, for `neuron` reads the grid next: it may be of a pass with other constants
         grid.membrane.prepare()
         return charge
 
@@ -96,6 +99,7 @@ class CodedBuilder(GraphBuilder):
             coded: Any = self.quantization.parts.get(node.path or "")
             if coded is not None:
                 coded.membrane.prepare()
+                # not the neuron's own gain, which is in the unit of its grid
                 gain = float(coded.ratio())
         grid = n.grid
         self.refusals.append(

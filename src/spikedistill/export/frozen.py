@@ -74,6 +74,7 @@ def _grid(membrane: Membrane) -> None:
     if isinstance(membrane, TemporalMembrane):
         _constant(membrane, "prepare", g)
         return
+    # a plain one: a learned grid carries gradients, which a graph of inference has no use for
     membrane.neuron.grid = Grid(g.unit, g.threshold, g.leak, g.bits, g.shift, g.leak_first, g.reset_by)
     _constant(membrane, "prepare", membrane.neuron.grid)
 
@@ -88,11 +89,12 @@ def _layer(coded: CodedLayer) -> None:
         if hasattr(coded, name):
             value = getattr(coded, name)()
             if isinstance(value, Tensor):
+                # codes are exact in float32, and runtimes convolve no float64
                 module.register_buffer(f"frozen_{name}", value.float() if name == "codes" else value)
                 setattr(coded, name, _Buffer(module, f"frozen_{name}"))
             else:
                 _constant(coded, name, value)
-    if isinstance(module, nn.Conv2d) and 2 * coded.bound >= FLOAT32:
+    if isinstance(module, nn.Conv1d | nn.Conv2d) and 2 * coded.bound >= FLOAT32:
         coded.accumulate = _Pieces(coded)  # type: ignore[method-assign]
 
 
@@ -129,6 +131,7 @@ class _Sums:
 
     def __call__(self, x: Tensor) -> Tensor:
         (kh, kw), (sh, sw), (ph, pw) = self.kernel, self.stride, self.padding
+        # one sum over a reshaped map: a smaller graph than a slice for each place
         if self.kernel == self.stride and not ph and not pw:
             h, w = x.shape[-2] // kh, x.shape[-1] // kw
             total = x[..., : h * kh, : w * kw].unflatten(-1, (w, kw)).unflatten(-3, (h, kh)).sum((-1, -3))
@@ -157,9 +160,11 @@ class _Pieces:
         self.layer = coded.layer
         self.base = 2
         most = coded.fan_in * coded.format.largest_code
+        # a power of two: dividing by it, and multiplying by its powers, is exact
         while 2 * self.base * most < FLOAT32:
             self.base *= 2
         self.count, reach = 1, coded.bound_in
+        # one more: floors of negative numbers lie one further from 0
         while reach >= self.base:
             self.count, reach = self.count + 1, (reach + 1) // self.base + 1
 
@@ -167,11 +172,12 @@ class _Pieces:
         """Sums in float64."""
         rest, total, weight = x, None, w.float()
         m = self.layer
+        convolve: Any = F.conv1d if isinstance(m, nn.Conv1d) else F.conv2d
         for i in range(self.count):
             above = (rest / self.base).floor() if i + 1 < self.count else torch.zeros_like(rest)
             piece = (rest - above * self.base).float()
             part = (
-                F.conv2d(piece, weight, None, m.stride, m.padding, m.dilation, m.groups).double()
+                convolve(piece, weight, None, m.stride, m.padding, m.dilation, m.groups).double()
                 * self.base**i
             )
             total, rest = part if total is None else total + part, above

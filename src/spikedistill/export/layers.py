@@ -118,15 +118,18 @@ def settle(lowered: Lowered) -> None:
 
     The rest get a layer of their own (an identity shortcut into a neuron with gain).
     """
+    # the last first, so that what a pool hands back is met in the layer before it
     for layer in reversed(list(lowered.layers.values())):
         users = lowered.users(layer.name)
         factor = _common([user.sources[layer.name] for user in users])
+        # 1, or readers that disagree: one output cannot serve them both
         if factor is None:
             continue
         if layer.kind in WEIGHTED:
             assert layer.weight is not None
             assert layer.bias is not None
             layer.weight, layer.bias = layer.weight * factor, layer.bias * factor
+            # the step of a rounding has no sign
             layer.step *= abs(factor)
         elif layer.kind in ("avgpool", "sumpool", "flatten") and _weighted_before(lowered, layer):
             layer.sources = scaled(layer.sources, factor)
@@ -141,6 +144,7 @@ def settle(lowered: Lowered) -> None:
         layer.sources = dict.fromkeys(layer.sources, 1.0)
         if layer.kind in WEIGHTED:
             assert layer.weight is not None
+            # not the bias, which is added behind the inputs
             layer.weight = layer.weight * factor
         else:
             for user in lowered.users(layer.name):

@@ -20,6 +20,7 @@ def lower(network: Network, example: Tensor) -> Lowered:
         raise SpikedistillError("this network is an ANN: there are no spikes to export; export the SNN")
     kind = GraphBuilder if network.input_codes is None else CodedBuilder
     lowered = kind(network, trace(network, example)).build()
+    # what is lossy alone is for the writer of a format to judge
     fatal = [r for r in lowered.refusals if not r.lossy]
     if fatal:
         raise SpikedistillError(

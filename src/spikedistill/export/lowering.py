@@ -100,6 +100,7 @@ class GraphBuilder:
 
     def add(self, layer: Layer) -> Terms:
         name, k = layer.name, 1
+        # a key of from_nir's ModuleDict, where to_nir looks for its neurons by this name
         while name in self.layers or name == "output" or hasattr(nn.ModuleDict, name):
             name, k = f"{layer.name}_{k}", k + 1
         layer.name = name
@@ -171,6 +172,7 @@ class GraphBuilder:
                 assert before.bias is not None
                 scale = (a * factor).reshape(-1, *[1] * (before.weight.ndim - 1))
                 weight, bias = before.weight * scale, before.bias * a * factor + b
+                # where others read the layer too (a residual) they need it unfolded
                 if before.origin == node.inputs[0] and len(self.graph.readers(before.origin)) == 1:
                     before.weight, before.bias = weight, bias
                     return terms

@@ -65,6 +65,7 @@ def to_nir(
     target = destination(path)
     finite.check(network, "to_nir: the network")
     lowered = lower(network, example)
+    # first: only the max pooling that it leaves is lossy
     _max_of_spikes(lowered)
     for layer in lowered.layers.values():
         lowered.refusals += _lossy(layer)
@@ -75,14 +76,17 @@ def to_nir(
             + "\nallow_lossy=True (--allow-lossy) writes the nearest network and keeps the rest as metadata"
         )
     lossy = [str(refusal) for refusal in lowered.refusals]
-    extras = _extras(lowered)
+    # After `_lossy`, which looks for them.
+    named, maxima = [*lowered.layers], _means_of_maxima(lowered)
     _normalise(network, lowered)
     scales: dict[str, float] = {}
     if weight_bits is not None:
         if network.input_codes is not None:
             raise SpikedistillError("this network is quantized already; leave weight_bits out")
-        scales = round_weights(lowered, weight_bits)
+        scales = round_weights(lowered, weight_bits, maxima)
         lossy.append(f"weights rounded to {weight_bits} bits")
+    # After the rounding, which scales what a membrane starts with; the layers that it adds are its own.
+    extras = {name: _extra(lowered.layers[name], name in maxima) for name in named}
     metadata = {
         "format": "spikedistill", "version": VERSION, "time_steps": network.time_steps,
         "input": _input(network), "codes": _codes(network), "lossy": lossy, "nodes": extras,
@@ -97,6 +101,7 @@ def to_nir(
         whole = io.BytesIO()  # HDF5 itself crashes on a full disk
         nir.write(whole, graph)
         temporary.write_bytes(whole.getvalue())
+        # read back before the file takes its name: one that cannot be read is never left behind
         share = _changed(network, temporary, example, lowered) if lossy else 0.0
     if lossy:
         said = [*summed_up(lowered.refusals), *lossy[len(lowered.refusals) :]]
@@ -149,24 +154,26 @@ def _lossy(layer: Layer) -> list[Refusal]:
     return out
 
 
-def _extras(lowered: Lowered) -> dict[str, dict[str, Any]]:
-    """What :func:`from_nir` restores, by node: reset, initial membrane, grid, roundings, real max pooling."""
-    extras: dict[str, dict[str, Any]] = {}
-    for layer in lowered.layers.values():
-        extra: dict[str, Any] = {"path": layer.path, "call": layer.call}
-        if layer.kind == "neuron":
-            extra |= {"reset": layer.reset, "initial": layer.initial}
-            if layer.reset_by != 1:
-                extra["reset_by"] = layer.reset_by
-            if layer.grid is not None:
-                extra["grid"] = dataclasses.asdict(layer.grid)
-        if layer.step:
-            extra["step"] = layer.step
-        if layer.kind == "maxpool":
-            layer.kind = "avgpool"
-            extra["max"] = True
-        extras[layer.name] = extra
-    return extras
+def _means_of_maxima(lowered: Lowered) -> set[str]:
+    """Turn real max pools into average pools, which NIR has; returns their names."""
+    found = {layer.name for layer in lowered.layers.values() if layer.kind == "maxpool"}
+    for name in found:
+        lowered.layers[name].kind = "avgpool"
+    return found
+
+
+def _extra(layer: Layer, maximum: bool) -> dict[str, Any]:
+    """What :func:`from_nir` restores of a node: reset, initial membrane, grid, rounding, real max pooling."""
+    extra: dict[str, Any] = {"path": layer.path, "call": layer.call}
+    if layer.kind == "neuron":
+        extra |= {"reset": layer.reset, "initial": layer.initial}
+        if layer.reset_by != 1:
+            extra["reset_by"] = layer.reset_by
+        if layer.grid is not None:
+            extra["grid"] = dataclasses.asdict(layer.grid)
+    if layer.step:
+        extra["step"] = layer.step
+    return {**extra, "max": True} if maximum else extra
 
 
 def _max_of_spikes(lowered: Lowered) -> None:
@@ -176,6 +183,7 @@ def _max_of_spikes(lowered: Lowered) -> None:
         layers[layer.name] = layer
         if layer.kind == "maxpool" and _binary(lowered, layer):
             layer.kind = "avgpool"
+            # half of what a single spike makes of the mean
             any_spike = 0.5 / (layer.window["kernel"][0] * layer.window["kernel"][1])
             name = f"{layer.name}_any"
             layers[name] = Layer(
@@ -230,6 +238,7 @@ def _node(nir: "nir_package", layer: Layer, lowered: Lowered) -> Any:
         return nir.Output({"output": shape})
     before = lowered.layers[next(iter(layer.sources))].shape
     if layer.kind == "flatten":
+        # negative dimensions mean the same whether or not a reader counts the batch
         return nir.Flatten({"input": np.array(before)}, start_dim=-len(before), end_dim=-1)
     if layer.kind == "neuron":
         full = np.ones(layer.shape)
@@ -249,6 +258,7 @@ def _node(nir: "nir_package", layer: Layer, lowered: Lowered) -> Any:
         return nir.Affine(weight, bias)
     conv, size = (nir.Conv1d, before[1]) if len(before) == 2 else (nir.Conv2d, tuple(before[1:]))
     return conv(
+        # groups=1: the lowering has written grouped kernels out as dense ones
         input_shape=size, weight=weight, stride=window["stride"], padding=window["padding"],
         dilation=window["dilation"], groups=1, bias=bias,
     )  # fmt: skip
@@ -259,6 +269,7 @@ def _changed(network: Network, path: os.PathLike[str], example: Tensor, lowered:
     from .nir_reader import from_nir
 
     plain = from_nir(path, metadata=False, time_steps=network.time_steps)
+    # the neuron of a max pool has no path: the network has none there
     neurons = [layer for layer in lowered.layers.values() if layer.kind == "neuron" and layer.path]
     ours = spikes_of(network, example, [(layer.path, layer.call) for layer in neurons])
     x = encoded(network, example)

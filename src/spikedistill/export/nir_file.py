@@ -65,6 +65,7 @@ class Notes(_Notes):
 def read_graph(nir: Any, path: str | os.PathLike[str]) -> tuple[Any, Notes | None]:
     """(graph, notes of ours or None) of a file. Raises: SpikedistillError unless it is one NIR graph."""
     try:
+        # first, since nir.read unpacks every array whole
         _measure(path)
         graph = nir.read(path)
     except SpikedistillError:
@@ -101,6 +102,7 @@ def _measure(path: str | os.PathLike[str]) -> None:
                 raise ValueError(f"groups within each other, {DEEPEST} deep and more")
             for name in group:
                 count += 1
+                # asked before the item is opened, which would follow a link
                 if count > MOST_OBJECTS or not isinstance(group.get(name, getlink=True), h5py.HardLink):
                     raise ValueError(
                         f"{name!r} is a link to elsewhere, or there are more than {MOST_OBJECTS:,} parts"
@@ -109,6 +111,7 @@ def _measure(path: str | os.PathLike[str]) -> None:
                 if isinstance(item, h5py.Group):
                     waiting.append((item, depth + 1))
                 elif isinstance(item, h5py.Dataset):
+                    # no link, and still reads other files
                     if item.external or item.is_virtual:
                         raise ValueError(f"{name!r} lies in another file")
                     total += int(item.size or 0) * item.dtype.itemsize

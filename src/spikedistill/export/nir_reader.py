@@ -43,6 +43,7 @@ def from_nir(
         raise SpikedistillError(f"time_step must be more than 0, found {time_step}")
     graph, notes = read_graph(nir, path)
     if notes is not None and time_step is None:
+        # ours are written for this step: nothing to guess, nothing to warn of
         time_step = DT
     found = notes if notes is not None and metadata else Notes()
     return NIRNetwork(graph, found, time_steps or found.time_steps or 4, time_step, path)
@@ -102,6 +103,7 @@ class NIRNetwork(Network):
                     raise SpikedistillError(
                         f"node {name!r} is a {kind}; from_nir reads {', '.join([*MODULES, 'IF', 'LIF'])}"
                     )
+        # after the kinds and numbers, on which the guess is built
         dt = time_step(graph, self.order, self.sources, path) if dt is None else dt
         for name in self.order:
             if name not in (self_input, self_output):
@@ -191,6 +193,7 @@ def _module(name: str, node: Any, extra: NodeNotes, time_steps: int, dt: float) 
         if extra.grid is not None:
             neuron.grid = Grid(**extra.grid.model_dump())
             neuron.initial *= neuron.grid.unit  # in the file it is a code
+            # currents are codes: folded multipliers leave fractions, which the network rounds half-up
             neuron.register_forward_pre_hook(lambda _, args: ((args[0] + 0.5).floor(), *args[1:]))
         return neuron
     try:
@@ -213,6 +216,7 @@ def _neuron(name: str, node: Any, extra: NodeNotes, time_steps: int, dt: float) 
         decay, gain = 1.0, _uniform(name, "r", node.r) * dt
     else:
         tau = _uniform(name, "tau", node.tau)
+        # a tau of one step may be a hair below it in files that hold float32
         if not tau * (1 + 1e-6) >= dt:
             raise SpikedistillError(
                 f"node {name!r}: its time constant tau = {tau:g} is below the time step {dt:g}; "
@@ -240,7 +244,9 @@ class Codes(nn.Module):
     def __init__(self, kind: str, limit: int, table: list[list[int]] | None) -> None:
         super().__init__()
         self.kind, self.limit = kind, limit
-        self.table = None if table is None else torch.tensor(table, dtype=torch.float32)
+        self.table: torch.Tensor | None
+        codes = None if table is None else torch.tensor(table, dtype=torch.float32)
+        self.register_buffer("table", codes, persistent=False)  # so that it moves with the network
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same."""
@@ -291,6 +297,7 @@ def _conv(node: Any, extra: NodeNotes) -> nn.Module:
 
 def _linear(node: Any, extra: NodeNotes) -> nn.Module:
     out, features = node.weight.shape
+    # nir.Linear has no bias, nir.Affine has one
     return _filled(nn.Linear(features, out, bias=hasattr(node, "bias")), node)
 
 

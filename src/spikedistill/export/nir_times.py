@@ -25,9 +25,11 @@ def time_step(graph: Any, order: list[str], sources: dict[str, list[str]], path:
     for name in order:
         node = graph.nodes[name]
         kind = type(node).__name__
+        # the input itself is taken for spikes of 1
         bound = sum(bounds[source] for source in sources[name]) if sources[name] else 1.0
         if kind in ("IF", "LIF"):
             tau = float(np.min(node.tau)) if kind == "LIF" else 1.0
+            # a tau of 0 or less is left to the reader, which refuses it by name
             charge = float(np.max(np.abs(node.r))) * DT / tau if tau > 0 else np.inf
             threshold = float(np.min(node.v_threshold))
             if tau < 1:
@@ -45,6 +47,7 @@ def time_step(graph: Any, order: list[str], sources: dict[str, list[str]], path:
         )
     warnings.warn(
         f"{words}: read with time_step=1, one step as the unit of time; give time_step=... to choose",
+        # the caller of from_nir
         stacklevel=4,
     )
     return 1.0

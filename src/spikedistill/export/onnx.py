@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from ..networks.base import Network
 from ..networks.graph import trace
 from ..neurons import Parallel, neuron_of
 from ..neurons.compilation import eager
+from ..neurons.qcfs import SignedIF
 from ..simulation import Simulation
 
 NEXT, SPIKES = ".next", ".spikes"
@@ -50,6 +52,7 @@ def to_onnx(
     _packages()
     _check(network, per_step)
     finite.check(network, "to_onnx: the network")
+    # a copy: freezing exchanges methods and buffers in place
     network = freeze(copy.deepcopy(network).eval().cpu())
     example = example.detach().cpu()
     example = torch.cat([example, example])[:2]  # one example would fix the batch dimension at 1
@@ -57,6 +60,7 @@ def to_onnx(
     program = _export(wrapper)
     program.model.metadata_props["spikedistill"] = json.dumps(wrapper.metadata())
     with exported(target) as temporary:
+        # one file, since `exported` gives its name to one
         program.save(str(temporary), external_data=False)
 
 
@@ -77,6 +81,12 @@ def _check(network: Any, per_step: bool) -> None:
         )
     if per_step and not network.spiking:
         raise SpikedistillError("this network is an ANN: it has no time steps; leave per_step out")
+    counting = next((m for m in network.modules() if isinstance(m, SignedIF)), None)
+    if per_step and counting is not None:
+        raise SpikedistillError(
+            "signed_if bounds its spikes by the step's number, which a step's graph does not know; export "
+            "the whole simulation"
+        )
     parallel = next((m for m in network.modules() if isinstance(m, Parallel)), None)
     if per_step and parallel is not None:
         raise SpikedistillError(
@@ -123,6 +133,7 @@ class _Step(_Whole):
         self.keys = [key for key in state if key != "step"]
         self.shapes = [tuple(state[key].shape[1:]) for key in self.keys]
         self.inputs += self.keys
+        # between logits and spikes, as `forward` returns them
         self.outputs[1:1] = [key + NEXT for key in self.keys]
         self.arguments = (example, *(state[key] for key in self.keys))
 
@@ -165,7 +176,9 @@ def _initial(module: nn.Module) -> float:
     neuron = neuron_of(module)
     if neuron is None:  # counts of spikes begin with none
         return 0.0
-    return neuron.initial if neuron.grid is None else float(int(neuron.initial / neuron.grid.unit + 0.5))
+    return (
+        neuron.initial if neuron.grid is None else float(math.floor(neuron.initial / neuron.grid.unit + 0.5))
+    )
 
 
 def _export(wrapper: _Whole) -> Any:
@@ -179,6 +192,7 @@ def _export(wrapper: _Whole) -> Any:
     with torch.no_grad(), warnings.catch_warnings(), eager(), _watched(wrapper.network, entered):
         warnings.simplefilter("ignore")  # of the exporter, about itself
         try:
+            # apart from the translation: what torch cannot trace and what ONNX cannot say are two errors
             traced = torch.export.export(wrapper, wrapper.arguments, dynamic_shapes=free, strict=False)
         except SpikedistillError:
             raise
@@ -225,6 +239,7 @@ def _blamed(why: BaseException | None) -> str:
         node = getattr(why, "node", None)
         stack = getattr(node, "meta", {}).get("nn_module_stack") if node is not None else None
         if stack:
+            # the wrapper holds the network under this name
             return str(list(stack.values())[-1][0]).removeprefix("network.")
         why = why.__cause__
     return "this network"

@@ -11,6 +11,7 @@ from .layer import Layer
 
 def activation_bits(time_steps: int) -> int:
     """``ceil(log2(T + 1))``: bits that hold the spike counts 0 ... T of a neuron."""
+    # in integers: a float logarithm may miss where T + 1 is a power of two
     return time_steps.bit_length()
 
 
@@ -32,6 +33,7 @@ def twin(layers: Sequence[Layer]) -> list[Layer]:
             changed |= {"neuron": "relu", "leaky": False, "terms": 0.0, "temporal_weights": 0}
             changed |= {"kept_steps": 0, "kept_values": 0, "kept_bits": 0, "current_bits": None}
         if layer.kind in ("conv", "linear", "add") and layer.input_kind != "real":
+            # the SNN's counts 0 ... T are the levels of the twin's activation: just the bits that hold them
             bits = activation_bits(layer.time_steps * max(1, layer.input_max))
             changed |= {
                 "input_kind": "real",
@@ -73,6 +75,7 @@ def _crossing(snn: Callable[[float], float], ann: float, steps: int = 30) -> flo
 def _straight(snn: Callable[[float], float], ann: float) -> float:
     """The same for an energy that is linear in the rate."""
     start, end = snn(0.0), snn(1.0)
+    # the energy does not rise with the rate (no layer reads spikes): there is no slope to divide by
     if end <= start:
         return 1.0 if start <= ann else 0.0
     return min(1.0, max(0.0, (ann - start) / (end - start)))
@@ -82,8 +85,10 @@ def break_even(
     layers: Sequence[Layer], config: Config | None = None, memory_config: memory.MemoryConfig | None = None
 ) -> BreakEven:
     """Break-even rates against `twin` by operations (all terms), energy with memory and SpikeSim events."""
+    # dense energy does not know the rate: there would be nothing to cross
     chip = (config or Config()).model_copy(update={"activity": "event"})
     ann = twin(layers)
+    # kept: all three models ask for the rates 0 and 1
     rates: dict[float, list[Layer]] = {}
 
     def spiking(rate: float) -> list[Layer]:
@@ -98,6 +103,7 @@ def break_even(
         spikesim=_crossing(
             lambda r: spikesim.evaluate(spiking(r), chip).energy_pj,
             spikesim.evaluate(ann, chip).energy_pj,
+            # every step prices the whole network, and a rate is said to 0.1 % only
             steps=16,
         ),
     )

@@ -48,6 +48,7 @@ def check(chips: Any, where: str) -> None:
         )
     for name, options in chips.items():
         if name in TYPES or not own_code.is_shut():
+            # partial takes the layers' place, so that the options are held against the other parameters alone
             checked(partial(find(str(name)), ()), options or {}, f"{where}.{name}")
 
 
@@ -62,6 +63,7 @@ def evaluate(layers: Sequence[Layer], chips: Mapping[str, Any]) -> dict[str, dic
         model, where = find(name), f"hardware.chips.{name}"
         given = checked(partial(model, ()), options or {}, where)
         try:
+            # the figures go into a run's JSON, which knows no NaN: said here, where the model has a name
             figures = dict(model(layers, **given))
             json.dumps(figures, allow_nan=False)
         except SpikedistillError:
@@ -70,6 +72,7 @@ def evaluate(layers: Sequence[Layer], chips: Mapping[str, Any]) -> dict[str, dic
             raise SpikedistillError(f"{where}: {type(error).__name__}: {error}") from error
         energy = figures.get("energy_pj")
         if (
+            # True is an int to Python
             isinstance(energy, bool)
             or not isinstance(energy, int | float)
             or not isfinite(energy)

@@ -76,6 +76,7 @@ class Technology(Strict):
     def _sensible(self) -> "Technology":
         divisors = ("value_bits", "columns_per_adc", "cycle_clocks", "array_rows", "adc_reference_bits")
         for key, value in self:
+            # what others are divided by must not come near 0
             low = 1e-3 if key in divisors else 0
             if not low <= value <= 1e9:
                 raise ValueError(f"{key} must be from {low:g} to 1e9, found {value:g}")
@@ -198,8 +199,10 @@ class Config(Strict):
     @classmethod
     def _mode_sets_switches(cls, data: Any) -> Any:
         given = data.get("switches") if isinstance(data, dict) else None
+        # a Switches object is whole already: the mode must not change what its maker set
         if not isinstance(data, dict) or isinstance(given, Switches):
             return data
+        # before validation: afterwards a switch left out looks like one set to its default
         if data.get("mode") == "released" and (given is None or isinstance(given, dict)):
             return {**data, "switches": {**RELEASED.model_dump(), **(given or {})}}
         return data
@@ -212,6 +215,7 @@ class Config(Strict):
     @property
     def lossless_adc_bits(self) -> int:
         """Bits for any sum of ``crossbar_size`` 0/1 rows x cells: ``ceil(log2(X (2^cell_bits - 1) + 1))``."""
+        # bit_length of n is ceil(log2(n + 1)) without a rounding
         return (self.crossbar_size * (2**self.cell_bits - 1)).bit_length()
 
     @property
@@ -240,4 +244,5 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if isinstance(data, dict) and set(data) == {"spikesim"}:
         data = data["spikesim"]
     parse(Config, data, str(path))
+    # raw, not the parsed Config: `resolve` must know which keys were given
     return dict(data)

@@ -35,11 +35,13 @@ def convert(sums: Tensor, config: Config) -> Tensor:
     if dropped <= 0:
         return sums
     step = 2**dropped
+    # not torch.round, which takes halves to the even neighbour
     return torch.floor(sums / step + 0.5).clamp(max=2 ** (config.adc_bits or 0) - 1) * step
 
 
 def planes(x: Tensor, bound: int) -> Iterator[tuple[int, Tensor]]:
     """0/1 planes of integer codes, what each counts for: levels up to ``bound`` if small, else bits."""
+    # pulses have no sign: small codes below 0 need bit planes too
     if bound <= SMALL and bool((x >= 0).all()):
         for level in range(1, bound + 1):
             yield 1, (x >= level).to(x.dtype)
@@ -47,11 +49,13 @@ def planes(x: Tensor, bound: int) -> Iterator[tuple[int, Tensor]]:
     bits = bound.bit_length() + 1
     unsigned = torch.where(x < 0, x + 2**bits, x)
     for bit in range(bits):
+        # the top bit of two's complement counts negative
         yield (-(2**bit) if bit == bits - 1 else 2**bit), torch.floor(unsigned / 2**bit) % 2
 
 
 def _slices(codes: Tensor, bits: int, cell_bits: int) -> Tensor:
     """Offset-binary slices, low ones first: (C', C, kh, kw) to (S, C', C, kh, kw)."""
+    # a cell holds no negative number; `accumulate` takes the offset back for the rows that were active
     shifted = codes + 2 ** (bits - 1)
     count = ceil(bits / cell_bits)
     return torch.stack([torch.floor(shifted / 2 ** (cell_bits * s)) % 2**cell_bits for s in range(count)])
@@ -84,9 +88,11 @@ def accumulate(
         total = part.new_zeros(part.shape[0], groups, c_out // groups, height, width)
         for value, plane in planes(part, bound):
             padded = F.pad(plane, (padding[1], padding[1], padding[0], padding[0]))
+            # each group of the layer fills arrays of its own, so that groups of the convolution are arrays
             rows = F.pad(padded.unflatten(1, (groups, c_in)), (0, 0, 0, 0, 0, tiles * size - c_in)).flatten(
                 1, 2
             )
+            # one kernel position at a time: every array's sum meets its ADC before any two are added
             for i in range(kh):
                 for j in range(kw):
                     at = rows[
@@ -147,6 +153,7 @@ def simulate(network: nn.Module, config: Config | None = None) -> Iterator[nn.Mo
             f"crossbars hold integer weights; {', '.join(real)} has real ones: give it weight bits"
         )
     for layer in layers.values():
+        # hides the method of the class, for this layer alone; deleting it brings the method back
         layer.__dict__["accumulate"] = partial(_of_layer, layer, config)
     try:
         with torch.no_grad():

@@ -25,6 +25,7 @@ def measure(layer: Layer, x: Tensor, images: int) -> Events:
     """
     block = _block(layer)
     blocks = -(-layer.in_channels // block)
+    # float64: counts over all steps and images pass 2^24, where float32 loses ones
     rows = torch.zeros(blocks, dtype=torch.float64)
     patches: dict[int, float] = {}
     sites = 0.0
@@ -35,8 +36,10 @@ def measure(layer: Layer, x: Tensor, images: int) -> Events:
         taps = F.conv2d(active, ones, None, layer.stride, layer.pads, layer.dilation, blocks)
         rows += taps.sum((0, 2, 3), dtype=torch.float64).cpu()
         touched, width = taps > 0, block
+        # neighbours joined pairwise give every wider tile from this one pass
         while touched.shape[1] > 1:
             patches[width] = patches.get(width, 0.0) + float(touched.sum()) / images
+            # a last block without a neighbour is a tile of the next width all the same
             if touched.shape[1] % 2:
                 touched = F.pad(touched, (0, 0, 0, 0, 0, 1))
             touched, width = touched.unflatten(1, (-1, 2)).any(2), 2 * width
@@ -54,6 +57,7 @@ def _touching(layer: Layer) -> tuple[Tensor, Tensor]:
     for n, m, kernel, stride, pad, d in zip(
         layer.in_size, layer.positions, layer.kernel_size, layer.stride, layer.pads, layer.dilation
     ):
+        # in closed form along each axis: a layer file may describe maps that are too large to walk
         start = torch.arange(m) * stride - pad
         first, last = (
             (-start.div(d, rounding_mode="floor")).clamp_min(0),
@@ -82,6 +86,7 @@ def expected(layer: Layer, rate: float) -> Events:
     width = block
     while len(channels) > 1:
         patches[width] = (
+            # all tiles but the last are equally wide: one evaluation serves them
             sum(n * _hit(taps, places, c, rate) for c, n in Counter(channels).items()) * layer.runs
         )
         channels = [sum(channels[i : i + 2]) for i in range(0, len(channels), 2)]

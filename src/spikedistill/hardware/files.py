@@ -54,10 +54,12 @@ def _expand(entry: Mapping[str, Any], time_steps: int, where: str) -> dict[str, 
     layer = {"time_steps": time_steps, **entry}
     if layer.get("kind", "conv") in ("conv", "linear"):
         layer.setdefault("neuron", "lif")
+        # after the default of `neuron`, which decides
         layer.setdefault("leaky", layer["neuron"] in ("lif", "plif"))
     if "bits" in layer:
         bits = layer.pop("bits")
         read = parse(_Bits, bits if isinstance(bits, Mapping) else {"weight": bits}, f"{where}: bits")
+        # only what was said, so that the defaults of `Layer` hold for the rest
         layer.update({f"{key}_bits": value for key, value in read.model_dump(exclude_unset=True).items()})
     if "input" in layer:
         given = layer.pop("input")
@@ -116,6 +118,7 @@ def read_layers(path: str | Path) -> tuple[list[Layer], dict[str, Any]]:
             f"{path}: {blocks:,} groups, or blocks of 8 input channels, in all layers; "
             f"at most {MOST_BLOCKS:,} are priced"
         )
+    # parsed for the file's name in the error, returned raw: `resolve` goes key by key
     parse(Config, data.spikesim, f"{path}: spikesim")
     return layers, data.spikesim
 
@@ -132,6 +135,7 @@ def write_layers(layers: Sequence[Layer], path: str | Path, config: Config | Non
         )
     data: dict[str, Any] = {"layers": [_plain(entry) for entry in entries]}
     if config is not None:
+        # only what was set: a default written out would go over a recipe's key
         data["spikesim"] = config.model_dump(exclude_unset=True)
     Path(path).write_text(
         yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120), encoding="utf-8"
@@ -151,8 +155,10 @@ def resolve(*sources: tuple[str, Mapping[str, Any]]) -> Config:
     """
     merged: dict[str, Any] = {}
     for name, source in sources:
+        # each alone first, so that an error names the source that holds the key
         parse(Config, dict(source), name)
         for key, value in source.items():
+            # `switches` and `technology` are merged key by key as well
             nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
             merged[key] = {**merged[key], **value} if nested else value
     return parse(Config, merged, " and ".join(name for name, _ in sources) or "defaults")

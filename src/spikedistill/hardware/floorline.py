@@ -117,6 +117,7 @@ def _sources(layer: Layer, by_name: Mapping[str, Layer]) -> list[str]:
     waiting, found, seen = list(layer.inputs), [], set()
     while waiting:
         name = waiting.pop()
+        # paths meet again behind a residual
         if name in seen or name not in by_name:
             continue
         seen.add(name)
@@ -184,6 +185,7 @@ def _cores(layer: Layer, config: FloorlineConfig) -> int:
 def _load(whole: _Whole, cores: Mapping[str, int], steps: int, config: FloorlineConfig) -> Load:
     name, outputs = whole.layer.name, whole.layer.outputs_per_run
     share = ceil(outputs / cores[name]) / outputs / steps  # the fullest core, one step
+    # at least one: the last layer has no reader and still sends its outputs
     copies = 1 if config.multicast else max(1, sum(cores[n] for n in whole.next))
     loads = {
         "synops": whole.synops * share,
@@ -193,6 +195,7 @@ def _load(whole: _Whole, cores: Mapping[str, int], steps: int, config: Floorline
     if not config.timed:
         return Load(name, cores[name], loads["synops"], loads["updates"], loads["messages"])
     factors = {"synops": config.synop_ns, "updates": config.update_ns, "messages": config.message_ns}
+    # `timed` has ruled None out; the 0.0 is for the type checker
     times = {key: load * (factors[key] or 0.0) for key, load in loads.items()}
     slowest = max(times, key=times.__getitem__)
     return Load(
@@ -254,7 +257,7 @@ def evaluate(layers: Sequence[Layer], config: FloorlineConfig | None = None) -> 
 
 
 def partition(layers: Sequence[Layer], cores: int, config: FloorlineConfig) -> dict[str, int]:
-    """Cores for each layer, ``cores`` in all at most: one each, then one to the slowest while steps shorten.
+    """Cores for each layer, at most ``cores`` in all: one each, then one to the slowest, while that pays.
 
     Raises: SpikedistillError without constants, or with fewer cores than layers.
     """
@@ -264,13 +267,16 @@ def partition(layers: Sequence[Layer], cores: int, config: FloorlineConfig) -> d
     if cores < len(found):
         raise SpikedistillError(f"{len(found)} layers need at least {len(found)} cores, found {cores}")
     now = evaluate(layers, config.model_copy(update={"cores": found}))
+    best, least = found, now.step_ns or 0.0
     while sum(found.values()) < cores and now.slowest is not None:
-        more = {**found, now.slowest: found[now.slowest] + 1}
+        found = {**found, now.slowest: found[now.slowest] + 1}
         outputs = next(layer.outputs_per_run for layer in layers if layer.name == now.slowest)
-        if more[now.slowest] > outputs:
+        # `evaluate` refuses more cores than outputs
+        if found[now.slowest] > outputs:
             break
-        then = evaluate(layers, config.model_copy(update={"cores": more}))
-        if (then.step_ns or 0.0) >= (now.step_ns or 0.0):
-            break
-        found, now = more, then
-    return found
+        now = evaluate(layers, config.model_copy(update={"cores": found}))
+        # A core more may not help: without multicast the layer before has to send to it too. Going on, it
+        # may: of two layers as slow as each other both need one.
+        if (now.step_ns or 0.0) < least:
+            best, least = found, now.step_ns or 0.0
+    return best

@@ -37,6 +37,7 @@ class Widths:
 
 def _bits(codes: Tensor) -> int:
     low, high = codes.aminmax()
+    # rounded: a tap's value over the unit is whole but for the last bits of a float
     return signed_bits(round(float(low)), round(float(high)))
 
 
@@ -45,6 +46,7 @@ def _accumulators(layers: dict[str, CodedLayer], found: dict[str, int]) -> Itera
     """Note the width of every accumulator tensor of a quantized network."""
 
     def watch(path: str, coded: Any) -> None:
+        # the instance's own entry apart from the class's method: `restore` must not leave one where none was
         accumulate, calls, before = coded.accumulate, 0, coded.__dict__.get("accumulate")
 
         def seen(x: Tensor, w: Tensor) -> Tensor:
@@ -64,6 +66,7 @@ def _accumulators(layers: dict[str, CodedLayer], found: dict[str, int]) -> Itera
 
     with ExitStack() as exits:
         for path, coded in layers.items():
+            # sums of real weights have no width in integers
             if coded.format.bits is not None:
                 watch(path, coded)
         yield
@@ -85,10 +88,12 @@ def measure(network: nn.Module, batch: Tensor, graph: Graph) -> Widths:
         inner = neuron_of(node.module)
         if inner is not None:
             neurons[node.name] = taps.Tap(node.path or "", node.call, "membrane"), inner
+    # module by module: some may have been put in eval mode on their own
     training = {m: m.training for m in network.modules()}
     network.eval()
     try:
         with (
+            # an encoding may draw at random, and measuring must not move a training's generator
             torch.random.fork_rng(devices=[batch.device] if batch.is_cuda else []),
             _accumulators(quantization.layers, widths.accumulators),
         ):
@@ -123,8 +128,10 @@ def with_potentials(layers: list[Layer]) -> list[Layer]:
                 if above is None or above.kind not in ("norm", "add", "pool", "conv", "linear"):
                     continue
                 charged = layer.current_bits or layer.potential_bits
+                # the widest of all readers; also the end of walks that meet again behind a residual
                 if charged > potentials.get(above.name, 0):
                     potentials[above.name] = charged
+                    # sums begin at a weight layer: what stands before it charges other neurons
                     waiting += [] if above.kind in ("conv", "linear") else above.inputs
     out = []
     for layer in layers:

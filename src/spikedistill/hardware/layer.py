@@ -160,6 +160,7 @@ class Layer:
         for key in ("spikes_in", "nonzero_in", "spikes_out"):
             if (getattr(self, key) or 0) < 0:
                 raise ValueError(f"{key} must be at least 0, found {getattr(self, key):g}")
+        # after the ranges: `positions` divides by the stride
         if self.kind in ("conv", "pool") and min(self.positions) < 1:
             raise ValueError(f"kernel {self.kernel_size} is larger than its padded input")
         if self.in_channels % self.groups or self.out_channels % self.groups:
@@ -244,6 +245,7 @@ class Layer:
             return self.macs
         if self.kind != "conv":
             return 0
+        # edges cut rows and columns independently, so the axes multiply
         per_axis = [
             sum(_met(n, m, s, k * d - p) for k in range(kernel))
             for n, m, kernel, s, p, d in zip(
@@ -260,5 +262,6 @@ class Layer:
 
 def _met(size: int, outputs: int, stride: int, offset: int) -> int:
     """How many of ``outputs`` places ``o * stride + offset`` lie in 0..size-1."""
+    # -(a // b) is -a / b rounded up
     first, last = max(0, -(offset // stride)), min(outputs - 1, (size - 1 - offset) // stride)
     return max(0, last - first + 1)

@@ -232,6 +232,7 @@ def _price(layer: Layer, counts: dict[str, float], config: MemoryConfig, real: b
     word = config.word_bits(layer)
     operations, addressing = _operations(layer, counts, config.message_bits, word)
     fifo, message = config.fifo_elements * config.message_bits, config.message_bits
+    # real inputs lie in a memory of their own size; spikes come as messages through a queue
     input_bits, input_size = (
         (layer.input_bits, layer.inputs_per_run * layer.input_bits) if real else (message, fifo)
     )
@@ -261,6 +262,7 @@ def _price(layer: Layer, counts: dict[str, float], config: MemoryConfig, real: b
 def estimate(layers: Sequence[Layer], config: MemoryConfig | None = None) -> MemoryEstimate:
     """Price every weight layer and neuron; unmeasured inputs count as active, and a note says so."""
     config = config or MemoryConfig()
+    # an ANN's layers write their outputs themselves; those of an SNN are its neurons' messages
     ann = not is_spiking(layers)
     priced: list[LayerMemory] = []
     notes: list[str] = []
@@ -274,6 +276,7 @@ def estimate(layers: Sequence[Layer], config: MemoryConfig | None = None) -> Mem
                     notes.append(f"{layer.name}: spikes not measured, every input counts as active")
                     spikes = float(layer.inputs_per_run * layer.runs * layer.input_max)
                 priced.append(_price(layer, _spiking(layer, config, spikes), config, real=False))
+        # no elif: in a layer file a weight layer carries its neuron
         if membrane_updates(layer):
             if layer.spikes_out is None:
                 notes.append(f"{layer.name}: output spikes not measured, none counted")

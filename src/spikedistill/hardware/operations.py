@@ -124,6 +124,7 @@ def synaptic_events(layer: Layer) -> float | None:
 
 
 def _weights(layer: Layer) -> LayerCount:
+    # `passes` is a mean over steps, so the product may be a fraction
     dense = round(layer.macs * layer.runs * layer.passes)
     if layer.input_kind == "real":
         effective = None if layer.nonzero_in is None else layer.nonzero_in * layer.fan_out
@@ -144,6 +145,7 @@ def membrane_updates(layer: Layer) -> int:
     """Membranes that a layer, or the neuron it feeds, updates per inference: neurons times T."""
     if layer.neuron in (None, "relu"):
         return 0
+    # a convolution's neurons stand at its own positions; `typed_size` may be the size behind a pool
     size = layer.positions if layer.kind == "conv" else layer.typed_size
     return layer.out_channels * prod(size) * layer.time_steps
 
@@ -209,6 +211,7 @@ def footprint(layers: Sequence[Layer]) -> float:
         if layer.terms:
             bits += layer.kept_memory_bits + layer.temporal_weights * layer.weight_bits
         else:
+            # updates are neurons times T
             bits += membrane_updates(layer) // layer.time_steps * layer.membrane_bits
         bits += layer.norm_memory_bits if layer.kind == "norm" else 0
     return bits / 8
@@ -233,6 +236,7 @@ def count(layers: Sequence[Layer]) -> Operations:
         dense=sum(item.dense for item in counts),
         macs=sum(item.macs for item in counts),
         acs=sum(item.acs for item in counts),
+        # one layer that was not measured leaves the sum unknown, not smaller
         effective_macs=None if None in effective else sum(value or 0.0 for value in effective),
         membrane_updates=sum(item.updates for item in counts),
         energy_pj=energy["synaptic_pj"],

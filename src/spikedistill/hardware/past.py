@@ -48,10 +48,12 @@ def past(
     quantization: Quantization | None,
 ) -> Past:  # fmt: skip
     """What the neuron at ``node`` keeps. ``levels``: the largest spike count by tensor name, None if real."""
+    # a neuron that is not causal needs every step's current before its first spike
     count, steps = terms(neuron, T), neuron.taps - 1 if neuron.causal else T
     outputs = prod(node.shape[1:])
     if neuron.encode or steps == 0:
         return Past(count, 0, 0, 0, None)
+    # before quantization there is no plan to ask: the same rule, read off the graph
     found = _source(node, graph, levels) if quantization is None else _planned(node, graph, quantization)
     if found is None:
         return Past(count, steps, outputs, current_bits or 32, None)
@@ -66,6 +68,7 @@ def _planned(node: Node, graph: Graph, quantization: Quantization) -> tuple[Node
 
 
 def _source(node: Node, graph: Graph, levels: Callable[[str], int | None]) -> tuple[Node, int] | None:
+    # a residual joins the current: sums made again would lack it
     if len(node.inputs) != 1:
         return None
     before: Any = graph[node.inputs[0]]

@@ -38,6 +38,7 @@ def at_bits(
         }
         if layer.terms:
             changed["weight_bits"] = weight_bits or 32  # over time
+            # kept spikes need no other bits; real currents (32) take the membrane's
             changed["kept_bits"] = layer.kept_bits if layer.kept_bits < 32 else membrane_bits or 32
         if layer.input_kind == "real" and layer.input_bits >= 32:
             changed["input_bits"] = residual_bits

@@ -133,6 +133,7 @@ def settings(*sources: tuple[str, Mapping[str, Any] | None]) -> tuple[Config, Me
                 f"{name}: unknown key {sorted(unknown)[0]!r}; known: 'chips', 'floorline', 'memory', "
                 "'spikesim'"
             )
+        # source by source, before anything is merged: an error names the one that holds the key
         parse(FloorlineConfig, source.get("floorline") or {}, f"{name}: floorline")
         chip_models.check(source.get("chips") or {}, f"{name}: chips")
     chip = resolve(

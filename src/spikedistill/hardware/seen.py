@@ -28,6 +28,7 @@ def look(x: Tensor) -> Seen:
         integers=bool((x == x.floor()).all()),
         low=float(x.min()),
         high=float(x.max()),
+        # float32 counts ones only up to 2^24
         total=float(x.sum(dtype=torch.float64)),
         nonzero=float(x.count_nonzero()),
     )
@@ -48,6 +49,7 @@ def watch(network: nn.Module, see: Callable[[str, nn.Module, Tensor, Tensor], No
         return seen
 
     watched = (nn.Conv1d, nn.Conv2d, nn.Linear, Neuron, NormNeuron)
+    # in the graph a norm and its neuron are one node, named after the norm
     inside = {id(m.neuron) for m in network.modules() if isinstance(m, NormNeuron)}
     handles = [
         module.register_forward_hook(hook(path))

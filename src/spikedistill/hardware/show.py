@@ -84,6 +84,7 @@ def beside_table(tree: Mapping[str, Any]) -> Table:
     row("energy with memory (Lemaire)", *of("memory", "total_pj"), "memory")
     for activity in ("dense", "event"):
         mine = tree["spikesim"].get(activity)
+        # the twin's inputs are real, so it may have no event figures: its dense ones stand beside both
         theirs = (twin.get("spikesim") or {}).get(activity) or (twin.get("spikesim") or {}).get("dense") or {}
         if mine:
             row(
@@ -129,6 +130,7 @@ def show(tree: Mapping[str, Any], console: "Console | None" = None) -> None:
     seen = list(reports.values())
     lines = [f"no {figure}: {reason}" for figure, reason in seen[0]["reasons"].items()]
     lines += [f"not priced: {item['name']}: {item['reason']}" for item in seen[0]["unpriced"]]
+    # both activities say the same of the chip: each note once
     lines += list(dict.fromkeys(note for report in seen for note in report["notes"]))
     if dense := [item["name"] for item in tree["operations"]["layers"] if not item["measured"]]:
         lines.append(f"operations: spikes not measured, every input counts as active: {', '.join(dense)}")

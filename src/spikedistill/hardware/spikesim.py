@@ -56,6 +56,7 @@ def _event(layer: Layer, placed: Placement, config: Config) -> _Activity | None:
         return None
     patches = events.tile_patches(placed.tile_rows)
     grouped = events.tile_patches(placed.tile_rows * placed.input_tiles_a_tile)
+    # the remainder: a tile would cut through a measured block, whose rows are one number
     if patches is None or grouped is None or placed.tile_rows % events.block:
         return None
     dense = _dense(layer, placed, config)
@@ -92,6 +93,7 @@ def _energy(layer: Layer, placed: Placement, activity: _Activity, config: Config
     conversions = g * turns * (placed.taps if on.adc_per_array else 1) * activity.pe_cycles
     tile_cycles = activity.tile_cycles if on.tile_charge else activity.pe_cycles
     diff = 1.15 if on.diff_unit else tech.diff_pj
+    # the published code charges a neuron in every PE cycle, whatever the layer feeds
     has_neuron = not on.neuron_updates or layer.neuron not in (None, "relu")
     energy = {
         "crossbar": turns * _array_energy(config) * activity.array_reads,
@@ -169,6 +171,7 @@ def evaluate(layers: Sequence[Layer], config: Config | None = None) -> HardwareR
     reasons: dict[str, str] = {}
     notes: list[str] = []
 
+    # before the areas, which need the count or the reason why there is none
     pes, tiles = _count_tiles([placed for _, placed in mapped], config, reasons)
     times = latency(mapped, config, reasons)
     area = areas(priced, mapped, tiles, config, reasons)

@@ -56,6 +56,7 @@ def _memory_bits(
     # Layers of their own hold their membranes; in a layer file a layer's neuron comes with it.
     neurons = [layer for layer in layers if layer.neuron]
     if not on.membrane_all_layers:
+        # whatever their `neuron` says: to the published code every convolution has a membrane
         neurons = convolutions[:PUBLISHED_MEMBRANES]
     spiking = [layer for layer in neurons if layer.neuron != "relu"]
     membranes = sum(

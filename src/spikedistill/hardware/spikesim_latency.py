@@ -54,5 +54,6 @@ def latency(
         cycles = placed.sites * (placed.planes if config.switches.latency_cycles else layer.out_channels)
         total = cycles * placed.executions
         times[layer.name] = Times(begun * cycle, (begun + total) * cycle, total * cycle)
+        # cut to whole cycles as in the published code, whose start times are met to 1e-9
         begun += int(overlap * cycles) * placed.executions
     return times

@@ -70,6 +70,7 @@ def place(layer: Layer, config: Config) -> Placement:
     c_in, c_out = layer.in_channels // layer.groups, layer.out_channels // layer.groups
     packed = 1
     if layer.groups > 1:
+        # a power of two of groups: patches are measured for tiles of a block times a power of two
         packed = 2 ** max(0, min(size // c_in, size // (c_out * slices)).bit_length() - 1)
     input_tiles = ceil(c_in / size)
     return Placement(

@@ -79,8 +79,10 @@ class HardwareReport:
         """Derive EDAP and the TOPS figures; each is None where a part of it is."""
         energy = sum(layer.energy_pj for layer in layers)
         area_um2 = sum(area.values()) if area is not None else None
+        # operations a ns are 1e9 a second, 1e-3 TOPS
         tops = dense_operations / latency_ns / 1e3 if latency_ns is not None else None
         edap = (
+            # pJ ns um2 to uJ ms mm2
             energy * latency_ns * area_um2 * 1e-18
             if latency_ns is not None and area_um2 is not None
             else None
@@ -88,6 +90,7 @@ class HardwareReport:
         for figure, value, parts in (
             ("edap", edap, ("latency_ns", "area_um2")),
             ("tops", tops, ("latency_ns",)),
+            # edap stands in: it needs the same two figures
             ("tops_per_mm2", edap, ("latency_ns", "area_um2")),
         ):
             if value is None:

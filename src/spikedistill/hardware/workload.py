@@ -67,6 +67,7 @@ def layers(network: nn.Module, batch: Tensor, image_bits: int = 8) -> list[Layer
         else:
             inputs[name], seen[name] = x.detach(), look(x)
 
+    # hooks see the tracing pass itself: activity costs no second one
     with watch(network, see):
         graph = trace(network, batch)
     reader = _Reader(network, graph, image_bits, seen, measure_widths(network, batch, graph))
@@ -98,6 +99,7 @@ def _as_maps(x: Tensor, layer: Layer) -> Tensor:
 
 
 def _name(node: Node) -> str:
+    # a module called again is another layer: the graph's name tells the calls apart
     return node.path if node.path and node.call == 0 else node.name
 
 
@@ -112,6 +114,7 @@ class _Reader:
         self.holds: dict[str, _Value] = {}
         self.passes: dict[str, float] = {}  # of layers whose past sums are computed again
         self.sources: dict[str, tuple[str, ...]] = {}
+        # what frames and encoded images hold is not in the graph: they are looked at
         direct_image = (
             isinstance(network, Network) and network.input == "image" and network.encoding == "direct"
         )
@@ -134,6 +137,7 @@ class _Reader:
         values = [
             self.holds.get(name, _Value("real")) for name in node.inputs if not name.startswith("parameter:")
         ]
+        # the least special input decides: spikes beside real values are real values
         for kind in ("real", "unknown", "integers", "spikes"):
             same = [value for value in values if value.kind == kind]
             if same:
@@ -166,6 +170,7 @@ class _Reader:
             return [], given
         if op in ("multiply", "scale") and given.kind in ("spikes", "integers"):
             return [], given  # SEW's AND and IAND of spikes: gates without arithmetic
+        # made of parameters alone, whatever the image: no work of an inference
         if not any(name in self.holds for name in node.inputs):
             return [], _Value("unknown")
         return [self._other(node)], _Value("unknown")
@@ -190,6 +195,7 @@ class _Reader:
     def _weights(self, node: Node, module: nn.Module, given: _Value) -> tuple[list[Layer], _Value]:
         seen = self.seen[node.name]
         value = given.observed(seen)
+        # the first dimension is runs times images: T times as long where time was unfolded before
         shape, out = node.in_shapes[0], node.shape
         common: dict[str, Any] = {
             "executions": max(1, shape[0] // self.graph.batch),
@@ -358,6 +364,7 @@ def _shortcuts(graph: Graph) -> set[str]:
         weights = [
             {n for n in mine - other if graph[n].op in ("conv", "linear")} for mine, other in (own, own[::-1])
         ]
+        # of two equally long branches neither is the shortcut
         if len(weights[0]) != len(weights[1]):
             found |= {_name(graph[n]) for n in min(weights, key=len)}
     return found

@@ -116,6 +116,7 @@ class Panel:
         self.canvas = canvas
         self.left, self.top, self.right, self.bottom = place
         self.x = Scale(*x, self.left, self.right, "x" in logarithmic)
+        # From the bottom up: SVG counts downwards.
         self.y = Scale(*y, self.bottom, self.top, "y" in logarithmic)
 
     def axes(
@@ -176,9 +177,11 @@ def rows(
     names: Sequence[str], x: tuple[float, float], xlabel: str, total: float, step: float
 ) -> tuple[Canvas, Panel]:
     """A canvas with a name each ``step`` down the left side; row i stands at y = i."""
+    # Names take at most half of the drawing; what is longer loses its beginning.
     limit = int((0.5 * total - 12) / width("0"))
     left = max((width(ending(name, limit)) for name in names), default=0) + 12
     canvas = Canvas(total, step * len(names) + 46)
+    # The axis is turned over, so that the first row is the uppermost.
     panel = Panel(canvas, (left, 6, total - 12, step * len(names) + 6), x, (len(names) - 0.5, -0.5))
     panel.axes(xlabel, yticks=(), grid="x")
     for y, name in enumerate(names):

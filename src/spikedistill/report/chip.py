@@ -89,6 +89,7 @@ def mean_tree(trees: Sequence[Any]) -> Any:
         }
     if isinstance(first, list) and all(isinstance(tree, list) and len(tree) == len(first) for tree in trees):
         return [mean_tree(parts) for parts in zip(*trees)]
+    # In python a bool is an int; the mean of a setting would be no setting.
     if isinstance(first, int | float) and not isinstance(first, bool):
         numbers = [tree for tree in trees if isinstance(tree, int | float)]
         return sum(numbers) / len(numbers)
@@ -160,6 +161,7 @@ def _of(tree: Tree | None, key: str, scale: float = 1.0) -> str:
 
 def _pareto(study: Study) -> Group:
     for mode in ("event", "dense"):
+        # One kind for all points: dense and event figures in one plot would not compare.
         points = energy_points(study, f"hardware.spikesim.{mode}.energy_pj")
         if len(points) > 1:
             return Group([frontier(points, f"SpikeSim, {mode}")], "Accuracy and energy")
@@ -243,6 +245,7 @@ def _layers(priced: Mapping[str, Tree], order: Sequence[str]) -> list[Group]:
             ]
             if rows:
                 caption = f"{name}: SpikeSim energy by layer ({mode}), in µJ per image."
+                # The order of all charts: it gives a component the same colour on the whole page.
                 names = order or _by_size(rows)
                 figures.append(_bars(rows, "energy per image [µJ]", caption, names, f"energy-{name}", THIN))
                 break
@@ -260,6 +263,7 @@ def _bars(rows: Rows, unit: str, caption: str, order: Sequence[str], name: str, 
 
     Rows of nothing, or of less than ``least`` of the longest, would be empty bars: they are named instead.
     """
+    # The last colour is for `other`.
     kept = order if len(order) <= COLOURS else order[: COLOURS - 1]
     sums = {row: sum(parts.values()) for row, parts in rows}
     empty = [row for row, total in sums.items() if total <= least * max(sums.values())]

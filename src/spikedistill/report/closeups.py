@@ -28,6 +28,7 @@ def calibration(networks: Sequence[tuple[Colour, Sequence[Bin]]], alt: str) -> s
         xs, ys = [100 * one.confidence for one in shown], [100 * one.accuracy for one in shown]
         panel.curve(xs, ys, paint(colour), thick=1.2, faint=0.7)
         for x, y, one in zip(xs, ys, shown):
+            # By the root: it is the area that the eye compares.
             panel.dot(x, y, paint(colour), radius=2 + 3 * (one.images / most) ** 0.5)
     return canvas.svg(alt)
 
@@ -117,6 +118,7 @@ def traces(image: Drawn, colour: Colour, alt: str) -> str:
         steps = max(len(layer.membranes[n]) for n in kept)
         x, y = 34.0 + 202 * (i % 2), 22.0 + 112 * (i // 2)
         place = (x, y, x + 158, y + 66)
+        # Rest and threshold are always in view: a trace says little without them.
         panel = Panel(canvas, place, (0.7, steps + 0.3), span([*values, 0.0, 1.0], 0.08))
         panel.axes("", "", whole(1, steps), grid="")
         canvas.text(x - 28, y - 12, ending(layer.path, 24), size=10, kind="name")

@@ -57,6 +57,7 @@ def compare_command(
 
 
 def _note(text: str) -> None:
+    # stdout is for the result: with --json it holds one object and nothing else.
     print(text, file=sys.stderr, flush=True)
 
 
@@ -64,6 +65,7 @@ def _recipes(recipes: Sequence[str], seeds: int, out: Path, device: str | None, 
     found = []
     for recipe in recipes:
         folder = out / Path(recipe).stem
+        # Recipes that share a stage, a teacher mostly, train it once: the runs before stand beside.
         found.append(train(recipe, out=folder, seeds=seeds, device=device, reuse=beside(folder)))
     page = write_report([run.folder for run in found], out / "comparison.html")
     parts: list[Any] = []

@@ -14,6 +14,7 @@ SHADES = (
 def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], colour: Colour, alt: str) -> str:
     """Rows are true classes, columns predicted ones; the shade is the share of the row, full above a half."""
     classes = len(matrix)
+    # With many classes the drawing grows: a smaller cell could not be seen.
     cell = max(340 / classes, 3.0)
     labelled = classes <= 30
     longest = min(max(map(len, names), default=1), 12)

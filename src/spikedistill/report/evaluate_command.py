@@ -7,8 +7,7 @@ from typing import Any, Unpack
 from .. import data as datasets
 from ..terminal import Table, amount, tell
 from ..training.reevaluate import Reading, Wanted, reevaluate, split_run
-from ..training.run_folder import read_claim
-from .parts import by_number
+from ..training.run_folder import read_claim, seed_folders
 
 Columns = dict[str, dict[int | None, list[float]]]
 
@@ -41,10 +40,11 @@ def evaluate_command(run: str, as_json: bool, **wanted: Unpack[Wanted]) -> None:
 def readings(run: str, **wanted: Unpack[Wanted]) -> dict[int | None, Reading]:
     """By seed; of a network that is no run of several seeds one reading alone."""
     folder, stage = split_run(run)
-    places = sorted(folder.glob("seed-*"), key=by_number)
+    places = seed_folders(folder)
     if len(places) < 2:
         return {None: reevaluate(run, **wanted)}
     _, recipe = read_claim(folder)
+    # Opened once for all seeds, which share it.
     data = datasets.open(recipe.data, recipe.all_time_steps())
     suffix = f":{stage}" if stage is not None else ""
     return {

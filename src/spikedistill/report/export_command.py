@@ -23,6 +23,7 @@ def export_command(
     for option, (of, value) in given.items():
         if value and to != of:
             raise SpikedistillError(f"{option} belongs to --to {of}; found --to {to}")
+    # Looked at before network and data are read; to_c does it itself, as it also takes a folder.
     if to != "c":
         destination(out)
     files = [out]

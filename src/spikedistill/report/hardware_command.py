@@ -65,6 +65,7 @@ def _price_run(run: str, config: Path | None, layers_out: Path | None) -> tuple[
     from ..training.summary import StageSummary
     from ..typed import parse
 
+    # First: counting on images takes a while, and a folder that is not there should show before.
     target = None if layers_out is None else destination(layers_out)
     place, recipe, data, network = open_run(run)
     x, _ = next(iter(data.batches("test", PRICED_IMAGES)))

@@ -161,6 +161,7 @@ def neurons(study: Study) -> list[Group]:
         )
         last = name == list(drawn)[-1]
         groups.append(Group([spikes, traces], f"Neurons of {name}", colour=colour, folded=not last))
+    # The last stage's first: it is the one that is not folded away.
     return groups[::-1]
 
 

@@ -14,10 +14,12 @@ class Live:
 
 def standing(events: list[dict[str, Any]], seed: str) -> list[tuple[str, str]]:
     """The last seed's stage, epoch, time left in the stage, loss and accuracies, from its log."""
+    # From the end: the log holds every stage so far.
     begun = next((line for line in reversed(events) if line["event"] == "stage"), None)
     if begun is None:
         return [("seed", seed), ("stage", "not begun")]
     name, total = str(begun.get("stage")), begun.get("epochs")
+    # By number: of an epoch that was trained again the later line counts.
     epochs = {e["epoch"]: e for e in events if e["event"] == "epoch" and e["stage"] == name}
     found = [("seed", seed), ("stage", name), ("epoch", f"{max(epochs, default=0)} of {total}")]
     if not epochs:
@@ -43,4 +45,5 @@ def _left(line: dict[str, Any], total: Any) -> float | None:
     step = line.get("step")
     if not isinstance(parts, dict) or not isinstance(step, int) or not isinstance(total, int):
         return None
+    # `step` counts on through the stage's epochs, so over the epochs done it is the steps of one.
     return sum(parts.values()) * step / line["epoch"] * (total - line["epoch"])

@@ -67,6 +67,7 @@ def network(found: nn.Module) -> str:
     rows = []
     for path, module in found.named_modules():
         neuron = neuron_of(module)
+        # A norm and its neuron are one row, so the norm's counts what its neuron learns.
         own = sum(p.numel() for p in module.parameters(recurse=isinstance(module, NormNeuron)))
         inside = path.endswith(".neuron") and isinstance(
             found.get_submodule(path.rpartition(".")[0]), NormNeuron
@@ -147,6 +148,7 @@ def _table(shown: terminal.Table) -> str:
         )
 
     cells = shown.cells
+    # For a few rows more a fold is not worth its line.
     cut = SHOWN if len(cells) > SHOWN + 4 else len(cells)
     rest = _folded(f"{len(cells) - cut} more rows", whole(cells[cut:])) if cut < len(cells) else ""
     title = f"<p style='margin:.6em 0 .2em;font-weight:600'>{escape(shown.title)}</p>" if shown.title else ""

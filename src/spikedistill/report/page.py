@@ -39,6 +39,7 @@ def write_report(folders: Folder | Sequence[Folder], out: Folder | None = None) 
     )
     if not paths:
         raise SpikedistillError("no run folder to report: give at least one")
+    # Resolved: the label is the folder's name, and `.` has none.
     studies = _labelled([load(path.resolve()) for path in paths], paths)
     target = target_of(paths, out)
     write(target, render(studies))
@@ -64,9 +65,11 @@ def render(studies: Sequence[Study]) -> str:
     from markupsafe import Markup
 
     source = files("spikedistill.report")
+    # Names, notes and code come from users; only what is passed as Markup is taken as HTML.
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((source / "page.html").read_text(encoding="utf-8"))
     style = Markup((source / "page.css").read_text(encoding="utf-8"))
+    # Over all runs at once: stages of equal name must have equal colours.
     stage_colours = colours([name for study in studies for name in study.names])
     studies = [replace(study, colours=stage_colours) for study in studies]
     several = len(studies) > 1
@@ -81,6 +84,7 @@ def render(studies: Sequence[Study]) -> str:
         studies=[
             {
                 "label": study.label,
+                # Anchors: all runs have sections of the same names, and stand on one page.
                 "id": f"r{number}-" if several else "",
                 "lead": lead(study),
                 "tiles": tiles(study),

@@ -13,6 +13,7 @@ from ..training import metrics, observations, summary
 from ..training.comparison import read_plan
 from ..training.metrics import Metrics
 from ..training.observations import Observations
+from ..training.run_folder import seed_folders
 from ..training.summary import MultiSummary, RunSummary, StageSummary, Summary
 from .canvas import Colour
 from .live import Live
@@ -142,7 +143,7 @@ def load(folder: Path) -> Study:
 
     Raises: SpikedistillError when the folder holds no summary.
     """
-    folders = sorted((path.parent for path in folder.glob(f"seed-*/{summary.FILE}")), key=by_number)
+    folders = [path for path in seed_folders(folder) if (path / summary.FILE).exists()]
     if not folders:
         alone = summary.read(folder)
         if isinstance(alone, MultiSummary):
@@ -150,6 +151,7 @@ def load(folder: Path) -> Study:
                 f"{folder} sums up seeds {alone.seeds}, but holds no seed-N folder: give the whole run folder"
             )
         return study(folder, alone, [alone], [folder], [folder])
+    # Merged here: the folder's own summary is not written before the last seed has ended.
     runs = [run for path in folders if isinstance(run := summary.read(path), RunSummary)]
     return study(folder, summary.merge(runs), runs, folders, folders)
 
@@ -169,13 +171,10 @@ def study(
     plan = asdict(found) if found is not None else {}
     logs = [metrics.read(place) for place in begun]
     seen = [_observations(place, run) for place, run in zip(places, runs)]
-    seeds = [int(name) if (name := place.name[5:]).isdecimal() else runs[0].seed for place in begun]
+    own = {place: run.seed for place, run in zip(places, runs)}
+    # One that is still training has no summary to say its seed.
+    seeds = [own[place] if place in own else int(place.name.removeprefix("seed-")) for place in begun]
     return Study(folder.name, whole, runs, logs, text, plan=plan, seen=seen, live=live, logged=seeds)
-
-
-def by_number(path: Path) -> tuple[int, str]:
-    """``seed-2`` before ``seed-10``."""
-    return len(path.name), path.name
 
 
 def _observations(folder: Path, run: RunSummary) -> dict[str, Observations]:

@@ -22,6 +22,7 @@ def curves(lines: Sequence[tuple[str, str, Sequence[Curve]]], xlabel: str, ylabe
     steep = bool(every) and min(every) > 0 and max(every) > 50 * min(every)
     canvas = Canvas(WIDTH, HEIGHT)
     x = (min(steps, default=0.0), max(steps, default=1.0))
+    # A single epoch: an axis needs two ends.
     x = x if x[0] < x[1] else (x[0] - 0.5, x[1] + 0.5)
     y = widened(every, 0.06) if steep else span(every)
     panel = Panel(canvas, (44, 24, WIDTH - 14, HEIGHT - 36), x, y, "y" if steep else "")
@@ -98,6 +99,7 @@ def against_time(
         [[at[T].mean for T in sorted(at)] for *_, at in stages], [level for _, level in references]
     )
     canvas = Canvas(WIDTH, HEIGHT)
+    # Room at both ends, by a factor: the axis is logarithmic.
     ends = (min(every) / 1.12, max(every) * 1.12)
     panel = Panel(canvas, (44, 24, WIDTH - 14, HEIGHT - 36), ends, (low, high), "x")
     panel.axes("time steps T", "test accuracy [%]", [(T, str(T)) for T in sorted(set(every))])
@@ -119,6 +121,7 @@ def against_time(
             panel.dot(T, found.mean, paint(colour), radius=3, hollow=style == "--")
         for T in sorted(at):
             if at[T].mean < low:
+                # Above each other: several stages may fall below the axis at one T.
                 x, y = panel.x(T) + 4, panel.bottom - 9 - 13 * len(feet)
                 feet.append(y)
                 canvas.text(x, y, f"↓ {at[T].mean:.1f}", colour=paint(colour), kind="halo")
@@ -172,6 +175,7 @@ def stacked(
 ) -> str:
     """One horizontal bar a row, stacked from named parts, sum behind it; equal names have equal colours."""
     sums = [sum(parts.values()) for _, parts in bars]
+    # Longer than the longest bar, behind which its sum is written; 1e-12: all may be 0.
     canvas, panel = rows([name for name, _ in bars], (0.0, max([*sums, 1e-12]) * 1.22), xlabel, WIDTH, 21)
     for y, ((_, parts), total) in enumerate(zip(bars, sums)):
         left = 0.0
@@ -204,6 +208,7 @@ def pareto(points: Sequence[tuple[str, Colour, float, float]], xlabel: str, alt:
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The (cost, quality) pairs that no other pair beats in both, by rising cost."""
     best: list[tuple[float, float]] = []
+    # Of equal cost the best comes first, and so beats the others.
     for cost, quality in sorted(points, key=lambda point: (point[0], -point[1])):
         if not best or quality > best[-1][1]:
             best.append((cost, quality))
@@ -212,6 +217,7 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 def _name_points(canvas: Canvas, points: Sequence[tuple[str, float, float]]) -> None:
     """Each name beside its point where nothing else is: right, left, above, below; nowhere free, no name."""
+    # All points first: a name must not cover one that is yet to get its own.
     taken = [(x - 5, y - 5, x + 5, y + 5) for _, x, y in points]
     for name, x, y in points:
         room = width(name)

@@ -28,6 +28,7 @@ class Scale:
 
     def ticks(self, upright: bool = False) -> list[tuple[float, str]]:
         """Round values within and their labels, as many as fit beside (``upright``: above) each other."""
+        # Coarser steps before gaps: labels are left out only where not even two have room.
         for most in (6, 5, 4, 3, 2):
             found = (
                 _decades(self.low, self.high, most) if self.logarithmic else _steps(self.low, self.high, most)
@@ -43,7 +44,9 @@ def fitting(
     """Those of some labels within the scale, the last first, that do not touch a label already kept."""
     kept: list[tuple[float, str]] = []
     taken: list[tuple[float, float]] = []
+    # A multiple of the step may miss the end that it stands for by a rounding.
     blur = 1e-9 * (scale.high - scale.low)
+    # From the end: where labels crowd, as on a logarithmic axis, the largest value keeps its own.
     for value, label in reversed(ticks):
         if not scale.low - blur <= value <= scale.high + blur:
             continue
@@ -61,6 +64,7 @@ def span(values: Iterable[float], margin: float = 0.06, zero: bool = False) -> t
     low, high = min(every), max(every)
     if zero:
         low = min(0.0, low)
+    # All values may be equal, or 0: a scale without length would divide by it.
     room = margin * (high - low) or 0.05 * abs(high) or 0.5
     return (low if zero else low - room), high + room
 
@@ -69,6 +73,7 @@ def widened(values: Iterable[float], factor: float) -> tuple[float, float]:
     """The least and the largest of positive values, for a logarithmic scale, with room around them."""
     every = list(values)
     low, high = min(every), max(every)
+    # Equal values, too, get room: a scale without length would divide by it.
     room = max(high / low, 1.5) ** factor
     return low / room, high * room
 

@@ -24,6 +24,7 @@ from .table import (
 def build(study: Study) -> list[Section]:
     """Every section that the run has data for, in the order of the page."""
     made = (
+        # Of a run that has just begun there would be a table without rows.
         results(study) if study.summary.stages or study.live is None else None,
         training(study),
         learned.section(study),
@@ -115,6 +116,7 @@ def training(study: Study) -> Section | None:
             shown.append(Figure(svg, text, legend, table_of(lines, study.logged), key))
     shown += _losses(study)
     each = [one for name, colour, seeds in stages for one in _both(study, name, colour, seeds)]
+    # While a run goes its last line may just be on its way.
     torn = [run.seed for run, log in zip(study.runs, study.logs) if log.torn and study.live is None]
     notes = [
         f"Seed {seed}: the log's last line is torn (the process was stopped); it is left out."
@@ -260,6 +262,7 @@ def against_time(study: Study) -> list[Figure]:
         " Bars are one standard deviation over seeds." if len(study.runs) > 1 else ""
     )
     svg = plots.against_time(lines, levels, text)
+    # Only the drawing knows what fell below its axis.
     if "↓" in svg:
         text += " Accuracies below the axis stand at its foot."
     return [Figure(svg, text, legend, table, "time-steps")]

@@ -135,6 +135,7 @@ def estimates(stage: StageSummary | StageSpread) -> list[Estimate]:
             next((value.mean for key in choice if (value := figure(stage, f"hardware.{key}"))), None)
             for choice in keys
         )
+        # A network that needs nothing (0) has no ratio.
         if mine and theirs is not None:
             found.append(Estimate(model, mine, theirs))
     return found
@@ -215,6 +216,7 @@ def percent(value: Spread | None) -> str:
 def count(value: float) -> str:
     """A count with three significant digits and k, M, G or T: 1234567 -> ``1.23 M``."""
     for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        # What three digits round up to the next unit belongs there: 1.00 M, not 1000 k.
         if abs(value) >= 0.9995 * limit:
             return f"{_digits(value / limit)} {unit}"
     return _digits(value)
@@ -251,6 +253,7 @@ def _row(stage: StageSummary | StageSpread) -> Row:
         firing_rate=percent(figure(stage, "firing_rate")) if stage.kind == "snn" else "–",
         operations="–"
         if work is None
+        # Two spaces: the column is set right, so figures of both units end at one place.
         else f"{count(work.mean)} {'SynOps' if stage.kind == 'snn' else '  MACs'}",
         bits=bits_text(stage.bits),
         energy="–" if joules is None else microjoule(joules.mean),
@@ -265,4 +268,5 @@ def _digits(value: float) -> str:
         return "0"
     if not 1e-4 <= abs(value) < 1e5:
         return f"{value:.2e}"
+    # 99.95 is the first that three digits round to 100, which `#` would write with a point.
     return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ..errors import SpikedistillError
 from ..training import lock, metrics, summary
-from ..training.run_folder import read_claim
+from ..training.run_folder import read_claim, seed_folders
 from ..training.summary import RunSummary
 from .live import Live, standing
 from .page import render, target_of, write
-from .parts import Study, by_number, load, study
+from .parts import Study, load, study
 
 EVERY = 10.0
 
@@ -38,6 +38,7 @@ def watch(
             + (f"made again every {every:g} s; Ctrl-C ends" if going else "no process trains there")
         )
         while going:
+            # Looked at before the page is made: what is logged meanwhile makes it again.
             now = _state(folder)
             if now != known:
                 write(page, render([live(folder, every)]))
@@ -53,11 +54,12 @@ def watch(
 
 def live(folder: Path, seconds: float) -> Study:
     """A run as far as it is: all seeds' logs; results of the finished seeds, else of the one that goes."""
-    places = sorted((path for path in folder.glob("seed-*") if path.is_dir()), key=by_number) or [folder]
+    places = seed_folders(folder) or [folder]
     begun = [place for place in places if (place / metrics.FILE).exists()]
     found = [(place, _summary(place)) for place in begun]
     runs = [(place, run) for place, run in found if run is not None]
     most = max((len(run.stages) for _, run in runs), default=0)
+    # merge() leaves out what some seed has not finished: one that lags would take results away.
     runs = [(place, run) for place, run in runs if len(run.stages) == most]
     if runs:
         whole = summary.merge([run for _, run in runs]) if len(runs) > 1 else runs[0][1]
