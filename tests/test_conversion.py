@@ -114,6 +114,23 @@ def test_a_layer_by_hand() -> None:
     assert (out - ann(x)).abs().max() < 0.5 * theta / 400 * ann[3].weight.abs().sum(1).max() + 1e-9
 
 
+def test_a_norm_without_weights_reads_spikes() -> None:
+    norm = nn.BatchNorm2d(4, affine=False)
+    nn.init.uniform_(norm.running_mean, -0.3, 0.3)
+    norm.running_var.copy_(torch.tensor([0.0, 0.2, 1.0, 1.5]))  # the first: a channel that never fired
+    ann = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), norm, nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(80, 3)
+    ).eval()  # fmt: skip
+    ann[0].weight.data.mul_(30)
+    x = torch.rand(4, 3, 8, 8)
+    network = convert(ann, x, 4, percentile="max")
+    assert max(network.config["conversion"]["thetas"].values()) > 3  # spikes have a worth
+    assert {f"model.{key}" for key in ann.state_dict()} <= network.state_dict().keys()
+    assert "model.2.weight" not in network.state_dict()
+    with torch.no_grad():
+        torch.testing.assert_close(ideal(network, x), ann(x), rtol=1e-9, atol=1e-9)
+
+
 def test_ranges_are_percentiles_of_the_anns_activations() -> None:
     ann = randomise(create("resnet20", time_steps=None, width=0.5))
     batches = [torch.rand(3, 3, 16, 16) for _ in range(2)]
@@ -171,6 +188,16 @@ def test_signed_neuron_against_a_loop() -> None:
         fired += n
     assert spikes.min() < 0
     assert spikes.max() > 1
+
+
+def test_signed_neuron_passes_gradients_where_no_bound_is_passed() -> None:
+    neuron, v = SignedIF(levels=4), torch.linspace(-1, 3, 161, requires_grad=True)
+    due = neuron.due(v, 2)
+    (grad,) = torch.autograd.grad(due.sum(), v)
+    level = (v.detach() * 4 + 0.5).floor()
+    assert torch.equal(due, level.clamp(0, 8))
+    # Of a spike for each quarter of the threshold; on the bounds too, where no spike is held back.
+    assert torch.equal(grad, 4.0 * ((level >= 0) & (level <= 8)))
 
 
 def qcfs_ann(name: str, levels: int) -> Network:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spikedistill as sd
+from spikedistill.conversion import balance_thresholds
 
 BATCH_NORM, RELU, SPIKING = (
     "use nn.BatchNorm1d or nn.BatchNorm2d",
@@ -94,3 +95,31 @@ def test_all_of_a_transformer_is_named_at_once() -> None:
         assert part in str(error.value)
     for part in (BATCH_NORM, RELU, SPIKING):
         assert part in str(error.value)
+
+
+class Normed(sd.networks.Network):
+    """A norm that reads spikes."""
+
+    def __init__(self, norm: nn.Module, time_steps: int | None) -> None:
+        super().__init__(5, 3, time_steps=time_steps)
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), norm, nn.Linear(4, 5)
+        self.activation = nn.ReLU() if time_steps is None else sd.neurons.IF(encode=True)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.activation(self.conv(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_norms_without_running_statistics_are_refused_on_spikes(affine: bool) -> None:
+    ann, student = (Normed(nn.BatchNorm2d(4, affine=affine, track_running_stats=False), T) for T in (None, 4))
+    with pytest.raises(sd.SpikedistillError, match=r"the norm at norm reads spikes and .* set track_running"):
+        balance_thresholds(student, ann, torch.rand(4, 3, 6, 6))
+
+
+def test_a_norm_whose_variance_cannot_carry_a_worth_is_refused() -> None:
+    norm = nn.BatchNorm2d(4, affine=False)
+    norm.running_var.zero_()
+    ann = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), norm, nn.Flatten(), nn.Linear(64, 3)).eval()
+    ann[0].weight.data.mul_(1e5)
+    with pytest.raises(sd.SpikedistillError, match=r"the norm at model\.2 has no weight .* affine=True"):
+        sd.convert(ann, torch.rand(4, 3, 6, 6))

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import spikedistill as sd
 from spikedistill import taps
+from spikedistill.networks import balanced
 from spikedistill.networks.balanced import FIRING_RATE, balance_of
 from spikedistill.networks.mean_field import MeanField
 from spikedistill.neurons import IF, LIF, Neuron
@@ -223,6 +224,23 @@ def test_balance_leaves_statistics_and_flags_alone() -> None:
     assert all(torch.equal(v, buffers[k]) for k, v in network.named_buffers())
     assert all(m.training for m in network.modules())
     assert not any("simulate" in m.__dict__ for m in network.modules())
+
+
+def test_the_models_draws_leave_every_generator_alone(monkeypatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    for cached in (balanced._balance, balanced._threshold):
+        cached.cache_clear()
+    neuron = sd.neurons.PSN(time_steps=3)  # its weights are drawn
+    torch.set_rng_state(state)
+    found = balance_of(neuron, 0.15)
+    assert seeded == [7]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(8)
+    balanced._balance.cache_clear()
+    assert balance_of(neuron, 0.15) == found
 
 
 def test_an_ann_needs_no_balance() -> None:

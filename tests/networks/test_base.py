@@ -10,7 +10,7 @@ from spikedistill.errors import SpikedistillError
 from spikedistill.networks import Network, balance
 from spikedistill.networks.base import frames
 from spikedistill.networks.encoding import encode
-from spikedistill.neurons import Neuron, NormNeuron, Repeat
+from spikedistill.neurons import LIF, Neuron, NormNeuron, Repeat
 
 SOME = [
     *(
@@ -211,6 +211,47 @@ def test_wrong_streams_are_refused_in_words() -> None:
     _, state = network.eval().step(x)
     with pytest.raises(SpikedistillError, match="state=None"):
         network.step(torch.rand(2, 3, 8, 8), state)
+
+
+def test_the_wide_event_network_gives_an_image_its_time_steps() -> None:
+    # As many channels as its first blocks, so that no convolution and neuron stand before them.
+    given = {"in_channels": 8, "width": 0.125, "pools": 3, "neuron": {"type": "if"}}
+    network = make("sew_7b_wide", input="image", **given).eval()
+    frames = make("sew_7b_wide", **given).eval()
+    frames.load_state_dict(network.state_dict())
+    x = torch.rand(8, 8, 16, 16)
+    with torch.no_grad():
+        whole = network(x)
+        torch.testing.assert_close(frames(x.unsqueeze(1).expand(-1, 4, -1, -1, -1)), whole)
+        for i in range(8):
+            torch.testing.assert_close(network(x[i : i + 1]), whole[:, i : i + 1])
+    assert make("sew_7b_wide", input="image", time_steps=None, **given).state_dict().keys() == (
+        network.state_dict().keys()
+    )
+
+
+class Bare(Network):
+    """A body that gives an image as many time steps as its neuron does."""
+
+    def __init__(self, encode: bool, **given) -> None:
+        super().__init__(5, 3, **given)
+        self.neuron, self.head = LIF(encode=encode), nn.Linear(3, 5)
+
+    def body(self, x):
+        return self.head(self.neuron(4 * x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("images", [4, 8])
+def test_images_that_no_neuron_gives_time_steps_are_refused(images: int) -> None:
+    x = torch.rand(images, 3, 8, 8)
+    with pytest.raises(SpikedistillError, match=f"Bare: .* {images} rows .* T = 4; .*encode=True"):
+        Bare(encode=False)(x)
+    assert Bare(encode=True)(x).shape == (4, images, 5)
+    assert Bare(encode=True)(x[:0]).shape == (4, 0, 5)
+    # Frames have their steps, and at T = 1 a row is a step.
+    assert Bare(encode=False, input="frames")(x.unsqueeze(1).expand(-1, 4, -1, -1, -1)).shape[1] == images
+    assert Bare(encode=False, encoding="poisson")(x).shape == (4, images, 5)
+    assert Bare(encode=False, time_steps=1)(x).shape == (1, images, 5)
 
 
 def test_an_snn_does_not_become_an_ann() -> None:

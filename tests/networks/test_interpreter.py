@@ -10,9 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import spikedistill as sd
-from spikedistill import taps
+from spikedistill import simulation, taps
+from spikedistill.networks import Network
 from spikedistill.networks.graph_file import NoFormError, describe
 from spikedistill.networks.interpreter import network_of
+from spikedistill.neurons import build
+from spikedistill.training.standalone import difference
 
 
 class Skip(nn.Module):
@@ -92,6 +95,87 @@ def test_our_own_families_have_such_a_form_too(name):
     made = again(network, tuple(x.shape[2:] if frames else x.shape[1:]), frames)
     with torch.no_grad():
         assert torch.equal(made(x), network(x))
+
+
+class Over(nn.Module):
+    """A plain module whose neuron gets the image T times."""
+
+    def __init__(self, kind: str, steps: int) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+        self.neuron = build({"type": kind})
+        self.neuron.time_steps = self.steps = steps
+
+    def forward(self, x):
+        spikes = self.neuron(torch.cat([self.conv(x)] * self.steps))
+        return self.head(spikes.mean((2, 3))).unflatten(0, (self.steps, len(x))).mean(0)
+
+
+@pytest.mark.parametrize("steps", [2, 4, 6])
+@pytest.mark.parametrize("kind", ["psn", "masked_psn", "sliding_psn", "lif"])
+def test_a_plain_modules_neuron_has_its_own_steps(kind, steps):
+    network, x = Over(kind, steps).eval(), torch.rand(4, 3, 8, 8)
+    made = again(network)
+    assert made.get_submodule("neuron").time_steps == steps
+    assert torch.equal(made(x), network(x))
+    assert difference(network, describe(network, (3, 8, 8)), lambda one: one) is None
+
+
+class Timed(Network):
+    """Its body asks for the number of time steps."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(5, 3, time_steps=4)
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+        self.neuron, self.again = build({"type": kind}), build({"type": kind})
+        self.neuron.encode = True
+
+    def body(self, x):
+        T = simulation.current().time_steps
+        x = self.neuron(self.conv(x))
+        x = x.view(T, x.shape[0] // T, *x.shape[1:]).flatten(0, 1)
+        return self.head(self.again(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["psn", "masked_psn"])
+@pytest.mark.parametrize("name", ["conv6", "timed"])
+def test_a_network_whose_neurons_have_weights_for_one_T(name, kind):
+    torch.manual_seed(0)
+    network = Timed(kind) if name == "timed" else make(name, neuron={"type": kind})
+    network.eval()
+    weights, size, x = copy.deepcopy(network.state_dict()), (3, 16, 16), torch.rand(3, 3, 16, 16)
+    made = again(network, size)
+    assert all(torch.equal(weights[k], v) for k, v in network.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(made(x), network(x))
+    with sd.time_steps(made, 5), pytest.raises(sd.SpikedistillError, match="weights for T = 4 time steps"):
+        made(x)
+    if kind == "masked_psn":
+        ours = theirs = None
+        for _ in range(4):
+            out, ours = made.step(x, ours)
+            expected, theirs = network.step(x, theirs)
+            assert torch.equal(out, expected)
+
+
+def test_weights_of_another_size_than_the_settings_are_named():
+    network = Whole().eval()
+    network.head.weight = nn.Parameter(torch.rand(7, 4 * 16))
+    network.head.bias = nn.Parameter(torch.rand(7))
+    said = difference(network, describe(network, (3, 8, 8)), lambda one: one)
+    assert said == "of the graph the state dict has other sizes: head.weight, head.bias"
+
+
+def test_the_comparison_leaves_every_generator_alone(monkeypatch):
+    network = make("vgg5", encoding="poisson").eval()  # draws
+    document = describe(network, (3, 8, 8))
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    assert difference(network, document, lambda one: one) is None
+    assert seeded == [7]
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 class ByBatch(Whole):

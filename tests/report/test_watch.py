@@ -8,7 +8,7 @@ from synthetic import folder, run
 
 from spikedistill import cli
 from spikedistill.errors import SpikedistillError
-from spikedistill.report import watch
+from spikedistill.report import parts, watch
 from spikedistill.training import lock, metrics, summary
 
 REFRESH = '<meta http-equiv="refresh" content="3">'
@@ -131,3 +131,13 @@ def test_who_holds_a_folder_is_known_and_not_disturbed(tmp_path: Path) -> None:
         assert lock.held(tmp_path)
         other.communicate(b"\n")
     assert not lock.held(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tiny-3", "run-12", "seed-7"])
+def test_a_run_of_one_seed_is_told_by_its_own_whatever_its_folder_is_called(
+    tmp_path: Path, name: str
+) -> None:
+    place = begun(tmp_path / name)
+    folder(place, run(5))
+    epoch(place, 1)
+    assert parts.load(place).logged == [5]

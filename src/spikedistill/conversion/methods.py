@@ -76,7 +76,9 @@ def convert(
             f"QCFS activations of several levels {sorted(depths)} in one network; use one"
         )
     graph = trace(ann, batches[0][:2])
+    # On the ANN's own graph, so that paths and source lines are those of the caller's code.
     refuse([node for node in graph if node.name in graph.live], gates="refuse", norms=True)
+    # Soft: what a hard reset throws away would be missing from the rate, however long the network runs.
     prototype: Neuron = IF(reset="soft", initial=initial)
     if method == "signed":
         prototype = SignedIF(depths.pop() if depths else levels)
@@ -92,6 +94,7 @@ def convert(
     else:
         thetas = measure(network, ann, batches, percentile)
     graph = trace(network, batches[0][:2])
+    # Both read the graph as traced; pools are exchanged after it, in place.
     thetas, pools = rescale(network, graph, thetas), behind_neurons(graph)
     pool_rates(network, pools)
     config = network.config
@@ -140,6 +143,7 @@ def balance_thresholds(
     check_percentile(percentile)
     copy_weights(snn, ann)
     training, home = snn.training, _place(snn)
+    # In eval mode: ranges and units are those under the running statistics.
     snn.to(_place(ann)).eval()
     thetas = measure(snn, ann, batches, percentile)
     thetas = rescale(snn, trace(snn, batches[0][:2]), thetas, tied=True)
@@ -162,6 +166,7 @@ def images(calibration: Batches) -> list[Tensor]:
 def spiking_form(ann: nn.Module, time_steps: int, neuron: Neuron, example: Tensor) -> Network:
     """The spiking network of the same layers as ``ann``."""
     if not isinstance(ann, Network) or isinstance(ann, Wrapped):
+        # A wrapped model may see images of another size than these: it is traced on its own.
         given = None if isinstance(ann, Wrapped) else example
         return networks.spiking(ann, time_steps, neuron, given, initialisation="plain")
     if ann.spiking:
@@ -188,6 +193,7 @@ def copy_weights(network: nn.Module, ann: nn.Module) -> None:
         if isinstance(m, Neuron)
         for n, _ in m.named_parameters()
     }
+    # An ANN has no weights of neurons (a PLIF's w), and a plain module no normalisation of its own.
     optional = own | {"mean", "std"}
     mine = network.state_dict()
     for name, value in mine.items():

@@ -40,11 +40,13 @@ class RateMaxPool(nn.Module):
         sim = simulation.current()
         T = simulation.steps(1)
         k = sim.call(self) if sim else 0
+        # bfloat16 counts to 256 and no further.
         counts = at_least_float32(x).unflatten(0, (T, -1)).cumsum(0)
         before = sim.initial(self, k) if sim else None
         if before is None:
             before = torch.zeros_like(counts[0])
         counts = counts + before
+        # The counts before the first step are pooled too: out_1 is what they have grown by.
         pooled = self.pool(torch.cat([before, counts.flatten(0, 1)])).unflatten(0, (T + 1, -1))
         if sim is not None:
             sim.final(self, k, counts[-1])

@@ -40,6 +40,7 @@ def percentile_of(x: Tensor, percentile: Percentile) -> float:
     if percentile == "max":
         return float(x.max())
     flat = x.flatten().float()
+    # Every k-th value, not drawn ones: the same calibration gives the same thetas.
     return float(torch.quantile(flat[:: max(1, flat.numel() // SAMPLE)][: 2 * SAMPLE], percentile / 100))
 
 
@@ -71,6 +72,7 @@ def run_as_ann(twin: Network, ann: nn.Module, x: Tensor) -> Tensor:
     source = ann if isinstance(ann, Network) else twin
     with Simulation(source, None) as sim:
         folded = source.fold(x, sim) if isinstance(ann, Network) and not ann.spiking else _normalised(twin, x)
+    # One step: what repeats over time in the spiking network repeats once.
     with Simulation(twin, 1):
         return twin.body(folded)
 

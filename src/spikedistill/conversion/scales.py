@@ -96,6 +96,7 @@ class Scaler:
         if node.op in ("add", "concat", "stack"):
             return self.total(node, given)
         homogeneous = node.op in HOMOGENEOUS and not node.settings.get("value")  # zeros around stay zeros
+        # A negative factor would turn spikes round; no threshold could follow.
         if len(given) == 1 and (homogeneous or node.settings.get("factor", 0) > 0):
             return Edge(given[0].unit, self.single(node, given[0].by), given[0].owner)
         if all(e.unit == 1.0 and e.owner is None for e in given):
@@ -113,6 +114,7 @@ class Scaler:
 
     def single(self, node: Node, by: list[nn.Module] | None) -> list[nn.Module] | None:
         """``by``, unless somebody else reads this edge too, or its module is used several times."""
+        # To scale what others read too would change it for them.
         if by is None or len(self.graph.readers(node.name)) > 1:
             return None
         return by if node.path is None or len(self.graph.of_path(node.path)) == 1 else None
@@ -120,6 +122,7 @@ class Scaler:
     def total(self, node: Node, given: list[Edge]) -> Edge:
         """A sum or concatenation: all in one unit."""
         spikes = [e for e in given if e.by is None]
+        # Spikes of two layers in one sum have a common unit only where their thetas are equal.
         for e in spikes[1:]:
             if e.owner is not None and spikes[0].owner is not None:
                 self.groups.union(spikes[0].owner, e.owner)
@@ -131,6 +134,7 @@ class Scaler:
         for e in given:
             if e.by is not None:
                 self.rescale(e, unit)
+            # Units are quotients of thetas: equal ones may differ in their last bits.
             elif self.apply and abs(e.unit / unit - 1) > 1e-6:
                 raise SpikedistillError(f"conversion cannot add real values to spikes, at {node.source}")
         if spikes:
@@ -151,6 +155,7 @@ class Scaler:
         neuron: Any = module.neuron if isinstance(module, NormNeuron) else module
         theta = self.thetas[path]
         first = id(module) not in self.scaled
+        # A current that nobody can rescale (spikes, a stream that others read) sets the unit of the sum.
         fixed = next(
             (e for e in (given[1:] if isinstance(module, NormNeuron) else given) if e.by is None), None
         )
@@ -178,6 +183,7 @@ class Scaler:
                 self.rescale(e, unit)
         if self.apply and first:
             if not self.tied:
+                # Kept as a part of the threshold: 1/2 of it rounds, whatever its size.
                 initial = neuron.initial / neuron.threshold
                 neuron.threshold = theta / unit
                 neuron.initial = initial * neuron.threshold
@@ -194,21 +200,33 @@ class Scaler:
     def multiply(self, module: Any, edge: Edge, node: Node) -> None:
         """Weights that read spikes worth ``edge.unit``."""
         if edge.channels is not None:
+            # With groups the weight's second axis is no longer the input's channels.
             if len(self.graph.of_path(str(node.path))) > 1 or getattr(module, "groups", 1) > 1:
                 raise self.unknown(node)
             if self.apply:
                 worth = edge.channels.to(module.weight.device)
                 module.weight.mul_(worth.view(1, -1, *[1] * (module.weight.dim() - 2)))
         elif self.once(module, edge.unit, node):
+            # The weight alone: a bias reads no spikes.
             module.weight.mul_(edge.unit)
 
     def absorb(self, module: Any, edge: Edge, node: Node) -> None:
         """A norm that reads spikes worth ``edge.unit``."""
-        unit = edge.unit if edge.channels is None else edge.channels.to(module.weight.device)
-        if self.apply and (edge.channels is not None or unit != 1.0):
+        if self.apply and (edge.channels is not None or edge.unit != 1.0):
             if len(self.graph.of_path(str(node.path))) > 1:
                 raise SpikedistillError(f"conversion: the norm at {node.path} reads spikes of several layers")
-            module.weight.mul_(unit)
+            if module.running_mean is None:
+                raise SpikedistillError(
+                    f"conversion: the norm at {node.path} reads spikes and keeps no running statistics; set "
+                    "track_running_stats=True"
+                )
+            channels = edge.channels
+            unit = edge.unit if channels is None else channels.to(module.running_mean.device)
+            if module.weight is None:
+                _divide_deviation(module, unit, str(node.path))
+            else:
+                # (u s - m) / d = u (s - m / u) / d: the running variance stays (the norm is in eval mode).
+                module.weight.mul_(unit)
             module.running_mean.div_(unit)
 
     def once(self, module: nn.Module, unit: float, node: Node) -> bool:
@@ -237,6 +255,21 @@ def _divide(module: Any, unit: float) -> None:
         module.bias.div_(unit)
 
 
+def _divide_deviation(norm: Any, unit: float | Tensor, path: str) -> None:
+    """What a factor ``unit`` on its weight would do, where a norm has none: its variance carries it."""
+    factor = torch.as_tensor(unit, dtype=torch.float64, device="cpu")
+    wanted = (norm.running_var.cpu().double() + norm.eps) / factor**2
+    # May lie below 0: nobody reads it without eps, and both together are what is wanted.
+    made = (wanted - norm.eps).to(norm.running_var.dtype)
+    # Of a variance far below eps rounding leaves little.
+    if bool(((made.double() + norm.eps) / wanted - 1).abs().max() > 1e-3):
+        raise SpikedistillError(
+            f"conversion: the norm at {path} has no weight to carry what the spikes that it reads are worth; "
+            "make it with affine=True (weight 1 and bias 0 are the same norm)"
+        )
+    norm.running_var.copy_(made)
+
+
 class Groups(UnionFind[str]):
     """Neuron layers that must share one theta."""
 
@@ -258,6 +291,7 @@ def rescale(
     :class:`Scaler`. Raises for operations that scales cannot pass.
     """
     groups = Groups()
+    # Twice: a layer late in the network may raise the theta of its whole group, the first ones included.
     Scaler(network, graph, thetas, tied, groups, apply=False).run()
     final = Scaler(network, graph, thetas, tied, groups, apply=True)
     final.run()

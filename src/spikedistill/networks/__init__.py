@@ -41,6 +41,8 @@ def options(name: str) -> dict[str, inspect.Parameter]:
     """The options a named network takes, from its class's signature; raises for an unknown name."""
     if name not in BUILDERS:
         raise SpikedistillError(f"unknown network {name!r}: {nearest(name, BUILDERS)}")
+    # A partial leaves out what it fills by position and has its keywords as defaults (num_classes=35),
+    # so that a record holds what this name means.
     return dict(inspect.signature(BUILDERS[name]).parameters)
 
 
@@ -69,6 +71,7 @@ def create(name: str, **given: Any) -> Network:
     if network.neuron_spec is not None and (network.spiking or whole.get("neuron") is not None):
         whole["neuron"] = network.neuron_spec
     network.config = {"name": name, "options": {k: _plain(v) for k, v in whole.items()}}
+    # An ANN has no spikes to look for; its strided 1x1 convolutions need the guard all the same.
     return equip(network) if network.spiking else guard(network)
 
 

@@ -52,6 +52,7 @@ def balance_of(
 ) -> Balance:
     """Balance of a network of such neurons at ``time_steps``; ``rate``, ``gain``: None for the default."""
     gain = gain or (BLOCK_GAIN if residual else PLAIN_GAIN)
+    # Cached by what the neuron is: modules equal only themselves, and each site has its own.
     return _balance(
         json.dumps(neuron.spec(), sort_keys=True), neuron.time_steps, rate or FIRING_RATE, residual, gain
     )
@@ -60,7 +61,8 @@ def balance_of(
 def _like(spec: str, time_steps: int) -> Neuron:
     """A neuron of that kind; weights over time that are drawn at random are the same ones each time."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        # The one generator that the fork puts back: torch.manual_seed would seed a GPU's too.
+        torch.default_generator.manual_seed(0)
         neuron = build(json.loads(spec))
         assert isinstance(neuron, Neuron)
         neuron.time_steps = time_steps
@@ -72,6 +74,7 @@ def _balance(spec: str, time_steps: int, rate: float, residual: bool, gain: floa
     neuron = _like(spec, time_steps)
     found = MeanField(neuron, rate, residual)
     width = found.width(gain)
+    # Three digits are about what the search resolves; more would be noise in every record.
     return Balance(rate, *(float(f"{v:.3g}") for v in (found.scale, found.first_scale, found.shift, width)))
 
 

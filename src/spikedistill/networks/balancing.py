@@ -53,6 +53,7 @@ def balance(
     order: list[object] = []  # neurons and the classifier, as they are called
     for name, neuron in neurons.items():
         norm = owners.get(id(neuron))
+        # On the instance: its class, which others share, stays as it is.
         neuron.__dict__["simulate"] = _Fit(name, neuron, norm, rate, residual, thresholds, order)
     flags = {m: m.training for m in network.modules()}
     head_input: list[Tensor] = []
@@ -62,12 +63,15 @@ def balance(
         order.append(head)
 
     hook = None if head is None else head.register_forward_pre_hook(seen)
+    # Norms in training mode move their running statistics; they are put back.
     frozen = {k: v.clone() for k, v in network.named_buffers()}
     try:
         network.eval()
         for module in network.modules():
+            # A fresh network's running statistics are 0 and 1. Norms alone: dropout would blur rates.
             if isinstance(module, _NORMS):
                 module.train()
+        # Eager: the fused arithmetic would pass ``simulate`` by.
         with eager(), torch.random.fork_rng():
             network(x)
     finally:
@@ -82,6 +86,7 @@ def balance(
             v.copy_(frozen[k])
     if thresholds:
         network.config["thresholds"] = thresholds
+    # Of a spiking head the last in order is its neuron: the logits are its spikes.
     if head is not None and order[-1] is head:
         _balance_head(network, head, head_input[0])
     return network
@@ -123,14 +128,17 @@ class _Fit:
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         self.order.append(self.neuron)
         simulate = type(self.neuron).simulate
+        # A neuron that is called again keeps the factor of its first call: another would undo that one.
         if not self.done:
             self.done = True
             factor = self.factor(current.detach(), T)
             if self.norm is not None and id(self.norm) not in self.residuals.received:
                 self.norm.weight.mul_(factor)
                 self.norm.bias.mul_(factor)
+                # The norm has run already: from here on this pass sees what it will give.
                 current = current * factor
             else:
+                # All that the current is measured against: the spikes are those of ``factor`` times it.
                 self.neuron.threshold /= factor
                 self.neuron.initial /= factor
                 if isinstance(self.neuron, Parallel):
@@ -146,8 +154,10 @@ class _Fit:
         encode = self.neuron.encode
         flat = current.reshape(1 if encode else T, -1)
         if flat.shape[1] > SAMPLES:
+            # Evenly spread, not drawn: two calls find the same factor.
             places = torch.linspace(0, flat.shape[1] - 1, SAMPLES, device=flat.device).long()
             flat = flat[:, places]
+        # A shallow copy has a ``__dict__`` of its own, without the stand-in, and shares the parameters.
         probe = copy.copy(self.neuron)
         probe.__dict__.pop("simulate", None)
 
@@ -170,10 +180,12 @@ def _head(network: Network) -> nn.Linear | None:
 
 def _balance_head(network: Network, head: nn.Linear, x: Tensor) -> None:
     T = network.time_steps or 1
+    # Logits are averaged over T: what the classifier reads is, in effect, the average.
     average = x.float().unflatten(0, (T, -1)).mean(0) if x.shape[0] % T == 0 else x.float()
     size = float(average.square().mean().sqrt())
     before = float(getattr(head, "input_factor", 1.0))
     factor = max(1.0, HEAD_INPUT / size) if size > 0 else before
+    # A balanced start has multiplied the weight by ``before`` already.
     head.weight.mul_(factor / before)
     head.input_factor = factor  # type: ignore[assignment]
     path = next(name for name, m in network.named_modules() if m is head)
@@ -185,6 +197,7 @@ def restore_balance(network: nn.Module, config: Mapping[str, Any]) -> None:
     modules = dict(network.named_modules())
     for path, threshold in dict(config.get("thresholds") or {}).items():
         neuron = modules[path]
+        # ``initial`` is no parameter and moved with the threshold; a bias of parallel neurons is in the file.
         neuron.initial *= threshold / neuron.threshold
         neuron.threshold = threshold
     for path, factor in dict(config.get("input_factors") or {}).items():

@@ -103,6 +103,7 @@ class Network(nn.Module):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        # ``create`` and recipes read options off a class's signature, where ``**common`` hides these.
         tell_whole(cls, Network, Common.__annotations__)
 
     mean: Tensor
@@ -150,6 +151,7 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (T, N, K); ANN (N, K)."""
         sim = simulation.current()
+        # Another network's simulation may be running around this one: its steps and states are not ours.
         if sim is not None and sim.network is self:
             return self._run(x, sim)
         with Simulation(self, simulation.steps_for(self, self.time_steps)) as sim:
@@ -160,6 +162,7 @@ class Network(nn.Module):
         folded = self.fold(x, sim)
         out = self.body(folded)
         if self.spiking:
+            self._check_time(out, x.shape[0], sim)
             return out.unflatten(0, (sim.time_steps, -1))
         if self.input == "frames":
             return out.unflatten(0, (x.shape[1], -1)).mean(0)
@@ -176,6 +179,15 @@ class Network(nn.Module):
                 f"{tuple(x.shape)}; set in_channels and input='image'|'frames' when creating the network"
             )
 
+    def _check_time(self, out: Tensor, images: int, sim: Simulation) -> None:
+        """Refuse a body that gave images no time steps: its neurons took images for steps of one another."""
+        if self.once and out.shape[0] == images < (sim.time_steps or 1) * images:
+            raise SpikedistillError(
+                f"{type(self).__name__}: its body gives {images} rows for {images} images at T = "
+                f"{sim.time_steps}; images enter it once: its first neuron has to encode (encode=True), or a "
+                "Repeat to stand before that neuron"
+            )
+
     def fold(self, x: Tensor, sim: Simulation) -> Tensor:
         """Bring time into the batch and normalise: (N or T*N, C, H, W)."""
         T = sim.time_steps
@@ -186,6 +198,7 @@ class Network(nn.Module):
         x = self.normalise(x) if self.input_codes is None else self.input_codes(x)
         if self.input == "image" and self.spiking and self.encoding != "direct":
             assert T is not None
+            # The period stays the own T: a stream's steps and shorter runs get the spikes of the whole.
             x = encode(x, T, self.encoding, sim.step, self.time_steps).flatten(0, 1)
         if self.spiking and self.dims == 2 and x.device.type == "cpu" and compilation.mode() == "compiled":
             return x.contiguous(memory_format=torch.channels_last)  # event-driven convolutions ask for it
@@ -193,6 +206,7 @@ class Network(nn.Module):
 
     def normalise(self, x: Tensor) -> Tensor:
         """``(x - mean) / std`` per channel, (M, C, ...)."""
+        # In the input's dtype: float32 statistics would make float32 of half-precision input.
         per_channel = (1, -1) + (1,) * self.dims
         return (x - self.mean.view(per_channel).to(x.dtype)) / self.std.view(per_channel).to(x.dtype)
 
@@ -216,6 +230,7 @@ class Network(nn.Module):
         """
         if not self.spiking:
             raise SpikedistillError("an ANN has no time steps to stream")
+        # A norm's batch statistics are of all T steps together, which a stream never sees.
         if self.training:
             raise SpikedistillError("streaming is for eval mode: call network.eval() first")
         with Simulation(self, 1, state=dict(state) if state else {"step": 0}) as sim:

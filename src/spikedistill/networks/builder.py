@@ -59,6 +59,7 @@ class Builder:
             self.width_chosen = neuron is None or not self.prototype.surrogate_chosen
             if self.width_chosen:
                 self.prototype.surrogate = Surrogate("rectangle", self.balance.width)
+                # balance() would else replace it by a plain network's width; this one knows blocks and gain.
                 self.prototype.surrogate_chosen = True
 
     @property
@@ -134,6 +135,7 @@ class Builder:
         nn.init.constant_(out.weight, self._weight(scale, first))
         if residual and self.balance is not None:
             rate = self.balance.rate
+            # What a max over several places fires beyond the single rate, which ``shift`` takes back.
             more = 1 - (1 - rate) ** POOLED_PLACES - rate if pooled else 0.0
             nn.init.constant_(out.bias, self.balance.shift - more)
         return out
@@ -203,6 +205,7 @@ class Builder:
         """
         linear = nn.Linear(features, self.network.num_classes, bias)
         if self.balance is not None and kind == "linear":
+            # A sum of n spikes deviates by sqrt(n); of features as large as an ANN's (inf) the factor is 1.
             factor = max(1.0, HEAD_INPUT / (spikes**0.5 * self.balance.rate))
             linear.input_factor = factor
             with torch.no_grad():
@@ -215,6 +218,7 @@ class Builder:
         if self.balance is not None and linear.bias is not None:
             nn.init.zeros_(linear.bias)  # beside so small currents it would choose the class
         current = ((self.rate**2 if pooled else self.rate) / 3) ** 0.5
+        # At deviation ``scale`` a current fires the usual threshold as wanted: a smaller one needs less.
         neuron = self.activation(threshold=1.0 if self.balance is None else current / self.balance.scale)
         if self.width_chosen and isinstance(neuron, Neuron):
             neuron.surrogate = Surrogate("atan")
@@ -244,6 +248,7 @@ def initialise(network: nn.Module) -> None:
 
 def scaled(channels: int, width: float) -> int:
     """Channels at a width factor, at least 1."""
+    # Halves go up; round() would take them to the even neighbour.
     return max(1, math.floor(channels * width + 0.5))
 
 

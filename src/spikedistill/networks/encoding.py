@@ -14,6 +14,7 @@ def encode(x: Tensor, T: int, kind: str, offset: int = 0, period: int | None = N
     ``floor((1 - x) * (period - 1) + 1/2)``; a pixel of value 0 does not fire.
     """
     if kind == "poisson":
+        # "<": the draws include 0, at which a black pixel must not fire, and never reach 1.
         return torch.stack([(torch.rand_like(x) < x).to(x.dtype) for _ in range(T)])
     if kind == "latency":
         at = ((1 - x.clamp(0, 1)) * ((period or T) - 1) + 0.5).floor()

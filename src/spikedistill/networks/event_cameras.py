@@ -51,6 +51,9 @@ class SEW7B(Network):
                 up = {"conv": nn.Conv2d(c, wide, 1, bias=False), "norm": make.norm_neuron(wide, first=i == 1)}
                 parts["up"] = nn.Sequential(OrderedDict(up))
                 c = wide
+            elif i == 1 and self.once:
+                # No neuron stands before the first sum that could give the image its time steps.
+                parts["repeat"] = make.repeat()
             parts["block"] = SEWForm(make, c, c, 1, False, None, connect)
             if i <= pools:
                 parts["pool"] = nn.MaxPool2d(2)
@@ -104,6 +107,7 @@ class DVSGestureCNN(Network):
             make.activation(first=True),
         )
         self.conv2, self.neuron2 = nn.Conv2d(c1, c1, 3, 1, 1, bias=False), make.activation()
+        # A sum: an average that is divided by 1.
         self.pool1 = nn.AvgPool2d(2, divisor_override=1)
         self.conv3, self.neuron3 = nn.Conv2d(c1, c2, 3, 1, 1, bias=False), make.activation()
         self.pool2 = nn.AvgPool2d(2, divisor_override=1)
@@ -111,6 +115,7 @@ class DVSGestureCNN(Network):
         self.fc1, self.fc1_neuron = nn.Linear(c2 * side * side, hidden, bias=False), make.activation()
         self.head = make.head(hidden, head, bias=False, pooled=False)
         initialise(self)
+        # Behind ``initialise``, which would draw the convolutions anew.
         make.start_without_norm(self.conv1, 1.0)  # event counts; sd.balance finds what the data have
         make.start_without_norm(self.conv2, make.rate)
         pooled = 4 * make.rate + 12 * make.rate**2  # mean square of a sum of four spikes

@@ -29,6 +29,7 @@ class FunctionCalls:
     def __enter__(self) -> "FunctionCalls":
         self.exits = ExitStack()
         self.exits.callback(register_module_forward_pre_hook(self._before).remove)
+        # always_call: a module that raises has to leave the stack too.
         self.exits.callback(register_module_forward_hook(self._after, always_call=True).remove)
         self.exits.enter_context(eager())  # compiled code would be compiled anew under a mode
         self.exits.enter_context(Functions(self.called))
@@ -48,6 +49,7 @@ class FunctionCalls:
     def called(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """A function was called."""
         kind = function_name(func)
+        # What a leaf does inside is no node of the graph and must not be counted.
         if kind not in self.kinds or any(is_leaf(module) for module in self.stack):
             return
         scope = self.paths[id(self.stack[-1])] if self.stack else ""

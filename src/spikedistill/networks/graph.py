@@ -116,6 +116,7 @@ def trace(network: nn.Module, example: Tensor) -> Graph:
     is what enters its body (normalised, folded over time) and the output is the body's.
     """
     recorder = _Recorder(network)
+    # Module by module: a network that trains may hold norms that are frozen in eval mode.
     training = {m: m.training for m in network.modules()}
     network.eval()
     try:
@@ -165,6 +166,7 @@ class _Recorder:
                 self.quiet = 1
                 return out
 
+            # On the instance, for one pass: what enters the body is known only in between.
             net.fold, net.body = traced_fold, traced_body  # type: ignore[method-assign]
             try:
                 net(example)
@@ -183,6 +185,7 @@ class _Recorder:
         self.know(x, Ref("input"))
 
     def know(self, x: Tensor, ref: Ref) -> None:
+        # A call in place gives back the tensor it read: from here on it is the later node's output.
         self.refs[id(x)] = ref
         self.alive.append(x)
 
@@ -264,6 +267,7 @@ class _Recorder:
         if not self.quiet and not is_leaf(module) and len(self.open) > 1:
             entered, steps = self.open.pop()
             left = self.known(out)
+            # Without a node's output in and out there is no section: the steps stand in the caller's.
             whole = entered is not None and left is not None
             self.open[-1][1].extend([Section(path, entered, left, steps)] if whole else steps)  # type: ignore[arg-type]
         if not self.quiet and isinstance(out, Tensor):
@@ -279,6 +283,7 @@ class _Recorder:
 
     def function(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Record a function that was called outside of leaf modules."""
+        # Sizes, numbers and dtypes are settled in the trace: a call that gives no tensor is no node.
         if self.quiet or not _tensors_in(out):
             return
         kind, scope = function_name(func), self.scope()
@@ -321,6 +326,7 @@ def _tensors_in(out: Any) -> bool:
 def function_name(func: Any) -> str:
     """A function's name as a node's ``kind`` has it."""
     name = (resolve_name(func) or getattr(func, "__name__", str(func))).rsplit(".", 1)[-1]
+    # An attribute such as ``x.T`` arrives as its getter, ``Tensor.T.__get__``.
     if name == "__get__":
         name = (resolve_name(func) or "").split(".")[-2]
     return name.strip("_") if name.startswith("__") else name
@@ -330,6 +336,7 @@ def _replace(value: Any, recorder: _Recorder, tensors: list[Tensor]) -> Any:
     if isinstance(value, Tensor):
         tensors.append(value)
         return recorder.ref(value)
+    # Subclasses stay: torch.Size holds no tensors, and a named tuple takes its fields one by one.
     if isinstance(value, tuple | list):
         return (
             type(value)(_replace(v, recorder, tensors) for v in value)
@@ -341,6 +348,7 @@ def _replace(value: Any, recorder: _Recorder, tensors: list[Tensor]) -> Any:
     return value
 
 
+# Frames of ours that stand between a network's code and what it calls.
 OWN_FILES = ("networks/graph.py", "outside/spiking.py", "outside/spiking_check.py")
 
 

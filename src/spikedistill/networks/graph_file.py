@@ -5,6 +5,7 @@
 (and step).
 """
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import simulation
-from ..neurons import TYPES, Neuron, NormNeuron, Repeat, event_driven
+from ..neurons import TYPES, Neuron, NormNeuron, Parallel, Repeat, event_driven
 from ..numerics import floating_type
 from ..typed import Strict
 from .base import Input, Network
@@ -150,17 +151,16 @@ def describe(network: nn.Module, size: Sequence[int], frames: int | None = None)
         T = form.time_steps if form is not None else None
         if more and T is None:
             continue
+        steps = (T or 1) + more
         example = torch.rand(images, *(() if frames is None else (frames,)), *size)
         example = example.to(floating_type(network, example.dtype))
         try:
-            if more:
-                with simulation.time_steps(network, (T or 1) + more):
-                    graph = trace(network, example)
-            else:
-                graph = trace(network, example)
+            traced = _made_for(network, steps) if more else network
+            with simulation.time_steps(traced, steps):
+                graph = trace(traced, example)
         except Exception as error:
             raise NoFormError(f"a pass on {images} images failed: {error}") from error
-        rows, steps = graph["input"].shape[0], (T or 1) + more
+        rows = graph["input"].shape[0]
         unfolded = isinstance(network, Network) and network.spiking and not network.once
         traces.append(graph)
         points.append(_Point(rows // steps if unfolded else rows, steps))
@@ -171,10 +171,21 @@ def describe(network: nn.Module, size: Sequence[int], frames: int | None = None)
     equipped = any(isinstance(m, event_driven.Conv2d) for m in network.modules())
     document = Document(
         format=1, form=form, size=list(size), event_driven=equipped, modules=modules, shared=shared,
-        tensors=tensors,
-        steps=steps_, output=_ref(names.of(Ref(traces[0].output))),
+        tensors=tensors, steps=steps_, output=_ref(names.of(Ref(traces[0].output))),
     )  # fmt: skip
     return document.model_dump(mode="json", exclude_defaults=False)
+
+
+def _made_for(network: nn.Module, steps: int) -> nn.Module:
+    """The network; where neurons have weights for one T, a copy in which they have some for ``steps``."""
+    if not any(isinstance(m, Parallel) and m.tied for m in network.modules()):
+        return network
+    network = copy.deepcopy(network)
+    with torch.random.fork_rng(devices=[]):  # they may be drawn
+        for m in network.modules():
+            if isinstance(m, Parallel) and m.tied:
+                m.time_steps = steps
+    return network
 
 
 def _form(network: Network) -> Form:
@@ -278,9 +289,11 @@ def _value(them: Sequence[Any], points: Sequence[_Point], names: _Names) -> Any:
         if any(one != first for one in them):
             raise NoFormError("reads something else for another batch")
         return _ref(names.of(first))
+    # ``one == one``: NaN is unlike itself and yet the same in all traces.
     if any(one != first and one == one for one in them):
         raise NoFormError("takes a number that depends on the batch's values")
     if isinstance(first, float) and not math.isfinite(first):
+        # JSON has no inf and no nan.
         return {"float": repr(first)}
     if first is None or isinstance(first, bool | str | float):
         return first
@@ -295,6 +308,7 @@ def _count(them: list[int], points: Sequence[_Point]) -> Any:
     """A number that is the same in all traces, or grows with images, steps or both."""
     if len(set(them)) == 1:
         return them[0]
+    # In one trace alone 8 may be 4 an image, 2 a step or 1 of both: all traces have to agree.
     for images, steps in ((1, 0), (0, 1), (1, 1)):
         sizes = [p.images**images * p.steps**steps for p in points]
         if all(n % size == 0 and n // size == them[0] // sizes[0] for n, size in zip(them, sizes)):
@@ -327,6 +341,7 @@ def _modules(
         if path:
             modules[path] = leaf
         if leaf is None:
+            # A Network's constructor registers these two itself.
             _hold(path, module, tensors, ("mean", "std") if ours and path == "" else ())
     return modules, shared, tensors
 
@@ -360,6 +375,7 @@ def _leaf(module: nn.Module) -> Leaf | None:
         )
     if type(module) is Repeat:
         return Leaf(type="repeat", settings={"time_steps": module.time_steps})
+    # Our subclasses of torch's layers compute what these do; somebody else's may not, so they are refused.
     for cls in type(module).__mro__:
         if cls.__name__ in TORCH and TORCH[cls.__name__] is cls:
             settings = {name: _setting(module, name) for name in constructor(cls)}

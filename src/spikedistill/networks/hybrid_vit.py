@@ -173,6 +173,7 @@ class _Tokens(nn.Module):
 
     def add(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Patches (N, C, L) to (N, C, 2 + L): both tokens in front, positions added."""
+        # In the map's dtype: ``cat`` would take a bfloat16 map to the parameters' float32.
         tokens = (self.tokens + self.token_positions).expand(x.shape[0], -1, -1).to(x.dtype)
         return torch.cat([tokens, x + _positions(self.positions, size).flatten(2)], 2)
 
@@ -252,6 +253,7 @@ class SpikingTransformer(_Tokens):
     def forward(self, x: Tensor) -> Tensor:
         patches = self.embed(_even(x))
         tokens = self.add(patches.flatten(2), (patches.shape[2], patches.shape[3]))
+        # Blocks read maps: the tokens are one of width 1.
         x = self.blocks(tokens.unsqueeze(3))
         tokens, patches = x[:, :, :2], x[:, :, 2:]
         x = torch.cat([tokens + patches.mean(2, keepdim=True), patches], 2)
@@ -280,6 +282,7 @@ class HDKDStudent(_Stages):
         make = Builder(self, neuron)
         c = _stages(self, make, STUDENT_BLOCKS, width)
         heads = max(1, round(HEADS * width))
+        # Rounded up, as strided convolutions and ``_even`` do at each halving.
         channels, grid = heads * HEAD_CHANNELS, -(-image_size // 16)
         self.transformer: nn.Module = (
             SpikingTransformer(make, c, channels, heads, grid)

@@ -72,6 +72,7 @@ class Holder(nn.Module):
 
     def forward(self, x: Tensor, body: Callable[[], Tensor]) -> Tensor:
         """What the calls within give."""
+        # ``x`` is for hooks, such as a tap of the input: the calls within read it by name.
         return body()
 
 
@@ -96,6 +97,7 @@ class _Pass:
                 if step.output.index is None:  # a hook may have changed it
                     self.values[step.output.name] = out
                 continue
+            # By path at every pass: quantization and conversion exchange modules.
             call = step.function if step.module is None else self.network.get_submodule(step.module)
             assert call is not None
             args = [self.value(v) for v in step.args]
@@ -171,8 +173,10 @@ def network_of(given: Mapping[str, Any], where: str, most: int) -> nn.Module:
         document = read(Document, given, where)
     except RecursionError:
         raise SpikedistillError(f"{where}: nested too deep") from None
+    # Layers draw initial weights, which the file's replace: the caller's random state stays.
     with torch.random.fork_rng(devices=[]):
         try:
+            # Sizes first, without memory: a forged file may name layers of any size.
             with torch.device("meta"):
                 sizes = _modules(document, where)
             held = sum(t.numel() for m in sizes.values() for t in (*m.parameters(), *m.buffers()))
@@ -206,8 +210,9 @@ def _leaf(leaf: Leaf, where: str) -> nn.Module:
         )
         if kind not in TYPES or not isinstance(encode, bool) or not isinstance(steps, int):
             raise SpikedistillError(f"{where}: unknown neuron {kind!r}")
-        neuron = build({"type": kind, **checked(TYPES[kind], settings, where)})
-        vars(neuron).update(encode=encode, time_steps=steps)
+        neuron: Any = build({"type": kind, **checked(TYPES[kind], settings, where)})
+        # Through the attribute: where weights belong to one T, it makes them.
+        neuron.encode, neuron.time_steps = encode, steps
         return neuron
     if leaf.type == "norm_neuron":
         inner = _leaf(read(Leaf, settings.pop("neuron", None), where), where)
@@ -232,6 +237,7 @@ def _assembled(document: Document, modules: dict[str, nn.Module], where: str) ->
             raise SpikedistillError(f"{where}: {path}: unknown type {held.dtype!r}")
         value = torch.zeros(held.shape, dtype=DTYPES[held.dtype])
         if held.parameter:
+            # Only floating-point parameters can have gradients; torch refuses to ask it of others.
             network.get_submodule(owner).register_parameter(
                 name, nn.Parameter(value, value.is_floating_point())
             )
@@ -281,6 +287,7 @@ class _Reader:
                 )
             args = tuple(self.value(v) for v in step.args)
             kwargs = {key: self.value(v) for key, v in step.kwargs.items()}
+            # Only now: a call may not read its own output or a later one.
             self.known.add(step.name)
             yield _Call(step.name, step.module, FUNCTIONS.get(str(step.function)), args, kwargs)
 
@@ -300,6 +307,7 @@ class _Reader:
                 return tuple(self.value(v) for v in inner)
             case {"ref": str(name), **rest} if name in self.known and set(rest) <= {"index"}:
                 index = rest.get("index")
+                # bool is an int in Python: true must not pass as index 1.
                 if index is None or (isinstance(index, int) and not isinstance(index, bool)):
                     return Ref(name, index)
             case {"tensor": str(path), **rest} if path in self.tensors and not rest:

@@ -33,18 +33,21 @@ ITERATIONS = 5
 def normals(count: int, seed: int) -> Tensor:
     """``(count, SAMPLES)`` normal samples, equally spread; the same on every call, in any random state."""
     engine = torch.quasirandom.SobolEngine(count, scramble=True, seed=seed)
+    # erfinv is infinite at both ends.
     uniform = engine.draw(SAMPLES).double().clamp(1e-5, 1 - 1e-5)
     return (torch.erfinv(2 * uniform - 1) * math.sqrt(2)).t().contiguous()
 
 
 def root(covariance: Tensor) -> Tensor:
     """A square root of a (T, T) covariance."""
+    # No Cholesky: where all steps are alike the covariance is singular. Rounding may leave -1e-17.
     values, vectors = torch.linalg.eigh(covariance)
     return vectors * values.clamp(min=0).sqrt()
 
 
 def scaled(covariance: Tensor) -> Tensor:
     """Divided by its mean variance."""
+    # A silent neuron has no variance.
     return covariance / covariance.diagonal().mean().clamp(min=1e-12)
 
 
@@ -69,6 +72,7 @@ class MeanField:
 
     def __init__(self, neuron: Neuron, rate: float, residual: bool = False) -> None:
         self.neuron = copy.deepcopy(neuron).double().requires_grad_(False)
+        # Currents are given step by step here, the first layer's constant one too.
         self.neuron.encode = False
         self.T = self.neuron.time_steps = min(neuron.time_steps, MOST_STEPS)
         self.rate, self.shift = rate, 0.0
@@ -90,6 +94,7 @@ class MeanField:
 
     @staticmethod
     def _covariance(spikes: Tensor) -> Tensor:
+        # One mean for all steps, as the norm's is: what differs from step to step stays in.
         centered = spikes - spikes.mean()
         return centered @ centered.t() / spikes.shape[1]
 
@@ -117,6 +122,7 @@ class MeanField:
             self.scale = self._fit_scale(z)
             self.current = self.scale * z
             M_a = self._covariance(self.spikes(self.current))
+            # Other seeds than z's: the two convolutions' weights are independent.
             base = self.scale * root(scaled(M_a)) @ normals(self.T, 2 + k % 2) + out[:, order]
             span = 4 * self.size + 4
             self.shift = crossing(lambda b: self.fires_less(base + b), -span, span, geometric=False)  # noqa: B023
@@ -142,6 +148,7 @@ class MeanField:
         for _ in range(ITERATIONS):
             G = scaled(G)
             if self.residual:
+                # Shortcut and branch reach the same input over independent weights: their covariances add.
                 past = self._back(self.second, G)
                 through = self._back(self.current, self.scale**2 / self.variance_a * past)
                 G = past + self.scale**2 / self.variance_b * through

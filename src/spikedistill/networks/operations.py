@@ -79,6 +79,7 @@ _NAMES: dict[Operation, str] = {
     "add": "add iadd radd",
     "subtract": "sub isub rsub",
     "multiply": "mul imul rmul",
+    # No "rtruediv": a number over a tensor is no product with a number.
     "divide": "div idiv truediv itruediv true_divide",
     "matmul": "matmul bmm",
     "sum": "sum",
@@ -98,6 +99,7 @@ _NAMES: dict[Operation, str] = {
     "concat": "cat concat concatenate",
     "stack": "stack",
     "expand": "expand repeat",
+    # Dropout too: networks are traced in eval mode.
     "pass": "contiguous clone detach dropout dropout2d",
     "cast": "float to type_as",
 }
@@ -234,6 +236,7 @@ def _pool(node: Node, given: dict[str, Any]) -> dict[str, Any]:
     kernel = _axes(given["kernel_size"], node)
     return {
         "kernel": kernel,
+        # Left out, as None or an empty list, it is the kernel.
         "stride": _axes(given.get("stride") or kernel, node),
         "padding": _axes(given.get("padding", 0), node),
         "dilation": _axes(given.get("dilation", 1), node),
@@ -286,6 +289,7 @@ def _split(node: Node, given: dict[str, Any]) -> dict[str, Any]:
     )
     if isinstance(size, tuple | list):
         return {"dim": dim, "sizes": list(size)}
+    # ``chunk`` names how many parts there are, ``split`` how large they are.
     size = -(-whole // size) if node.kind == "chunk" else size
     return {"dim": dim, "sizes": [size] * -(-whole // size)}
 
@@ -296,6 +300,7 @@ def _slice(node: Node, given: dict[str, Any]) -> dict[str, Any]:
     index = list(index) if isinstance(index, tuple) else [index]
     at = next((i for i, item in enumerate(index) if item is Ellipsis), None)
     if at is not None:
+        # None adds an axis and names none; the ellipsis is one of the others.
         named = sum(item is not None for item in index) - 1
         index[at : at + 1] = [slice(None)] * (len(node.in_shapes[0]) - named)
     return {"index": index}

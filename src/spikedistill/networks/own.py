@@ -57,6 +57,7 @@ def make(name: str, target: Any, given: Mapping[str, Any], known: Mapping[str, A
     Raises: SpikedistillError for what gives no module.
     """
     if isinstance(target, nn.Module):
+        # Each seed and stage begins with the module as it was given, not as an earlier one trained it.
         made: Any = copy.deepcopy(target)
     elif callable(target):
         allowed = parameters(target)

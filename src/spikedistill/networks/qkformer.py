@@ -103,6 +103,7 @@ class PatchEmbedding(nn.Module):
             parts: dict[str, nn.Module] = {"conv": nn.Conv2d(c_in, c, 3, 1, 1, bias=False)}
             encodes = first and i == 0
             if pool:
+                # The neuron stands behind the pool, so that it is a norm alone here, made for a pooled map.
                 parts |= {"norm": make.norm(c, pooled=True), "pool": nn.MaxPool2d(3, 2, 1)}
                 parts["neuron"] = make.activation(encodes)
             else:

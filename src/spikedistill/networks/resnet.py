@@ -198,6 +198,7 @@ class ResNet(Network):
             else nn.Conv2d(self.in_channels, c, 3, 1, 1, bias=False)
         )
         if form == "ms":
+            # No neuron dominates the stream that begins here: the stem's result is repeated, see ``body``.
             self.bn1: nn.Module = make.norm(c, scale=1.0)
             self.repeat = make.repeat()
         else:
@@ -211,6 +212,7 @@ class ResNet(Network):
                 stride = 2 if b == 0 and s > 1 else 1
                 out = 4 * c_out if bottleneck else c_out
                 short = None if stride == 1 and c == out else _shortcut(make, form, shortcut, c, out, stride)
+                # Only the block right behind the max-pool reads its spikes as a shortcut.
                 pooled = stem == "imagenet" and s == 1 and b == 0
                 stage.append(FORMS[form](make, c, c_out, stride, bottleneck, short, connect, pooled))
                 c = out

@@ -95,6 +95,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float = SCALE) -> Tensor:
     """
     d, tokens = q.shape[-2:]
     kt = k.transpose(-2, -1)
+    # The scale comes last: until then all sums are whole numbers.
     return ((v @ kt) @ q if tokens > d else v @ (kt @ q)) * scale
 
 

@@ -75,6 +75,7 @@ class SResNet(Network):
             raise SpikedistillError(f"pooling must be 'max' or 'avg', found {pooling!r}")
         largest = pooling == "max"
         if largest and self.initialisation == "balanced":
+            # Before the Builder, which reads it.
             self.firing_rate = self.firing_rate or RARE
         make = Builder(self, neuron, LIF(tau=2.0), gain=WIDE if largest else None)
         c = scaled(FILTERS, width)

@@ -73,6 +73,7 @@ class VGG(Network):
         for layer in layers:
             if layer == "M":
                 if stages[-1]:
+                    # A pooling left out ends its stage too: stageK is the same layers at any ``pools``.
                     stages.append([])
                 if pools is None or pooled < pools:
                     stages[-1].append(nn.MaxPool2d(2) if pooling == "max" else nn.AvgPool2d(2))
@@ -88,6 +89,7 @@ class VGG(Network):
             blocks.append(conv)
             stages[-1] += [conv, norm]
             c = out
+        # A last pooling alone is no stage: it belongs to the convolutions before it.
         tail = (
             stages.pop()
             if stages and all(isinstance(m, nn.MaxPool2d | nn.AvgPool2d) for m in stages[-1])

@@ -59,8 +59,10 @@ class Wrapped(Network):
         """To the model's own input size."""
         if self.input_size is None or tuple(x.shape[-2:]) == self.input_size:
             return x
+        # interpolate refuses align_corners and antialias with it.
         if self.interpolation == "nearest":
             return F.interpolate(x, self.input_size, mode="nearest")
+        # antialias: as PIL and torchvision shrink images, so that the model sees what it was trained on.
         return F.interpolate(x, self.input_size, mode=self.interpolation, align_corners=False, antialias=True)
 
     def body(self, x: Tensor) -> Tensor:

@@ -119,11 +119,13 @@ def adopt(
     ways = entrance(graph, sites) if input == "image" else [("frames", "")]
     failure: SpikedistillError | None = None
     for way, where in ways:
+        # A copy for each way: one that failed leaves neurons and hooks behind.
         adopted = Adopted(sharing_copy(one), truth.logits.shape[-1], channels, input, time_steps, mean, std)
         adopted.to(first.device)
         adopted.dims = dims
         places = turn(adopted, sites, _neuron_of, where if way == "encode" else None)
         for path in cells:
+            # A neuron that returns its state was traced one level deeper, in its ``Stateful``.
             if f"{path}.site" in adopted.aliases:
                 adopted.aliases[path] = adopted.aliases[f"{path}.site"]
         if way == "repeat":
@@ -216,6 +218,7 @@ def _verify(
     if network.std.dtype is not torch.float64:
         network.differs["float32"] = _compare(network, example, truth, sites, places)[0]
     with torch.no_grad():
+        # In float64: float32 sums of another batch size differ in their last bits, and so may a spike.
         alone = copy.deepcopy(network).double()(example[:1].double())
     if not torch.allclose(alone, logits[:, :1], rtol=1e-6, atol=1e-9):
         raise SpikedistillError(
@@ -244,6 +247,7 @@ def _compare(
     different = total = 0
     worst, most = "", 0.0
     for site, place in zip(sites, places, strict=True):
+        # Called on all steps at once, or once a step: of the latter every so-many-th call is this site's.
         calls = truth.spikes[_plain(str(site.node.path))]
         theirs = (
             calls[site.node.call]

@@ -66,6 +66,7 @@ class Foreign(Wrapped):
 
     def _check(self, x: Tensor) -> None:
         """Once: what is left of a pass, or of another image, does not change the logits."""
+        # Not under a mode (a trace, a capture) and not while compiling: the extra passes would be in it.
         if self.checked or torch._C._len_torch_function_stack() or torch.compiler.is_compiling():
             return
         self.checked, self.checking = True, True
@@ -73,6 +74,7 @@ class Foreign(Wrapped):
         self.eval()
         try:
             outs = []
+            # The last image, which stands elsewhere alone than in its batch: time and batch exchanged show.
             for given in (x, x, x[-1:]):
                 # Each pass begins with the same random state, the device's too.
                 with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.no_grad():
@@ -87,6 +89,7 @@ class Foreign(Wrapped):
             for module, flag in training.items():
                 module.training = flag
         if not _near(outs[0], outs[1]):
+            # The next pass is checked anew, and raises again.
             self.checked = False
             raise SpikedistillError(
                 "the foreign network gives something else when it runs a second time on the same input: its "

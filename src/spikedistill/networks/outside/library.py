@@ -43,6 +43,7 @@ def read_weights(file: "str | Path") -> dict[str, Tensor]:
             f"{error}\n"
             "Save its state dict alone: torch.save(model.state_dict(), file), or as .safetensors"
         ) from error
+    # Twice: some files hold a container that holds the state dict.
     for _ in range(2):
         inner = next(
             (
@@ -99,12 +100,14 @@ def load_published(
     from .published import translated
 
     file, given = name, dict(state_dict)
+    # DataParallel writes this prefix.
     if all(k.startswith("module.") for k in given):
         given = {k.removeprefix("module."): v for k, v in given.items()}
     given = translated(network, given)
     own = network.state_dict()
     if isinstance(network, Wrapped) and not all(k in OWN or k.startswith("model.") for k in given):
         given = {
+            # mean and std are the network's unless the model has tensors of these names.
             k if k in OWN and k not in network.model.state_dict() else f"model.{k}": v
             for k, v in given.items()
         }
@@ -252,8 +255,10 @@ def _torchvision(
         raise SpikedistillError(f"torchvision has no model {name!r}; {nearest(name, known)}")
     weights = "DEFAULT" if pretrained else None
     given = dict(options)
+    # Beside pretrained weights torchvision takes their own number alone: the head is exchanged later.
     if num_classes is not None and not pretrained:
         given["num_classes"] = num_classes
+    # Left open, torchvision warns and draws these weights slowly; ``options`` may still ask for it.
     if name in ("googlenet", "inception_v3") and not pretrained:
         given = {"init_weights": False, "aux_logits": False} | given
     model = _built("torchvision", name, pretrained, lambda: models.get_model(name, weights=weights, **given))

@@ -92,6 +92,7 @@ class _Cut:
             return not leaves and not (node.op in ("mean", "sum") and self._over_time(node))
         return (
             node.op in ("reshape", "expand", "stack", "slice")
+            # 1: ``unsqueeze(0)``, which a later call expands to T.
             and node.shape[:1] in ((self.T,), (1,))
             and self._opens(node)
         )
@@ -128,12 +129,14 @@ class _Cut:
         names = [leaf.name for leaf in leaves]
         places = {name.rpartition("#")[0] for name in names}
         if len(names) == self.T and len(places) == 1 and not timed:
+            # The first depends on no other step: what later ones read of it is the neurons' state.
             return min(leaves, key=lambda leaf: int(leaf.name.rpartition("#")[2]))
         node = self.graph[self.graph.output]
         raise self._refused(node, f"the logits are not made of {self.T} equal time steps")
 
     def _leaves(self, ref: Ref, seen: dict[str, None]) -> list[Ref]:
         """Back through stacks, sums and means over time to what one step gives."""
+        # Not live: the zeros that a sum starts from, which no step gives.
         if ref.name not in self.graph or ref.name in seen or ref.name not in self.live:
             return []
         node = self.graph[ref.name]
@@ -184,6 +187,7 @@ class _Cut:
             )
         node = self.graph[ref.name]
         if node.path is not None:
+            # 0: of spikes and state the spikes.
             if ref.index:
                 what = (
                     "the model reads the membrane of this neuron, which has no form here; "
@@ -211,6 +215,7 @@ class _Cut:
             return self._on_time(node, node.name in self.timed)
         args, kwargs = self._mapped(node.args), self._mapped(node.kwargs)
         function: Any = node.function
+        # Traced numbers hold for the N of one step; the rows will be T*N.
         if node.kind in ("view", "reshape") and node.in_shapes and node.in_shapes[0][:1] == node.shape[:1]:
             function, args, kwargs = _like_rows, (args[0], *node.shape[1:]), {}
         self.program.append((node.name, function, args, kwargs))
@@ -218,6 +223,7 @@ class _Cut:
 
     def _on_time(self, node: Node, stays: bool) -> Ref:
         """A function that reads (T, N, ...)."""
+        # The first step's part: here all rows run as it does.
         if node.op == "slice" and self._index(node) == 0:
             return self.emit(_refs(node.args)[0])
         if stays and (

@@ -129,6 +129,7 @@ class Original:
                     steps.append(self._pick(out))
                 logits = torch.stack(steps)
         N = given.shape[1] if self.input == "frames" else given.shape[0]
+        # A model that takes (T, N, ...) also runs on one frame (N, ...), with images for its time steps.
         if layout == "step" and any(s and len(s[0]) != N for s in spikes.values()):
             raise SpikedistillError("its neurons do not see the batch: it loops over the first dimension")
         if (
@@ -204,6 +205,7 @@ class Original:
         graph = trace(called, self._frames(given) if self.layout == "TNCHW" else given)
         made = loops.cut(graph, set(self.neurons), self.T, self.layout == "TNCHW")
         self.notes.append("the network's own loop over time is taken out")
+        # ``Step`` reads spikes alone, so that no state has to be returned.
         for path, module in list(converted.named_modules()):
             if isinstance(module, peers.Stateful):
                 converted.set_submodule(path, module.site)
@@ -212,6 +214,7 @@ class Original:
 
 def _reset(model: nn.Module) -> None:
     """States as before a first pass, in each library's own way."""
+    # Norse's cells keep nothing: a pass that is given no state is a first one.
     module: Any
     for module in model.modules():
         if peers.library(module) == "spikingjelly" and hasattr(module, "reset"):

@@ -67,6 +67,7 @@ class Placeholder(nn.Module):
         self.cell = [cell]  # no submodule
 
     def forward(self, x: Tensor) -> Tensor:
+        # A tensor of its own: ``x`` itself would count as this node's output for all its readers.
         return x.clone()
 
 
@@ -74,6 +75,7 @@ class Unread:
     """What stands for the state that a peer's neuron returns: to be passed on, not to be read."""
 
     def __getattr__(self, name: str) -> Any:
+        # Copies look for such names and must find none; __torch_function__ means that torch computes with it.
         if name.startswith("__") and name.endswith("__") and name != "__torch_function__":
             raise AttributeError(name)
         raise SpikedistillError(UNREAD)
@@ -151,6 +153,7 @@ def translate(model: nn.Module) -> tuple[dict[str, Cell], list[str]]:
     cells: dict[str, Cell] = {}
     notes: list[str] = []
     made: dict[int, nn.Module] = {}
+    # With duplicates: a neuron that stands at two paths is exchanged at both, by the same one.
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if is_neuron(module):
             if id(module) not in made:
@@ -168,6 +171,7 @@ def translate(model: nn.Module) -> tuple[dict[str, Cell], list[str]]:
                 )
                 model.set_submodule(path, plain(module.p))
                 continue
+            # In place: parameters, buffers, hooks and every path that names the layer stay.
             module.__class__ = plain
             module.__dict__["step_mode"] = "s"
         elif type(module).__name__ == "VotingLayer" and library(module):
@@ -237,6 +241,7 @@ def _jelly(m: Any, notes: list[str], path: str) -> Cell:
     if kind == "LIFNode":
         return Cell(LIF(tau=float(m.tau), gain=gain, **common))
     neuron = PLIF(gain=gain, **common)
+    # SpikingJelly's w is ours: 1/tau = sigmoid(w).
     neuron.w = nn.Parameter(m.w.detach().clone())
     return Cell(neuron)
 
@@ -261,6 +266,7 @@ def _leaky(m: Any, notes: list[str], path: str) -> Cell:
     for name, plain in (("inhibition", False), ("state_quant", False), ("graded_spikes_factor", 1)):
         if _differs(getattr(m, name, plain), plain):
             raise SpikedistillError(f"has {name}; leave it out")
+    # Clamped, as snnTorch does in every pass.
     beta, threshold = min(1.0, max(0.0, _number(m.beta, "beta"))), _number(m.threshold, "threshold")
     mechanism = ("subtract", "zero", "none")[int(m.reset_mechanism_val)]
     reset: Reset = {"subtract": "soft", "zero": "hard", "none": None}[mechanism]
@@ -278,6 +284,7 @@ def _leaky(m: Any, notes: list[str], path: str) -> Cell:
     common: dict[str, Any] = {
         "threshold": above, "reset": reset, "surrogate": _torch_surrogate(m.spike_grad, notes, path),
         "detach_reset": True,
+        # In thresholds of ours (``above``), and before the decay that leaves beta of it.
         "reset_by": threshold / (beta * above) if mechanism == "subtract" else 1.0,
     }  # fmt: skip
     if isinstance(m.threshold, nn.Parameter):
@@ -286,6 +293,7 @@ def _leaky(m: Any, notes: list[str], path: str) -> Cell:
     if not (isinstance(m.beta, nn.Parameter) and 0 < beta < 1):
         return Cell(LIF(decay=beta, **common), state, above=True)
     neuron = PLIF(gain=1.0, **common)
+    # decay = 1 - sigmoid(w) = beta
     neuron.w = nn.Parameter(torch.tensor(math.log((1 - beta) / beta), device=m.beta.device))
     return Cell(neuron, state, learned=True, above=True)
 
@@ -298,6 +306,7 @@ def _differs(value: Any, plain: Any) -> bool:
 
 def _torch_surrogate(function: Any, notes: list[str], path: str) -> Surrogate:
     kind = getattr(function, "__qualname__", type(function).__name__).partition(".")[0]
+    # snnTorch's surrogates are closures: their slope is a variable that they enclose.
     kept = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
     if kind == "atan":
         return Surrogate("atan", float(kept["alpha"]))

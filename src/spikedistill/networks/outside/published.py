@@ -26,6 +26,7 @@ _UNIT = r"tokenizer.units.\g<1>"
 TRANSFORMERS = (
     (r"^patch_embed\.proj_conv(\d)\.", rf"{_UNIT}.conv."),
     (r"^patch_embed\.proj_bn(\d)\.", rf"{_UNIT}.norm."),
+    # The fifth convolution before the rule for digits, which would take 4 for a unit.
     (r"^patch_embed\.(?:proj|block)4_conv\.", "tokenizer.conv."),
     (r"^patch_embed\.(?:proj|block)4_bn\.", "tokenizer.norm."),
     (r"^patch_embed\.(?:proj|block)(\d)_conv\.", rf"{_UNIT}.conv."),
@@ -73,6 +74,7 @@ def translated(network: nn.Module, given: Mapping[str, Tensor]) -> dict[str, Ten
 def _renamed(given: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
     out = {}
     for key, value in given.items():
+        # All rules in turn: one renames the front of a key, another what follows.
         for pattern, to in rules:
             key = re.sub(pattern, to, key)
         out[key] = value
@@ -84,6 +86,7 @@ def _transformer(network: nn.Module, given: dict[str, Tensor]) -> dict[str, Tens
     out: dict[str, Tensor] = {}
     for key, value in given.items():
         if ".attn.qkv." in key:
+            # num_batches_tracked has no axis to divide.
             parts = value.chunk(3) if value.dim() else [value] * 3
             out |= {key.replace(".qkv.", f".{name}."): part for name, part in zip("qkv", parts, strict=True)}
         else:

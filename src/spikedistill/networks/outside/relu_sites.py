@@ -64,6 +64,7 @@ def _dominates(graph: Graph, name: str, sites: list[Site]) -> bool:
         return False
     if any(s.node.name not in below and s.node.name != name for s in sites):
         return False
+    # Nothing below may read what bypasses ``name``: it has no time steps yet.
     past = live - below - {name}
     return not any(past.intersection(node.inputs) for node in graph if node.name in below)
 
@@ -72,6 +73,7 @@ def find(graph: Graph, model: nn.Module, gates: str = "refuse") -> list[Site]:
     """All ReLU calls as they run; raises for what has no spiking counterpart, by path and source line."""
     live = graph.live
     refuse([node for node in graph if node.name in live], gates)
+    # Not live: a ReLU of parameters alone, the same for all images and steps.
     sites = [Site(n, norm_before(n, graph, model)) for n in graph if n.name in live and n.op == "relu"]
     if not sites:
         raise SpikedistillError(
@@ -142,6 +144,7 @@ def _clamped(node: Node) -> bool:
     if node.kind not in CLAMPS:
         return False
     low = node.kwargs.get("min", node.args[1] if len(node.args) > 1 else None)
+    # clamp(min=0) is a ReLU that no site stands for: left alone it would stay in the spiking network.
     return isinstance(low, int | float) and low == 0
 
 
@@ -166,7 +169,9 @@ def norm_before(relu: Node, graph: Graph, model: nn.Module) -> str | None:
         return None
     assert path is not None
     norm: Any = model.get_submodule(path)
+    # Called twice, norm and neuron would be one module at two sites.
     once = sum(c.path == path for c in graph.calls) <= 1 and relu.call == 0
+    # A NormNeuron has no cumulative average (momentum None) and always tracks its statistics.
     whole = (
         norm.affine
         and norm.track_running_stats

@@ -57,6 +57,7 @@ def refuse_mixing(network: Network, graph: Graph, example: Tensor) -> None:
         for module, flag in training.items():
             module.training = flag
     for i, (place, current, _) in enumerate(whole):
+        # A constant current has no steps: the whole pass and each single step read the same one.
         steps = 1 if current.encodes else STEPS
         for t, part in enumerate(parts):
             if len(part) <= i or not _same(_step(current.value, t % steps, steps), part[i][1].value):
@@ -159,6 +160,7 @@ def _mixed(graph: Graph, name: str) -> SpikedistillError:
 def _suspect(node: Node) -> bool:
     """Whether a call moves or changes the first dimension, or reads statistics of the whole batch."""
     if node.module is not None:
+        # A norm that tracks nothing reads the batch's own statistics in eval mode too.
         return getattr(node.module, "running_mean", 0) is None
     return node.op in ("permute", "reorder") or any(
         shape[:1] != node.shape[:1] for shape in node.in_shapes[:1]

@@ -71,6 +71,7 @@ class RepeatAfter:
     """Forward hook: a module's output, given to every time step."""
 
     def __init__(self, repeat: Repeat) -> None:
+        # An attribute, not a closure's variable: a deep copy of the network gets its own copy of it.
         self.repeat = repeat
 
     def __call__(self, module: nn.Module, args: Any, out: Tensor) -> Tensor:
@@ -140,6 +141,7 @@ def spiking(
     prototype.time_steps = time_steps
     check_options(initialisation, firing_rate)
     if initialisation == "balanced" and not prototype.surrogate_chosen:
+        # Here and not in ``balance``: the record below holds the prototype with it.
         width = balance_of(prototype, firing_rate).width
         prototype.surrogate, prototype.surrogate_chosen = Surrogate("rectangle", width), True
     model = copy.deepcopy(model)
@@ -155,6 +157,7 @@ def spiking(
     failure: SpikedistillError | None = None
     for way, where in ways:
         network = Spiking(
+            # A copy for each way: one that failed leaves neurons, classes and hooks behind.
             sharing_copy(model), classes, channels, input, time_steps, mean, std, input_size, interpolation
         ).to(example.device)  # fmt: skip
         places = turn(network, sites, lambda _: prototype, where if way == "encode" else None)
@@ -201,6 +204,7 @@ def _prepare(model: nn.Module) -> list[str]:
     for parent in list(model.modules()):
         for key, child in list(parent.named_children()):
             if type(child).__name__ == "BatchNormAct2d" and _silent(child):
+                # The activation that does nothing would hide from ``norm_before`` that this is a plain norm.
                 parent.add_module(key, _plain_norm(child))
     zeroed = [
         (p, m)
@@ -210,6 +214,7 @@ def _prepare(model: nn.Module) -> list[str]:
         and not m.weight.any()
     ]
     for _, module in zeroed:
+        # At zero the branch's layers have no gradient at first, and no factor of ``balance`` changes that.
         nn.init.ones_(module.weight)
     if zeroed:
         notes.append(
@@ -288,6 +293,7 @@ def turn(
                 norm: Any = model.get_submodule(site.norm)
                 layer = NormNeuron(norm.num_features, neuron, norm.eps, norm.momentum)
                 _replace(model, norm, _take(layer, norm))
+                # Norm and neuron both stand in the norm's place; where the ReLU was nothing is left to do.
                 layers.append(nn.Identity())
                 found[site.node.name] = site.norm
             else:
@@ -296,6 +302,7 @@ def turn(
         if functional:
             owner = model.get_submodule(path) if path else model
             owner.add_module(FUNCTIONAL, Calls(layers))
+            # By class, for the call is in its own code; of this instance alone, others keep their ReLUs.
             owner.__class__ = _redirected(type(owner))
         # a norm that held its activation is gone
         elif base not in (s.norm and f"{s.norm}.act" for s in group):

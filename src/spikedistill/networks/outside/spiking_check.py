@@ -47,6 +47,7 @@ def verify(network: Network, example: Tensor, before: Graph, sites: list[Site], 
         raise SpikedistillError(f"a ReLU is left in {left[0].place}{left[0].at and ', called'}{left[0].at}")
     for site, place in zip(sites, places):
         name = f"{place}#0"
+        # What a ReLU in place wrote is read under its input's name too, where the neuron's spikes are not.
         was, now = reads(before, site.node.name), reads(graph, name) if name in graph else -1
         if was != now:
             raise SpikedistillError(
