@@ -93,6 +93,29 @@ def test_setup_leaves_no_trace():
     assert not any(p.grad is not None for p in d.parameters())
 
 
+def test_setup_on_the_cpu_leaves_the_generators_of_all_gpus(monkeypatch):
+    states = {0: torch.tensor(10), 1: torch.tensor(11)}
+
+    def seed_all(seed):
+        states.update({k: torch.tensor(seed) for k in states})
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # only generators are there
+    monkeypatch.setattr(
+        torch.cuda, "get_rng_state", lambda device: states[torch.device("cuda", device).index]
+    )
+    monkeypatch.setattr(
+        torch.cuda,
+        "set_rng_state",
+        lambda state, device: states.update({torch.device("cuda", device).index: state}),
+    )
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seed_all)
+    d = distiller("cross_entropy", "blurred_feature")
+    states.update({0: torch.tensor(10), 1: torch.tensor(11)})
+    d.setup((X, Y))
+    assert [int(states[k]) for k in (0, 1)] == [10, 11]
+
+
 def test_adapters_are_a_function_of_seed_and_name():
     def adapters(seed, *before):
         d = distiller(*before, "blurred_feature")

@@ -1,6 +1,8 @@
 import importlib
 from pathlib import Path
+from types import MappingProxyType
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -173,6 +175,27 @@ def test_bad_overrides_are_refused(tree, override, words):
     tree["time_steps"] = 4
     with pytest.raises(SpikedistillError, match=words):
         recipe.load(tree, [override])
+
+
+def test_a_mapping_may_hold_paths_and_other_mappings(tree, tmp_path):
+    given = {**tree, "data": MappingProxyType({"name": "folders", "root": tmp_path})}
+    assert str(recipe.load(given).data.root) == str(tmp_path)
+    assert given["data"]["root"] is tmp_path
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (np.int64(3), r"found numpy\.int64: np\.int64\(3\)"),
+        ({3}, r"found builtins\.set: \{3\}"),
+        ({(1, 2): 3}, "a recipe is a mapping as a YAML file holds it: keys must be str"),
+    ],
+    ids=str,
+)
+def test_a_mapping_with_what_no_file_holds_is_refused(tree, value, words):
+    tree["time_steps"] = value
+    with pytest.raises(SpikedistillError, match=words):
+        recipe.load(tree)
 
 
 def test_unknown_recipe_names_the_nearest():

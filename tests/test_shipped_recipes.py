@@ -97,9 +97,9 @@ def two_steps(name, folder):
         assert len(lines) == (1 if stage.epochs else 0)
         for line in lines:
             losses = line["train"]["parts"] | {"loss": line["train"]["loss"]}
-            for name in (o.get("name", o["type"]) for o in stage.objectives):
+            for term in (o.get("name", o["type"]) for o in stage.objectives):
                 # Of several teachers each has its own part, with its name behind.
-                assert any(part == name or part.startswith(f"{name}_") for part in losses), line
+                assert any(part == term or part.startswith(f"{term}_") for part in losses), line
             assert all(np.isfinite(value) for value in losses.values()), line
 
 

@@ -7,6 +7,7 @@ from .drawn import DRAWERS
 from .errors import SpikedistillError
 from .interrupt import while_importing
 
+# Before anything slow is imported: Ctrl-C meanwhile must not show a traceback of an import.
 while_importing()
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def __getattr__(name: str) -> Any:
 
     module = import_module(f".{_LATER[name]}", __name__)
     value = module if name in _MODULES else getattr(module, name)
+    # Kept: python asks a module's __getattr__ only for names that it does not find.
     globals()[name] = value
     return value
 
@@ -83,10 +85,12 @@ def _drawer(kind: str) -> Callable[[Any], str]:
     return html
 
 
+# Handed down as functions that import late: no module below the report may import it.
 DRAWERS.update({kind: _drawer(kind) for kind in ("run", "losses", "network", "evaluation", "price")})
 
 
 def __dir__() -> list[str]:
+    # Names that come late are not in globals() yet, and completion in a shell would miss them.
     return sorted(__all__)
 
 

@@ -60,6 +60,7 @@ def keys_of(recipe: Any) -> list[str]:
             keys.append("yin2024mint")
     if "spikesim" in recipe.hardware:
         keys.append("moitra2023spikesim")
+    # Each once, in order: a set of texts would have another order in each process.
     return list(dict.fromkeys(keys))
 
 
@@ -74,6 +75,7 @@ def citations(of: "str | Path | Mapping[str, Any] | Iterable[str] | Any") -> lis
     that is neither.
     """
     known = entries()
+    # Shipped recipes are listed with their papers: to read one of them would import torch.
     if isinstance(of, str) and not Path(of).is_file() and (shipped := cited().get(of)) is not None:
         return [known[key] for key in shipped]
     from . import objectives

@@ -68,6 +68,7 @@ def train(
     ] = None,
 ) -> None:
     """Run a recipe: all stages, all seeds, then the report; into a folder that holds it already: continue."""
+    # Imported within the commands: help, recipes and cite must not wait for torch.
     from .training.reuse import runs
     from .training.run import train as run_recipe
 
@@ -131,6 +132,7 @@ def evaluate(
     from .report.evaluate_command import evaluate_command
     from .training.machine import compiling
 
+    # Uncompiled, here and below: one pass over the data seldom outlasts the compiling.
     with compiling(False), own_code.reading(code or ()), elsewhere(data):
         evaluate_command(
             run, as_json, time_steps=_numbers(time_steps), integer=integer, recalibrate=recalibrate,
@@ -142,6 +144,7 @@ def _numbers(text: str) -> list[int]:
     try:
         found = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
+        # Not a number: refused below, with the same words as a number that is too small.
         found = [0]
     if any(n < 1 for n in found):
         raise SpikedistillError(f"--time-steps takes whole numbers from 1, such as 1,2,4; found {text!r}")

@@ -9,6 +9,7 @@ def checked(device: "str | torch.device | None") -> "torch.device | None":
     """``cpu``, or the accelerator (``cuda``, ``cuda:1``, ``mps`` ...); None stays None: whatever there is."""
     if device is None:
         return None
+    # Alone current_accelerator() also names what torch was built for and this machine lacks.
     there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     known = "cpu" if there is None else f"cpu, {there.type}"
     try:
@@ -17,6 +18,7 @@ def checked(device: "str | torch.device | None") -> "torch.device | None":
         raise SpikedistillError(
             f"device {str(device)!r}: there is no such device; this machine has {known}"
         ) from None
+    # Without an index: cpu:0 is not equal to the device that tensors on the CPU name.
     if found.type == "cpu":
         return torch.device("cpu")
     if there is None or found.type != there.type:

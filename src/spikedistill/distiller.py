@@ -15,7 +15,7 @@ from .networks.base import Network
 from .neurons.strided import guard
 from .numerics import at_least_float32
 from .objectives import Objective, Setup, View, build
-from .randomness import seed_everything
+from .randomness import apart, seed_everything
 from .taps import Captures, Tap
 from .teachers import Shares, Teachers, learning_head, lessons, named, shares
 
@@ -135,6 +135,7 @@ class Distiller(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Distiller":
         super()._apply(fn, recurse)
+        # No submodules, so that .to(), .cuda() and .double() would leave them behind.
         for teacher in self._teachers.values():
             teacher._apply(fn)
         return self
@@ -146,6 +147,7 @@ class Distiller(nn.Module):
         function of ``seed`` and the objective's name alone.
         """
         x = batch if isinstance(batch, Tensor) else batch[0]
+        # Two samples tell all shapes, at a fraction of a batch's time and memory.
         batch_size, x = x.shape[0], x[:2]
         student = self.student
         self._student_taps = _resolve(self.terms, student, "student", x)
@@ -155,13 +157,13 @@ class Distiller(nn.Module):
             )
             for name, teacher in self._asked().items()
         }
+        # Module by module, not one flag for all: a user may have frozen a part of the student.
         flags = {m: m.training for m in student.modules()}
         student.eval()
         # norms stand still, and a quantized student may run longer than its T, as in training
         student.training = True
-        devices = [x.device] if x.is_cuda else []
         try:
-            with torch.random.fork_rng(devices=devices), torch.no_grad():
+            with apart(), torch.no_grad():
                 logits, mine = taps.run_resolved(student, x, self._student_taps, self.time_steps)
                 if self._asks_heads:
                     self._make_heads(logits.shape[-1], at_least_float32(logits), seed)
@@ -177,7 +179,8 @@ class Distiller(nn.Module):
                 student=mine.cut(steps), teacher=taught.captures if taught else None, logits=logits[:steps],
                 teacher_logits=taught.logits if taught else None, batch_size=batch_size, time_steps=own,
             )  # fmt: skip
-            with torch.random.fork_rng(devices=devices):
+            with apart():
+                # Seeded for each: an objective more or less leaves the adapters of the others as they were.
                 seed_everything(seed, "adapters", term.name)
                 term.setup(given)
             term.to(x.device, at_least_float32(logits).dtype)
@@ -190,6 +193,7 @@ class Distiller(nn.Module):
             path, head = learning_head(teacher, classes)
             tap = self._learning[name] = f"{path}@input"
             self._teacher_taps[name][tap] = [Tap(path, 0, "input")]
+            # In the type that losses are formed in, whatever the frozen teacher computes in.
             self.teacher_heads[name] = head.to(like)
 
     def _taught(self, name: str, x: Tensor, y: Tensor | None = None) -> Taught:
@@ -198,6 +202,7 @@ class Distiller(nn.Module):
             logits, captures = taps.run_resolved(self._teachers[name], x, self._teacher_taps[name])
         if name not in self._learning:
             return Taught(logits, captures)
+        # Outside of no_grad: the head learns, from features that carry no gradient back to the teacher.
         with torch.autocast(x.device.type, enabled=False):
             own = self.teacher_heads[name](at_least_float32(captures[self._learning[name]]))
             loss = None if y is None else F.cross_entropy(own.mean(0), _labels(y, own))
@@ -225,6 +230,7 @@ class Distiller(nn.Module):
         logits, mine = taps.run_resolved(self.student, x, self._student_taps, self.time_steps)
         taught = {}
         if self._teacher_taps:
+            # The student's forward ends here: without this the teacher's time would be booked with it.
             if self.clock is not None:
                 self.clock("forward")
             taught = {name: self._taught(name, x, y) for name in self._teacher_taps}
@@ -237,6 +243,7 @@ class Distiller(nn.Module):
     ) -> Losses:
         """Objectives over captures, in float32 or float64; adapters run in the student's precision."""
         T, kind = self._own_steps(logits), logits.device.type
+        # Asked before autocast is switched off below: adapters are networks and run as the student does.
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         parts: dict[str, Tensor] = {}
         total = logits.new_zeros((), dtype=at_least_float32(logits).dtype)
@@ -257,6 +264,8 @@ class Distiller(nn.Module):
                 if one.loss is not None:
                     parts["teacher_head" if len(taught) == 1 else f"teacher_head_{name}"] = one.loss
                     total = total + one.loss
+        # Detached: whoever keeps parts or logits for a log would keep the graph of the whole step.
+        # The first T steps: prediction is of the network's own T, however long an objective asked it to run.
         return Losses(total, {k: v.detach() for k, v in parts.items()}, logits[:T].mean(0).detach())
 
 

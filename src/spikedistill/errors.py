@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+# A ValueError: pydantic turns one that a validator raises into a complaint with its place.
 class SpikedistillError(ValueError):
     """Something the user gave cannot work; the message says what was found, what is allowed and what to do.
 

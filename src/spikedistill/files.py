@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .errors import SpikedistillError
 
+# .old-* is not among them: it is a whole folder, which `recover` may have to put back.
 LEFTOVERS = (".*.part", ".*.tmp", ".*.new-*")  # what a process that died left aside (.tmp: of older versions)
 
 
@@ -26,6 +27,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     finally:
+        # Missing when all went well: it has the file's own name by now.
         temporary.unlink(missing_ok=True)
 
 
@@ -63,6 +65,7 @@ def make_folder(folder: Path) -> None:
     """The folder and its parents, each told to the disk by its parent."""
     missing = [p for p in (folder, *folder.parents) if not p.exists()]
     folder.mkdir(parents=True, exist_ok=True)
+    # From the top: a name is safe once the folder that it stands in is on the disk.
     for made in reversed(missing):
         sync_folder(made.parent)
 
@@ -73,6 +76,7 @@ def replace_folder(folder: Path, contents: Mapping[str, bytes], before: Path | N
     ``before``: where the old one is kept; None: nowhere. After a kill :func:`recover` finishes or undoes the
     exchange.
     """
+    # Beside the folder: only within one file system a rename is done at once.
     aside = folder.with_name(f".{folder.name}.new-{os.getpid()}")
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
     try:
@@ -91,6 +95,7 @@ def replace_folder(folder: Path, contents: Mapping[str, bytes], before: Path | N
         sync_folder(folder.parent)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
+        # It broke off between two renames: what stepped aside goes back, then what had made room for it.
         if not folder.exists() and (
             kept := next((p for p in (before, old) if p is not None and p.exists()), None)
         ):
@@ -109,6 +114,7 @@ def recover(folder: Path, before: Path) -> None:
     if not folder.parent.is_dir():
         return
     for old in sorted(folder.parent.glob(f".{folder.name}.old-*")):
+        # What is newer is there: the folder itself, or what `before` keeps of it.
         if folder.exists() or before.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
@@ -131,6 +137,7 @@ def sync_folder(folder: Path) -> None:
 def _write(path: Path, data: bytes) -> None:
     with open(path, "wb") as file:
         file.write(data)
+        # On the disk before any rename: else a power cut may leave the new name with no content.
         file.flush()
         os.fsync(file.fileno())
 

@@ -20,11 +20,13 @@ def faulty(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
     names: list[str] = []
     flags: list[Tensor] = []
     for name, value in tensors:
+        # Integers have no NaN, and meta tensors no values at all.
         if value.is_floating_point() and not value.is_meta and value.numel():
             names.append(name)
             flags.append(torch.isfinite(value.detach()).all())
     if not flags:
         return []
+    # A network may lie on several devices; stacked on one, all flags come over in one read.
     home = flags[0].device
     good = torch.stack([flag.to(home) for flag in flags]).tolist()
     return [name for name, is_good in zip(names, good) if not is_good]
@@ -32,6 +34,7 @@ def faulty(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 def of(module: nn.Module) -> list[str]:
     """Names of parameters and buffers of ``module`` that hold NaN, or infinity where it has no meaning."""
+    # Infinity in a buffer may be meant (a mask); as 0 it passes, while NaN beside it is still found.
     masks = {
         name: torch.where(torch.isinf(value), 0, value) if value.is_floating_point() else value
         for name, value in module.named_buffers()

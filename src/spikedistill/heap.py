@@ -36,6 +36,7 @@ def _glibc() -> Any:
 def keep() -> bool:
     """Keep freed memory for the next allocation: fastest. Returns whether the allocator could be told."""
     library = _glibc()
+    # Large blocks from the heap, not from mappings that free() undoes; -1: its top is never trimmed.
     return library is not None and bool(library.mallopt(MMAP_MAX, 0) and library.mallopt(TRIM_THRESHOLD, -1))
 
 
@@ -44,8 +45,10 @@ def give_back() -> bool:
     library = _glibc()
     if library is None:
         return False
+    # A threshold that is set also stays: left alone, glibc raises it to the size of what was freed.
     settings = {MMAP_MAX: MMAP_MAX_DEFAULT, MMAP_THRESHOLD: LARGE, TRIM_THRESHOLD: LARGE}
     told = all(library.mallopt(parameter, value) for parameter, value in settings.items())
+    # Thresholds hold for what is freed from now on; this is for what is free already.
     library.malloc_trim(0)
     return told
 

@@ -51,6 +51,7 @@ Place = Repository | Path
 
 def is_remote(text: Any) -> bool:
     """Whether a text names a network elsewhere: ``hf://owner/name`` or ``file://FOLDER``."""
+    # One slash is enough: a Path has lost the other.
     return isinstance(text, str | os.PathLike) and bool(re.match(r"(hf|file):/", str(text)))
 
 
@@ -106,6 +107,7 @@ def upload(contents: Mapping[str, bytes], text: str, private: bool = False) -> s
     hub = _library(found)
     with _errors(found, "written"):
         api = hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+        # None where nothing was asked: the default of the owner holds, which False would overrule.
         api.create_repo(found.name, private=private or None, exist_ok=True)
         operations = [hub.CommitOperationAdd(name, data) for name, data in contents.items()]
         api.create_commit(found.name, operations, commit_message="Network by spikedistill")
@@ -122,6 +124,7 @@ def pull(text: str, out: Path | None = None) -> Path:
         raise SpikedistillError(f"{folder} is the network itself; give another folder: --out FOLDER")
     _may_replace(folder)
     config = read_json(source / "config.json")
+    # Read once: the bytes that are held against the checksums are those that are written.
     contents = contents_of(source)
     for name, key in SUMS.items():
         if key in config and hashlib.sha256(contents.get(name, b"")).hexdigest() != config[key]:
@@ -169,6 +172,7 @@ def _errors(found: Repository, done: str) -> Iterator[None]:
         yield
     except SpikedistillError:
         raise
+    # The special ones first: a gated repository is a kind of one not found, and both are HTTP errors.
     except errors.GatedRepoError:
         raise SpikedistillError(
             f"{found} cannot be {done}: its owner has to give you access; ask on its page, then set HF_TOKEN"
@@ -180,14 +184,16 @@ def _errors(found: Repository, done: str) -> Iterator[None]:
             f"{found} cannot be {done}: {where} has no such repository, or it is private: look at its name, "
             "and set HF_TOKEN"
         ) from None
+    # In some versions one not found here is an HTTP error too.
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        # The cause names the connection that failed; the error itself only says that nothing is cached.
+        raise SpikedistillError(offline.format(_first(error.__cause__ or error))) from None
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         token = "; set HF_TOKEN to a token that may write there" if status in (401, 403) else ""
         raise SpikedistillError(f"{found} cannot be {done}: {_first(error)}{token}") from None
     except errors.HFValidationError as error:
         raise SpikedistillError(f"{found} is no repository's name: {_first(error)}") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise SpikedistillError(offline.format(_first(error.__cause__ or error))) from None
     except Exception as error:
         http = type(error).__module__.partition(".")[0] in _HTTP  # another one from version to version
         if http or isinstance(error, ConnectionError | TimeoutError):

@@ -41,6 +41,7 @@ class Method:
 def catalogue() -> dict[str, Method]:
     """Every shipped method by name, in the order of their names."""
     found: dict[str, Method] = {}
+    # Sorted, so that of recipes with equal objectives it is always the same one that names the method.
     for recipe, path in sorted(shipped().items()):
         if not recipe.startswith(RECIPES):
             continue

@@ -37,7 +37,9 @@ class NetworkOptions(Choice):
         if name.startswith(("timm:", "torchvision:")):
             return model_of(from_name, ("name", "time_steps", "neuron"), cls)
         if name in custom:
+            # Names alone say nothing of parameters: any option is let by.
             return model_of_own(custom[name]) if isinstance(custom, Mapping) else UnseenNetwork
+        # Before addresses: where own code is shut out a record must still be read, whatever it names.
         if "/" in name or Path(name).is_dir() or (own_code.is_shut() and name not in networks.names()):
             return UnseenNetwork
         if own_code.is_address(name):
@@ -102,6 +104,7 @@ class OwnNetwork(NetworkOptions):
 def _called(target: Any) -> "type[OwnNetwork]":
     """The model of a class or function (None: of a module); what data and stage fill in may be left out."""
     taken = {} if target is None else parameters(target)
+    # A partial gives them a default: required by the constructor, they are not required in the recipe.
     filled = {key: None for key in FILLED if key in taken and taken[key].default is taken[key].empty}
     called = partial(target, **filled) if taken else _nothing
 
@@ -135,6 +138,7 @@ class NamedNetwork(NetworkOptions):
     @model_validator(mode="wrap")
     @classmethod
     def _no_quotes(cls, given: Any, handler: Any) -> Any:
+        # pydantic reads "4" as 4; the record would then hold another value than the recipe.
         found = handler(given)
         for key, value in found.items():
             if isinstance(given[key], str) and not isinstance(value, str):
@@ -143,6 +147,7 @@ class NamedNetwork(NetworkOptions):
 
     @model_validator(mode="after")
     def _neuron_is_known(self) -> Self:
+        # Built to be checked; a neuron may be own code, which reading a run must not import.
         if isinstance(self.neuron, Mapping) and not own_code.is_shut():
             try:
                 build_neuron(self.neuron)

@@ -85,6 +85,7 @@ def clip_gradients(optimizer: torch.optim.Optimizer, most: float) -> Tensor:
     if not gradients:
         return torch.zeros(())
     device = next(iter(gradients)).device
+    # Norms move, not gradients: the parameters of one network may lie on several devices.
     norms = [factors[p] * torch.linalg.vector_norm(g).to(device) for p, g in gradients.items()]
     norm = torch.linalg.vector_norm(torch.stack(norms))
     torch.nn.utils.clip_grads_with_norm_(gradients, most, norm)
@@ -97,13 +98,16 @@ def _named(network: nn.Module, apart: bool) -> Iterator[tuple[str, nn.Parameter,
     for path, module in network.named_modules():
         factor = float(getattr(module, "input_factor", 1.0))
         for key, parameter in module.named_parameters(recurse=False):
+            # A shared weight has two paths; in two groups torch refuses it.
             if id(parameter) in seen or not parameter.requires_grad:
                 continue
             seen.add(id(parameter))
+            # First: by their dimensions they would be vectors or weights, and learn at the whole rate.
             if key in LEARNED_SCALES:
                 yield f"learned scales: {path}.{key}" if apart else "learned scales", parameter, 1.0
             elif parameter.dim() < 2 or isinstance(module, (*_NORMS, Neuron)):
                 yield "vectors", parameter, 1.0
+            # The bias is added after the input's factor, so it keeps the plain rate, among the vectors.
             elif factor != 1 and key == "weight":
                 yield path, parameter, factor
             else:

@@ -31,6 +31,7 @@ def apply_override(tree: dict[str, Any], text: str) -> None:
     here: Any = tree
     if parts[0] == "stages" and len(parts) > 1:
         parts = parts[1:]
+    # A stage may not be named like a key of the recipe: one word of a path means one thing.
     if parts[0] not in RESERVED:
         here, parts = _named(tree.get("stages") or [], parts[0], "stage", text), parts[1:]
         if not parts:
@@ -39,6 +40,7 @@ def apply_override(tree: dict[str, Any], text: str) -> None:
         if isinstance(here, list):
             here = _named(here, part, "objective", text)
             continue
+        # Also where the file has the key and nothing behind it, which YAML reads as null.
         if here.get(part) is None:
             here[part] = {}
         if not isinstance(here[part], dict | list):

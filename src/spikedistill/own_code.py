@@ -127,15 +127,19 @@ def search(
             )
     here = Search(False, run.resolve() if run is not None else None, files, known or {})
     before = list(sys.path)
+    # What was named comes first: of two modules of one name that one is meant.
     roots = [*(root for file in files for root in _roots(file)), *folders, Path.cwd()]
     wanted = dict.fromkeys([*(str(Path(root).resolve()) for root in roots), *before])
+    # The current folder may be a run's, with a file in it that somebody planted: such entries go.
     sys.path[:] = [entry for entry in wanted if not _of_a_run(Path(entry or "."), here.run)]
+    # A file that was written a moment ago is not yet in the finders' listings of its folder.
     invalidate_caches()
     token = _SEARCH.set(here)
     try:
         yield here
     finally:
         _SEARCH.reset(token)
+        # What the imported code itself put on the path stays: it may import from there later.
         sys.path[:] = [*(entry for entry in sys.path if entry not in wanted), *before]
 
 
@@ -166,10 +170,12 @@ def find(text: str, what: str) -> Any:
             "name its file to allow it: --code FILE"
         )
     try:
+        # Found and compared before the import: to import a file is to run it.
         file = None if here is None else _located(module, text, what, here)
         found: Any = import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
+    # Its own words, which the next clause would wrap: it is a ValueError too.
     except SpikedistillError:
         raise
     except (ImportError, AttributeError, ValueError, TypeError) as error:
@@ -193,6 +199,7 @@ def address_of(target: Any) -> str | None:
     """
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     text = f"{module}:{name}"
+    # In another process __main__ is another file; what is defined in a function has <locals> in its name.
     return text if module != "__main__" and is_address(text) else None
 
 
@@ -207,6 +214,7 @@ def in_use(networks: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
         try:
             if text is not None and find(text, f"network {name!r},") is target:
                 named[name] = text
+        # Not passed over as below: a run must not go on with other code without a word.
         except ChangedCodeError:
             raise
         except SpikedistillError:  # not to be found under its address: the caller has to bring it again
@@ -216,6 +224,7 @@ def in_use(networks: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
 
 def _located(module: str, text: str, what: str, here: Search) -> Path | None:
     """The module's file, found without running it, and allowed."""
+    # An import gives what is loaded under that name, whatever the path says: the two must be one file.
     loaded = sys.modules.get(module)
     file = _origin(module)
     if loaded is not None:
@@ -235,6 +244,7 @@ def _located(module: str, text: str, what: str, here: Search) -> Path | None:
             "the recipe, or to the current folder"
         )
     then = here.known.get(text, {}).get("sha256")
+    # A file that `code` names passes whatever the record says: to name it is to allow it.
     if then is not None and file not in here.files and (now := _digest(file)) != then:
         raise ChangedCodeError(
             f"{what} {text!r}: {file} is not the code this run was begun with (sha256 {str(then)[:12]}... "
@@ -250,6 +260,7 @@ def _origin(module: str) -> Path | None:
     path: Any = None
     for i in range(1, len(parts) + 1):
         if i > 1:
+            # A package says itself where its modules are, so it has to be imported first.
             path = list(getattr(import_module(".".join(parts[: i - 1])), "__path__", []))
         spec = PathFinder.find_spec(".".join(parts[:i]), path)
         if spec is None and module not in sys.modules:

@@ -33,6 +33,7 @@ class Tap:
         return text if self.what == "output" else f"{text}@{self.what}"
 
 
+# Weak: a graph is kept as long as its network, and does not keep the network.
 _GRAPHS: "WeakKeyDictionary[nn.Module, Graph]" = WeakKeyDictionary()
 
 
@@ -44,6 +45,7 @@ def graph_of(network: nn.Module, example: Tensor | None) -> Graph:
             raise SpikedistillError(
                 "aliases such as 'stage1' or 'before_head' need an example input to trace the network"
             )
+        # (N, T, C, H, W): it is run on single frames, so it is traced on one.
         if image_ann(network) and example.dim() == 5:
             example = example[:, 0]
         graph = trace(network, example[:2])
@@ -79,6 +81,7 @@ def resolve(network: nn.Module, text: str, example: Tensor | None = None) -> lis
     if path == "*":
         return _every(network, what, text, example)
     modules = dict(network.named_modules())
+    # A module that is called so wins over the word for several places: its own name must reach it.
     if path == "stages" and path not in modules:
         return stages(network, example)
     if path == "attention" and path not in modules:
@@ -88,6 +91,7 @@ def resolve(network: nn.Module, text: str, example: Tensor | None = None) -> lis
         path, call = aliases[f"{path}#{call}"], 0
     path, _, given = aliases.get(path, path).partition("@")
     what = given if given and what == "output" else what
+    # Norm and neuron run as one: a spiking neuron within is never called, a hook on it would see nothing.
     if path.endswith(".neuron") and isinstance(modules.get(path[: -len(".neuron")]), NormNeuron):
         path = path[: -len(".neuron")]
     if path in modules and path:
@@ -140,6 +144,7 @@ def _every(network: nn.Module, what: str, text: str, example: Tensor | None) -> 
     traced = not isinstance(network, Foreign) and (example is not None or network in _GRAPHS)
     called: list[str] = []
     if not paths and what == "output":
+        # The twin's norm stands for its ReLU too, so that its taps have the names of the spiking network's.
         inside = {f"{path}.neuron" for path, m in network.named_modules() if isinstance(m, NormNeuron)}
         paths = [
             p for p, m in network.named_modules() if isinstance(m, nn.ReLU | NormNeuron) and p not in inside
@@ -158,6 +163,7 @@ def _every(network: nn.Module, what: str, text: str, example: Tensor | None) -> 
         return [Tap(path, 0, what) for path in paths]
     wanted_paths, functions = set(paths), set(called)
     taps = []
+    # In the order of calls, not of definition; a module that is called twice gives two taps.
     for node in graph_of(network, example):
         if node.path in wanted_paths:
             taps.append(Tap(node.path or "", node.call, what))
@@ -202,6 +208,7 @@ def _alias(network: nn.Module, name: str, example: Tensor | None) -> Tap | None:
         return paths[index - 1]
     if name in ("before_head", "pooled"):
         graph = graph_of(network, example)
+        # The last of them counts: blocks with squeeze-and-excitation pool globally too.
         pools = [n for n in graph if _is_global_pool(n)]
         if pools and name == "pooled":
             return _tap_of(graph, pools[-1].name)
@@ -225,6 +232,7 @@ def stages(network: nn.Module, example: Tensor | None = None) -> list[Tap]:
     graph = graph_of(network, example)
     out: list[tuple[tuple[int, ...], Call]] = []
     for call in graph.calls:
+        # Maps of one pixel are behind the global pool: that is no stage.
         if len(call.shape) != 4 or call.shape[-1] * call.shape[-2] <= 1 or not call.path:
             continue
         if out and out[-1][0] == call.shape[-2:]:
@@ -249,6 +257,7 @@ def _tap_of(graph: Graph, name: str) -> Tap:
         if call.output == name and call.path:
             return Tap(call.path, call.call)
     for call in graph.calls:
+        # What a function gave is no module's output, but a module may read it.
         if call.input == name and call.path:
             return Tap(call.path, call.call, "input")
     raise SpikedistillError(f"no module gives or takes the output of {name!r}; name a path instead")

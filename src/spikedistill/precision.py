@@ -45,6 +45,7 @@ def _seconds(dtype: torch.dtype) -> float:
         start = time.perf_counter()
         torch.nn.functional.conv2d(x, w, padding=1)
         times.append(time.perf_counter() - start)
+    # The least: what else the machine does can only make a time longer.
     return min(times)
 
 
@@ -56,6 +57,7 @@ def cpu_bf16_units() -> str | None:
     convolutions, from using them (``ONEDNN_MAX_CPU_ISA``); where there is no list, a convolution is timed for
     some milliseconds in both precisions, and ``"timed"`` says that bfloat16 was the faster one.
     """
+    # oneDNN's instruction sets; those named after FP16, AMX and AVX10 include its bf16 ones.
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     if limit.startswith(("SSE", "AVX")) and not any(
         unit in limit for unit in ("BF16", "FP16", "AMX", "AVX10")
@@ -65,6 +67,7 @@ def cpu_bf16_units() -> str | None:
     if found is not None:
         return units_among(found)
     with torch.no_grad():
+        # Clearly faster, not by the noise of a timing: where in doubt float32.
         return "timed" if _seconds(torch.bfloat16) < 0.8 * _seconds(torch.float32) else None
 
 
@@ -80,6 +83,7 @@ def resolve_precision(choice: str, device: str | torch.device) -> Precision:
         return choice  # type: ignore[return-value]
     kind = torch.device(device).type
     if kind == "cuda":
+        # By default emulation counts as support, and older GPUs would be given a slow bfloat16.
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bfloat16" if kind == "cpu" and cpu_bf16_units() else "float32"
 

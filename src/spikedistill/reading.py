@@ -22,6 +22,7 @@ def read_text(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> str:
     """
     try:
         with open(path, "rb") as file:
+            # One byte more tells a file that is too large, without asking for its size (a pipe has none).
             data = file.read(limit + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         raise SpikedistillError(
@@ -84,6 +85,7 @@ class _Bounded(yaml.SafeLoader):
         self.sizes: dict[int, int] = {}  # values of a whole node; a node that is being read has none yet
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        # Looked at first: composing takes the event away.
         alias = self.check_event(yaml.AliasEvent)
         mark, before = self.peek_event().start_mark, self.values
         self.depth += 1
@@ -91,8 +93,10 @@ class _Bounded(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
+        # Followed, it would never end; a node has its size only once all that is in it was read.
         if alias and id(node) not in self.sizes:
             raise yaml.MarkedYAMLError(problem="an alias of the value that it stands in", problem_mark=mark)
+        # A few hundred bytes of nested aliases stand for billions of values.
         self.values += self.sizes[id(node)] if alias else 1
         if self.values > MAX_VALUES:
             words = f"more than {MAX_VALUES:,} values, aliases written out"

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -157,7 +157,9 @@ class Stage(Strict):
     def _operations_are_aimed_at(cls, given: Any) -> Any:
         if not isinstance(given, Mapping) or given.get("operations") is None:
             return given
+        # No objectives mean cross-entropy; with the aim in the list that has to be written out.
         given_ones, aim = given.get("objectives") or [{"type": "cross_entropy"}], {"type": "operations_aim"}
+        # A run's record has the aim among its objectives already: it must not come in twice.
         if not isinstance(given_ones, list) or any(
             isinstance(o, Mapping) and aim.items() <= o.items() for o in given_ones
         ):
@@ -168,6 +170,7 @@ class Stage(Strict):
     @classmethod
     def _conversion_trains_nothing(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and given.get("convert") is not None:
+            # Before what is given, which may still ask for epochs.
             return {"epochs": 0, **given}
         return given
 
@@ -200,6 +203,7 @@ class Recipe(Strict):
 
     def optimizer_of(self, stage: Stage) -> Optimizer:
         """The recipe's optimizer with the stage's own words over it."""
+        # Rates and momentum of SGD mean nothing to Adam: with another name nothing is inherited.
         other = stage.optimizer.get("name", self.optimizer.name) != self.optimizer.name
         return Optimizer(**{**({} if other else self.optimizer), **stage.optimizer})
 
@@ -213,6 +217,7 @@ class Recipe(Strict):
 
     def plain(self) -> dict[str, Any]:
         """As a mapping that YAML and JSON can hold, defaults that were not given left out."""
+        # By way of JSON: tuples become lists, so that it equals what is read back from a run's file.
         return json.loads(self.model_dump_json(by_alias=True, exclude_unset=True))
 
 
@@ -231,7 +236,8 @@ def load(
     if isinstance(source, Recipe):
         tree, where = source.plain(), ""
     elif isinstance(source, Mapping):
-        tree, where = json.loads(json.dumps(dict(source))), ""
+        # A copy: overrides must not change the caller's mapping.
+        tree, where = _copy(source), ""
     else:
         path = locate(source)
         tree, where = read_yaml(path), f"{path.name if Path(str(source)).stem == str(source) else path}: "
@@ -244,6 +250,25 @@ def load(
     except SpikedistillError as error:
         raise SpikedistillError(where + str(error)) from None
     return recipe
+
+
+def _copy(given: Mapping[str, Any]) -> dict[str, Any]:
+    """As it would come out of a file; a path is its text."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return dict(value)
+        if isinstance(value, PurePath):
+            return str(value)
+        raise SpikedistillError(
+            "a recipe holds numbers, text, lists and mappings, found "
+            f"{type(value).__module__}.{type(value).__qualname__}: {value!r}"
+        )
+
+    try:
+        return json.loads(json.dumps(dict(given), default=plain))
+    except (TypeError, ValueError) as error:  # keys that are no text, a mapping within itself
+        raise SpikedistillError(f"a recipe is a mapping as a YAML file holds it: {error}") from None
 
 
 def locate(source: "str | Path") -> Path:
@@ -318,6 +343,7 @@ def at(where: str) -> Iterator[None]:
 
 
 def _check_objectives(stage: Stage, where: str) -> None:
+    # What own code needs is not known without importing it: the stage goes unchecked.
     if own_code.is_shut() and any(isinstance(options, UnseenObjective) for options in stage.objectives):
         return
     built = stage.terms
@@ -344,6 +370,7 @@ def _check_objectives(stage: Stage, where: str) -> None:
 def _check_steps(recipe: Recipe, stage: Stage, where: str) -> None:
     """Neurons whose weights belong to one T are run at no other."""
     first = stage
+    # `from` goes on with the network of another stage, and so with the T its weights are for.
     while first.from_ is not None:
         first = recipe.stage(first.from_)
     kind = _neuron_of(first.network)

@@ -10,6 +10,7 @@ def tell_whole(cls: type, base: type, common: Iterable[str]) -> None:
     They stand before those that it takes by name alone. Whoever asks ``inspect.signature(cls)`` (recipes,
     records, ``help``) sees every parameter by name.
     """
+    # It inherits a constructor whose signature has been told already.
     if "__init__" not in vars(cls):
         return
     own = dict(list(inspect.signature(vars(cls)["__init__"]).parameters.items())[1:])

@@ -47,6 +47,7 @@ class Simulation:
 
     def path(self, module: nn.Module) -> str:
         """Path of ``module`` within the network (its first, if it is registered several times)."""
+        # At the first need: most passes ask for no path, and walking a network's modules costs in each.
         if self._paths is None:
             self._paths = {id(m): name for name, m in self.network.named_modules()}
         return self._paths.get(id(module), "")
@@ -59,6 +60,7 @@ class Simulation:
 
     def wants(self, module: nn.Module, call: int, what: str) -> bool:
         """Whether somebody asked for ``what`` of this call of ``module``."""
+        # The cheap half first: every neuron asks in every pass, and mostly nothing is wanted.
         return bool(self.insides) and (self.path(module), call, what) in self.insides
 
     def keep(self, module: nn.Module, call: int, what: str, value: Tensor) -> None:
@@ -83,7 +85,9 @@ class Simulation:
     def reenter(self, snapshot: dict[int, int]) -> Iterator["Simulation"]:
         """Run a part of this pass again, as at ``snapshot``; statistics and captures are not taken twice."""
         calls, recomputing = self._calls, self.recomputing
+        # A copy, in which calls are counted: a second backward enters the same snapshot again.
         self._calls, self.recomputing = dict(snapshot), True
+        # Backward comes after the pass has ended, and on a GPU in another thread, whose context is empty.
         token = _CURRENT.set(self)
         try:
             yield self
@@ -132,6 +136,7 @@ def time_steps(network: nn.Module, steps: int) -> Iterator[None]:
 def steps_for(network: nn.Module, own: int | None) -> int | None:
     """Time steps of the next simulation of ``network``, whose own number is ``own``."""
     override = _OVERRIDE.get()
+    # For that network alone: a teacher that runs within keeps its own T, an ANN has none.
     if own is not None and override is not None and override[0] is network:
         return override[1]
     return own

@@ -23,19 +23,23 @@ def ended(app: Callable[..., Any], argv: Sequence[str] | None = None) -> int:
     going.folder = None
     try:
         with warnings.catch_warnings():
+            # Within catch_warnings, which puts the old one back.
             warnings.showwarning = _warn  # type: ignore[assignment]
+            # Not standalone: click would print errors in its own way and exit the process itself.
             result = app(list(argv) if argv is not None else None, standalone_mode=False)
         return _interrupted() if result == INTERRUPTED else int(result or 0)
     except SpikedistillError as error:
         return _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
+    # What a run raises that was asked to stop; its base class lets it end a script with its status, too.
     except SystemExit as stop:
         if not isinstance(stop.code, int) or stop.code != TRY_AGAIN:
             raise
         print(f"{stop}; the state is kept: {_on()} goes on", file=sys.stderr)
         return TRY_AGAIN
     except OSError as error:
+        # Raised by a library without the system's error: a fault to be seen whole.
         if error.strerror is None:
             raise
         return _fail(

@@ -102,6 +102,7 @@ class Recording:
     def __enter__(self) -> "Recording":
         self.exits = ExitStack()
         modules = dict(self.network.named_modules())
+        # One hook a module, however many taps it has: the hook counts the calls.
         for path in {t.path for t in self.taps if t.what in ("output", "input") and t.path}:
             if path in modules:
                 self._hook(path, modules[path])
@@ -118,6 +119,7 @@ class Recording:
         def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
             nonlocal count
             sim = simulation.current()
+            # Backward runs the block again: its values were captured, and counting on would shift the calls.
             if sim is not None and sim.recomputing:
                 return
             if isinstance(self.network, Foreign):
@@ -152,6 +154,7 @@ def run(
     N = x.shape[0]
     own = network.time_steps if isinstance(network, Network) else None
     if image_ann(network) and x.dim() == 5:
+        # Frames as a batch, time in front: only so `unflatten(0, (-1, N))` gives (T, N, ...) below.
         x = x.transpose(0, 1).flatten(0, 1)
     steps = time_steps if own is not None and time_steps else simulation.steps_for(network, own)
     insides = [(t.path, t.call, t.what) for t in taps if t.what in INSIDES]
@@ -159,6 +162,7 @@ def run(
         out = network(x)
     logits = out if out.dim() == 3 else out.unflatten(0, (-1, N))
     found = recording.found
+    # Hooks see the codes that flow; insides come from the neurons, which hand out real units.
     if found and isinstance(network, Network) and network.quantization is not None:
         found = _values(network, network.quantization, taps, found, x)
     captures = {tap: _unfold(value, N, steps) for tap, value in found.items()}
@@ -196,6 +200,7 @@ def _values(
 
 def _unfold(x: Tensor, N: int, steps: int | None) -> Tensor:
     """Time to the front; what ran once for all steps is repeated (as a view)."""
+    # N rows where T*N were due: the layers before the first neuron run once on a constant input.
     if steps is not None and steps > 1 and x.shape[0] == N:
         return x.unsqueeze(0).expand(steps, *x.shape)
     return x.unflatten(0, (-1, N))
@@ -225,6 +230,7 @@ def run_resolved(
         for tap in taps:
             neuron = neuron_of(modules.get(tap.path))
             if neuron is not None:
+                # On a grid the threshold is in codes; membranes are captured in real units.
                 thresholds[str(tap)] = (
                     neuron.threshold if neuron.grid is None else neuron.grid.threshold * neuron.unit
                 )

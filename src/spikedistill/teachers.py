@@ -79,10 +79,12 @@ def lessons(terms: Sequence[Objective], weights: Mapping[str, float]) -> list[Le
             out.append(Lesson(term, term.teacher, 1.0))
         elif not weights:
             raise SpikedistillError(f"objective {term.name!r} needs a teacher, and none was given")
+        # The term itself, under its own name: with one teacher nothing is to be told apart.
         elif len(weights) == 1:
             out += [Lesson(term, name, share) for name, share in weights.items()]
         else:
             for name, share in weights.items():
+                # Adapters are made for one teacher's shapes, so each teacher needs a term of its own.
                 one = copy.deepcopy(term)
                 one.name = f"{term.name}_{name}"
                 out.append(Lesson(one, name, share))
@@ -102,5 +104,6 @@ def learning_head(teacher: nn.Module, classes: int) -> tuple[str, nn.Linear]:
     head = teacher.get_submodule(path)
     assert isinstance(head, nn.Linear)
     if head.out_features == classes:
+        # The teacher is frozen, and so is what was copied from it.
         return path, copy.deepcopy(head).requires_grad_(True)
     return path, nn.Linear(head.in_features, classes, head.bias is not None)

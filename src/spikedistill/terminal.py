@@ -140,9 +140,11 @@ def significant(value: float | int | None, digits: int = 4) -> str:
     if not 1e-4 <= abs(value) < 1e12:
         return f"{value:.{digits - 1}e}"
     rounded = float(f"{value:.{digits}g}")
+    # `#` keeps zeros at the end: all figures show as many digits.
     return f"{rounded:,.0f}" if abs(rounded) >= 10 ** (digits - 1) else f"{rounded:#.{digits}g}"
 
 
 def _scaled(value: float, units: Sequence[tuple[str, float]]) -> str:
+    # What four digits round up to the next unit belongs there: 1.000 µJ, not 1,000 nJ.
     name, size = next(((n, s) for n, s in units if abs(value) >= 0.99995 * s), units[-1])
     return f"{significant(value / size)} {name}"

@@ -19,6 +19,7 @@ SENTENCE = "sentence"
 
 def complaint(sentence: str, *place: str) -> ValidationError:
     """For a validator: what is wrong, at a place below the value that it is given."""
+    # A ValidationError of pydantic's own: only that keeps its place when a validator raises it.
     error = PydanticCustomError(SENTENCE, "{sentence}", {"sentence": sentence})
     return ValidationError.from_exception_data("value", [{"type": error, "loc": place, "input": None}])
 
@@ -51,6 +52,7 @@ class Strict(BaseModel):
                 if cls.model_config.get("extra") == "forbid":
                     raise cls.unknown_key(str(key), values)
                 continue
+            # In python a bool is an int, and pydantic lets it pass as 1.
             each = value if isinstance(value, list | tuple) else [value]
             if any(isinstance(v, bool) for v in each) and not _takes_bool(fields[key].annotation):
                 raise complaint(f"{str(value).lower()} is no number", str(key))
@@ -76,6 +78,7 @@ class Options(Strict, Mapping[str, Any]):
     )
 
     def __getitem__(self, key: str) -> Any:
+        # Defaults that nobody gave are no keys: `f(**options)` must see the defaults of `f`.
         if key not in self.model_fields_set:
             raise KeyError(key)
         return getattr(self, key)
@@ -124,6 +127,7 @@ class Choice(Arguments):
     @model_validator(mode="wrap")
     @classmethod
     def _choose(cls, given: Any, handler: Any, info: ValidationInfo) -> Any:
+        # Asked of the class alone: the models that are chosen inherit it, and would choose without end.
         if "chosen" in vars(cls) and isinstance(given, Mapping) and not isinstance(given, cls):
             return cls.chosen(given, info).model_validate(given, context=info.context)
         return handler(given)
@@ -138,6 +142,7 @@ class Choice(Arguments):
         return handler(core_schema)
 
 
+# Kept: to build a model is slow beside its use, and every stage and objective asks for some.
 @cache
 def model_of(
     target: Any,
@@ -215,6 +220,7 @@ def _sentence(complaint: Any) -> str | None:
 def place(loc: Sequence[int | str], where: str = "", given: Any = None) -> str:
     """A path in words: stages by their name, other mappings of a list by ``[number]``."""
     path, here, before = where, given, None
+    # pydantic's place also names things that are not in the mapping; from there on nothing is looked up.
     for part in loc:
         known = isinstance(here, list | tuple) and isinstance(part, int) and part < len(here)
         here = here[part] if known else here.get(part) if isinstance(here, Mapping) else None

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from spikedistill.errors import SpikedistillError
-from spikedistill.neurons import LIF, NormNeuron, compilation
+from spikedistill.neurons import LIF, MaskedPSN, NormNeuron, compilation
 from spikedistill.neurons.packing import pack, packed_spikes, unpack
 from spikedistill.neurons.recompute import checkpointed, lean
 from spikedistill.simulation import Simulation
@@ -103,6 +103,36 @@ class Both:
 @pytest.mark.parametrize("context", [lambda net: packed_spikes(), lean, Both], ids=["packed", "lean", "both"])
 def test_less_memory_changes_no_bit(way, context):
     same(measure(way, context)[0], measure(way, Nothing)[0])
+
+
+def masked_step(context, rounds=1):
+    """Gradients, masks and counts of a training step whose neurons' masks come in slowly."""
+    torch.manual_seed(0)
+    common = {"order": 1, "anneal": 3, "mask_start": 0.1, "time_steps": T, "threshold": 0.1}
+    first, second = MaskedPSN(**common), MaskedPSN(**common)
+    block = nn.Sequential(nn.Linear(C, C), first, nn.Linear(C, C), second, nn.Linear(C, C), first)
+    net = nn.Sequential(block, nn.Linear(C, 3))
+    x, total = 3 * torch.randn(rounds, T * N, C), 0
+    with context(net):
+        for batch in x:
+            with Simulation(net, T):
+                total = total + net(batch).square().sum()
+    masks = [first.mask, second.mask]
+    total.backward()
+    assert masks == [first.mask, second.mask]
+    return [*(p.grad for p in net.parameters()), *net.buffers()]
+
+
+@pytest.mark.parametrize("rounds", [1, 2], ids=["one pass", "two passes before backward"])
+@pytest.mark.parametrize("whole", [False, True], ids=["by runs", "as a whole"])
+def test_masks_that_come_in_slowly_are_the_same_in_backward(whole, rounds):
+    def context(net):
+        return lean(net, [net[0]]) if whole else lean(net)
+
+    found, wanted = masked_step(context, rounds), masked_step(Nothing, rounds)
+    assert [int(count) for count in wanted[-2:]] == [2 * rounds, rounds]
+    assert all(grad.abs().sum() > 0 for grad in wanted[:-2])
+    same(found, wanted)
 
 
 def test_what_is_kept_is_counted():

@@ -17,6 +17,7 @@ from spikedistill.neurons.dynamics import Grid, round_ste
 from spikedistill.quantization import executor, quantize, to_integer, weights
 from spikedistill.quantization.arithmetic import exact, exact_dtype, scalar, scalars
 from spikedistill.quantization.bit_packing import pack, unpack
+from spikedistill.quantization.folded import FoldedLayer
 from spikedistill.quantization.membrane import Membrane
 from spikedistill.quantization.norm import offset_shift_for, shift_for
 from spikedistill.quantization.preparation import restore
@@ -235,6 +236,44 @@ def test_weight_codes_are_symmetric_and_near(bits, scale, kind):
         assert inside.all()
     else:
         assert bits == 8 or not inside.all()
+
+
+@pytest.mark.parametrize("percentile", [0.1, 50.0, 97.3, 99.9, 100.0])
+@pytest.mark.parametrize("scale", ["channel", "tensor"])
+@pytest.mark.parametrize("n", [1, 2, 7, 1000])
+def test_percentiles_of_weights_are_torchs(percentile, scale, n):
+    w, f = torch.randn(3, n), weights.WeightFormat(6, scale, "percentile", percentile)
+    rows = w.double().abs() if scale == "channel" else w.double().abs().view(1, -1)
+    wanted = torch.quantile(rows, percentile / 100, dim=1) / f.largest_code
+    assert torch.equal(weights.weight_scale(w, f).flatten(), wanted)
+
+
+def test_percentiles_of_more_weights_than_torchs_quantile_takes():
+    n = 2**24 + 11
+    # Whole magnitudes 0 to n - 1, in no order: a percentile is known without sorting.
+    w = ((torch.arange(n) * 5) % n).double()
+    w[::2] *= -1
+    found = weights.weight_scale(w.view(1, n), weights.WeightFormat(8, "tensor", "percentile", 99.9))
+    assert found.shape == (1, 1)
+    assert float(found) == pytest.approx(0.999 * (n - 1) / 127, rel=1e-12)
+
+
+class OnGPU(torch.Tensor):
+    """A tensor of the CPU that says it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("options", [{"scheme": "mint"}, {"unit": "weights"}], ids=str)
+def test_statistics_of_folded_norms_are_of_real_products_on_a_gpu_too(options):
+    x = torch.rand(6, 3, 8, 8)
+    q = quantize(lively("vgg5", x, width=0.1, time_steps=2, pools=1), calibration=x, **options).train()
+    folded = [m for m in q.modules() if isinstance(m, torch.nn.Conv2d) and isinstance(m.forward, FoldedLayer)]
+    assert len(folded) > 1
+    for layer in folded:
+        spikes = (torch.rand(6, layer.in_channels, 8, 8) < 0.3).float()
+        here, there = layer.forward.batch(spikes), layer.forward.batch(spikes.as_subclass(OnGPU))
+        assert all(torch.equal(a, b.as_subclass(torch.Tensor)) for a, b in zip(here, there, strict=True))
 
 
 def test_mse_is_no_worse_than_max():

@@ -4,14 +4,25 @@ import json
 import os
 import re
 import resource
+import shutil
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 import spikedistill as sd
+from spikedistill.data import from_arrays
+from spikedistill.recipe import Optimizer
 from spikedistill.training import checkpoint, loop, metrics
+from spikedistill.training.progress import Progress
+from spikedistill.training.run import train
 from spikedistill.training.run_folder import clean
+from spikedistill.training.settings import Settings
+from spikedistill.training.training_state import TrainingState
 
 from .conftest import child, outcome, run
 
@@ -169,3 +180,104 @@ def test_damaged_side_files_end_in_words_or_harm_nothing(small, images, tmp_path
     (folder / "resolved.json").write_text("[")
     with pytest.raises(sd.SpikedistillError, match=r"resolved\.json is damaged"):
         run(small, images, folder)
+
+
+def together(images, folder: Path) -> list[TrainingState]:
+    """The state of two processes of one training, here two threads; two checkpoints, of steps 1 and 2."""
+    meeting = threading.Barrier(2, timeout=30)
+    settings = ["student", 1, 8, 0, Optimizer(), torch.device("cpu"), "float32", folder]
+    states = []
+    for rank in (0, 1):
+        network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+        place = SimpleNamespace(process_index=rank, num_processes=2, wait_for_everyone=meeting.wait)
+        data = from_arrays(images)
+        states.append(TrainingState(sd.Distiller(network), data, Settings(*settings), Progress(False), place))
+    folder.mkdir()
+    for step in (1, 2):
+        states[0].position.step = step
+        states[0].save()
+    states[0].position.step = 0
+    return states
+
+
+def restored(states: list[TrainingState]) -> list[object]:
+    """Both restore at once: the step each goes on from, or the error it meets."""
+    found: list[object] = [None, None]
+
+    def work(rank: int) -> None:
+        try:
+            states[rank].restore()
+            found[rank] = states[rank].position.step
+        except Exception as error:
+            found[rank] = error
+
+    threads = [threading.Thread(target=work, args=[rank]) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return found
+
+
+@pytest.mark.parametrize("harm", ["damage", "kill"])
+def test_of_several_processes_one_repairs_and_the_others_wait(images, tmp_path, monkeypatch, harm):
+    states = together(images, tmp_path / "run")
+    last = states[0].checkpoint_folder
+    before, changed = checkpoint.previous(last), []
+    if harm == "damage":
+        (last / "state.json").write_bytes(b"x")
+    else:
+        shutil.rmtree(last)
+
+    def slowly(change):
+        def wrapped(*args, **keys):
+            changed.append(threading.current_thread())
+            time.sleep(0.2)
+            change(*args, **keys)
+            time.sleep(0.2)
+
+        return wrapped
+
+    monkeypatch.setattr(os, "rename", slowly(os.rename))
+    monkeypatch.setattr(shutil, "rmtree", slowly(shutil.rmtree))
+    assert restored(states) == [1, 1]
+    assert len(set(changed)) == 1
+    assert last.exists()
+    assert not before.exists()
+
+
+def test_where_none_is_whole_all_processes_say_so(images, tmp_path):
+    states = together(images, tmp_path / "run")
+    for place in (states[0].checkpoint_folder, checkpoint.previous(states[0].checkpoint_folder)):
+        (place / "state.json").write_bytes(b"x")
+    for error in restored(states):
+        assert isinstance(error, sd.SpikedistillError)
+        assert "state.json is damaged" in str(error)
+
+
+def test_a_checkpoint_of_a_network_that_has_changed_is_refused_in_words(small, images, tmp_path, monkeypatch):
+    small["stages"] = [{"name": "student", "network": {"name": "mine"}, "epochs": 2}]
+
+    def trained(width):
+        layers = nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 3)
+        train(
+            small,
+            {"mine": lambda: nn.Sequential(*layers)},
+            images,
+            out=tmp_path / "run",
+            quiet=True,
+            device="cpu",
+        )
+
+    original = loop.Training.save
+
+    def save(self):
+        original(self)
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "save", save)
+        with pytest.raises(Stop):
+            trained(4)
+    with pytest.raises(sd.SpikedistillError, match=r"has shape \(4, 64\), the network's is \(5, 64\)"):
+        trained(5)

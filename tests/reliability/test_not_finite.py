@@ -11,8 +11,10 @@ import spikedistill as sd
 from spikedistill import objectives
 from spikedistill.data import from_arrays
 from spikedistill.networks.outside.library import load_weights
-from spikedistill.training import checkpoint, loop
+from spikedistill.training import checkpoint, diagnosis, loop
 from spikedistill.training.guard import Guard
+from spikedistill.training.optim import MovingAverage, mask_names
+from spikedistill.training.run import train
 
 from .conftest import NET, run
 
@@ -66,6 +68,42 @@ def test_a_gradient_that_is_nan_is_not_applied_and_its_objective_named(
     assert "gradient of objective 'lame' at step 0" in str(error.value)
     assert "weight of layer" in str(error.value)
     assert "learning rate" not in str(error.value)
+
+
+class Drawing(nn.Module):
+    """Draws once in each pass, as dropout does, and keeps what it drew in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+        self.drawn = []
+
+    def forward(self, x):
+        draw = torch.rand(())
+        if self.training:
+            self.drawn.append(float(draw))
+        return self.layers(x) + draw
+
+
+def test_the_passes_that_look_for_the_cause_have_the_draws_of_the_step(alone, images, tmp_path, monkeypatch):
+    """Two batches to a step: their two passes, then both again for size, losses, and each objective."""
+    alone["optimizer"]["accumulate"] = 2
+    alone["stages"][0] |= {
+        "network": {"name": "mine"}, "objectives": [{"type": "cross_entropy"}, {"type": "lame"}],
+    }  # fmt: skip
+    drawn = []
+
+    def explained(training, step):
+        found = diagnosis.explain(training, step)
+        drawn.extend(next(m for m in training.student.modules() if isinstance(m, Drawing)).drawn)
+        return found
+
+    monkeypatch.setattr(loop, "explain", explained)
+    with pytest.raises(sd.SpikedistillError, match="gradient of objective 'lame' at step 0"):
+        train(alone, {"mine": Drawing}, images, out=tmp_path / "run", quiet=True, device="cpu")
+    first, second, *after = drawn[-9:]
+    assert first != second
+    assert after == [first, second] * 3 + [first]
 
 
 def _kept(seen, training, step):
@@ -227,3 +265,76 @@ def test_a_mask_of_infinity_is_no_fault():
     assert finite.of(masked) == []
     masked.mask[0] = math.nan
     assert finite.of(masked) == ["mask"]
+
+
+class Masked(nn.Module):
+    """A mask as attention has it, kept in the weights' file, and a statistic."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 3))
+        self.register_buffer("mask", torch.tensor([0.0, -math.inf, 0.0]))
+
+    def forward(self, x):
+        return self.layers(x) + torch.where(torch.isinf(self.mask), 0, self.mask)
+
+
+def test_a_training_with_a_mask_of_infinity_goes_on_from_its_checkpoint(alone, images, tmp_path, monkeypatch):
+    alone["stages"][0]["network"] = {"name": "mine"}
+
+    def trained(folder):
+        return train(alone, {"mine": Masked}, images, out=folder, quiet=True, device="cpu").folder
+
+    whole = trained(tmp_path / "whole")
+    original = loop.Training.save
+
+    def save(self):
+        original(self)
+        if self.position.step >= 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "save", save)
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "run")
+    parts = {"model.student.mask", "average.mask", "best.mask"}
+    state = checkpoint.load(tmp_path / "run" / "checkpoints" / "student", parts)
+    for name in parts:
+        assert state[0][name].tolist() == [0.0, -math.inf, 0.0]
+    resumed = trained(tmp_path / "run")
+    for file in ("model.safetensors", "best.safetensors"):
+        assert (resumed / "stages/student" / file).read_bytes() == (
+            whole / "stages/student" / file
+        ).read_bytes()
+
+
+def test_infinity_is_refused_where_it_is_no_masks_and_nan_everywhere(tmp_path):
+    checkpoint.save(tmp_path / "a", {"mask": torch.tensor([-math.inf, 1.0])}, {})
+    assert checkpoint.load(tmp_path / "a", ["mask"])[0]["mask"].tolist() == [-math.inf, 1.0]
+    with pytest.raises(sd.SpikedistillError, match="mask holds NaN or infinity"):
+        checkpoint.load(tmp_path / "a")
+    checkpoint.save(tmp_path / "b", {"mask": torch.tensor([-math.inf, math.nan])}, {})
+    with pytest.raises(sd.SpikedistillError, match="mask holds NaN or infinity"):
+        checkpoint.load(tmp_path / "b", ["mask"])
+    assert mask_names(Masked()) == {"mask", "layers.0.num_batches_tracked"}
+
+
+def test_the_average_copies_a_masks_infinity_and_averages_all_else():
+    masked = Masked()
+    masked.register_buffer("scale", torch.tensor([1.0, 2.0]))
+    average = MovingAverage(masked, 0.75)
+    with torch.no_grad():
+        masked.scale.copy_(torch.tensor([3.0, 2.0]))
+        masked.mask.copy_(torch.tensor([-math.inf, -math.inf, 0.0]))
+        masked.layers[2].bias += 1
+    before = average.values["layers.2.bias"].clone()
+    average.update(masked)
+    assert average.values["mask"].tolist() == [-math.inf, -math.inf, 0.0]
+    assert average.values["scale"].tolist() == [1.5, 2.0]
+    torch.testing.assert_close(average.values["layers.2.bias"], before + 0.25)
+    masked.mask.zero_()
+    average.update(masked)
+    assert average.values["mask"].tolist() == [0.0, 0.0, 0.0]
+    masked.mask[0] = math.nan
+    average.update(masked)
+    assert math.isnan(average.values["mask"][0])

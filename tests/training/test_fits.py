@@ -1,3 +1,7 @@
+import resource
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -44,3 +48,22 @@ def test_a_batch_that_cannot_fit_is_said(monkeypatch):
     found = machine.estimate(sd.Distiller(Cubed()), x, y, batch_size=1000)
     assert not found.fits
     assert found.largest_batch == pytest.approx(1e6 / (2 * 3 * 64 * 64 * 4), rel=0.02)
+
+
+@pytest.mark.parametrize("system, unit", [("linux", 1024), ("darwin", 1)])
+def test_peak_memory_is_in_millions_of_bytes_on_each_system(monkeypatch, system, unit):
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * 10**9 // unit))
+    assert machine.peak_memory_mb(torch.device("cpu")) == pytest.approx(3000, rel=1e-6)
+
+
+def test_spikes_that_are_packed_are_counted_as_bits():
+    network = sd.networks.create("conv6", width=0.125, time_steps=2)
+    x, y = torch.rand(4, 3, 32, 32), torch.zeros(4, dtype=torch.long)
+    found = {m: machine.estimate(sd.Distiller(network), x, y, 32, memory=m) for m in ("default", "packed")}
+    with machine.saving("packed", network) as packer:
+        sd.Distiller(network)(x[:2], y[:2])
+    saved = (packer.bytes_unpacked - packer.bytes) / 2 * 32 / 1e6
+    assert saved > 0
+    assert found["default"].step_mb - found["packed"].step_mb == pytest.approx(saved, rel=0.5)
+    assert found["default"].fixed_mb == found["packed"].fixed_mb

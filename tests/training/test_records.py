@@ -14,7 +14,8 @@ from spikedistill import cli, networks
 from spikedistill.neurons import LIF, modules, surrogate
 from spikedistill.recipe import load as load_recipe
 from spikedistill.training import records, summary
-from spikedistill.training.run_folder import claim, read_whole_claim
+from spikedistill.training.run_folder import claim, read_whole_claim, seed_folders
+from spikedistill.training.store import find_stage
 
 # digits, conv6 of width 1/16; stopped three steps before its end
 OLD = Path(__file__).parent / "data" / "record_1"
@@ -143,3 +144,13 @@ def test_keys_added_later_stand_in_older_records_as_runs_were_then(monkeypatch):
     assert stage["network"]["pooling"] == "avg"
     assert stage["recalibrate"] is False
     assert records.upgraded_recipe(old, records.RECORD) == json.loads(json.dumps(old))
+
+
+def test_the_first_seed_of_a_run_is_the_least(tmp_path):
+    for seed in (9, 10, 11):
+        stage = tmp_path / f"seed-{seed}" / "stages" / "student"
+        stage.mkdir(parents=True)
+        (stage / "config.json").write_text("{}")
+    (tmp_path / "seed-1").write_text("a file")
+    assert [place.name for place in seed_folders(tmp_path)] == ["seed-9", "seed-10", "seed-11"]
+    assert find_stage(tmp_path, None) == tmp_path / "seed-9" / "stages" / "student"

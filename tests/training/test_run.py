@@ -271,3 +271,8 @@ def test_saving_memory_changes_no_bit(tmp_path, recipe, arrays, memory):
     whole = train(recipe, data=arrays, out=tmp_path / "default", quiet=True)
     saved = train({**recipe, "memory": memory}, data=arrays, out=tmp_path / memory, quiet=True)
     assert_equal(weights(whole.folder, "student"), weights(saved.folder, "student"))
+    (default, less) = (
+        next(e for e in metrics.read(r.folder).events if e["event"] == "start" and e["stage"] == "student")
+        for r in (whole, saved)
+    )
+    assert less["step_mb"] < 0.9 * default["step_mb"], "said of how it is kept"

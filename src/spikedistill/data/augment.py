@@ -161,7 +161,7 @@ def seeded(seed: int) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm draws from the legacy generator
     # No devices: a loader's worker must not touch the GPU, and nothing is drawn there.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU too
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         try:

@@ -36,6 +36,7 @@ def build(neuron: "nn.Module | Mapping[str, Any] | None", default: Neuron | None
     kind = str(options.pop("type", "lif"))
     kind = kind if own_code.is_address(kind) else kind.lower()
     cls = find(kind)
+    # Where a neuron stands decides whether it encodes; the network sets it.
     allowed = [p for p in inspect.signature(cls).parameters if p != "encode"]
     for key in options:
         if key not in allowed:

@@ -26,6 +26,7 @@ _broken: str | None = None
 
 def mode() -> Mode:
     """How the next neuron runs: as the innermost context says, else the switches."""
+    # Whoever compiles or traces from outside is given plain operations to follow.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "eager"
     if _contexts:
@@ -99,6 +100,7 @@ class Kernel:
         if _broken is not None or mode() != "compiled":
             return self.plain(*args)
         signature = tuple([a.dtype if isinstance(a, torch.Tensor) else None for a in args])
+        # There is code for these: the settings, which only making it needs, are left alone.
         if self._compiled is not None and signature in self._seen:
             try:
                 return self._compiled(*args)
@@ -114,6 +116,7 @@ class Kernel:
             self._seen.add(signature)
             return out
         except torch.OutOfMemoryError:
+            # No fault of the compiler, so no reason to give it up.
             raise
         except Exception as error:
             _give_up(error)
@@ -130,6 +133,7 @@ def _settings() -> Iterator[None]:
     # on import it warns that a CPU-only machine has no GPU
     extensions = logging.getLogger("torch.utils.cpp_extension")
     level = extensions.level
+    # A kernel is compiled anew for each dtype and each argument that may be None; torch stops at 8.
     shapes.use_duck_shape, dynamo.recompile_limit = False, 64
     extensions.setLevel(logging.ERROR)
     try:

@@ -97,6 +97,7 @@ class Grid:
 
     def decayed(self, v: Tensor) -> Tensor:
         """``floor(V * l / 2^L)``."""
+        # V * l / 2^L is exact in floats, so that this floor is the integers' arithmetic shift.
         return v if self.decay == 1 else floor_ste(v * self.decay)
 
     def charge(self, v: Tensor, current: Tensor) -> Tensor:
@@ -109,6 +110,7 @@ class Grid:
             v = v * self.decay
         if self.bits is None:
             return floor_ste(v) if self.leak_first else v
+        # A power of two: dividing by it and multiplying again round nothing.
         step = float(1 << self.shift)
         return saturate_ste(round_ste(v / step), -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1) * step
 
@@ -149,6 +151,7 @@ def step(
         spike = fire(h - threshold, c.surrogate, c.smooth)
     s = spike.detach() if c.detach_reset else spike
     if c.reset == "hard":
+        # A product, not a choice by S >= 1: S may be smooth, or carry a gradient of its own (detach_reset).
         v = h * (1 - s)
     elif c.reset == "soft":
         v = h - c.subtracted * s

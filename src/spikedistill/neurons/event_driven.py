@@ -59,9 +59,11 @@ class _EventConvolution(torch.autograd.Function):
         shape = Shape(H, W, C, Ho, Wo, K, kh, kw, stride, pad)
         out = torch.empty((M, K, Ho, Wo), dtype=x.dtype, memory_format=torch.channels_last)
         kind, threads = KINDS[x.dtype], torch.get_num_threads()
+        # Channels last, a weight lies as (K, kh kw C): one transposition gives the rows that spikes pick.
         last = weight.detach().float().contiguous(memory_format=torch.channels_last)
         rows = torch.empty(kh, kw, C, K)
         library().transpose(last.data_ptr(), rows.data_ptr(), K, kh * kw * C, kind, threads)
+        # Rounded to the spikes' type first, as a dense convolution in it would take the bias.
         b = None if bias is None else bias.detach().to(x.dtype).float().contiguous()
         library().convolve(
             bits.data_ptr(), rows.data_ptr(), None if b is None else b.data_ptr(), out.data_ptr(), kind, M,
@@ -87,6 +89,7 @@ class _EventConvolution(torch.autograd.Function):
                     [True, False, False],
                 )  # fmt: skip
             if ctx.needs_input_grad[2]:
+                # Each thread takes whole images and has room of its own: more of them would only cost memory.
                 threads = min(torch.get_num_threads(), g.shape[0])
                 gw, room = torch.empty(s.K, s.kh, s.kw, s.C), torch.empty(threads, weight.numel())
                 library().weight_gradient(
@@ -104,6 +107,7 @@ class Conv2d(strided.Conv2d):
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if compilation.mode() == "compiled" and self._applies(x, weight):
+            # Autocast acts in torch's convolution, which is not called here: its cast is made by hand.
             half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
             given = x.to(torch.bfloat16) if half else x
             if given.dtype == (torch.bfloat16 if half else weight.dtype) and library() is not None:
@@ -116,6 +120,7 @@ class Conv2d(strided.Conv2d):
 
     def _applies(self, x: Tensor, weight: Tensor) -> bool:
         return (
+            # Subclasses, a tracer's fake tensors among them, may have no memory to point at.
             type(x) is Tensor
             and x.dim() == 4
             and x.dtype in KINDS
@@ -130,6 +135,7 @@ class Conv2d(strided.Conv2d):
             and self.padding_mode == "zeros"
             and not isinstance(self.padding, str)
             and self.padding[0] == self.padding[1]
+            # Sizes that do not fit go to torch, whose refusal says why.
             and all(n + 2 * self.padding[0] >= k for n, k in zip(x.shape[2:], self.kernel_size, strict=True))
         )
 
@@ -141,6 +147,7 @@ def equip(network: Some) -> Some:
     ``adopt`` have it. Names, weights and results stay. What enters has to be channels last.
     """
     for module in network.modules():
+        # Exact types: what another subclass multiplies may be its own.
         if type(module) in (nn.Conv2d, strided.Conv2d):
             module.__class__ = Conv2d
     return strided.guard(network)

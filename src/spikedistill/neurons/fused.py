@@ -104,6 +104,7 @@ class _Fused(torch.autograd.Function):
             spikes, charged = kernels(plan).forward(view.inward(x, not plan.encode), a, b, res, k.data)
         ctx.save_for_backward(x, residual, k, a, b)
         ctx.plan, ctx.batch, ctx.last = plan, batch, last
+        # Spikes or membranes may be read by nothing: no zeros of all steps for them.
         ctx.set_materialize_grads(False)
         out = view.outward(spikes, torch.Size((plan.T * n, *x.shape[1:])))
         return out, None if charged is None else view.outward(charged, torch.Size((plan.T, n, *x.shape[1:])))
@@ -125,6 +126,7 @@ class _Fused(torch.autograd.Function):
             gm = view.inward(_like(gm, last))
         res = None if residual is None else view.inward(residual)
         arguments = (view.inward(x, not plan.encode), a, b, res, k.data, gs, gm)
+        # As forward ran: whoever calls backward may stand in another context.
         with torch.autocast(x.device.type, enabled=False), use(ctx.mode):
             gx, g_weight, g_bias, g_residual, gk = _backward(plan, arguments, ctx.needs_input_grad, batch)
         return (
@@ -154,6 +156,7 @@ def _backward(
         g_bias, g_weight = s, q  # sums of gI and of gI * (x - mean)
         if batch is not None:
             g_weight = q * batch.rstd
+            # Weight and bias keep the sums of this process; x is also in the statistics that all others use.
             if batch.shared:
                 s, q = _summed(torch.stack([s, q]))
             k1, k2 = a * s / batch.n, a * q * batch.rstd.square() / batch.n
@@ -164,6 +167,7 @@ def _backward(
     if plan.encode:
         return through[last](g, x, *vectors), g_weight, g_bias, g_residual, gk
     x, over = x.flatten(0, 1).data, g.flatten(0, 1).data
+    # gI is the residual's gradient too, so it must not be written over.
     if need_residual:
         return through[last](over, x, *vectors), g_weight, g_bias, g_residual, gk
     into[last](over, x, *vectors)
@@ -179,6 +183,7 @@ def _summed(values: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _numbers(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Kept, since each is a transfer to the device; shared by all calls, so never changed in place.
     return torch.tensor(values, dtype=dtype, device=device)
 
 
@@ -190,6 +195,7 @@ def numbers(
     if g is None:
         rest = (c.threshold, initial, 1.0, 0.0, 0.0, 1.0, c.subtracted)
     else:
+        # Without bits no kernel reads the two limits.
         half = 2 ** ((g.bits or 1) - 1)
         start = float(math.floor(initial / g.unit + 0.5))
         rest = (
@@ -212,6 +218,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel of (M, C, ...), in one read; not differentiable."""
     x, last = dense(x.detach())
     with torch.autocast(x.device.type, enabled=False), torch.no_grad():
+        # Sizes of 1 would be compiled anew.
         if x.shape[0] == 1 or x.shape[1] == 1 or x.shape[2:].numel() == 1:
             var, mean = torch.var_mean(
                 at_least_float32(x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)), (0, 2), unbiased=False
@@ -241,6 +248,7 @@ def run(
         return spikes, None
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     k = numbers(decay, gain, initial, constants, dtype, x.device)
+    # Alone, a neuron has no channels: both layouts are one flat shape and share a kernel.
     plan = Plan.of(
         constants, T, encode, norm=affine is not None, channels_last=last or affine is None,
         residual=residual is not None, membrane=membrane, learned=k.requires_grad,

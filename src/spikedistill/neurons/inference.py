@@ -52,6 +52,7 @@ def run(
     else:
         out = torch.empty(n, *x.shape[1:])
     norm = (None, None) if affine is None else (v.float().contiguous() for v in affine)
+    # Named until the call is over: a pointer alone keeps no converted copy alive.
     given = [x, *norm, None if residual is None else residual.float(), out]
     inner = 1 if channels_last else places.numel()
     library().fire(

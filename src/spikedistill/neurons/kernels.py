@@ -95,6 +95,8 @@ def moments_first(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _moments(d: Tensor, pivot: Tensor, places: int, n: int) -> tuple[Tensor, Tensor]:
     m = d.sum(places).sum(0) / n
+    # d is shifted: of raw values the two terms would cancel where the mean is large against the deviation.
+    # What is left of that rounding may lie below 0.
     return m + pivot, ((d * d).sum(places).sum(0) / n - m * m).clamp(min=0)
 
 
@@ -121,6 +123,7 @@ class _Arithmetic:
     def charge(self, v: Tensor, i: Tensor, k: Tensor) -> Tensor:
         if self.p.grid is None:
             return k[DECAY] * v + k[GAIN] * i
+        # No gain: the codes of the current hold it already.
         return (v if self.p.leak_first else (v * k[DECAY]).floor()) + i
 
     def spike(self, u: Tensor, k: Tensor) -> Tensor:
@@ -136,6 +139,7 @@ class _Arithmetic:
             return h * (1 - s) if self.p.reset == "hard" else h - k[SUBTRACTED] * s
         if self.p.reset == "hard":
             return torch.where(u >= 0, 0.0, h)
+        # Where the threshold itself is subtracted, u is the result already.
         return torch.where(u >= 0, u if self.p.at_threshold else h - k[SUBTRACTED], h)
 
     def code(self, r: Tensor, k: Tensor) -> Tensor:
@@ -150,6 +154,7 @@ class _Arithmetic:
     def through_store(self, g: Tensor, r: Tensor, k: Tensor) -> Tensor:
         if self.p.grid == "bits":
             q = self.code(r, k)
+            # On the bounds too, as the plain equations' saturation.
             g = torch.where((q >= k[LOW]) & (q <= k[HIGH]), g, 0.0)
         return g * k[DECAY] if self.p.grid and self.p.leak_first else g
 
@@ -178,6 +183,7 @@ class _Arithmetic:
             before.append(v)
             currents.append(i)
             charged.append(h)
+            # What the last step stores is read by none, and has no gradient.
             if t + 1 < p.T:
                 v = self.store(self.after(h, h - k[THRESHOLD], k), k)
         g_currents, g_charges = [], []
@@ -229,6 +235,7 @@ class Kernels:
     """
 
     def __init__(self, plan: Plan) -> None:
+        # Forward asks for no derivative: surrogates share its kernel unless they are fired smoothly.
         seen = plan.surrogate if plan.smooth else Surrogate()
         self.forward = _forward(replace(plan, learned=False, detach_reset=True, surrogate=seen))
         self.gradients = _gradients(plan)
@@ -252,6 +259,7 @@ def _forward(p: Plan) -> Kernel:
                 charged.append(h)
         return torch.stack(spikes), torch.stack(charged) if p.membrane else None
 
+    # The cache grows with each plan: its size tells the names of their kernels apart.
     return Kernel(forward, f"spikes_{_forward.cache_info().currsize}")
 
 

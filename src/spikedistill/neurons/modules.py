@@ -166,6 +166,7 @@ class Neuron(nn.Module):
         wide = at_least_float32(current)
         if state is None:
             like = wide if self.encode else wide[0]
+            # Half-up, as the integer file has it: both forms must start from the same code.
             initial = self.initial if self.grid is None else math.floor(self.initial / self.grid.unit + 0.5)
             state = torch.full_like(like, initial)
         with torch.autocast(current.device.type, enabled=False):
@@ -231,6 +232,7 @@ class LIF(Neuron):
                 raise SpikedistillError(f"LIF: decay must be between 0 and 1, found {decay}")
             self._decay, self._gain = float(decay), 1.0 if gain is None else float(gain)
         self.tau = tau
+        # As given: a gain that follows from tau is not recorded as a choice.
         self._given_gain = gain
 
     @property

@@ -37,6 +37,7 @@ def library() -> Any:
 def _built(compiler: str) -> Path:
     """The shared library's file; built if this machine has none of this source, compiler and processor."""
     march = os.environ.get("TORCHINDUCTOR_CPP_MARCH", "native")
+    # No -ffast-math: what inference.cpp computes equals the kernels bit for bit.
     command = [
         compiler,
         "-O3",
@@ -48,10 +49,12 @@ def _built(compiler: str) -> Path:
         "-o",
     ]
     texts = [source.read_text() for source in SOURCES]
+    # The processor's flags too: march=native gives other code on another machine that shares the folder.
     about = "\n".join([*texts, *command, *sorted(flags() or ())])
     path = cache_folder() / "compiled" / f"native_{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Whole or not at all: another process may build or load the same file now.
         with written_whole(path) as made:
             subprocess.run(
                 [*command, str(made), *map(str, SOURCES)], check=True, capture_output=True, timeout=120
@@ -61,6 +64,7 @@ def _built(compiler: str) -> Path:
 
 def _load(path: Path) -> Any:
     found = ctypes.CDLL(str(path))
+    # Without types ctypes would pass and return 32-bit numbers, and cut pointers.
     pointer, number, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     found.spikes_to_bits.argtypes = [pointer, small, number, small, pointer, small]
     found.spikes_to_bits.restype = number

@@ -70,9 +70,11 @@ class NormNeuron(BatchStatistics, nn.Module):
             a, b = (v.view(-1, *[1] * (x.dim() - 2)) for v in self.affine(*self.statistics(x)))
             y = (a * x + b).to(x.dtype)
         elif self.training:
+            # Without running statistics: track() moves them, and knows of recomputing and constant currents.
             y, mean, invstd = torch.native_batch_norm(
                 x, self.weight, self.bias, None, None, True, 0.0, self.eps
             )
+            # Only 1 / sqrt(var + eps) comes back; rounding may put a variance of 0 below 0.
             var = (invstd.detach() ** -2 - self.eps).clamp(min=0)
             self.track(mean.detach(), var, x.numel() // self.channels)
         else:
@@ -90,6 +92,7 @@ class NormNeuron(BatchStatistics, nn.Module):
         """For :func:`.fused.run`: ``(a, b)`` and None; in training weight, bias, batch statistics."""
         if not self.training:
             return self.affine(self.running_mean, self.running_var), None
+        # No graph through the statistics: the fused backward has their part of the derivative in it.
         with torch.no_grad():
             mean, var, n = self._read(*fused.moments(x), x.numel() // self.channels)
             rstd = torch.rsqrt(var + self.eps)

@@ -38,6 +38,7 @@ def _dense(x: Tensor) -> bool:
         if size > 1 and stride != step:
             return False
         step *= size
+    # More than 1: sizes of 1 would be compiled anew.
     return x.stride(0) == step > 1
 
 
@@ -88,6 +89,7 @@ def mean_square(a: Tensor, b: Tensor) -> Tensor:
     """``mean (a - b)^2`` of two (T, N, ...) in at least float32; b is a constant."""
     # Rows are (t, n): enough of them for all cores.
     a, b = a.flatten(0, 1), b.detach().flatten(0, 1)
+    # Rows are read as they lie in memory, so both must lie in the same order.
     if a.stride() == b.stride() and _dense(a) and a.shape[0] > 1:
         return _MeanSquare.apply(a, b)
     return F.mse_loss(at_least_float32(a), at_least_float32(b))

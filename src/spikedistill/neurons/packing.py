@@ -67,6 +67,7 @@ class Packer:
     def emitted(self, spikes: Tensor) -> None:
         """A neuron emitted these zeros and ones."""
         storage = spikes.untyped_storage()
+        # Only where spikes fill their storage: it is packed whole, for every view of it that a layer keeps.
         if spikes.numel() >= SMALLEST and storage.nbytes() == spikes.numel() * spikes.element_size():
             self._emitted[storage._cdata] = (StorageWeakRef(storage), spikes._version)
 
@@ -76,6 +77,7 @@ class Packer:
         self.bytes_unpacked += size
         storage = x.untyped_storage()
         known = self._emitted.get(storage._cdata)
+        # Another version: changed in place since (`out += x`), so no longer known to be zeros and ones.
         if known is None or known[1] != x._version or x.numel() * x.element_size() > storage.nbytes():
             self.bytes += size
             return x, x._version
@@ -93,6 +95,7 @@ class Packer:
         """The tensor again."""
         if len(kept) == 2:
             x, version = kept
+            # With hooks at work autograd leaves this check out.
             if x._version != version:
                 raise RuntimeError("a tensor needed for backward was changed in place after the forward pass")
             return x

@@ -142,6 +142,7 @@ class Parallel(Neuron):
             else:
                 h, threshold = product(W.to(wide.dtype), past, b.to(wide.dtype)), self.threshold
             spikes = fire(h - threshold, self.surrogate, self.smooth, self.unit)
+        # Counted from the front: with one tap [-(taps - 1):] would be everything and not nothing.
         last = past[past.shape[0] - (self.taps - 1) :].transpose(0, 1) if streaming else wide[-1]
         return spikes.to(current.dtype), h if membrane else None, last
 
@@ -183,6 +184,7 @@ class _Tied(Parallel):
     def reset_parameters(self) -> None:
         T = self.time_steps
         old = self._parameters.get("weight")
+        # Another T must not bring frozen, moved or double weights back to the defaults.
         like: dict[str, Any] = {} if old is None else {"dtype": old.dtype, "device": old.device}
         learns = old is None or old.requires_grad
         weight = torch.empty(T, T, **like)
@@ -202,6 +204,7 @@ class _Tied(Parallel):
         W = self.whole()
         if not history:
             return W
+        # Columns of zeros stand for the currents before the first step.
         return nn.functional.pad(W, (self.taps - 1, 0))[start : start + T, start : start + T + self.taps - 1]
 
     def matrix_bias(self, start: int, T: int) -> Tensor:
@@ -295,8 +298,7 @@ class MaskedPSN(_Tied):
         self, current: Tensor, state: Tensor | None, T: int, membrane: bool
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         out = super().simulate(current, state, T, membrane)
-        sim = simulation.current()
-        if self.training and self.anneal and not (sim is not None and sim.recomputing):
+        if self.training and self.anneal:
             self.passes += 1
         return out
 

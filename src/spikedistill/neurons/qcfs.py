@@ -19,6 +19,7 @@ def qcfs(x: Tensor, threshold: Tensor | float, levels: int) -> Tensor:
 
     The gradient goes straight through the floor: to x it is 1 where 0 <= x <= threshold, else 0.
     """
+    # Clipped before the floor: behind it the gradient would reach half a level beyond both ends.
     return threshold * floor_ste(saturate_ste(x / threshold, 0, 1) * levels + 0.5) / levels
 
 
@@ -82,13 +83,14 @@ class SignedIF(Neuron):
 
     def due(self, v: Tensor, t: int) -> Tensor:
         """E_t from the sum of currents."""
-        return floor_ste(v * self.levels / self.threshold + 0.5).clamp(0, self.levels * t)
+        return saturate_ste(floor_ste(v * self.levels / self.threshold + 0.5), 0, self.levels * t)
 
     def simulate(
         self, current: Tensor, state: Tensor | None, T: int, membrane: bool
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         wide = at_least_float32(current)
         sim = simulation.current()
+        # E_t is bounded by L t, so that a stream has to count from its own start.
         t = sim.step if sim is not None else 0
         v = torch.zeros_like(wide if self.encode else wide[0]) if state is None else state
         before, spikes, charged = self.due(v, t), [], []

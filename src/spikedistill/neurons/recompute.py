@@ -15,6 +15,7 @@ from .. import simulation
 from ..errors import SpikedistillError
 from . import compilation
 from .modules import Neuron
+from .parallel import MaskedPSN
 
 
 @contextmanager
@@ -23,6 +24,7 @@ def _untracked(modules: tuple[nn.Module, ...]) -> Iterator[None]:
     norms = [m for root in modules for m in root.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     held = [(m.momentum, m.num_batches_tracked) for m in norms]
     for norm in norms:
+        # Momentum 0 moves no average, without a counter nothing is counted; the batch still normalises.
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
@@ -31,15 +33,41 @@ def _untracked(modules: tuple[nn.Module, ...]) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
+Passes = list[tuple[MaskedPSN, Tensor]]
+
+
+def _passes(modules: tuple[nn.Module, ...]) -> Passes:
+    """How many passes those neurons have counted whose masks come in with them."""
+    neurons = [m for root in modules for m in root.modules() if isinstance(m, MaskedPSN)]
+    return [(m, m.passes.clone()) for m in neurons if m.anneal]
+
+
+def _put_back(passes: Passes) -> None:
+    for neuron, count in passes:
+        neuron.passes.copy_(count)
+
+
+@contextmanager
+def _with_masks_of(then: Passes) -> Iterator[None]:
+    """Masks that come in with the passes are those of the first time; no pass is counted twice."""
+    now = _passes(tuple(neuron for neuron, _ in then))
+    _put_back(then)
+    try:
+        yield
+    finally:
+        _put_back(now)
+
+
 @contextmanager
 def _again(
     sim: simulation.Simulation | None,
     snapshot: dict[int, int] | None,
     mode: compilation.Mode,
     modules: tuple[nn.Module, ...],
+    passes: Passes,
 ) -> Iterator[None]:
     inside: AbstractContextManager[Any] = nullcontext() if sim is None else sim.reenter(snapshot or {})
-    with inside, compilation.use(mode), _untracked(modules):
+    with inside, compilation.use(mode), _untracked(modules), _with_masks_of(passes):
         yield
 
 
@@ -47,17 +75,21 @@ def checkpointed(function: Callable[..., Any], *args: Any, modules: tuple[nn.Mod
     """``function(*args)`` of which only the arguments are kept; backward computes it a second time.
 
     The second time re-enters the simulation as it was: calls are counted, running statistics moved and
-    captures taken once. ``modules`` are those that ``function`` runs. Dropout draws the same masks again.
+    captures taken once, and masks that come in slowly are the same. ``modules`` are those that ``function``
+    runs. Dropout draws the same masks again.
     """
     if not torch.is_grad_enabled():
         return function(*args)
     sim = simulation.current()
     snapshot = None if sim is None else sim.snapshot()
+    # Backward may be called under other switches; other arithmetic could give other bits.
     mode = compilation.mode()
+    passes = _passes(modules)
 
     def contexts() -> tuple[Any, Any]:
-        return nullcontext(), _again(sim, snapshot, mode, modules)
+        return nullcontext(), _again(sim, snapshot, mode, modules, passes)
 
+    # Torch takes contexts for the second pass only where it does not re-enter autograd.
     return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
 
 
@@ -81,6 +113,7 @@ def _sequences(module: nn.Module) -> Iterator[nn.Sequential]:
 
 def _by_runs(sequence: nn.Sequential) -> Callable[[Tensor], Tensor]:
     """The forward of a sequence that recomputes its children in runs, each up to a child with a neuron."""
+    # Sequences that the network never sees: its paths and its state dict stay what they are.
     runs = [nn.Sequential()]
     for child in sequence:
         runs[-1].append(child)

@@ -50,5 +50,6 @@ def synchronize(network: nn.Module, on: bool = True) -> nn.Module:
         if isinstance(getattr(module, "sync", None), bool):  # norm and neuron, and norms on codes
             module.sync = on  # type: ignore[assignment]
         else:
+            # The class alone changes: parameters, hooks and what others hold of the module stay.
             module.__class__ = (_SHARED if on else _OWN).get(type(module), type(module))
     return network

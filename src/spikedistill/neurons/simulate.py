@@ -99,6 +99,7 @@ def simulate(
         spikes = spikes.flatten(0, 1)
         if sim is not None:
             sim.final(owner, k, last)
+    # Zeros and ones only: the packer keeps one bit a value and would lose anything else.
     if not neuron.smooth and neuron.binary:
         packing.emitted(spikes)
     if sim is not None:

@@ -50,6 +50,7 @@ class Conv2d(_Picking, nn.Conv2d):
 def guard(module: Some) -> Some:
     """Let strided 1x1 convolutions compute gradients safely on the CPU, in place; returns the module."""
     for part in module.modules():
+        # A lazy convolution sets its class itself at its first input, and would undo this.
         if (
             isinstance(part, nn.Conv1d | nn.Conv2d)
             and not isinstance(part, _Picking | LazyModuleMixin)

@@ -90,6 +90,7 @@ class Surrogate:
         if self.name not in SURROGATES:
             raise SpikedistillError(f"unknown surrogate {self.name!r}: {nearest(self.name, SURROGATES)}")
         if self.alpha is None:
+            # Filled in: a default named and one left out are equal, and share the code that is kept by them.
             object.__setattr__(self, "alpha", SURROGATES[self.name][2])
         elif not self.alpha > 0:
             raise SpikedistillError(f"surrogate {self.name}: alpha must be more than 0, found {self.alpha}")
@@ -122,11 +123,13 @@ class _Fire(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, surrogate: Surrogate, scale: float) -> Tensor:
         ctx.save_for_backward(u)
         ctx.surrogate, ctx.scale = surrogate, scale
+        # At the threshold itself it fires, as kernels, native code and integer networks do.
         return (u >= 0).to(u.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (u,) = ctx.saved_tensors
+        # u may be a code: the surrogate sees real units, and the second scale is the chain rule's.
         return grads[0] * ctx.surrogate.derivative(u * ctx.scale) * ctx.scale, None, None
 
 

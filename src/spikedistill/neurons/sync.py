@@ -45,6 +45,7 @@ def shared_moments(mean: Tensor, var: Tensor, n: int) -> tuple[Tensor, Tensor, T
     means, variances, counts = parts[:, :C], parts[:, C : 2 * C], parts[:, 2 * C :].detach()
     total = counts.sum()
     mean = (means * counts).sum(0) / total
+    # Within the parts plus between them: the mean of squares less the square of the mean would cancel.
     return mean, ((variances + (means - mean).square()) * counts).sum(0) / total, total
 
 
@@ -58,6 +59,7 @@ def update_running(norm: Any, mean: Tensor, var: Tensor, n: int | Tensor) -> Non
     sim = simulation.current()
     if norm.num_batches_tracked is None or (sim is not None and sim.recomputing):
         return
+    # Batch norms normalise by the biased variance and keep the unbiased one, as torch's do.
     unbiased = n / (n - 1) if isinstance(n, Tensor) else n / max(n - 1, 1)
     with torch.no_grad():
         norm.num_batches_tracked += 1

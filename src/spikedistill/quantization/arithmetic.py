@@ -17,6 +17,7 @@ FLOAT32, FLOAT64 = 1 << 24, 1 << 53
 
 def exact_dtype(bound: float, where: str = "") -> torch.dtype:
     """float32 for integers under 2^24, else float64; from 2^53 on an error that names the place."""
+    # As narrow as the proof allows: every pass pays for a wider type.
     if bound < FLOAT32:
         return torch.float32
     if bound < FLOAT64:
@@ -56,6 +57,7 @@ def scalar(module: nn.Module, name: str) -> float:
     sim = simulation.current()
     if sim is None or not getattr(tensor, "is_cuda", False):
         return float(tensor.item())
+    # On the simulation, which ends with the pass: what an optimizer then moves is read anew.
     known = sim.__dict__.setdefault("scalars", {})
     if not known:
         known.update(scalars(sim.network))
@@ -65,6 +67,7 @@ def scalar(module: nn.Module, name: str) -> float:
 def scalars(network: nn.Module) -> dict[int, float]:
     """All 0-dimensional parameters and buffers of a network by ``id``, in one transfer from the device."""
     found = [t for t in chain(network.parameters(), network.buffers()) if t.dim() == 0]
+    # float64 holds float32 and int32 exactly, so that one stack serves steps and shifts.
     values = torch.stack([t.detach().double() for t in found]).tolist() if found else []
     return {id(t): value for t, value in zip(found, values)}
 

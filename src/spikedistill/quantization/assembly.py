@@ -70,6 +70,7 @@ class Assembler:
                 self._pool(op)
         for path in plan.products:
             self._module(path).forward = ExactForward(self._module(path))
+        # Steps, scales and shifts were registered on the CPU.
         network.to(device)
         network.quantization = self.quantization
         network.requantize()
@@ -90,10 +91,12 @@ class Assembler:
         threshold = min(thresholds, default=1.0)
         reach = (
             max((self.seen.norms.get(path, 0.0) for path in self.plan.groups[group]), default=0.0)
+            # Without calibration batches nothing was measured.
             or 8 * threshold
         )
         finest = math.floor(math.log2(threshold)) - self.options.fraction_bits
         step = 2.0 ** max(finest, math.ceil(math.log2(reach)) - (self.options.residual_bits - 1))
+        # Where spikes join, what one of them adds must be a whole number of steps.
         return min(step, self.plan.real.get(group, step))
 
     def _step(self, edge: Edge) -> torch.Tensor:
@@ -104,6 +107,7 @@ class Assembler:
         stream = None
         if op.kind == "neuron" and edge.base == "norm" and edge.group not in self.own:
             stream = self.steps[edge.group] * edge.share
+        # Not measured, or a silent neuron, whose membrane has shown no reach.
         reach = self.seen.membranes.get(op.path) or neuron.threshold
         if isinstance(neuron, Parallel):
             self.membranes[op.path] = TemporalMembrane(neuron, o.weight_bits, o.fraction_bits, stream, reach)

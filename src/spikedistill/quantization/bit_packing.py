@@ -9,6 +9,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
     ``ceil(numel * bits / 8)`` bytes.
     """
+    # int16 between: at 8 bits the shifted codes reach 255, which int8 does not hold.
     unsigned = (codes.flatten().to(torch.int16) + (1 << (bits - 1))).to(torch.uint8)
     planes = torch.stack([(unsigned >> i) & 1 for i in range(bits)], 1).flatten()
     planes = torch.nn.functional.pad(planes, (0, -planes.numel() % 8)).view(-1, 8)

@@ -37,6 +37,7 @@ class Seen:
         norms = [path for group in plan.groups.values() for path in group]
         if not batches or (o.unit not in ("max", "percentile") and not norms):
             return
+        # Module by module: a network may hold some in another mode than its own.
         training, hooks = {m: m.training for m in network.modules()}, []
         network.eval()
         device = next(network.parameters()).device
@@ -69,6 +70,7 @@ class Seen:
                 continue
             neuron = neuron_of(network.get_submodule(path.split("#")[0]))
             s = found[f"{path}@spikes"]
+            # Taps show H; what Q has to cover is V, behind the reset.
             by = neuron.threshold * neuron.reset_by
             v = h * (1 - s) if neuron.reset == "hard" else h - by * s if neuron.reset == "soft" else h
             top = v.abs().max() if o.unit == "max" else _percentile(v.abs(), o.percentile)
@@ -77,6 +79,7 @@ class Seen:
 
 def _percentile(x: Tensor, percentile: float) -> Tensor:
     x = x.flatten().float()
+    # Not torch.quantile, which refuses more than 2^24 values: membranes of all steps may be more.
     return x.kthvalue(max(1, math.ceil(x.numel() * percentile / 100))).values
 
 

@@ -29,6 +29,7 @@ def shifted(x: Tensor, k: int) -> Tensor:
 def rescale(acc: Tensor, M: Tensor, B: Tensor, k: int, wide: bool) -> Tensor:
     """``((acc * M + 2^(k-1)) >> k) + B`` per channel. Shape: (n, C, ...)."""
     shape = (1, -1, *[1] * (acc.dim() - 2))
+    # A new tensor, so that all that follows may work in place.
     acc = acc.to(INT[wide]) * M.to(INT[wide]).view(shape)
     B = B.to(acc.dtype).view(shape)
     return acc.add_(1 << (k - 1)).bitwise_right_shift_(k).add_(B) if k > 0 else (acc << -k).add_(B)
@@ -54,6 +55,7 @@ def tick(i: Tensor, v: Tensor, n: dict[str, Any]) -> tuple[Tensor, Tensor]:
     threshold, reset, bits, q = n["threshold"], n["reset"], n["bits"], n["shift"]
     by = threshold if n.get("reset_by") is None else n["reset_by"]
     leaks = not n["leak_first"] and (l, L) != (1, 0)
+    # New in both cases: the reset below may write over h, never over the state or the current.
     h = (v * l).bitwise_right_shift_(L).add_(i) if leaks else v + i
     s = h >= threshold
     v = h.masked_fill_(s, 0) if reset == "hard" else h.sub_(s.to(h.dtype), alpha=by) if reset == "soft" else h
@@ -97,9 +99,11 @@ def sum_pool(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]
     """Sums over windows (N, C, H, W)."""
     if any(padding):
         x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    # One window, whatever the stride.
     if list(x.shape[-2:]) == kernel:
         return x.sum((-2, -1), keepdim=True).to(x.dtype)
     windows = x.unfold(-2, kernel[0], stride[0]).unfold(-2, kernel[1], stride[1])
+    # Torch sums integers into int64; back to the width that the file states.
     return windows.sum((-2, -1)).to(x.dtype)
 
 
@@ -135,6 +139,7 @@ def exact_in_float32(x: Tensor, weight: Tensor) -> bool:
     if x.device.type != "cpu" or not x.numel() or not _whole_float32():
         return False
     low, high = (int(end) for end in x.aminmax())
+    # Magnitudes bound partial sums in whatever order they are added. int64: int8 has no |-128|.
     return max(-low, high) * int(weight.to(torch.int64).abs().flatten(1).sum(1).max()) < EXACT
 
 
@@ -165,6 +170,7 @@ def run(
 ) -> Any:
     """All operations in order on input codes; returns output (T*N, K) and the neurons' spikes by path."""
     values: list[Any] = []
+    # Behind its last reader a value is let go, so that not all maps of all steps are held at once.
     last = {j: i for i, op in enumerate(ops) for j in op["in"]}
     spikes: dict[str, Tensor] = {}
     for i, op in enumerate(ops):

@@ -43,6 +43,7 @@ class Step:
 
     def measured(self) -> Tensor:
         """From the weights, folded with the running statistics."""
+        # At a smaller step some branch would saturate its largest weights.
         return torch.stack(
             [weight_scale(part.still(), self.format).flatten()[0] for part in self.layers]
         ).max()
@@ -79,6 +80,7 @@ class FoldedLayer(CodedLayer):
         membrane: "FoldedMembrane",
         frozen: bool,
     ) -> None:
+        # Whatever the range, no scale of its own is made: the step shared by all branches is it.
         super().__init__(layer, WeightFormat(f.bits, "tensor"), bound_in, path)
         self.norm, self.membrane, self.frozen = norm, membrane, frozen
 
@@ -94,8 +96,10 @@ class FoldedLayer(CodedLayer):
 
     def batch(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(a, b)`` by this batch's statistics (all processes'), which also move the running ones."""
-        real = self.accumulate(x.float() * self.layer.input_step, self.layer.weight)
+        # Not accumulate(), which rounds to whole numbers on a GPU: these are real.
+        real = self.product(x.float() * self.layer.input_step, self.layer.weight)
         var, mean = torch.var_mean(real, [d for d in range(real.dim()) if d != 1], unbiased=False)
+        # The product leaves the bias out, and the norm's mean is of what the whole layer gives.
         if self.layer.bias is not None:
             mean = mean + self.layer.bias
         mean, var, _ = self.norm._read(mean, var, real.numel() // real.shape[1])
@@ -129,6 +133,7 @@ class FoldedLayer(CodedLayer):
         learns = self.norm is not None and self.norm.training and not self.frozen
         with exact(x):
             a, b = self.batch(x) if learns else self.map()
+            # Twice: accumulator and offset, which saturates at the same bound.
             dtype = exact_dtype(2 * self.bound, self.path)
             acc = self.accumulate(x.to(dtype), self.codes(a).to(dtype))
             acc = acc + self.offset(a, b).to(dtype).view(1, -1, *[1] * (acc.dim() - 2))
@@ -146,6 +151,7 @@ class FoldedMembrane(Membrane):
     layer: Any
 
     def __init__(self, neuron: Neuron, o: Options, extra: int | None) -> None:
+        # Not the base's: it would register a unit, and this one follows the weights in every pass.
         self.neuron, self.bits, self.leak_bits, self.mint = (
             neuron,
             o.membrane_bits,
@@ -164,6 +170,7 @@ class FoldedMembrane(Membrane):
 
     @property
     def threshold(self) -> int:
+        # H is whole, so that H >= ratio is H >= ceil(ratio): mint loses nothing at the threshold.
         ratio = self.neuron.threshold / self.unit
         return max(1, math.ceil(ratio) if self.mint else math.floor(ratio + 0.5))
 
@@ -308,9 +315,11 @@ class FoldedAssembler(Assembler):
         bound = None
         if len(op.inputs) > 1:
             residual = self.plan.edges[op.inputs[1]]
+            # What a norm writes on the shortcut is bounded by its layer, which is among the parts.
             if residual.base == "step":
                 bound = residual.bound
                 norm.register_buffer("residual_step", self._step(residual))
         parts: list[Any] = [self.parts[path] for path in self._layers_of(op)]
         self.parts[op.path] = norm.grid = FoldedGrid(norm, self.membranes[op.path], parts, bound)
+        # The layer has read this batch for the norm; read again it would count twice.
         norm.statistics = CodedStatistics(norm, None, True)

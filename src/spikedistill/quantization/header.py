@@ -344,6 +344,7 @@ def _check_parallel(header: Header, i: int, op: Parallel) -> None:
 
 
 def _bounds(op: Any) -> Any:
+    # The executor asks whether a key is there: one that is null would be computed with.
     empty = [key for key in ("k", "low", "high") if key in op.model_fields_set and getattr(op, key) is None]
     if empty or (op.k is not None and "wide_scale" not in op.model_fields_set):
         raise ValueError(f"{empty[0]} is null" if empty else "k without wide_scale")

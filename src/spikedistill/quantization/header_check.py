@@ -52,6 +52,7 @@ def check_tensors(header: Header, tensors: dict[str, Tensor], where: str) -> Non
             expected[f"{i}.temporal"] = (torch.uint8,), -(-prod(op.shape) * op.bits // 8)
             expected[f"{i}.offset"] = (torch.int32, torch.int64), op.shape[0] if len(op.shape) == 2 else 1
         if isinstance(op, Rescaled) and op.k is not None:
+            # None: one entry may stand for all channels; the pass without data finds what fits.
             expected[f"{i}.M"] = (torch.int16, torch.int32), None
             expected[f"{i}.B"] = (torch.int32, torch.int64), None
     odd = sorted(set(expected) ^ set(tensors))
@@ -87,8 +88,10 @@ def check_cost(
         else:
             given = [values[j] for j in op.inputs]
             shape = op.shape if isinstance(op, Layer | Parallel) else None
+            # A tensor of sizes alone: a forged header cannot ask for memory here.
             weight = None if shape is None else torch.empty(shape, dtype=torch.int8, device="meta")
             try:
+                # The raw mapping: the executor asks whether a key is there, and a model has all its keys.
                 out = executor.one_shape(
                     i, plain, {k: v.to("meta") for k, v in _of(tensors, i)}, weight, given
                 )
@@ -144,6 +147,7 @@ def _check_steps(header: Header, frames: bool, where: str) -> None:
             raise SpikedistillError(f"{where}: ops.{i} ({op.op}) joins what has steps and what has none")
         starts = op.op == "repeat" or (isinstance(op, Neuron | Parallel) and op.encode)
         unfolds = (isinstance(op, Neuron | Parallel) and not op.encode) or starts
+        # What begins steps must find none, every other neuron must find some.
         if unfolds and before == {starts}:
             raise SpikedistillError(
                 f"{where}: ops.{i} ({op.op}) {'begins' if starts else 'lacks'} the time "

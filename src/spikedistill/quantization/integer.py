@@ -140,6 +140,7 @@ class IntegerNetwork:
         x = (
             self.codes(x, 1)
             if image
+            # codes() sums frames in T equal groups: this step's stand for each, and the first is taken.
             else self.codes(x.unsqueeze(1).expand(-1, self.time_steps, *x.shape[1:]), 1)
         )
         out, spikes, after = Stepper(self.header["ops"], self.tensors, self.weights()).step(x, state)
@@ -156,12 +157,14 @@ class IntegerNetwork:
 
         It is what the quantized network's ``predict`` gives.
         """
+        # float32 holds this product exactly, as the network's own sum over T: both divide one number.
         logits = (self.forward(x, time_steps).double() * self.scale).float() / (time_steps or self.time_steps)
         return logits.to(x.device)
 
     def _serialized(self) -> bytes:
         from safetensors.torch import save
 
+        # Sorted: one network is always the same bytes.
         tensors = {k: v.contiguous() for k, v in sorted(self.tensors.items())}
         header = json.dumps(self.header, separators=(",", ":"), sort_keys=True)
         return save(tensors, {"network": header, "sha256": _digest(header, tensors)})
@@ -285,6 +288,7 @@ class _Converter:
                 one["wide"] = plan.edges[op.name].bound >= 1 << 31
             if op.kind in ("add", "cat"):
                 finest = self.value(op.name)
+                # Whole numbers: the plan joins equal steps, or powers of two.
                 factors = [int(self.value(name) / finest) for name in op.inputs]
                 one |= {"factors": factors} if set(factors) != {1} else {}
             ops.append(one)

@@ -68,6 +68,7 @@ class CodedLayer:
             scale = weight_scale(w, f)
         if self.logits:
             step = self.layer.input_step.double()
+            # Bias code and accumulator make twice the bound; times T, the sum over all steps is exact too.
             rounded = exact_scale(scale.detach() * step, 2 * self.bound * self.logits) / step
             scale = scale + (rounded - scale).detach()
         return scale
@@ -94,6 +95,7 @@ class CodedLayer:
 
     def offset(self) -> Tensor | None:
         """Integers added to the accumulators, or None."""
+        # Elsewhere the bias is in the offset of the rescaling or norm behind.
         return self.bias_codes() if self.logits else None
 
     def update(self) -> None:
@@ -110,6 +112,7 @@ class CodedLayer:
         return one, torch.zeros_like(one)
 
     def __call__(self, x: Tensor) -> Tensor:
+        # Twice: a bias code, which saturates at the bound, may come on top.
         dtype = exact_dtype(2 * self.bound, self.path)
         with exact(x):
             acc = self.accumulate(x.to(dtype), self.codes().to(dtype))
@@ -119,11 +122,18 @@ class CodedLayer:
                 return self.to_logits(acc)
         return acc
 
-    def accumulate(self, x: Tensor, w: Tensor) -> Tensor:
-        """The layer's own product."""
+    def product(self, x: Tensor, w: Tensor) -> Tensor:
+        """The layer's own product, of any numbers; without the bias."""
         if isinstance(self.layer, nn.Linear):
             return F.linear(x, w)
-        acc = self.layer._conv_forward(x, w, None)
+        # The class's own product: it may keep from oneDNN's faulty gradient or compute spikes alone.
+        return self.layer._conv_forward(x, w, None)
+
+    def accumulate(self, x: Tensor, w: Tensor) -> Tensor:
+        """The product of codes, whole numbers on every device."""
+        acc = self.product(x, w)
+        if isinstance(self.layer, nn.Linear):
+            return acc
         # cuDNN may choose an algorithm with fractions in between (Winograd); its error is far below one half.
         return round_ste(acc) if x.is_cuda and self.format.bits is not None else acc
 
@@ -143,6 +153,7 @@ class CodedLayer:
         bias = self.offset()
         if bias is not None:
             acc = acc + bias.to(acc.dtype).view(1, -1, *[1] * (acc.dim() - 2))
+        # The product in float64; float32 then holds it as it is, by the scale's few bits.
         return (acc.double() * self.step().flatten()[0]).float()
 
 
@@ -150,6 +161,7 @@ def input_table(network: Any, bits: int) -> tuple[Tensor, float]:
     """Codes (C, 256) of image levels and the value of one code: ``max |(v/255 - mean) / std| / limit``."""
     levels = torch.arange(256, device=network.mean.device) / 255
     values = (levels.double() - network.mean.double()[:, None]) / network.std.double()[:, None]
+    # Rounded to float32 as the buffer that keeps it, so that codes and buffer mean the same.
     step = float(torch.tensor(float(values.abs().max()) / largest_code(bits)))
     return (values / step + 0.5).floor().clamp(-largest_code(bits), largest_code(bits)).to(torch.int8), step
 
@@ -182,6 +194,7 @@ class InputCodes:
         """Refuse evaluation above the network's T."""
         sim = simulation.current()
         T = None if sim is None else sim.time_steps
+        # Logits' scale and the integer form's widths are made for sums over T steps.
         if T is not None and self.time_steps < T and not self.network.training:
             raise SpikedistillError(
                 f"this network was quantized at T = {self.time_steps}, found T = {T}; quantized networks are "
@@ -208,6 +221,7 @@ class SumPool2d(nn.AvgPool2d):
     @classmethod
     def of(cls, pool: nn.AvgPool2d) -> "SumPool2d":
         """The same window."""
+        # ceil_mode is left out: the plan refuses windows that overhang.
         return cls(pool.kernel_size, pool.stride, pool.padding, divisor_override=1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ class LearnedGrid(Grid):
     that the step, ``2^shift`` units, moves as if it were the parameter itself.
     """
 
+    # Not compared: constants with a grid are hashed and compared whole, and == of tensors is a tensor.
     parameter: Tensor | None = field(default=None, compare=False)
 
     fusable = False  # the fused neuron knows no gradient of its unit
@@ -80,11 +81,13 @@ class Membrane:
 
     def per_unit(self) -> Number:
         """Codes of charge that a real current of 1 makes: ``gain / unit``."""
+        # A stream's unit holds the gain already, so that it cancels.
         return 1 / scalar(self.neuron, "input_step") if self.streamed else self.gain / self.unit
 
     @property
     def threshold(self) -> int:
         """Code at which the neuron fires."""
+        # At 0, where a coarse unit may round to, every neuron would fire at rest.
         return max(1, math.floor(self.neuron.threshold / self.unit + 0.5))
 
     @property
@@ -101,8 +104,10 @@ class Membrane:
         if self.bits is None:
             return 0
         if self.learned:
+            # Fixed: Q's step follows the unit as it learns, and must not jump by factors of 2.
             return max(0, self.fraction_bits - (self.bits - 1))
         reach = scalar(self.neuron, "membrane_range") / self.unit
+        # 1e-6: what rounding leaves just above a power of two must not cost a bit.
         return max(0, math.ceil(math.log2(reach) - 1e-6) - (self.bits - 1))
 
     def leak(self) -> tuple[Any, int]:
@@ -116,6 +121,7 @@ class Membrane:
             assert isinstance(decay, Tensor)
             return saturate_ste(round_ste(decay * top), 0, top), self.leak_bits
         code = min(top, math.floor(plain(decay) * top + 0.5))
+        # In lowest terms: V * l stays small, and so does the type that holds it.
         spare = min(self.leak_bits, (code & -code).bit_length() - 1) if code else self.leak_bits
         return code >> spare, self.leak_bits - spare
 
@@ -136,6 +142,7 @@ class Membrane:
         """Largest integers in the scan if ``|current|`` codes are at most this: V * l, H, and V without Q."""
         grid = self.neuron.grid or self.grid()
         if self.bits is None:
+            # Nothing saturates V: it may grow at every step.
             stored = T * (current + grid.subtracted) + abs(math.floor(self.neuron.initial / grid.unit + 0.5))
         else:
             stored = float(1 << (self.bits - 1 + grid.shift))
@@ -164,6 +171,7 @@ class CodedNeuron:
             current = current.to(
                 exact_dtype(self.membrane.bound(most, current_steps(self.neuron)), type(self.neuron).__name__)
             )
+        # By the class: the neuron's own attribute `forward` is this object.
         return Neuron.forward(self.neuron, current)
 
     def update(self) -> None:

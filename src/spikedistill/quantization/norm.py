@@ -167,6 +167,7 @@ class Rescale:
         if self.bits is None:
             return FLOAT32, FLOAT32  # real coefficients: float64, nothing to prove
         k, most = self.k, largest_code(self.bits)
+        # 2^(k-1) too: the half that rounding adds must be exact as well. A left shift grows the product.
         product = acc * most * 2.0 ** max(0, -k) + 2.0 ** max(0, k - 1)
         return product, acc * most * 2.0**-k + 1 + most * 2.0**self.j
 
@@ -184,6 +185,7 @@ class Rescale:
 
 def affine(norm: Any, mean: Tensor | None = None, var: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``(a, b)`` of any norm, ``norm(x) = a * x + b``, by these statistics (None: its running ones); (C,)."""
+    # Torch's batch norms have a flag `affine`, so the coded one's map has another name.
     of = norm.affine if isinstance(norm, NormNeuron) else norm.affine_map
     found: tuple[Tensor, Tensor] = of(
         norm.running_mean if mean is None else mean, norm.running_var if var is None else var
@@ -202,6 +204,7 @@ class CodedStatistics:
         if self.source is None or self.frozen or not norm.training:
             return norm.running_mean, norm.running_var
         dims = [d for d in range(x.dim()) if d != 1]
+        # Of the codes, and scaled afterwards: two vectors to multiply, no copy of the map.
         var, mean = torch.var_mean(x, dims, unbiased=False)
         step, bias = self.source.step().flatten(), self.source.bias()
         real_mean, real_var = mean.double() * step, var.double() * step * step
@@ -238,6 +241,7 @@ class NormGrid:
         return self.membrane.bound(self.rescale.bounds()[1] + residual, T)
 
     def __call__(self, x: Tensor, a: Tensor, b: Tensor, residual: Tensor | None) -> Tensor:
+        # First: the bound below asks the neuron for the grid of this pass.
         self.membrane.prepare()
         current = self.rescale(x, a, b)
         if residual is not None:

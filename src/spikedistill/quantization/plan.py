@@ -119,6 +119,7 @@ def own_code(module: nn.Module, kind: type[nn.Module] | None, *methods: str) -> 
         known = (
             owner is kind if kind is not None else owner.__module__.split(".")[0] in ("torch", "spikedistill")
         )
+        # An attribute of the instance counts too: torch calls it in place of the class's method.
         if not known or name in vars(module):
             return name
     return None

@@ -106,6 +106,7 @@ class PoolReader(PlanWriter):
         self, node: Node, kernel: list[int], stride: list[int], padding: list[int], divisor: int
     ) -> None:
         """Sums over windows; their divisor is in the value of a code, and in a function's floats too."""
+        # A module can be exchanged for one that sums; a function in the network's own code still divides.
         made = self.summed(node, prod(kernel), divisor, scaled=node.module is None)
         size = list(node.in_shapes[0][-2:])
         self.put(node, "sum_pool", made, kernel=kernel, stride=stride, padding=padding, size=size)

@@ -71,6 +71,7 @@ def quantize(
     Raises :class:`SpikedistillError`, naming the module, for what has no form on integer codes, before
     anything happens.
     """
+    # Before anything else is assigned: locals() are still the arguments alone.
     options = {k: v for k, v in locals().items() if k not in ("network", "calibration")}
     batches = list(batches_of(calibration))
     if unit in ("max", "percentile") and not batches:
@@ -97,6 +98,7 @@ def _quantized(network: Network, options: dict[str, Any], batches: list[Tensor])
     network = copy.deepcopy(network)
     seen = Seen(network, plan, batches, o)
     (FoldedAssembler if o.folded else Assembler)(network, plan, seen, o).assemble(kind)
+    # What None stood for is recorded, so that a later default cannot give old weights another form.
     network.config["quantize"] = {**options, "weight_range": o.range, "input_size": size}
     return network
 

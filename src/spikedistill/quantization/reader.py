@@ -89,6 +89,7 @@ class Reader(PoolReader):
         if not last and not self.graph.readers(node.name):
             raise refuse(node, "is read by nothing")
         most = module.weight[0].numel() * self.limits[path] * edge.bound
+        # float32 holds sums of logits over T below 2^24; wider ones are codes of a stream.
         if self.alone(node.name) and not (last and 2 * most * (self.network.time_steps or 1) >= FLOAT32):
             return self.put(node, "layer", Edge("layer", -most, most, layer=path), **options)
         self.plan.ends[path] = End("stream", path, 1.0)
@@ -207,6 +208,7 @@ class Reader(PoolReader):
         if edge.base == "norm":
             self.streams.real(edge.group)
         made = replace(edge, share=edge.share * factor, fraction=edge.fraction * factor)
+        # Nothing to compute: the factor is in what a code is worth.
         self.put(node, "reshape", made, shape=list(node.shape[1:]))
 
     def matmul(self, node: Node) -> None:
@@ -293,6 +295,7 @@ METHODS: dict[Operation, Callable[[Reader, Node], None]] = {
 
 def _slice(node: Node, s: Any) -> list[int | None]:
     if isinstance(s, int) and not isinstance(s, bool):
+        # The index -1 ends at the end: 0 there would be an empty slice.
         return [s, s + 1 or None, None]
     if not isinstance(s, slice) or any(
         v is not None and not isinstance(v, int) for v in (s.start, s.stop, s.step)

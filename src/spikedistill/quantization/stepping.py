@@ -42,6 +42,7 @@ START = State(0, {}, {}, {})
 def packed(x: Tensor, bits: int) -> Tensor:
     """Counts (N, ...) from 0 to ``2^bits - 1`` as bytes (N, B)."""
     flat = x.flatten(1)
+    # To whole bytes an image: each one's codes have to be a row of their own.
     flat = F.pad(flat, (0, -flat.shape[1] % 8))
     return pack(flat - (1 << (bits - 1)), bits).view(len(x), -1)
 
@@ -116,6 +117,7 @@ class Stepper:
     ) -> list[Tensor]:
         """The last ``taps - 1`` currents since the start, the latest last; fills in what is kept from now."""
         before, path = op["taps"] - 1, op["path"]
+        # Steps before the first are left out: zero spikes would still be charged with the norm's offset.
         since = before - min(before, state.steps)
         if op["encode"]:
             return [current] * (before - since)

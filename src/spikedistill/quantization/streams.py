@@ -67,6 +67,7 @@ class Streams:
             share = min(e.share for e in streams)
             for e in edges:
                 self.real(streams[0].group, 1.0 if e.base == "norm" else e.fraction)
+            # A stream's step is measured later: a spike's code is bounded by the finest that it can have.
             factors = [
                 e.share / share if e.base == "norm" else e.fraction / (self.finest * share) for e in edges
             ]
@@ -76,6 +77,7 @@ class Streams:
     def finish(self) -> None:
         """Groups as they have become; refuses what only the whole shows."""
         plan = self.plan
+        # Edges carry the group that they were made with; joins have merged some since.
         plan.edges = {
             name: replace(edge, group=self.groups.root(edge.group)) if edge.base == "norm" else edge
             for name, edge in plan.edges.items()

@@ -101,6 +101,7 @@ class TemporalMembrane(Membrane):
             return FLOAT32  # real weights: float64, nothing to prove
         grid = self.parallel.grid or self.grid()
         most = largest_code(self.weight_bits) * min(T, self.parallel.taps)
+        # Thresholds: those at which the offset saturates, and the one that H is compared with.
         return max(1, most) * current + (BIAS_LIMIT + 1) * grid.threshold
 
 
@@ -124,6 +125,7 @@ def history(plan: Plan, op: Op) -> tuple[str, int] | None:
         return None
     ops = {o.name: o for o in plan.ops}
     before = ops[op.inputs[0]]
+    # What the stepper can run again by itself, from the layer on.
     while before.kind in BETWEEN:
         before = ops[before.inputs[0]]
     if before.kind != "layer":

@@ -4,6 +4,7 @@ Rounding is half-up, ``floor(x + 1/2)``; what lies outside saturates. The gradie
 through inside the range and 0 outside.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,15 +49,25 @@ def weight_scale(weight: Tensor, f: WeightFormat) -> Tensor:
     w = weight.detach().double()
     rows = w.flatten(1) if f.scale == "channel" else w.reshape(1, -1)
     if f.range == "percentile":
-        top = torch.quantile(rows.abs(), f.percentile / 100, dim=1)
+        top = _quantile(rows.abs(), f.percentile / 100)
     else:
         top = rows.abs().amax(1)
     if f.range == "mse":
+        # The whole is among the shares: never worse than max.
         shares = torch.linspace(0.25, 1, 40, dtype=torch.float64, device=w.device)
         errors = torch.stack([_squared_error(rows, top * share, f.largest_code) for share in shares])
         top = top * shares[errors.argmin(0)]
+    # Rows of zeros have codes 0 at any scale but 0.
     scale = torch.where(top > 0, top / f.largest_code, torch.ones_like(top))
     return scale.view(-1, *[1] * (w.dim() - 1))
+
+
+def _quantile(rows: Tensor, share: float) -> Tensor:
+    """That quantile of each row, linear between the two values beside it."""
+    # Not torch.quantile, which refuses more than 2^24 values: a large layer has more.
+    place = share * (rows.shape[1] - 1)
+    below, ordered = math.floor(place), rows.sort(1).values
+    return ordered[:, below].lerp(ordered[:, math.ceil(place)], place - below)
 
 
 def _squared_error(rows: Tensor, top: Tensor, most: int) -> Tensor:
@@ -97,6 +108,7 @@ def learned_step(step: Tensor, factor: float) -> Tensor:
 def learned_scale(scale: Tensor, weight: Tensor, f: WeightFormat) -> Tensor:
     """A learned scale with LSQ's gradient factor, kept above 0."""
     factor = (weight.numel() / scale.numel() * f.largest_code) ** -0.5
+    # An optimizer may carry it to 0 and past it.
     return learned_step(scale, factor).abs().clamp(min=1e-8)
 
 
@@ -111,6 +123,8 @@ def exact_scale(scale: Tensor, bound: int) -> Tensor:
     So equal integer logits are equal logits. At most one bit of resolution is lost, less where the bound
     leaves room.
     """
+    # A product has at most the bits of both factors, and float32 holds 24.
     bits = max(1, 24 - max(1, bound).bit_length())
     mantissa, exponent = torch.frexp(scale.double())
+    # Up: below the scale that was asked for the largest weights would saturate.
     return torch.ldexp((mantissa * 2**bits).ceil(), exponent - bits)

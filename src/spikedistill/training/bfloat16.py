@@ -39,6 +39,7 @@ def trainable_precision(
         f"the stride of {', '.join(paths)} exceeds its input map, and a CPU's bfloat16 gradients are wrong "
         "there"
     )
+    # Asked for by name it is refused, never replaced without a word; "auto" gives way with a note.
     if chosen == "bfloat16":
         raise SpikedistillError(f"stage {stage!r}: {why}; use precision: float32 (or auto), or larger inputs")
     return "float32", f"{stage}: float32, since {why}"

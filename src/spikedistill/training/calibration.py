@@ -22,6 +22,7 @@ def calibration_batches(
 ) -> list[Tensor]:
     """The first training batches, unaugmented, classes mixed: at least ``images``, if there are as many."""
     count = -(-images // batch_size)
+    # Scattered: files often come sorted by class, and a few batches would then show one class alone.
     return [x for x, _ in islice(data.batches("train", batch_size, scattered=True, device=device), count)]
 
 
@@ -40,6 +41,7 @@ def settle(network: nn.Module, batches: Iterable[Tensor]) -> None:
     epochs).
     """
     recalibrate(network, batches)
+    # Last: the shifts follow the statistics that were just measured.
     if (requantize := getattr(network, "requantize", None)) is not None:
         requantize()
 
@@ -49,12 +51,15 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor], time_steps: int |
     norms = [m for m in network.modules() if isinstance(m, NormNeuron | nn.modules.batchnorm._BatchNorm)]
     momenta = [m.momentum for m in norms]
     own = getattr(network, "time_steps", None)
+    # Everything in eval mode but the norms: dropout would give statistics of a network that nobody runs.
     with evaluating(network), simulation.time_steps(network, time_steps or own or 1):
         for m in norms:
             m.train()
         for i, x in enumerate(batches):
             torch.manual_seed(seed_of("recalibrate", i))
             for m in norms:
+                # Makes the running average a plain mean of the batches, the first replacing what was there.
+                # torch's momentum=None would go on counting from num_batches_tracked, the training before.
                 m.momentum = 1 / (i + 1)
             network(x)
     for m, momentum in zip(norms, momenta):

@@ -79,6 +79,7 @@ def names_of(data: Mapping[str, Any]) -> list[str]:
 
 def one_line(text: str) -> str:
     """One line that is no markup."""
+    # Titles and names of classes come with recipes and data of anybody, and end on a page of the hub.
     return " ".join(text.split()).replace("<", "&lt;").replace("`", "'")
 
 

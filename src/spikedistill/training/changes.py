@@ -68,6 +68,7 @@ def change(folder: Path, overrides: Sequence[str], custom: Iterable[str] = ()) -
         apply_override(given, text)
         if path.startswith("optimizer."):
             _to_stages(tree, claimed.given, path.partition(".")[2], text, finished)
+    # Both must load before anything is written: a bad value leaves the record as it was.
     load_recipe(given, custom=custom)
     load_recipe(tree, custom=custom)
     changes = [*held.get("changes", []), {"set": list(overrides), "from": _places(folder, claimed.recipe)}]
@@ -76,6 +77,7 @@ def change(folder: Path, overrides: Sequence[str], custom: Iterable[str] = ()) -
 
 def _to_stages(tree: dict[str, Any], given: Recipe, key: str, text: str, finished: set[str]) -> None:
     """The recipe's optimizer keys reach the stages that say nothing of them and are not finished."""
+    # The record holds each stage's whole optimizer: a value set for the recipe alone would reach none.
     for stage in tree["stages"]:
         own = given.stage(stage["name"]).optimizer
         other = own.get("name", given.optimizer.name) != given.optimizer.name
@@ -94,6 +96,7 @@ def _done(place: Path, stage: Stage) -> bool:
 
 
 def _finished(folder: Path, recipe: Recipe) -> set[str]:
+    # Of every seed: while one still has the stage to train, its values may change.
     return {s.name for s in recipe.stages if all(_done(place, s) for place in _seeds(folder, recipe))}
 
 
@@ -106,6 +109,7 @@ def _places(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
             continue
         step = 0
         last = place / "checkpoints" / stage.name
+        # As a resume will: from the one before, where the last is damaged.
         for each in (last, checkpoint.previous(last)):
             try:
                 step = int(checkpoint.read_json(each / checkpoint.STATE)["position"]["step"])
@@ -119,6 +123,7 @@ def _places(folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
 def edited(folder: Path, custom: Iterable[str] = ()) -> None:
     """``recipe.yaml`` changed by hand: what may change is taken (noted with its step), all else refused."""
     twin = folder / TWIN
+    # A run of an older version: there is nothing to hold its record against.
     if not twin.exists():
         return
     try:
@@ -139,6 +144,7 @@ def edited(folder: Path, custom: Iterable[str] = ()) -> None:
             "put the old value back, or use another --out"
         )
     values = [
+        # The first line: behind a bare value YAML writes a second one, "...".
         f"{path}={yaml.safe_dump(_at(held['recipe'], path), default_flow_style=True).splitlines()[0]}"
         for path in paths
     ]
@@ -154,6 +160,7 @@ def edited(folder: Path, custom: Iterable[str] = ()) -> None:
     tree = json.loads(json.dumps(held["recipe"]))
     for path, value in zip(paths, values):
         if path.startswith("optimizer."):
+            # Who also edited a stage's own value has said where it holds: spread to all, it would be lost.
             unset = [s for s in tree["stages"] if f"{s['name']}.{path}" in paths]
             if not unset:
                 _to_stages(tree, claimed.given, path.partition(".")[2], value, finished)

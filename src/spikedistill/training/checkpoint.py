@@ -4,15 +4,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from .. import finite
 from ..errors import SpikedistillError
 from ..files import recover, replace_folder
-from ..finite import faulty
 
 FORMAT = 1
 STATE = "state.json"
@@ -30,6 +31,8 @@ def save(
     """
     from safetensors.torch import save as to_bytes
 
+    # Bytes and not a file: the checksum is of what was meant, before any disk had it. Contiguous, because
+    # safetensors takes nothing else and weights may lie channels last.
     data = to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     document = {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest(), **state}
     replace_folder(
@@ -54,28 +57,30 @@ def sealed(document: Mapping[str, Any]) -> bytes:
 
 
 def _checksum(document: Mapping[str, Any]) -> str:
+    # As a reader will find it (tuples as lists, keys as text), so that written and read give one checksum.
     plain = json.loads(json.dumps({k: v for k, v in document.items() if k != "checksum"}))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def load_latest(
-    folder: Path, note: Callable[[str], None] = lambda text: None
+    folder: Path, note: Callable[[str], None] = lambda text: None, masks: Collection[str] = ()
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The last checkpoint that is whole, or None where there is none; ``note`` hears if an older is taken.
 
-    Raises for the last one's damage where no older one is whole.
+    ``masks``: tensors that may hold infinity. Raises for the last one's damage where no older one is whole.
     """
+    # First: a kill between two renames may have left the only whole one under another name.
     recover(folder, previous(folder))
     if not folder.exists():
         return None
     try:
-        return load(folder)
+        return load(folder, masks)
     except SpikedistillError as error:
         before = previous(folder)
         if not before.exists():
             raise
         try:
-            found = load(before)
+            found = load(before, masks)
         except SpikedistillError:
             raise error from None
         # The damaged one goes first: the next save must not push the whole one out.
@@ -88,21 +93,33 @@ def load_latest(
         return found
 
 
-def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and state; raises for a damaged or foreign folder, and for tensors that hold NaN."""
+def load(folder: Path, masks: Collection[str] = ()) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state; raises for a damaged or foreign folder, and for tensors that hold NaN.
+
+    Infinity is refused too, but in ``masks``.
+    """
     state = read_json(folder / STATE)
     if state.get("format") != FORMAT:
         raise SpikedistillError(
             f"{folder}: checkpoint format {state.get('format')!r}, this version reads {FORMAT}"
         )
     tensors = read_tensors(folder / "tensors.safetensors", state.get("sha256"))
-    wrong = faulty(tensors.items())
+    wrong = faulty(tensors.items(), masks)
     if wrong:
         raise SpikedistillError(
             f"{folder / 'tensors.safetensors'}: {wrong[0]} holds NaN or infinity ({len(wrong)} tensors do); "
             "use an older checkpoint or repeat the run"
         )
     return tensors, state
+
+
+def faulty(tensors: Iterable[tuple[str, Tensor]], masks: Collection[str]) -> list[str]:
+    """Names of the tensors that no checkpoint may hold: with NaN, or with infinity and not in ``masks``."""
+    # As 0 the infinity of a mask passes, while NaN beside it is still found.
+    return finite.faulty(
+        (k, torch.where(torch.isinf(v), 0, v) if k in masks and v.is_floating_point() else v)
+        for k, v in tensors
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -130,6 +147,7 @@ def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
     from safetensors.torch import load as from_bytes
 
     try:
+        # Read once: what is parsed below is what was hashed, whatever happens to the file meanwhile.
         data = path.read_bytes()
     except FileNotFoundError:
         raise SpikedistillError(f"{path} is missing; the folder is no (whole) checkpoint") from None
@@ -143,3 +161,23 @@ def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
         return from_bytes(data)
     except Exception as error:
         raise SpikedistillError(f"{path} is not a safetensors file ({error})") from None
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str, advice: str) -> None:
+    """Load a module's state; raises, with ``where`` and ``advice``, for names or shapes that do not fit."""
+    # strict=False for the error alone: torch would raise with a page of keys.
+    try:
+        missing, unexpected = module.load_state_dict(tensors, strict=False)
+    except RuntimeError:  # for shapes, strict or not
+        own = module.state_dict()
+        other = [k for k, v in own.items() if k in tensors and tensors[k].shape != v.shape]
+        if not other:
+            raise
+        k, more = other[0], f" (and {len(other) - 1} more)" if len(other) > 1 else ""
+        raise SpikedistillError(
+            f"{where}: the weights do not fit the network: {k} has shape {tuple(tensors[k].shape)}, the "
+            f"network's is {tuple(own[k].shape)}{more}; {advice}"
+        ) from None
+    wrong = [*missing, *unexpected]
+    if wrong:
+        raise SpikedistillError(f"{where}: the weights do not fit the network: {', '.join(wrong[:4])} ...")

@@ -88,10 +88,13 @@ def compare(
     folder = folder_of(name, out)
     names = methods if isinstance(methods, str) else ",".join(methods)
     limit = None if budget is None else duration_seconds(budget)
+    # The recipe itself and not its name: a file that has changed is another question.
     request = {"on": recipe.plain(), "methods": names, "seeds": seeds, "budget_seconds": limit}
     around = beside(folder)
     plan = read_plan(folder)
     if plan is None:
+        # Written before anything trains: after a kill the same methods go on, however the time is estimated
+        # then.
         plan = _plan(request, recipe, names, seeds, limit, data, factories, device, around, say)
         write_plan(folder, plan)
     elif plan.request != json.loads(json.dumps(request)):
@@ -143,6 +146,7 @@ def _plan(
     if budget is not None:
         basis = sum(value for stage, value in seconds.items() if stage not in kept) * seeds
         kept = []
+        # The cheapest first, so that the budget holds as many methods as it can.
         for method in sorted(fitting, key=lambda method: seconds[method.name]):
             need = seconds[method.name] * seeds
             if basis + need <= budget:
@@ -155,6 +159,7 @@ def _plan(
                 f"--budget {hours(budget)} holds no method: teacher and {BASELINE} take about "
                 f"{hours(basis)}; give more, or fewer --seeds"
             )
+        # Back in the order asked for, which the stages and the table follow.
         kept = [method.name for method in fitting if method.name in kept]
     return Plan(
         request, kept, left_out, {stage: seconds[stage] for stage in seconds if stage not in left_out}

@@ -47,6 +47,7 @@ def base(
         data = {"name": str(on)}
     else:
         return load(on, overrides, custom)  # says what there is
+    # A copy to the leaves: the overrides below would change DEFAULT for the whole process.
     tree = json.loads(json.dumps({"title": path.stem, "data": {**data, "batch_size": 64}, **DEFAULT}))
     for override in overrides:
         apply_override(tree, override)
@@ -83,6 +84,7 @@ def generated(recipe: Recipe, methods: Sequence[Method], seeds: int, custom: Ite
             for key, value in shared["network"].items()
             if key not in ("neuron", "encoding", "head")
         }
+        # In front: a stage can only learn from one that is finished.
         stages.insert(
             0, {"name": TEACHER, "network": {**twin, "ann": True}, "epochs": shared.get("epochs", 1)}
         )

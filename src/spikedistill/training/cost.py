@@ -69,6 +69,7 @@ def _seconds(
     batch, sizes = recipe.data.batch_size, data.info.sizes
     x, y = next(iter(data.batches("train", batch, train=True, device=device)))
     x = x.double() if precision == "float64" else x
+    # Made even where nothing of it is timed: later stages begin from it or learn from it.
     network = build(stage, recipe, data.info, products, factories, lambda: [x], recipe.seed).to(device)
     if precision == "float64":
         network.double()
@@ -81,6 +82,7 @@ def _seconds(
     distiller.train()
     chosen = optimizer(distiller, recipe.optimizer_of(stage))
     started = 0.0
+    # The first step allocates, and chooses algorithms, for those that follow.
     for step in range(STEPS + 1):
         if step == 1:
             started = time.perf_counter()

@@ -1,7 +1,7 @@
 """What was wrong with a step that was not finite: the step is run again, and looked at part by part.
 
-Nothing was applied since (:mod:`.guard`), so the weights, the batch and the draws are those of the step
-itself.
+Nothing was applied since (:mod:`.guard`), so the weights are those of the step itself. So are the batches and
+the draws: each pass asks for the batches anew, and draws on from where that leaves the generators.
 """
 
 import torch
@@ -33,8 +33,8 @@ def explain(training: TrainingState, step: int) -> SpikedistillError:
 def _cause(training: TrainingState, step: int) -> tuple[str, str]:
     distiller = training.distiller
     batch = (step % training.per_epoch) * training.micro
-    micro = list(training.micro_batches(step, batch))
-    for k, (x, _) in enumerate(micro):
+    # From cause to effect: one NaN in the data makes everything behind it NaN too.
+    for k, (x, _) in enumerate(training.micro_batches(step, batch)):
         rows = torch.isfinite(x.flatten(1)).all(1)
         if not bool(rows.all()):
             row = int((~rows).nonzero()[0])
@@ -52,10 +52,11 @@ def _cause(training: TrainingState, step: int) -> tuple[str, str]:
         )
     if training.world > 1:  # what follows runs the network, and the processes might part ways in it
         return f"the loss or a gradient is not finite at step {step}", LOWER
-    far = _diverged(training, step, micro)
-    for k, (x, y) in enumerate(micro):
-        losses = _losses(training, step, k, x, y)
+    far = _diverged(training, step, batch)
+    for x, y in training.micro_batches(step, batch):
+        losses = _losses(training, step, x, y)
         values = {name: float(value) for name, value in losses.parts.items()}
+        # Infinity less itself is NaN as well: one test finds both.
         bad = [name for name, value in values.items() if value - value != 0]
         if bad or not bool(torch.isfinite(losses.total)):
             total = float(losses.total.detach())
@@ -66,8 +67,9 @@ def _cause(training: TrainingState, step: int) -> tuple[str, str]:
                 "batch and logits are finite",
                 "Mend the objective or its settings, then resume",
             )
+    # Over a list: looking at one objective takes the others out of the mapping meanwhile.
     for term in list(distiller.objectives):
-        tensors = _gradient_of(training, step, micro, term)
+        tensors = _gradient_of(training, step, batch, term)
         if tensors:
             words = (
                 f"the gradient of objective {term!r} at step {step} is not finite in {finite.words(tensors)}"
@@ -80,8 +82,8 @@ def _cause(training: TrainingState, step: int) -> tuple[str, str]:
     return f"the sum of the objectives' gradients is not finite at step {step}", LOWER
 
 
-def _losses(training: TrainingState, step: int, k: int, x: torch.Tensor, y: torch.Tensor):  # type: ignore[no-untyped-def]
-    training.seed_draws(step, k)
+def _losses(training: TrainingState, step: int, x: torch.Tensor, y: torch.Tensor):  # type: ignore[no-untyped-def]
+    """Of a batch that has just been asked for: whatever is drawn in between would change the draws."""
     with (
         autocast(training.settings.precision, training.settings.device),
         saving(training.settings.memory, training.student),
@@ -90,25 +92,23 @@ def _losses(training: TrainingState, step: int, k: int, x: torch.Tensor, y: torc
 
 
 @torch.no_grad()
-def _diverged(training: TrainingState, step: int, micro: list[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+def _diverged(training: TrainingState, step: int, batch: int) -> bool:
     """Whether weights or logits have run away."""
     sizes = [p.detach().abs().max() for p in training.distiller.parameters() if p.numel()]
-    for k, (x, y) in enumerate(micro):
-        sizes.append(_losses(training, step, k, x, y).logits.abs().max())
+    for x, y in training.micro_batches(step, batch):
+        sizes.append(_losses(training, step, x, y).logits.abs().max())
     return any(not float(size) < DIVERGED for size in sizes)  # NaN is not less
 
 
-def _gradient_of(
-    training: TrainingState, step: int, micro: list[tuple[torch.Tensor, torch.Tensor]], term: str
-) -> list[str]:
+def _gradient_of(training: TrainingState, step: int, batch: int, term: str) -> list[str]:
     """Parameters whose gradient by this objective alone is not finite."""
     distiller = training.distiller
     whole = distiller.objectives
     distiller.objectives = nn.ModuleDict({term: whole[term]})
     try:
-        for k, (x, y) in enumerate(micro):
+        for x, y in training.micro_batches(step, batch):
             distiller.zero_grad(set_to_none=True)
-            _losses(training, step, k, x, y).total.backward()
+            _losses(training, step, x, y).total.backward()
             found = finite.faulty((n, p.grad) for n, p in distiller.named_parameters() if p.grad is not None)
             if found:
                 return found

@@ -55,12 +55,14 @@ def predict_early(network: Network, x: Tensor, confidence: float = 0.9) -> Exit:
             out[here] = mean
             taken[here] = t + 1
             sure = mean.softmax(-1).amax(-1) >= confidence
+            # From 1 on all steps are promised, and a softmax may be rounded to 1.
             if confidence >= 1 or not bool(sure.any()):
                 continue
             stay = ~sure
             if not bool(stay.any()):
                 break
             here, total = here[stay], total[stay]
+            # What is no tensor is the number of the step, which all samples share.
             state = {k: v[stay] if isinstance(v, Tensor) else v for k, v in state.items()}
     assert out is not None
     return Exit(out, taken)

@@ -69,6 +69,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     training = network.training
     network.eval()
     try:
+        # The generators are put back: a training that is measured more or less often draws the same.
         with torch.no_grad(), torch.random.fork_rng():
             yield
     finally:
@@ -91,6 +92,7 @@ def evaluate(
     """
     own = network.time_steps if isinstance(network, Network) else None
     converted = isinstance(network, Network) and "conversion" in network.config
+    # Not of a converted network: hundreds of steps at once would need the memory of them all.
     longest = max([own, *time_steps]) if own is not None and not converted else own
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.long)
     loss, images = 0.0, 0
@@ -101,6 +103,7 @@ def evaluate(
     with evaluating(network):
         for i, (x, y) in enumerate(batches):
             torch.manual_seed(seed_of(*position, i))
+            # Resolved once, on the first batch: a wildcard traces the network.
             if wanted is None:
                 known = rates and own is not None and taps.has_spikes(network)
                 wanted = {"*@spikes": taps.resolve(network, "*@spikes", x)} if known else {}
@@ -116,6 +119,7 @@ def evaluate(
                     right[T] += int((logits[:T].float().mean(0).argmax(-1) == y).sum())
             for tap, s in seen.tensors.items():
                 name = tap.removesuffix("@spikes")
+                # A simulation made longer for accuracies at other T does not count in the rates.
                 s = s[:own]
                 spikes[name] = spikes.get(name, 0.0) + float(s.float().mean()) * len(y)
                 neurons[name] = s[0, 0].numel()
@@ -186,6 +190,7 @@ def membrane_histograms(
     edges = torch.linspace(*span, bins + 1)
 
     def counts(h: Tensor) -> list[int]:
+        # histc leaves out what lies beyond its ends.
         return torch.histc(h.clamp(*span), bins, *span).long().tolist()
 
     return [

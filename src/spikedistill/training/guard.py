@@ -34,6 +34,7 @@ class Guard:
             return
         bad = (~torch.stack(good).all()).to(self.found)
         if self.world > 1:
+            # One process alone holding back would leave the copies of the weights apart.
             torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
         self.step = torch.where((self.step < 0) & (bad > 0), step, self.step)
         self.found = torch.maximum(self.found, bad)
@@ -41,6 +42,8 @@ class Guard:
     def update(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer's step, unless the flag is up."""
         if all(group.get("fused") for group in optimizer.param_groups):
+            # Where torch's GradScaler leaves its flag: the fused kernels skip the update where it is not 0,
+            # and the host need not wait to know.
             optimizer.grad_scale, optimizer.found_inf = None, self.found  # type: ignore[attr-defined]
         elif bool(self.found):  # no kernel that looks by itself: the host does
             return

@@ -21,9 +21,11 @@ def locked(folder: Path, note: Callable[[str], None] = lambda text: None) -> Ite
     POSIX record locks: they go with the process, children do not inherit them, and network file systems carry
     them from machine to machine. Where a file system has none, ``note`` is told.
     """
+    # With the number of the process: a forked child inherits the set, but not the lock.
     place = (os.getpid(), folder.resolve())
     if place in _held:
         raise SpikedistillError(f"{folder} is being trained by this process already; choose another --out")
+    # Opened without O_TRUNC: that would wipe out the holder's name before the lock is refused.
     file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _lock(file, folder, note)
@@ -33,6 +35,8 @@ def locked(folder: Path, note: Callable[[str], None] = lambda text: None) -> Ite
         yield
     finally:
         _held.discard(place)
+        # Closed, not removed: a process that has the old file open would lock a name that is gone, the next
+        # one a new file, and both would train.
         os.close(file)
 
 
@@ -43,6 +47,8 @@ def held(folder: Path) -> bool:
     try:
         import fcntl
 
+        # A shared lock is enough to meet an exclusive one, and asks no right to write, which a reader may
+        # lack.
         with open(folder / FILE, "rb") as file:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except ImportError:

@@ -35,11 +35,13 @@ class Training(TrainingState):
         self.progress.begin(self.settings.name, self.steps, self.position.step)
         model: nn.Module = self.distiller
         if self.accelerator is not None and self.world > 1:
+            # Statistics of the whole batch: several processes train what one would train.
             self.distiller.student = synchronize(self.student)
             model = self.accelerator.prepare_model(self.distiller)
         with signals.watch.finishing():
             while self.position.epoch < self.settings.epochs:
                 self.epoch(model)
+        # The average is the product; settled after the swap, since statistics belong to weights.
         if self.average is not None:
             self.average.swap(self.student)
         if self.settles:
@@ -122,6 +124,7 @@ class Training(TrainingState):
         ):
             losses = model(x, y, progress)
         clock.lap("forward")
+        # Mixed images (mixup, cutmix) have shares of classes: the largest counts as the right answer.
         hard = y if y.dim() == 1 else y.argmax(-1)
         return losses.total, losses.parts, (losses.logits.argmax(-1) == hard).sum()
 
@@ -132,6 +135,8 @@ class Training(TrainingState):
         """
         wanted = [self.due(), signals.watch.asked is not None]
         if self.world > 1:
+            # What is unread depends on the step alone, so all processes leave here together or meet below:
+            # their clocks and signals differ, and a collective that one of them misses would hang.
             if unread:
                 return False, False
             each = torch.tensor(wanted, dtype=torch.float32, device=self.settings.device)
@@ -144,6 +149,8 @@ class Training(TrainingState):
         if not stop:
             return
         if self.world > 1:
+            # Those that write nothing are done at once; a launcher that sees one process end with an error
+            # ends the others, the writer among them.
             self.accelerator.wait_for_everyone()
         raise signals.Stopped(signals.watch.asked or signals.SIGNALS[0])
 
@@ -171,6 +178,8 @@ class Training(TrainingState):
         """Validation, the epoch's line in the log, best weights, checkpoint."""
         sums, images = self.position.totals(self.world, self.settings.device)
         n = max(sums.get("count", 1.0), 1.0)
+        # Moved on before the validation: the best epoch is counted from 1, and the checkpoint below is of the
+        # next epoch, its first batch.
         self.position.epoch += 1
         self.position.batch = 0
         validation = self.validate()
@@ -185,6 +194,7 @@ class Training(TrainingState):
                 "parts": {k.removeprefix("part."): v / n for k, v in sums.items() if k.startswith("part.")},
                 "accuracy": sums.get("right", 0.0) / images,
             },
+            # Of the last update: the position has moved on already.
             "lr": learning_rate(self.settings.optimizer, self.position.step - 1, self.steps, self.per_epoch),
             "images_per_second": images / max(seconds, 1e-9),
             "peak_memory_mb": peak_memory_mb(self.settings.device),
@@ -200,6 +210,8 @@ class Training(TrainingState):
             text += f", validation {100 * validation.accuracy:.1f} %"
             self.watch(validation)
         if self.settings.folder is not None and self.rank == 0:
+            # Before the checkpoint: a kill in between writes the line twice, and the later one counts; the
+            # other way round it would be missing for ever.
             metrics.append(self.settings.folder, "epoch", **line)
         if self.accelerator is not None:
             self.accelerator.log(
@@ -209,6 +221,7 @@ class Training(TrainingState):
         self.position.last = line
         self.position.sums, self.position.images, self.position.times = {}, 0, dict.fromkeys(PARTS, 0.0)
         save, stop = self.wishes(False)
+        # Always after the last epoch: the measuring that follows can be killed too.
         if save or stop or self.position.epoch == self.settings.epochs:
             self.save()
             self.leave(stop)
@@ -230,6 +243,8 @@ class Training(TrainingState):
                 )
             if self.position.best is None or found.accuracy > self.position.best["validation_accuracy"]:
                 self.position.best = {"epoch": self.position.epoch, "validation_accuracy": found.accuracy}
+                # Cloned, because a state dict shares its tensors with the network; on the host, where room
+                # costs less.
                 self.best = {k: v.detach().cpu().clone() for k, v in self.student.state_dict().items()}
         return found
 
@@ -238,6 +253,7 @@ class Training(TrainingState):
         """The student as its product would be now: averaged weights, settled statistics; then as it was."""
         if self.average is not None:
             self.average.swap(self.student)
+        # After the swap, and put back before the next one: the average swaps buffers too.
         buffers = {name: value.clone() for name, value in self.student.named_buffers()}
         try:
             if self.settles:
@@ -266,6 +282,8 @@ class Training(TrainingState):
 
     def plain_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches without shuffling or augmentation."""
+        # The same size as for the finished stage: an encoding draws by batch, so other batches are other
+        # spikes.
         for x, y in self.data.batches(split, max(self.settings.batch_size, 128), device=self.settings.device):
             yield (x.double() if self.settings.precision == "float64" else x), y
 

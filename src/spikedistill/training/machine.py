@@ -1,5 +1,6 @@
 """What a machine does for a stage: memory of a step, bfloat16 autocast, compiled neurons where that pays."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from ..distiller import Distiller
 from ..neurons import Neuron, compilation
-from ..neurons.packing import packed_spikes
+from ..neurons.packing import Packer, packed_spikes
 from ..neurons.recompute import lean
 
 # A cold compiler cache costs up to this long on two cores; the fused form saves this part of an eager step.
@@ -40,26 +41,34 @@ class Fit:
         return self.available_mb is None or self.step_mb + self.fixed_mb < self.available_mb
 
 
-def estimate(distiller: Distiller, x: Tensor, y: Tensor, batch_size: int, states: int = 1) -> Fit:
+def estimate(
+    distiller: Distiller, x: Tensor, y: Tensor, batch_size: int, states: int = 1, memory: str = "default"
+) -> Fit:
     """From one forward pass on two samples: what backward keeps grows with the batch.
 
     Weights, gradients and ``states`` optimizer tensors a parameter do not. An estimate: work buffers of
-    convolutions and the allocator's slack are not in it.
+    convolutions and the allocator's slack are not in it. ``memory``: how it is kept (:func:`saving`).
 
     Norm statistics and random state stay as they are.
     """
     x, y = x[:2].clone(), y[:2]  # a view would count the storage of the whole batch
     saved: dict[int, int] = {}
+    # By storage: views of a tensor, or a tensor kept by several functions, take their memory once.
     own = {p.untyped_storage().data_ptr() for p in distiller.parameters()}
 
     def keep(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
+        # Of nested hooks torch calls the innermost alone: the packer's place is taken, so it is asked here.
+        storage = (t if packer is None else packer.pack(t)[0]).untyped_storage()
         if storage.data_ptr() not in own:
             saved[storage.data_ptr()] = storage.nbytes()
         return t
 
     buffers = {k: v.clone() for k, v in distiller.named_buffers()}
-    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+    with (
+        torch.random.fork_rng(),
+        saving(memory, distiller.student) as packer,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+    ):
         losses = distiller(x, y)  # held until all is counted, so that no address is used twice
     with torch.no_grad():
         for name, value in distiller.named_buffers():
@@ -82,6 +91,7 @@ def available(device: torch.device) -> float | None:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
+    # Not MemFree: what the system holds as file cache can be had too.
     return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), None)
 
 
@@ -91,20 +101,22 @@ def peak_memory_mb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e6
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    # Of 1024 bytes on Linux; macOS counts single ones.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def saving(memory: str, network: nn.Module) -> AbstractContextManager[Any]:
+@contextmanager
+def saving(memory: str, network: nn.Module) -> Iterator[Packer | None]:
     """How the forward pass keeps what backward needs.
 
-    As it is, spikes as bits, or blocks recomputed with spikes as bits.
+    As it is, spikes as bits, or blocks recomputed with spikes as bits. Yields what packs the spikes, if any.
     """
-    stack = ExitStack()
-    if memory != "default":
-        stack.enter_context(packed_spikes())
-    if memory == "lean" and any(isinstance(m, Neuron) for m in network.modules()):
-        stack.enter_context(lean(network))
-    return stack
+    with ExitStack() as stack:
+        packer = None if memory == "default" else stack.enter_context(packed_spikes())
+        if memory == "lean" and any(isinstance(m, Neuron) for m in network.modules()):
+            stack.enter_context(lean(network))
+        yield packer
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -117,6 +129,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 @contextmanager
 def compiling(on: bool) -> Iterator[None]:
     """Run with or without compiling; where compiling is forbidden altogether, by the plain equations."""
+    # By what the process allows: a run's own context says compile or not, the user's switch says never.
     allowed = compilation.allowed()
     with compilation.use("compiled" if on and allowed else "uncompiled" if allowed else "eager"):
         yield
@@ -137,9 +150,12 @@ def worth_compiling(distiller: Distiller, x: Tensor, y: Tensor, steps: int) -> b
         for _ in range(2):
             start = time.perf_counter()
             distiller(x, y).total.backward()
+            # Kernels are only queued by then; without waiting, the time would be that of the queueing.
             if x.is_cuda:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
     distiller.zero_grad(set_to_none=True)
+    # Two steps in training mode have moved the statistics of the norms.
     distiller.load_state_dict(state)
+    # The faster of the two: the first also pays for allocations that later steps find made.
     return min(seconds) * steps * SAVED > COMPILE_SECONDS

@@ -33,6 +33,7 @@ def append(folder: str | os.PathLike[str], event: Event, **values: Any) -> None:
     path = Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(_finite({"event": event, **values}), allow_nan=False) + "\n"
+    # Read and appended in one: nothing may be written behind a torn line before it is cut off.
     with open(path, "ab+") as file:
         size = file.seek(0, os.SEEK_END)
         if size and _last_byte(file, size) != b"\n":
@@ -50,6 +51,7 @@ def read(folder: str | os.PathLike[str]) -> Metrics:
     if not path.exists():
         return Metrics()
     try:
+        # What stands behind the last line feed is no line yet: nothing, or one that is torn or being written.
         *lines, tail = path.read_bytes().split(b"\n")
     except OSError as error:
         raise SpikedistillError(f"{path}: cannot be read ({error.strerror or error})") from None
@@ -95,6 +97,7 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
+    # JSON has no NaN and no infinity; Python's own spelling of them is refused by other readers.
     if isinstance(value, float) and value - value != 0:
         return None
     return value

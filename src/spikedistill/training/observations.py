@@ -127,6 +127,7 @@ def observe(
         layers=[Activity(path=path, share=share) for path, (share, _) in own.items()],
         drawn=drawn,
     )
+    # A teacher of other classes has predictions, but none to set beside these.
     if theirs and (other := torch.cat(theirs)[:PREDICTED]).shape == student.shape:
         found.teacher, found.agreement = _predictions(other, target), _agreement(student, other, target)
     if taught and own:
@@ -158,13 +159,16 @@ def likeness(a: Tensor, b: Tensor) -> float:
     """
     grams = [x @ x.T for x in (a, b)]
     ab, aa, bb = (_hsic(k, l) for k, l in ((grams[0], grams[1]), (grams[0], grams[0]), (grams[1], grams[1])))
+    # Without bias the estimate may fall to 0 or below, for features that do not vary: no root of that.
     return round(ab / (aa * bb) ** 0.5, 4) if aa > 0 and bb > 0 else 0.0
 
 
 def _hsic(k: Tensor, l: Tensor) -> float:
     N = len(k)
+    # The estimator divides by N - 3.
     if N < 4:
         return 0.0
+    # In float64: three sums of about the same size, of which the differences are what counts.
     k, l = (x - torch.diag(x.diagonal()) for x in (k.double(), l.double()))
     trace, sums = (k * l).sum(), k.sum() * l.sum() / ((N - 1) * (N - 2))
     return float(trace + sums - 2 / (N - 2) * (k.sum(0) * l.sum(0)).sum()) / (N * (N - 3))
@@ -178,6 +182,7 @@ def _logits(network: nn.Module, x: Tensor) -> Tensor:
 def _predictions(logits: Tensor, target: Tensor) -> Predictions:
     sure, found = logits.softmax(-1).max(-1)
     right = (found == target).double()
+    # A probability of exactly 1 belongs to the last bin, not to one behind it.
     place = (sure * BINS).long().clamp(0, BINS - 1)
     bins = []
     for k in range(BINS):

@@ -23,7 +23,7 @@ from .bfloat16 import trainable_precision
 from .calibration import CALIBRATION_IMAGES, calibration_batches, recalibrate
 from .card import card
 from .loop import Training
-from .machine import autocast, compiling, estimate, saving, worth_compiling
+from .machine import autocast, compiling, estimate, worth_compiling
 from .progress import Progress
 from .reuse import stage_keys, take
 from .run_folder import (
@@ -72,11 +72,14 @@ class OneSeed:
         stages: list[StageSummary] = []
         for stage in self.recipe.stages:
             place = self.folder / "stages" / stage.name
+            # Both are asked for: older versions wrote the summary apart from the folder, and a kill could
+            # come between.
             if (place / "config.json").exists() and (place / summary.FILE).exists():
                 row = summary.read_stage(place)
             else:
                 row = self.take_over(stage, place) or self.train_stage(stage, place)
             if stage.name not in self.products:
+                # A kill may have come behind the stage's folder, before its checkpoints were removed.
                 if self.accelerator.is_main_process:
                     self.forget_checkpoints(stage)
                 network = load_network(place, self._fresh(stage), self.factories).to(self.device)
@@ -168,6 +171,7 @@ class OneSeed:
             distiller = distiller_of(stage, network, teachers)
             distiller.to(self.device)
             x, y = next(iter(self.data.batches("train", self.recipe.data.batch_size, device=self.device)))
+            # Before Training, which makes the optimizer: the adapters made here are among its parameters.
             distiller.setup(x.double() if settings.precision == "float64" else x, self.seed)
             settings.precision, note = trainable_precision(
                 settings.precision, self.recipe.precision, network, x, stage.name
@@ -182,6 +186,8 @@ class OneSeed:
             training.channels_last = compiled or settings.precision == "bfloat16"
             with compiling(compiled):
                 training.run()
+            # Trained over an objective's longer T, the norms have averaged over steps that the network itself
+            # does not run.
             longer = distiller.time_steps
             if (
                 isinstance(network, Network)
@@ -232,6 +238,7 @@ class OneSeed:
     def epochs_before(self, stage: Stage) -> int:
         """Epochs of the run, seeds one after the other, before this stage's."""
         epochs = [s.epochs for s in self.recipe.stages]
+        # One count over all seeds and stages: trackers want steps that never go back.
         return (self.seed - self.recipe.seed) * sum(epochs) + sum(epochs[: self.recipe.stages.index(stage)])
 
     def say_what_fits(
@@ -245,10 +252,9 @@ class OneSeed:
         }
         if settings.precision == "float64":
             x = x.double()
-        with autocast(settings.precision, settings.device), saving(settings.memory, distiller.student):
-            fit = estimate(
-                distiller, x, y, settings.batch_size, states=1 if settings.optimizer.name == "sgd" else 2
-            )
+        states = 1 if settings.optimizer.name == "sgd" else 2
+        with autocast(settings.precision, settings.device):
+            fit = estimate(distiller, x, y, settings.batch_size, states, settings.memory)
         self.log("start", stage=stage.name, step_mb=fit.step_mb, fixed_mb=fit.fixed_mb, **updates)
         if not fit.fits:
             self.progress.note(
@@ -263,6 +269,7 @@ class OneSeed:
         known = self.resolved.setdefault("compile", {})
         if stage.name not in known:
             with autocast(training.settings.precision, self.device):
+                # Batches and not updates: the network runs once for each.
                 known[stage.name] = worth_compiling(
                     distiller, x, y, training.steps * training.settings.optimizer.accumulate
                 )

@@ -13,6 +13,7 @@ from ..recipe import Optimizer
 def optimizer(module: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
     """The optimizer over student and adapters, fused where torch has it for the device."""
     groups = parameter_groups(module, config.lr, config.weight_decay, config.name)
+    # Asked for and not left to torch: fused kernels are the ones that the guard can hold back without a wait.
     fused = all(p.is_floating_point() and p.device.type in ("cuda", "cpu") for p in module.parameters())
     if config.name == "sgd":
         return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.nesterov, fused=fused)
@@ -40,12 +41,15 @@ def restore_by_name(optimizer: torch.optim.Optimizer, module: nn.Module, state: 
     """What :func:`state_by_name` gave; raises ``KeyError`` for a parameter that the module lacks."""
     places = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     parameters = dict(module.named_parameters())
+    # A checkpoint of an older version, by number.
     if any("|" not in text for text in state):
         state = _named_state(state, module)
     states: dict[int, dict[str, Tensor]] = {}
     for text, value in state.items():
         name, key = text.rsplit("|", 1)
         states.setdefault(places[id(parameters[name])], {})[key] = value
+    # Through torch, which brings each state to its parameter's device and type. The groups are
+    # the optimizer's own: a checkpoint keeps none.
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -65,6 +69,7 @@ def learning_rate(config: Optimizer, step: int, steps: int, steps_per_epoch: int
     """Learning rate of a step (from 0) among ``steps``: a pure function of position."""
     warm = round(config.warm_up * steps_per_epoch)
     if step < warm:
+        # step + 1: the first update already moves, and the last of the warm-up has the whole rate.
         return config.warm_up_lr + (config.lr - config.warm_up_lr) * (step + 1) / warm
     p = (step - warm) / max(1, steps - warm)
     if config.schedule == "cosine":
@@ -89,20 +94,34 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """``average <- decay * average + (1 - decay) * value``; integer buffers are copied."""
+        """``average <- decay * average + (1 - decay) * value``; integers and a mask's infinity are copied."""
+        masks = mask_names(module)
         for name, value in _tensors(module):
-            if value.is_floating_point():
-                self.values[name].lerp_(value, 1 - self.decay)
+            average = self.values[name]
+            if not value.is_floating_point():
+                average.copy_(value)
+            elif name in masks:
+                # Between infinities lies NaN. Asked on the device: to read it would wait for the GPU.
+                held = torch.isinf(value) | torch.isinf(average)
+                average.copy_(torch.where(held, value, average.lerp(value, 1 - self.decay)))
             else:
-                self.values[name].copy_(value)
+                average.lerp_(value, 1 - self.decay)
 
     @torch.no_grad()
     def swap(self, module: nn.Module) -> None:
         """Exchange the module's values with the averages."""
         for name, value in _tensors(module):
+            # In place: the optimizer and the wrapper of several processes hold these tensors.
             other = self.values[name].clone()
             self.values[name].copy_(value)
             value.copy_(other)
+
+
+def mask_names(module: nn.Module) -> set[str]:
+    """Buffers that may hold infinity, as a mask does: all but running statistics (:mod:`..finite`)."""
+    # Under each name of a shared one: a state dict has them all.
+    names = (name for name, _ in module.named_buffers(remove_duplicate=False))
+    return {name for name in names if not name.rpartition(".")[2].startswith("running_")}
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -27,7 +27,9 @@ class Position:
         """The running epoch's sums and images of all processes together; each of them has to ask."""
         sums, images = self.sums, self.images
         if processes > 1:
+            # One order everywhere: the numbers are added by place.
             names = sorted(sums)
+            # float64 counts images and adds losses without rounding that shows; mps has none.
             kind = torch.float32 if device.type == "mps" else torch.float64
             each = torch.tensor([images, *(sums[name] for name in names)], dtype=kind, device=device)
             torch.distributed.all_reduce(each)

@@ -72,6 +72,7 @@ class Progress:
         """One step more."""
         self.done += 1
         if self.bar is not None:
+            # Of the steps made here: a resumed stage did the others in another process.
             per_second = (self.done - self.first) * images / max(time.perf_counter() - self.start, 1e-9)
             self.bar.update(self.task, completed=self.done, rate=f"{per_second:,.0f} img/s")
 
@@ -82,11 +83,13 @@ class Progress:
         elif self.enabled:
             spent = time.perf_counter() - self.start
             left = spent / max(self.done - self.first, 1) * (self.total - self.done)
+            # To stderr, as the bar: stdout is for what a command gives, such as JSON.
             print(f"{self.name}: {text}, {spent:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
         """A line that stays."""
         if self.bar is not None:
+            # Plain: paths and errors hold brackets, which rich would take for markup.
             self.bar.console.print(text, highlight=False, markup=False)
         elif self.enabled:
             print(text, file=sys.stderr, flush=True)

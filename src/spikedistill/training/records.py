@@ -37,6 +37,7 @@ FAMILIES_1: dict[str, dict[str, Any]] = {
     "svgg11": {"type": "lif", "tau": 2.0, "reset": "soft"},
     "sew_7b_wide": {"type": "plif", "init_tau": 2.0},
     "dvs_gesture_cnn": {"type": "lif", "decay": 0.93, "reset": "soft"},
+    # Every other family; last, since every name begins with it.
     "": {"type": "lif", "tau": 2.0},
 }
 # Keys that came after record 1, and what runs did before: keys of a stage, of a network's options.
@@ -69,6 +70,7 @@ def complete(recipe: Recipe, factories: Iterable[str] = ()) -> dict[str, Any]:
             written["quantize"] = {**_defaults(quantize, ("network", "calibration")), **stage.quantize}
         if stage.network is not None:
             written["network"] = _network(stage, recipe, factories)
+    # As a file gives it back, lists for tuples: records are compared with each other.
     return dict(json.loads(json.dumps(tree)))
 
 
@@ -116,6 +118,8 @@ def _network(stage: Stage, recipe: Recipe, factories: Iterable[str]) -> dict[str
         return whole
     if name not in networks.names():
         return given
+    # Asked of a network that was made, not of a signature: what a family fills in itself, such as its neuron,
+    # is in force too.
     keys = [key for key in networks.options(name) if key not in NOT_THE_RECIPES or key in given]
     steps = None if ann else stage.time_steps or recipe.time_steps
     made = untrained(name, {k: v for k, v in given.items() if k in networks.options(name)}, steps)
@@ -125,6 +129,7 @@ def _network(stage: Stage, recipe: Recipe, factories: Iterable[str]) -> dict[str
 def untrained(name: str, options: dict[str, Any], time_steps: int | None) -> networks.Network:
     """The network without memory for its weights: what it says of itself is asked, nothing else."""
     given = {**options, "time_steps": time_steps}
+    # Only the CPU's generator: to save those of a GPU would start it, for a network that has no values.
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):

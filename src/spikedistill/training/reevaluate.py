@@ -47,6 +47,7 @@ class Wanted(TypedDict, total=False):
 def split_run(text: str) -> tuple[Path, str | None]:
     """``folder[/seed-N][:STAGE[@best]]`` into folder and stage; a run of one seed has no folder for it."""
     before, colon, after = text.rpartition(":")
+    # A path that exists is one, colon or not.
     folder, stage = (Path(before), after) if colon and not Path(text).exists() else (Path(text), None)
     if not folder.exists() and (folder.parent / "recipe.yaml").exists():
         _, recipe = read_claim(folder.parent)
@@ -60,6 +61,7 @@ def open_run(text: str, data: Data | None = None) -> tuple[Path, Recipe, Data, A
     place, recipe, network = open_stage(text)
     with own_code.reading():
         opened = data if data is not None else datasets.open(recipe.data, recipe.all_time_steps())
+    # With --data the caller says which data are meant: then others than the run's are no mistake.
     if not datasets.moved():
         check_data(place.parents[1], opened.info)
     return place, recipe, opened, network
@@ -120,14 +122,14 @@ def reevaluate(
         calibration = _calibration(opened, recipe, device)
         column: dict[int | None, float] = {}
         for T in time_steps or [own]:
+            # A copy for each T: the statistics of one are not those of the next.
             fresh = recalibrated(network, calibration, T)
             at = evaluate(fresh, batches(), opened.info.num_classes, time_steps=[T], rates=False)
             column[T] = at.accuracy_at[T]
         reading.columns["recalibrated"] = column
     if rebin:
-        reading.columns["rebinned"] = {
-            T: _rebinned(network, recipe, T, device, stage) for T in time_steps or ([own] if own else [])
-        }
+        each: Sequence[int | None] = time_steps or [own]
+        reading.columns["rebinned"] = {T: _rebinned(network, recipe, T, device, stage) for T in each}
     if crossbar:
         reading.columns["crossbar"] = {
             own: _crossbar(network, batches(), opened.info.num_classes, recipe, reading)
@@ -141,12 +143,14 @@ def _calibration(data: Data, recipe: Recipe, device: str) -> list[Tensor]:
     return calibration_batches(data, recipe.data.batch_size, 4 * CALIBRATION_IMAGES, device)
 
 
-def _rebinned(network: nn.Module, recipe: Recipe, T: int, device: str, stage: str) -> float:
+def _rebinned(network: nn.Module, recipe: Recipe, T: int | None, device: str, stage: str) -> float:
+    refusal = f"--rebin is for full-precision spiking networks on event frames; stage {stage!r} is none"
     if not isinstance(network, Network) or network.input != "frames" or "quantize" in network.config:
-        raise SpikedistillError(
-            f"--rebin is for full-precision spiking networks on event frames; stage {stage!r} is none"
-        )
+        raise SpikedistillError(refusal)
+    if T is None:  # an ANN that sees frames
+        raise SpikedistillError(refusal)
     data = datasets.open(recipe.data, [T])
+    # The columns that follow measure the network as it was saved.
     copied = copy.deepcopy(network)
     copied.time_steps = T
     recalibrate_norms(copied, _calibration(data, recipe, device))

@@ -50,12 +50,15 @@ def rehearse(
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with at("data"):
+                # As in training: what the augmentation cannot do with these images shows too.
                 x, y = _explained(lambda: next(iter(few.batches("train", IMAGES, train=True))))
             for k, stage in enumerate(recipe.stages, 1):
                 if say:
                     say(f"trying {stage.name} on {IMAGES} images ({k} of {len(recipe.stages)})")
                 try:
                     with at(f"stages.{stage.name}"):
+                        # First: making a network that memory does not hold may end the process without an
+                        # error.
                         _fits(stage, recipe)
                         network = _explained(
                             lambda stage=stage: _stage(stage, recipe, few, products, factories, x, y)
@@ -118,6 +121,7 @@ def _stage(
         _classes(out.mean(0) if out.dim() == 3 else out, data)
     run = Conditions(data, recipe, recipe, torch.device("cpu"), recipe.seed, double)
     row = stage_summary(run, stage, network, next(iter(teachers.values()), None), None, 0.0)
+    # The row has to go into a file: what JSON does not take shows here, not after the training.
     json.loads(row.model_dump_json())
     return network
 
@@ -134,6 +138,7 @@ def _few(data: Data) -> Data:
             pieces.append((part, rows[:left]))
             left -= len(pieces[-1][1])
         splits[name] = Split(pieces)
+    # No workers: starting them takes longer than reading so few images.
     return Data(replace(data.info, sizes=few), splits, data.augment, 0)
 
 
@@ -169,6 +174,7 @@ def _fits(stage: Stage, recipe: Recipe) -> None:
     made = untrained(
         options["name"], given, None if options.get("ann") else stage.time_steps or recipe.time_steps
     )
+    # Against the computer's memory wherever it trains: a network is made on the CPU and moved then.
     needed = 3 * sum(p.numel() * 4 for p in made.parameters())
     free = available(torch.device("cpu"))
     if free is not None and needed > free:

@@ -17,7 +17,7 @@ from ..files import replace_folder
 from ..recipe import Recipe, Stage
 from . import checkpoint, metrics, summary
 from .records import complete
-from .run_folder import FILE, read_file, recorded_environment
+from .run_folder import FILE, read_file, recorded_environment, seed_folders
 from .summary import StageSummary
 
 # of the data: where they lie, how they are read
@@ -47,6 +47,7 @@ def stage_keys(
         "data": json.loads(json.dumps({key: data.get(key) for key in CONTENT}, default=str)),
         "reading": {k: v for k, v in tree["data"].items() if k not in PLACES},
         "time_steps": recipe.time_steps,
+        # As asked for, and as it was decided: auto is another precision on another machine.
         "precision": [tree["precision"], precision],
         **{key: tree[key] for key in ("compile", "memory", "hardware")},
     }
@@ -58,6 +59,7 @@ def stage_keys(
             "init": stage.init.from_ if stage.init else None,
             "convert": stage.convert.from_ if stage.convert else None,
         }
+        # By the keys of the stages that are named, not by their names: equal work is equal under any name.
         parts: dict[str, Any] = {role: keys[name] for role, name in before.items() if name is not None}
         parts["teachers"] = [[keys[name], weight] for name, weight in (stage.teachers or {}).items()]
         for role in ("init", "convert"):
@@ -108,7 +110,7 @@ def finished(folders: Iterable[Path]) -> dict[str, Path]:
         try:
             held, claim = read_file(folder / FILE, set())
             if not held.get("changes"):
-                for place in (folder, *sorted(folder.glob("seed-*"))):
+                for place in (folder, *seed_folders(folder)):
                     found |= _of_seed(place, claim.recipe)
         except SpikedistillError:
             continue
@@ -122,6 +124,7 @@ def _of_seed(place: Path, recipe: Recipe) -> dict[str, Path]:
     if not isinstance(run, summary.RunSummary):
         return {}
     resolved = run.environment.get("resolved") or {}
+    # Of the version that trained it: where that is another, no key is equal and nothing is taken.
     version = str(recorded_environment(place).get("spikedistill"))
     keys = stage_keys(recipe, run.data, run.seed, str(resolved.get("precision")), (), version)
     places = {key: place / "stages" / name for name, key in keys.items() if key is not None}
@@ -151,6 +154,8 @@ def take(source: Path, place: Path, stage: Stage, about: Sequence[tuple[str, str
     for line in metrics.read(source.parents[1]).epochs(source.name):
         values = {k: v for k, v in line.items() if k != "event"}
         metrics.append(place.parents[1], "epoch", **{**values, "stage": stage.name})
+    # Last, because a stage is finished once its folder stands: a kill before it copies the log's lines once
+    # more, and of these the later count.
     replace_folder(place, contents)
     return row
 

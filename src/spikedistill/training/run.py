@@ -152,6 +152,7 @@ def resume(
     """Go on with the run of ``folder``. Own code: the current folder, installed packages and ``code``."""
     name, recipe = read_claim(folder := Path(folder))
     if not (folder / FILE).exists():
+        # A seed's folder: the record lies above it.
         folder = folder.parent
     known = recorded_code(folder)
     with own_code.search((), folder, code, known.get("code")):
@@ -185,17 +186,23 @@ def run(
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(not quiet))
         engaged = stack.enter_context(accelerator(device, track, folder))
+        # Neurons compile by default: here only in a stage that is worth it, within a context of its own.
         stack.enter_context(compiling(False))
         stack.enter_context(watching())
+        # Before the folder is made: a recipe that cannot run leaves nothing behind. A run that goes on did it
+        # once.
         if recipe is not None and not (folder / FILE).exists():
             rehearse(recipe, data, factories)
         if engaged.is_main_process:
             prepare(folder)
+            # For all processes of the run: each with a lock of its own would shut the others out.
             stack.enter_context(locked(folder, progress.note))
         if engaged.is_main_process:
             if (folder / FILE).exists():
+                # First: a change writes the twin anew, and an edit by hand would pass unseen after it.
                 edited(folder, factories)
             change(folder, changed, factories)
+        # One process writes recipe.yaml, the others find it there.
         with engaged.main_process_first():
             claimed = claim(folder, recipe, name, data.info, factories)
         if engaged.is_main_process:
@@ -212,6 +219,7 @@ def run(
             if recipe.seeds > 1:
                 progress.note(f"seed {seed} ({index + 1} of {recipe.seeds})")
             found.append(OneSeed(claimed, inner, data, factories, seed, engaged, progress, held).run())
+    # Not in a finally: whoever is told that the run was stopped is told its folder.
     going.folder = None
     result: Summary = found[0]
     if recipe.seeds > 1:

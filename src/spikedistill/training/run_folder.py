@@ -48,6 +48,8 @@ def claim(
     """
     if (folder / FILE).exists():
         held, theirs = read_file(folder / FILE, custom)
+        # The same words are the same run, whatever has become of the defaults. Else both are compared with
+        # every value in force: what one leaves out, the other may spell out.
         if recipe is not None and held.get("given") != recipe.plain():
             then = load_recipe(upgraded_recipe(recipe.plain(), held["record"]), custom=custom)
             mine, other = complete(then, custom), complete(theirs.recipe, custom)
@@ -70,6 +72,7 @@ def claim(
     if info is not None:
         tree["data"] = {"name": info.name, "hash": info.hash, "split_hash": info.split_hash}
     write_claim(folder, tree)
+    # What was written is what is in force: a run that goes on will read the same.
     return Claim(name, load_recipe(tree["recipe"], custom=custom), recipe)
 
 
@@ -137,6 +140,7 @@ def _read(path: Path) -> tuple[dict[str, Any], int]:
     whole = (
         isinstance(held, dict) and isinstance(held.get("recipe"), dict) and isinstance(held.get("name"), str)
     )
+    # Record 1 had no such key.
     if not whole or not isinstance(held.setdefault("record", 1), int):
         raise SpikedistillError(
             f"{path} is not a run's record (name, record, recipe); restore it, or repeat the run"
@@ -157,6 +161,7 @@ def recorded_code(folder: Path) -> dict[str, Any]:
     if not (folder / FILE).exists():
         return {}
     held, _ = _read(folder / FILE)
+    # Not read as a recipe: that would import the very code of which this says whether it may be.
     found = {}
     for key in ("code", "networks"):
         value = held.get(key, {})
@@ -200,6 +205,7 @@ def _same_data(
     advice: str = "give the same, or another --out",
 ) -> None:
     known = held.get("data")
+    # Records of older versions name no data.
     if info is None or not isinstance(known, dict):
         return
     where = f"{folder} was trained on {known.get('name')!r}"
@@ -214,6 +220,12 @@ def _same_data(
             f"{where}, split otherwise ({str(known.get('split_hash'))[:12]}... there, "
             f"{info.split_hash[:12]}... here): use the same split files and version, or another --out"
         )
+
+
+def seed_folders(run: Path) -> list[Path]:
+    """The folders of a run's seeds in order: ``seed-9`` before ``seed-10``."""
+    folders = [path for path in run.glob("seed-*") if path.is_dir()]
+    return sorted(folders, key=lambda path: (len(path.name), path.name))
 
 
 def clean(folder: Path) -> None:
@@ -275,15 +287,22 @@ def recorded_environment(folder: Path) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
+    """The commit of the package's sources; None where git does not keep them.
+
+    They may be installed within a repository of something else.
+    """
+    file = Path(__file__)
+    if _git(file.parent, "ls-files", "--error-unmatch", file.name) is None:
+        return None
+    return _git(file.parent, "rev-parse", "HEAD")
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What git says in a folder; None where it fails or says nothing."""
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
+            ["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -17,6 +17,7 @@ class Stopped(SystemExit):
     """A run that was asked to stop and can be resumed; uncaught, it ends the process with status 75."""
 
     def __init__(self, number: int) -> None:
+        # A SystemExit, which no `except Exception` on the way takes for a fault that can be passed over.
         super().__init__(STATUS)
         self.number = number
 
@@ -45,6 +46,7 @@ class Watch:
             yield
         finally:
             self.depth -= 1
+        # A signal behind the last look, as the stage ended: none is lost.
         if self.asked is not None and not self.depth:
             raise Stopped(self.asked)
 
@@ -58,10 +60,12 @@ def watching() -> Iterator[Watch]:
     if threading.current_thread() is not threading.main_thread():
         yield watch
         return
+    # What an earlier run of this process was asked is not for this one.
     watch.asked, watch.depth = None, 0
     before = {number: signal.signal(number, watch) for number in SIGNALS}
     try:
         yield watch
     finally:
         for number, handler in before.items():
+            # None: a handler that Python did not set, and cannot put back.
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -45,6 +45,7 @@ def stage_summary(
     """The stage's row: everything measured on the test set, once, with the last weights."""
     info, T = run.data.info, getattr(network, "time_steps", None)
     quantized = getattr(network, "config", {}).get("quantize")
+    # A quantized network is made for its T, by which its codes have room for sums, and refuses more.
     at = [t for t in stage.accuracy_at if T is None or not quantized or t <= T]
 
     def batches(split: str) -> Any:
@@ -53,6 +54,7 @@ def stage_summary(
     test = evaluate(network, batches("test"), info.num_classes, time_steps=at, position=("test", run.seed))
     validation = None
     if info.sizes.get("validation"):
+        # Drawn as in training, so that the last and the best epoch are measured alike.
         validation = evaluate(
             network, batches("validation"), info.num_classes, rates=False, position=("validation", run.seed)
         )
@@ -62,6 +64,7 @@ def stage_summary(
     costs = price(network, x, run.recipe.hardware)
     if quantized and quantized["weight_bits"] is not None:  # crossbars hold integer weights
         add_crossbar(costs["hardware"], network, batches, info.num_classes, run.recipe.hardware)
+    # Where real numbers remain there is no integer network to compare with.
     whole = quantized and not real_parts(quantized)
     last = (training.position.last if training else None) or {}
     given = run.given.stage(stage.name)  # as its author wrote it; the record holds every value
@@ -73,6 +76,7 @@ def stage_summary(
         parameters=sum(p.numel() for p in network.parameters()),
         time_steps=T,
         epochs=stage.epochs,
+        # Of all sittings: the clock begins anew with each process, the position goes on.
         seconds=training.position.seconds if training else seconds,
         from_=stage.from_,
         teacher=", ".join(stage.teachers) if stage.teachers else None,
@@ -150,6 +154,7 @@ def add_crossbar(
     from ..hardware.pricing import settings
 
     chip, _ = settings(("recipe", hardware))
+    # ADCs of enough bits round nothing: the accuracy is known already.
     if chip.adc_bits is None or chip.adc_bits >= chip.lossless_adc_bits:
         return
     with simulate(network, chip):

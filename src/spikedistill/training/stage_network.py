@@ -52,9 +52,11 @@ def build(
         if other is not None and products[other].network is not None:
             what = f"stage {stage.name!r}, {role}: the network of stage {other!r}"
             finite.check(products[other].network, what, "repeat that stage")
+    # Of the seed alone: the same weights whatever was drawn before, in a run that goes on too.
     with torch.random.fork_rng():
         seed_everything(seed, "initial weights")
         if stage.from_ is not None:
+            # Who has taught was frozen for it; this copy is to learn.
             network = copy.deepcopy(products[stage.from_].network).requires_grad_(True)
             if stage.time_steps is not None and isinstance(network, Network) and network.spiking:
                 network.time_steps = T
@@ -65,6 +67,7 @@ def build(
             source_ann = products[stage.convert.from_].network
             network = convert(source_ann, calibration(), T, **given)
             if (own := own_of(source_ann)) is not None:
+                # The graph was of the ANN.
                 mark(network, replace(own, graph=None))
         else:
             assert stage.network is not None
@@ -122,6 +125,7 @@ def named(options: Mapping[str, Any], T: int, info: DataInfo, factories: Factori
             "in_channels": info.in_channels,
             "input": info.input,
         }
+        # Other encodings read pixels as rates or times, in [0, 1]: a network with them refuses to normalise.
         if given.get("encoding", "direct") == "direct":
             defaults |= {"mean": info.mean, "std": info.std}
         given.pop("spiking", None)
@@ -149,6 +153,7 @@ def _own(
     recorded = {key: known[key] for key in FILLED if key in taken} | options
     network = make(name, target, options, known)
     if turn:
+        # What takes a neuron itself has placed it already.
         neuron = None if "neuron" in taken else given.get("neuron")
         network = networks.spiking(
             network, steps or 1, None if neuron is None else build_neuron(neuron),

@@ -51,6 +51,11 @@ def difference(
     except ValueError as error:
         return str(error)
     made = made.to(floating_type(original)).eval()
+    sizes = {key: value.shape for key, value in made.state_dict().items()}
+    # Looked at before, since strict=False forgives keys and not sizes; weights that somebody put into a layer
+    # need not be of the size in its settings.
+    if wrong := [key for key, value in state.items() if sizes.get(key, value.shape) != value.shape]:
+        return f"of the graph the state dict has other sizes: {', '.join(wrong[:4])}"
     missing, unexpected = made.load_state_dict(state, strict=False)
     if missing or unexpected:
         return f"of the graph the state dict has other keys: {', '.join([*missing, *unexpected][:4])}"
@@ -58,6 +63,7 @@ def difference(
         outs = [_out(one, images, graph["size"]) for one in (original, made)]
         if isinstance(outs[1], str):
             return f"of the graph a pass on {images} images fails: {outs[1]}"
+        # To the bit: both run the same operations in the same order, so any difference is another network.
         if isinstance(outs[0], str) or not torch.equal(outs[0], outs[1]):
             return f"of the graph other logits come out for {images} images"
     return None
@@ -70,11 +76,15 @@ def _out(network: nn.Module, images: int, size: Sequence[int]) -> Tensor | str:
     x = torch.rand(images, *frames, *size, generator=generator)
     x = x.to(floating_type(network, x.dtype))
     if frames:
+        # Frames are counts of events.
         x = (4 * x).floor()
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad(), eager():
-            torch.manual_seed(0)  # encodings that draw
+            # For encodings that draw. The one generator that the fork puts back: torch.manual_seed would seed
+            # a GPU's too.
+            torch.default_generator.manual_seed(0)
             out = network(x)
+    # Own code may raise anything; here it is only a reason to keep needing it.
     except Exception as error:
         return str(error)
     while not isinstance(out, Tensor):

@@ -18,7 +18,8 @@ from ..networks.interpreter import network_of
 from ..networks.own import Own, make, mark, own_of
 from ..reading import read_json as read_plain
 from . import records, standalone
-from .checkpoint import read_json, read_tensors, sealed
+from .checkpoint import fill, read_json, read_tensors, sealed
+from .run_folder import seed_folders
 
 FORMAT = 1
 GRAPH = "graph.json"
@@ -71,6 +72,7 @@ def save_network(
         contents["best.safetensors"] = to_bytes({k: v.detach().cpu().contiguous() for k, v in best.items()})
         config["best_sha256"] = hashlib.sha256(contents["best.safetensors"]).hexdigest()
     contents |= {name: text.encode() for name, text in (extra or {}).items()}
+    # Sealed with the checksums of weights and graph inside: one file vouches for the whole network.
     contents["config.json"] = sealed(config)
     replace_folder(folder, contents)
 
@@ -122,10 +124,8 @@ def load_network(
             network = turned(network, described["spiking"])
         if getattr(network, "input_codes", None) is None:  # else it was quantized by the caller
             network = formed(network, described, config.get("time_steps"))
-    missing, unexpected = network.load_state_dict(tensors, strict=False)
-    wrong = [*missing, *unexpected]
-    if wrong:
-        raise SpikedistillError(f"{folder}: the weights do not fit the network: {', '.join(wrong[:4])} ...")
+    fill(network, tensors, str(folder), "give a network of the same width, classes and input channels")
+    # The logits would not tell: a spike is `membrane >= threshold`, which is false for NaN.
     finite.check(network, f"{folder / file}", "repeat the stage, or use another file")
     return network.eval()
 
@@ -175,6 +175,7 @@ def rebuild(
             if "spiking" in config:
                 network = turned(network, config["spiking"])
         elif graph is not None:
+            # No more numbers than the weights hold: a forged graph could ask for any amount of memory.
             network = network_of(graph, f"{where}/{GRAPH}", sum(t.numel() for t in (tensors or {}).values()))
             if isinstance(network, Network):
                 network.config = {k: v for k, v in config.items() if k != "quantize"}
@@ -229,7 +230,7 @@ def find_stage(run: Path, stage: str | None) -> Path:
             raise SpikedistillError(f"{run} is one network's folder; it has no stage {stage!r}")
         return run
     if not (run / "stages").is_dir():
-        seeds = sorted(run.glob("seed-*"))
+        seeds = seed_folders(run)
         if not seeds:
             raise SpikedistillError(f"{run} is neither a run folder nor a network folder")
         run = seeds[0]
@@ -262,6 +263,7 @@ def load(
     """
     stage, at_best = split_best(stage)
     folder = hub.fetch(str(folder)) if hub.is_remote(folder) else folder
+    # A run's folder may come from anybody: to load it must run nothing of theirs.
     with own_code.closed():
         return load_network(find_stage(Path(folder), stage), network, best=best or at_best)
 

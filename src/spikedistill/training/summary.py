@@ -61,6 +61,7 @@ def read(folder: str | os.PathLike[str]) -> Summary:
     path = Path(folder) / FILE
     if not path.exists():
         raise SpikedistillError(f"no {FILE} in {folder}: give a run folder with at least one finished stage")
+    # With a limit: the file may be anybody's, and its size is known before it is read.
     text = read_text(path, 1 << 28)
     try:
         found = parse_json(text, "it")
@@ -70,6 +71,7 @@ def read(folder: str | os.PathLike[str]) -> Summary:
         raise SpikedistillError(
             f"{path} is not a summary (a {type(found).__name__}): finish or repeat the run"
         )
+    # Before the model looks: of another format it would name some key, not the version.
     if found.get("format") != FORMAT:
         raise SpikedistillError(
             f"{path} has format {found.get('format')!r:.80}; this version reads format {FORMAT}: "
@@ -145,6 +147,7 @@ def paired_interval(differences: Sequence[float], confidence: float = 0.95) -> t
     """``mean ± t((1 + confidence)/2, n - 1) * std / sqrt(n)``; None for fewer than two values."""
     if len(differences) < 2:
         return None
+    # Not scipy.stats, which is slow to import, for one quantile.
     from scipy.special import stdtrit
 
     half = (
@@ -194,6 +197,7 @@ def _spread_stage(stages: Sequence[StageSummary], seeds: Sequence[int]) -> Stage
     each = [figures(stage) for stage in stages]
     facts = {name: getattr(stages[0], name) for name in StageFacts.model_fields}
     facts["warnings"] = _warnings([stage.warnings for stage in stages], seeds)
+    # Only what every seed has: values stand in the order of the seeds and are compared in pairs.
     figures_of = {name: spread([e[name] for e in each]) for name in each[0] if all(name in e for e in each)}
     return StageSpread(**facts, figures=figures_of)
 

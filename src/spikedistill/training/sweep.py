@@ -30,9 +30,11 @@ def sweep(
         )
     ranges = read_yaml(space)
     for path in ranges:
+        # Every path is tried before the first trial trains.
         load(recipe, [f"{path}={_first(path, ranges[path])}"])
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     out.mkdir(parents=True, exist_ok=True)
+    # In a file by default, so that a sweep that was killed goes on from its trials.
     study = optuna.create_study(
         direction="maximize",
         storage=storage or f"sqlite:///{out / 'study.db'}",
@@ -73,10 +75,12 @@ def _retry(study: Any, out: Path, optuna: Any) -> None:
         if not (out / folder).is_dir():  # another machine's, or not begun
             continue
         try:
+            # Whoever gets the lock knows that the process of the trial is dead.
             with locked(out / folder):
                 pass
         except SpikedistillError:
             continue
+        # Asked anew with the same values and the same folder, where its checkpoints lie.
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         study.enqueue_trial(trial.params, user_attrs={"folder": folder})
 

@@ -30,8 +30,10 @@ def accelerator(device: str | None, track: Any, folder: Path) -> Iterator[Any]:
     places = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "tracking"))
     asked = checked(device)
     if asked is not None and asked.index is not None:
+        # accelerate is told of the CPU or not of it: of several devices it takes the current one.
         torch.accelerator.set_device_index(asked.index)
     made = Accelerator(
+        # The loop casts by itself; left open, accelerate's environment would decide.
         mixed_precision="no",
         cpu=asked is not None and asked.type == "cpu",
         log_with=track,
@@ -40,6 +42,7 @@ def accelerator(device: str | None, track: Any, folder: Path) -> Iterator[Any]:
     try:
         yield made
     finally:
+        # After a failure too: trackers write behind the scenes, and the last epochs would be missing.
         for tracker in made.trackers:
             tracker.finish()
 
@@ -47,6 +50,7 @@ def accelerator(device: str | None, track: Any, folder: Path) -> Iterator[Any]:
 def begin(accelerator: Any, name: str, recipe: dict[str, Any]) -> None:
     """Start the trackers that were asked for."""
     if accelerator.log_with:
+        # As one text: trackers take flat values, TensorBoard refuses a mapping in a mapping.
         accelerator.init_trackers(name, config={"recipe": json.dumps(recipe)})
 
 

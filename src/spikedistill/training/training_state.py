@@ -18,7 +18,7 @@ from ..errors import SpikedistillError
 from ..randomness import seed_everything
 from . import checkpoint, metrics
 from .guard import Guard
-from .optim import MovingAverage, optimizer, restore_by_name, state_by_name
+from .optim import MovingAverage, mask_names, optimizer, restore_by_name, state_by_name
 from .position import Position
 from .progress import Progress
 from .settings import Settings
@@ -68,15 +68,14 @@ class TrainingState:
         self, batches: Iterator[tuple[Tensor, Tensor]], step: int, k: int
     ) -> tuple[Tensor, Tensor]:
         """Batch ``k`` of a step; all processes draw its augmentation alike, not what the network draws."""
+        # Without k for the first: with one batch to a step the draws are those of a run that accumulates
+        # nothing.
         seed_everything(self.settings.seed, step, 0, *([k] if k else []))
         x, y = next(batches)
-        self.seed_draws(step, k)
-        return x, y
-
-    def seed_draws(self, step: int, k: int) -> None:
-        """Other draws inside the network on each process and in each batch of a step (the first goes on)."""
+        # Other draws inside the network on each process and in each batch of a step (the first goes on).
         if self.rank:
             seed_everything(self.settings.seed, step, self.rank, k)
+        return x, y
 
     def micro_batches(self, step: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one step once more, ``start`` batches into its epoch."""
@@ -100,6 +99,7 @@ class TrainingState:
         for x, y in each:
             if self.settings.precision == "float64":
                 x = x.double()
+            # Images alone: torch has this layout for four dimensions, and frames have five.
             if self.channels_last and x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
             yield x, y
@@ -119,6 +119,7 @@ class TrainingState:
     def save(self) -> None:
         """Write the checkpoint, whole or not at all, by one process; raises for a network that holds NaN."""
         self.saved, self.saved_step = time.perf_counter(), self.position.step
+        # Behind the line above: all processes count the time to the next checkpoint from here.
         if self.settings.folder is None or self.rank:
             return
         tensors = {f"model.{k}": v for k, v in self.distiller.state_dict().items()}
@@ -129,7 +130,9 @@ class TrainingState:
             tensors |= {f"best.{k}": v for k, v in self.best.items()}
         # Buffers may hold infinity on purpose (masks); a statistic that does is as broken as a NaN.
         wrong = [f"model.{k}" for k in finite.of(self.distiller)]
-        wrong += finite.faulty((k, v) for k, v in tensors.items() if not k.startswith(("model.", "best.")))
+        # With what `load` will ask: else a checkpoint could be written that it refuses.
+        rest = ((k, v) for k, v in tensors.items() if not k.startswith("model."))
+        wrong += checkpoint.faulty(rest, self._masks())
         if wrong:
             raise SpikedistillError(
                 f"stage {self.settings.name!r}, step {self.position.step}: {finite.words(wrong)} holds "
@@ -137,6 +140,7 @@ class TrainingState:
                 f"{self.checkpoint_folder}. Look for what gives such values (the data, a layer of your own), "
                 "then resume"
             )
+        # With the warnings: a stage that goes on must not give them twice, nor wait longer for them.
         state = {
             "warned": sorted(self.warned),
             "suspects": sorted(self.suspects),
@@ -144,26 +148,52 @@ class TrainingState:
         }
         checkpoint.save(self.checkpoint_folder, tensors, {"position": self.position.__dict__, **state})
 
+    def _masks(self) -> set[str]:
+        """Tensors of a checkpoint that may hold infinity."""
+        student = mask_names(self.student)
+        masks = {f"model.{name}" for name in mask_names(self.distiller)}
+        return masks | {f"{part}.{name}" for part in ("average", "best") for name in student}
+
+    def _latest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The last whole checkpoint. One process puts in order what a kill or damage left; the others wait.
+
+        All at once they would rename the same folders under each other's feet.
+        """
+        try:
+            if self.rank == 0:
+                return checkpoint.load_latest(self.checkpoint_folder, self.note, self._masks())
+        finally:
+            # Met also behind an error: else the others would wait for ever for one that has gone.
+            if self.world > 1:
+                self.accelerator.wait_for_everyone()
+        folder = self.checkpoint_folder
+        return checkpoint.load(folder, self._masks()) if folder.exists() else None
+
     def restore(self) -> None:
         """Go on from this stage's checkpoint, if there is one; raises for one of another length."""
         folder = self.settings.folder
         if folder is None:
             return
-        found = checkpoint.load_latest(self.checkpoint_folder, self.note)
+        found = self._latest()
         if found is None:
             return
         tensors, state = found
+        # In a training of another length the same position means another rate and other images.
         if state["steps"] != self.steps:
             raise SpikedistillError(
                 f"{self.checkpoint_folder} is of a training of {state['steps']} steps, this one has "
                 f"{self.steps}; the data or the number of processes changed: use the same, or another --out"
             )
-        self.distiller.load_state_dict(
-            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        checkpoint.fill(
+            self.distiller,
+            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")},
+            str(self.checkpoint_folder),
+            "the network's code changed: use it as it was, or another --out",
         )
         states = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
         restore_by_name(self.optimizer, self.distiller, states)
         if self.average is not None:
+            # Into the tensors there are: they lie on the device and have the right types.
             for k in self.average.values:
                 self.average.values[k].copy_(tensors[f"average.{k}"])
         self.best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")} or None

@@ -66,6 +66,7 @@ def sentence(verdicts: Sequence[Verdict], seeds: int, baseline: str = "alone") -
             f"No difference shown: no method beats {baseline} on the validation part (nearest: "
             f"{first.method}, {_range(first)} points; {interval}); take {baseline}, or give more seeds."
         )
+    # The largest mean of those that are shown: one that lies higher may vary too much to show anything.
     take = better[0]
     others = (
         f" Shown to be better than {baseline} too: {', '.join(v.method for v in better[1:])}."
