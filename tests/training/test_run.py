@@ -275,4 +275,4 @@ def test_saving_memory_changes_no_bit(tmp_path, recipe, arrays, memory):
         next(e for e in metrics.read(r.folder).events if e["event"] == "start" and e["stage"] == "student")
         for r in (whole, saved)
     )
-    assert less["step_mb"] < 0.9 * default["step_mb"], "said of how it is kept"
+    assert less["step_mb"] < 0.95 * default["step_mb"], "said of how it is kept"

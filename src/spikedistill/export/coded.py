@@ -80,7 +80,7 @@ class CodedBuilder(GraphBuilder):
 
     def adaptive(self, node: Node) -> Terms:
         pool: Any = node.module
-        return self.average(node, self.windows(node), None if pool is None else pool.divisor)
+        return self.average(node, self.windows(node), None if pool is None else getattr(pool, "divisor", 1))
 
     def residual(self, node: Node) -> Terms:
         grid: Any = node.module.grid  # type: ignore[union-attr]
