@@ -53,7 +53,6 @@ def network(name: str, T: int | None, frames: bool, quick: bool) -> nn.Module:
 
 def peer(name: str, T: int, frames: bool, quick: bool, kind: str) -> nn.Module:
     """With SpikingJelly's neurons, of one implementation where its version lets us choose by attribute."""
-
     found = swapped(network(name, T, frames, quick), "SpikingJelly", T)
     for module in found.modules():
         if type(module).__name__ == "LIFNode" and hasattr(module, "supported_backends"):  # before version 2

@@ -71,16 +71,5 @@ def _load(path: Path) -> Any:
     found.convolve.argtypes = [pointer, pointer, pointer, pointer, small, number, pointer, small]
     found.weight_gradient.argtypes = [pointer, pointer, small, pointer, pointer, number, pointer, small]
     found.transpose.argtypes = [pointer, pointer, number, number, small, small]
-    found.fire.argtypes = [
-        pointer,
-        pointer,
-        pointer,
-        pointer,
-        pointer,
-        pointer,
-        number,
-        number,
-        number,
-        small,
-    ]
+    found.fire.argtypes = [*[pointer] * 6, *[number] * 3, small]
     return found

@@ -29,10 +29,9 @@ def shifted(x: Tensor, k: int) -> Tensor:
 def rescale(acc: Tensor, M: Tensor, B: Tensor, k: int, wide: bool) -> Tensor:
     """``((acc * M + 2^(k-1)) >> k) + B`` per channel. Shape: (n, C, ...)."""
     shape = (1, -1, *[1] * (acc.dim() - 2))
-    # A new tensor, so that all that follows may work in place.
-    acc = acc.to(INT[wide]) * M.to(INT[wide]).view(shape)
-    B = B.to(acc.dtype).view(shape)
-    return acc.add_(1 << (k - 1)).bitwise_right_shift_(k).add_(B) if k > 0 else (acc << -k).add_(B)
+    acc = acc.to(INT[wide])
+    # `shifted` gives a new tensor, so the offset may be added in place.
+    return shifted(acc * M.to(acc.dtype).view(shape), k).add_(B.to(acc.dtype).view(shape))
 
 
 def scan(current: Tensor, T: int, n: dict[str, Any]) -> Tensor:

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..report import plots
-from ..report.canvas import COLOURS, Colour, part
-from ..report.parts import Figure, Group, Section, Study, Table, colours
-from ..report.table import figure, number, percent
+from . import plots
+from .canvas import COLOURS, Colour, part
+from .parts import Figure, Group, Section, Study, Table, colours
+from .table import figure, number, percent
 
 Tree = Mapping[str, Any]
 Rows = Sequence[tuple[str, Mapping[str, float]]]

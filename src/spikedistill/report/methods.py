@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..report import chip, plots
-from ..report.parts import Figure, Group, Section, Study, Table
-from ..report.sections import against_time
-from ..report.table import HEADINGS as RUN
-from ..report.table import bits_text, count, figure, microjoule, operations, percent, twin_cells
 from ..training.contest import BASELINE
 from ..training.summary import MultiSummary, Summary
+from . import chip, plots
+from .parts import Figure, Group, Section, Study, Table
+from .sections import against_time
+from .table import HEADINGS as RUN
+from .table import bits_text, count, figure, microjoule, operations, percent, twin_cells
 
 HEADINGS = (
     "Method", "Test [%]", f"Against {BASELINE} [points]", "Validation [%]", "Rate [%]", "Operations", "T",

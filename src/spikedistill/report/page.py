@@ -8,10 +8,11 @@ from pathlib import Path
 
 from ..errors import SpikedistillError
 from ..files import write_text
-from ..report import chip, methods, plots, sections
-from ..report.canvas import paint, part
-from ..report.parts import Figure, Group, Legend, Section, Study, Table, colours, load
-from ..report.table import (
+from ..training.summary import Spread, StageSpread, StageSummary, paired_interval
+from . import chip, methods, plots, sections
+from .canvas import paint, part
+from .parts import Figure, Group, Legend, Section, Study, Table, colours, load
+from .table import (
     HEADINGS,
     bits_text,
     count,
@@ -22,7 +23,6 @@ from ..report.table import (
     percent,
     twin_cells,
 )
-from ..training.summary import Spread, StageSpread, StageSummary, paired_interval
 
 Folder = str | os.PathLike[str]
 

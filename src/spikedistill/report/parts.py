@@ -173,8 +173,14 @@ def study(
     seen = [_observations(place, run) for place, run in zip(places, runs)]
     own = {place: run.seed for place, run in zip(places, runs)}
     # One that is still training has no summary to say its seed.
-    seeds = [own[place] if place in own else seed_in_name(place, runs[0].seed) for place in begun]
+    seeds = [own.get(place, seed_in_name(place, runs[0].seed)) for place in begun]
     return Study(folder.name, whole, runs, logs, text, plan=plan, seen=seen, live=live, logged=seeds)
+
+
+def seed_in_name(path: Path, otherwise: int) -> int:
+    """The seed in the name of a ``seed-N`` folder; a run of one seed may have any name."""
+    number = path.name.removeprefix("seed-")
+    return int(number) if path.name.startswith("seed-") and number.isdecimal() else otherwise
 
 
 def _observations(folder: Path, run: RunSummary) -> dict[str, Observations]:
@@ -190,9 +196,3 @@ def _number(cell: Any) -> Any:
 def colours(names: Sequence[str]) -> dict[str, int]:
     """One colour a name, in order of appearance."""
     return {name: index for index, name in enumerate(dict.fromkeys(names))}
-
-
-def seed_in_name(path: Path, otherwise: int) -> int:
-    """The seed in the name of a ``seed-N`` folder; a run of one seed may have any name."""
-    number = path.name.removeprefix("seed-")
-    return int(number) if path.name.startswith("seed-") and number.isdecimal() else otherwise

@@ -91,16 +91,16 @@ class MovingAverage:
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self.values = {name: value.detach().clone() for name, value in _tensors(module)}
+        self.masks = mask_names(module)
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """``average <- decay * average + (1 - decay) * value``; integers and a mask's infinity are copied."""
-        masks = mask_names(module)
         for name, value in _tensors(module):
             average = self.values[name]
             if not value.is_floating_point():
                 average.copy_(value)
-            elif name in masks:
+            elif name in self.masks:
                 # Between infinities lies NaN. Asked on the device: to read it would wait for the GPU.
                 held = torch.isinf(value) | torch.isinf(average)
                 average.copy_(torch.where(held, value, average.lerp(value, 1 - self.decay)))
