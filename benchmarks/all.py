@@ -40,6 +40,7 @@ PIECES: dict[str, tuple[str, int]] = {
     "event_driven": ("event_driven.py", 300),
     "loader": ("loader.py --runs 9", 180),
     "inference": ("inference.py", 900),
+    "processes": ("processes.py", 600),
     **{f"step-conv6-T{T}": (f"{STEP} --time-steps {T} --runs 5", 300) for T in (8, 2, 1)},
     "profile-conv6-bfloat16": ("profile_step.py --precision bfloat16", 120),
     "profile-conv6-float32": ("profile_step.py", 120),
@@ -57,7 +58,7 @@ TINY = {
     "distill.py": "--batch 4 --runs 2",
     "loader.py": "--batch 8 --runs 2", "profile_step.py": "--batch 4",
     "inference.py": "--width 0.25 --batches 1 --time-steps 1 --runs 2 --whole",
-    "event_driven.py": "--batch 4 --runs 2", "first.py": "",
+    "event_driven.py": "--batch 4 --runs 2", "first.py": "", "processes.py": "--batch 4 --runs 1",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from . import __version__
 from .cli_options import CodeOption, DataOption, JsonOption, RunArgument, TrackOption
 from .errors import SpikedistillError
 from .interrupt import while_running
+from .processes import leads
 from .status import ended
 from .terminal import Table, tell
 
@@ -78,6 +79,9 @@ def train(
 
 
 def _finish(folder: Path, summary: Any, as_json: bool) -> None:
+    # Of several processes one writes; the others may be here before the folder is whole.
+    if not leads():
+        return
     from .report import table
     from .report.page import write_report
 

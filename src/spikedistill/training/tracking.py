@@ -13,6 +13,7 @@ import torch
 
 from ..devices import checked
 from ..errors import SpikedistillError, nearest
+from ..processes import started
 
 
 @contextmanager
@@ -35,10 +36,16 @@ def accelerator(device: str | None, track: Any, folder: Path) -> Iterator[Any]:
     made = Accelerator(
         # The loop casts by itself; left open, accelerate's environment would decide.
         mixed_precision="no",
-        cpu=asked is not None and asked.type == "cpu",
+        # Said too where there is nothing else: left to itself accelerate joins no processes there.
+        cpu=not torch.accelerator.is_available() if asked is None else asked.type == "cpu",
         log_with=track,
         project_config=places,
     )
+    if made.num_processes != started():
+        raise SpikedistillError(
+            f"{started()} processes were started together, and on {made.device.type} each would train by "
+            "itself; start one, or give --device cpu"
+        )
     try:
         yield made
     finally:
