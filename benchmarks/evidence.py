@@ -35,6 +35,7 @@ COLUMNS = (
     "operations",
     "energy [µJ]", "equal-bit ANN [µJ]", "least ratio", "seconds", "seeds",
 )  # fmt: skip
+LARGEST = 5000  # bytes of a seed's record
 BASELINE = "alone"  # stages are compared with this one, seed by seed, but for those named here
 PLAIN = re.compile(r"(logits|membranes|both)-(\d-\d-\d)$")  # few bits: with the plain one of as many bits
 IN_README = "digits"
@@ -48,6 +49,8 @@ TITLES = {
     "pneumonia": "PneumoniaMNIST: a teacher of four times the width",
     "evidence-mdsnn": "Few bits: what the full-precision SNN gives back",
 }
+
+COMMANDS = {"compare-digits": "compare --methods all --on digits"}  # where it is not "train RECORD"
 
 NOTES = {  # what the numbers do not say
     "pneumonia": (
@@ -132,6 +135,15 @@ def _stage(stage: StageSummary) -> dict[str, Any]:
     }
 
 
+def _short(stage: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in stage.items() if value is not None and key != "twins_pj"}
+    return kept | {key: round(kept[key]) for key in ("operations", "energy_pj") if key in kept}
+
+
+def _text(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=None, separators=(",", ":")) + "\n"
+
+
 def keep(folders: Iterable[Path]) -> None:
     """Write the records of run folders; a folder of several seeds is read seed by seed."""
     for folder in folders:
@@ -139,9 +151,11 @@ def keep(folders: Iterable[Path]) -> None:
             name, record = reduced(place)
             out = RECORDS / name / f"seed-{record['seed']}.json"
             out.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(record, indent=None, separators=(",", ":")) + "\n"
-            assert len(text) < 5120, f"{out}: {len(text)} bytes"
-            out.write_text(text)
+            if len(_text(record)) > LARGEST:
+                # Of many stages: nothing that is unknown, and of each estimate of energy the page's alone.
+                record["stages"] = [_short(stage) for stage in record["stages"]]
+            assert len(_text(record)) <= LARGEST, f"{out}: {len(_text(record))} bytes"
+            out.write_text(_text(record))
             print(f"{out.relative_to(ROOT)}: {len(record['stages'])} stages")
 
 
@@ -157,17 +171,20 @@ def table(records: list[dict[str, Any]]) -> list[str]:
     ]
     for name, seeds in by_stage.items():
         stage = next(iter(seeds.values()))
+        bits, T = stage.get("bits"), stage.get("T")
         cells = [
             name,
             str(stage["network"]),
-            str(stage["T"] or "ANN"),
-            "/".join(map(str, stage["bits"])) if stage["bits"] else "float",
+            str(T or "ANN"),
+            "/".join(map(str, bits)) if bits else "float",
             _spread([100 * s["accuracy"] for s in seeds.values()], 2),
-            _against(name, by_stage) if stage["T"] else "–",
+            _against(name, by_stage) if T else "–",
             _spread([100 * s["firing_rate"] for s in seeds.values()], 1)
-            if stage["firing_rate"] is not None
+            if stage.get("firing_rate") is not None
             else "–",
-            f"{fmean(s['operations'] for s in seeds.values()) / 1e6:.2f} M" if stage["operations"] else "–",
+            f"{fmean(s['operations'] for s in seeds.values()) / 1e6:.2f} M"
+            if stage.get("operations")
+            else "–",
             *_energies(list(seeds.values())),
             f"{fmean(s['seconds'] for s in seeds.values()):.0f}",
             ", ".join(map(str, sorted(seeds))),
@@ -245,7 +262,8 @@ def page() -> str:
             "",
             f"## {TITLES.get(folder.name, folder.name)}",
             "",
-            f"`spikedistill train {folder.name} data.root=FOLDER --seeds {len(records)}`; "
+            f"`spikedistill {COMMANDS.get(folder.name, f'train {folder.name}')} data.root=FOLDER "
+            f"--seeds {len(records)}`; "
             f"{first['data']['name']}, "
             f"{sizes['train']:,} training and {sizes['test']:,} test samples; {first['cpu']}, "
             f"{first['threads']} thread, "
