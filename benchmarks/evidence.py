@@ -24,10 +24,13 @@ from typing import Any
 import from_scratch
 import yaml
 
+from spikedistill.report import page as report_page
+from spikedistill.report import plots
 from spikedistill.report.table import estimates, microjoule, number
 from spikedistill.training.summary import RunSummary, StageSummary, paired_interval
 
 ROOT = Path(__file__).parents[1]
+DRAWINGS = ROOT / "docs" / "plots"
 RECORDS, PAGE, README = ROOT / "results" / "evidence", ROOT / "docs" / "results.md", ROOT / "README.md"
 BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
 COLUMNS = (
@@ -50,6 +53,10 @@ TITLES = {
     "evidence-mdsnn": "Few bits: what the full-precision SNN gives back",
 }
 
+DRAWN = {  # accuracy against operations, the spiking stages: what the drawing shows
+    "digits-operations": "What spikes buy: accuracy against synaptic operations, means of all seeds",
+    "compare-digits": "Methods at equal budget: accuracy against synaptic operations, means of all seeds",
+}
 COMMANDS = {"compare-digits": "compare --methods all --on digits"}  # where it is not "train RECORD"
 
 NOTES = {  # what the numbers do not say
@@ -234,6 +241,11 @@ def _difference(mine: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any
     )
 
 
+def kept(folder: Path) -> list[dict[str, Any]]:
+    """The records of one recipe, a seed each."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*.json"))]
+
+
 def page() -> str:
     """docs/results.md."""
     out = [
@@ -255,7 +267,7 @@ def page() -> str:
     ]
     out += ["", "## From scratch, beside the ANN twin", "", *from_scratch.page()]
     for folder in sorted(RECORDS.iterdir()):
-        records = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*.json"))]
+        records = kept(folder)
         first = records[0]
         sizes = first["data"]["sizes"]
         out += [
@@ -271,16 +283,37 @@ def page() -> str:
             "",
             *table(records),
         ]
+        if folder.name in DRAWN:
+            out += ["", f"![{DRAWN[folder.name]}](plots/{folder.name}.svg)"]
         if folder.name in NOTES:
             out += ["", *textwrap.wrap(NOTES[folder.name], 110)]
     return "\n".join(out) + "\n"
+
+
+def drawing(records: list[dict[str, Any]], alt: str) -> str:
+    """A file of its own: the report's plot with the report's colours, light and dark."""
+    means: dict[str, list[tuple[float, float]]] = {}
+    for stage in (stage for record in records for stage in record["stages"]):
+        if stage.get("T"):
+            means.setdefault(stage["name"], []).append((stage["operations"], 100 * stage["accuracy"]))
+    points: list[tuple[str, plots.Colour, float, float]] = [
+        (name, 0 if name == BASELINE else 1, fmean(x for x, _ in seeds), fmean(y for _, y in seeds))
+        for name, seeds in means.items()
+    ]
+    svg = plots.pareto(points, "synaptic operations an image", alt)
+    colours = (Path(report_page.__file__).parent / "page.css").read_text().split("* {", 1)[0]
+    style = f"{colours}svg {{ color: var(--ink); background: var(--paper); font-family: sans-serif; }}"
+    style += "\n.halo { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }"
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="640" ', 1).replace(
+        ">", f"><style>\n{style}\n</style>", 1
+    )
 
 
 def readme(text: str) -> str:
     """The README with its table made anew, where it has the place for it."""
     if BEGIN not in text or not (RECORDS / IN_README).is_dir():
         return text
-    records = [json.loads(p.read_text()) for p in sorted((RECORDS / IN_README).glob("seed-*.json"))]
+    records = kept(RECORDS / IN_README)
     before, rest = text.split(BEGIN, 1)
     block = "\n".join(table(records))
     return f"{before}{BEGIN}\n{block}\n{END}{rest.split(END, 1)[1]}"
@@ -298,6 +331,9 @@ def main() -> int:
         keep(given.runs)
         return 0
     wanted = {PAGE: page(), README: readme(README.read_text())}
+    for name, alt in DRAWN.items():
+        if (RECORDS / name).is_dir():
+            wanted[DRAWINGS / f"{name}.svg"] = drawing(kept(RECORDS / name), alt)
     if given.check:
         stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
         for path in stale:
@@ -306,6 +342,7 @@ def main() -> int:
                 "page`"
             )
         return bool(stale)
+    DRAWINGS.mkdir(exist_ok=True)
     for path, text in wanted.items():
         path.write_text(text)
     return 0

@@ -12,7 +12,7 @@ from synthetic import LAYERS, folder, observed, run, seen
 from spikedistill.report import closeups, confusion, plots, scales
 from spikedistill.report.canvas import ending
 from spikedistill.report.page import write_report
-from spikedistill.report.scales import Scale
+from spikedistill.report.scales import Scale, label
 from spikedistill.training import metrics, summary
 from spikedistill.training.observations import Activity
 from spikedistill.training.summary import Spread
@@ -316,3 +316,22 @@ def test_a_mark_for_each_spike_and_a_dot_for_each_of_the_traced(html: str) -> No
     assert {row["image"] for row in traced} == {"0"}
     shown = svg_of(html, "membranes-student")
     assert shown.count("<circle") == 4 * 6  # four layers of five
+
+
+def test_a_logarithmic_scale_within_one_decade_has_ticks() -> None:
+    for low, high in ((6.1e6, 6.9e6), (1.2e-5, 1.9e-5), (101.0, 180.0)):
+        assert len(Scale(low, high, 44, 400, True).ticks()) >= 2, (low, high)
+
+
+def test_a_label_is_the_number() -> None:
+    """A million and a half is not two million."""
+    told = {
+        1.5e6: "1.5e6",
+        -2.5e7: "−2.5e7",
+        1e12: "1e12",
+        2.5e-5: "2.5e−5",
+        1e-10: "1e−10",
+        0: "0",
+        0.25: "0.25",
+    }
+    assert {value: label(value) for value in told} == told

@@ -30,9 +30,10 @@ class Scale:
         """Round values within and their labels, as many as fit beside (``upright``: above) each other."""
         # Coarser steps before gaps: labels are left out only where not even two have room.
         for most in (6, 5, 4, 3, 2):
-            found = (
-                _decades(self.low, self.high, most) if self.logarithmic else _steps(self.low, self.high, most)
-            )
+            found = _decades(self.low, self.high, most) if self.logarithmic else []
+            # Between two powers of ten there may be no such number: then any round ones, as on an even scale.
+            if len(found) < 2:
+                found = _steps(self.low, self.high, most)
             if len(fitting(found, self, upright)) == len(found):
                 return found
         return fitting(found, self, upright)
@@ -85,9 +86,7 @@ def width(text: str, size: float = SIZE) -> float:
 
 def label(value: float) -> str:
     """A tick's number: as short as it is exact."""
-    if value and not 1e-4 <= abs(value) < 1e6:
-        return f"{value:.0e}".replace("e-0", "e−").replace("e+0", "e").replace("e-", "e−")
-    return f"{value:.6g}".replace("-", "−")
+    return f"{value:.6g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace("-", "−")
 
 
 def _steps(low: float, high: float, most: int) -> list[tuple[float, str]]:
@@ -97,7 +96,9 @@ def _steps(low: float, high: float, most: int) -> list[tuple[float, str]]:
     for step in [factor * scale for scale in (power, 10 * power) for factor in _ROUND]:
         first, last = ceil(low / step - 1e-9), floor(high / step + 1e-9)
         if step >= raw and last - first < most:
-            return [(k * step, label(round(k * step, 12))) for k in range(first, last + 1)]
+            # Without the last digits' noise: 3 * 0.1 is above 0.3.
+            values = [float(f"{k * step:.12g}") for k in range(first, last + 1)]
+            return [(value, label(value)) for value in values]
     return []
 
 
