@@ -321,8 +321,6 @@ def drawing(records: list[dict[str, Any]], alt: str) -> str:
     colours = (Path(report_page.__file__).parent / "page.css").read_text().split("* {", 1)[0]
     style = f"{colours}svg {{ color: var(--ink); background: var(--paper); font-family: sans-serif; }}"
     style += "\n.halo { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }"
-    # As an image nothing outside is shown: room for the last label.
-    svg = re.sub(r'viewBox="0 0 (\d+) ', lambda found: f'viewBox="-8 0 {int(found[1]) + 24} ', svg, count=1)
     return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="640" ', 1).replace(
         ">", f"><style>\n{style}\n</style>", 1
     )

@@ -335,3 +335,10 @@ def test_a_label_is_the_number() -> None:
         0.25: "0.25",
     }
     assert {value: label(value) for value in told} == told
+
+
+def test_the_last_label_stays_on_the_paper() -> None:
+    points: list[tuple[str, plots.Colour, float, float]] = [("a", 0, 73_200, 97), ("b", 1, 160_000, 95)]
+    found = texts(plots.pareto(points, "operations", "alt"))
+    assert "200000" in [words for *_, words in found]
+    assert max(right for _, right, _ in found) <= plots.WIDTH + 0.1  # places are rounded

@@ -134,7 +134,9 @@ class Panel:
             at = self.x(value)
             if "x" in grid:
                 self.canvas.line([(at, self.top), (at, self.bottom)], GRID, 0.8)
-            self.canvas.text(at, self.bottom + 11, words, "middle", MUTED, kind="tick")
+            # What lies beyond the paper is not shown: a long last label moves in.
+            within = min(at, self.canvas.width - width(words) / 2)
+            self.canvas.text(within, self.bottom + 11, words, "middle", MUTED, kind="tick")
         for value, words in yticks:
             at = self.y(value)
             if "y" in grid:
