@@ -96,6 +96,11 @@ NOTES = {  # what the numbers do not say
         "Left out, since the student's two stages do not fit the teacher's three or the network has not what "
         "the method looks at: attention-maps, bkdsnn, hdkd, kdsnn, lasnn, mdsnn, sakd, spike-count."
     ),
+    "digits-operations": (
+        "`aim-...`: a stage's `operations`, which its training aims at; reached are the operations of the "
+        "table. A fifth of the operations of the free network costs half a point. `plain`: an ANN's initial "
+        "weights and the atan surrogate."
+    ),
     "evidence-few": "No setting was chosen for these data: they are those of the unit below.",
     "evidence-unit": "One setting a method, none chosen on these data.",
 }
@@ -206,15 +211,17 @@ def table(records: list[dict[str, Any]]) -> list[str]:
             _spread([100 * s["firing_rate"] for s in seeds.values()], 1)
             if stage.get("firing_rate") is not None
             else "–",
-            f"{fmean(s['operations'] for s in seeds.values()) / 1e6:.2f} M"
-            if stage.get("operations")
-            else "–",
+            _count(fmean(s["operations"] for s in seeds.values())) if stage.get("operations") else "–",
             *_energies(list(seeds.values())),
             f"{fmean(s['seconds'] for s in seeds.values()):.0f}",
             ", ".join(map(str, sorted(seeds))),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _count(operations: float) -> str:
+    return f"{operations / 1e6:.2f} M" if operations >= 1e6 else f"{operations / 1e3:.0f} k"
 
 
 def _energies(seeds: list[dict[str, Any]]) -> list[str]:
