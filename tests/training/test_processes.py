@@ -104,8 +104,10 @@ def test_processes_that_would_not_work_together_are_refused(
 ) -> None:
     import accelerate
 
-    class Alone(accelerate.Accelerator):
-        num_processes = 1
+    class Alone:  # accelerate's own would look for the others
+        num_processes, device, trackers = 1, torch.device("cpu"), ()
+
+        def __init__(self, **_: object) -> None: ...
 
     monkeypatch.setattr(accelerate, "Accelerator", Alone)
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
