@@ -110,7 +110,7 @@ def test_processes_that_would_not_work_together_are_refused(
         def __init__(self, **_: object) -> None: ...
 
     monkeypatch.setattr(accelerate, "Accelerator", Alone)
-    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    monkeypatch.setenv("WORLD_SIZE", "4")
     refused = pytest.raises(
         SpikedistillError, match="4 processes were started together, and on cpu each would"
     )

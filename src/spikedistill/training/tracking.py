@@ -33,11 +33,13 @@ def accelerator(device: str | None, track: Any, folder: Path) -> Iterator[Any]:
     if asked is not None and asked.index is not None:
         # accelerate is told of the CPU or not of it: of several devices it takes the current one.
         torch.accelerator.set_device_index(asked.index)
+    # Said too where there is nothing else: left to itself accelerate joins no processes there.
+    bare = asked is None and started() > 1 and not torch.accelerator.is_available()
+    on_cpu = bare or (asked is not None and asked.type == "cpu")
     made = Accelerator(
         # The loop casts by itself; left open, accelerate's environment would decide.
         mixed_precision="no",
-        # Said too where there is nothing else: left to itself accelerate joins no processes there.
-        cpu=not torch.accelerator.is_available() if asked is None else asked.type == "cpu",
+        cpu=on_cpu,
         log_with=track,
         project_config=places,
     )
