@@ -26,7 +26,7 @@ import yaml
 
 from spikedistill.report import page as report_page
 from spikedistill.report import plots
-from spikedistill.report.table import estimates, microjoule, number
+from spikedistill.report.table import count, estimates, microjoule, number
 from spikedistill.training.summary import RunSummary, StageSummary, paired_interval
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +47,7 @@ TITLES = {
     "evidence-unit": "10,000 images of CIFAR-10, 12 epochs, conv6 at half width: methods at equal budget",
     "evidence-few": "2,500 images of CIFAR-10, 40 epochs",
     "evidence-cifar10": "All images of CIFAR-10, 8 epochs",
+    "evidence-nmnist": "N-MNIST: a teacher of frames, a student of events",
     "evidence-cifar100": "All images of CIFAR-100, 8 epochs",
     "dvs128-objects": "Objects before a DVS128: other recording sessions in the test",
     "pneumonia": "PneumoniaMNIST: a teacher of four times the width",
@@ -174,10 +175,6 @@ def _short(stage: dict[str, Any]) -> dict[str, Any]:
     return kept | {key: round(kept[key]) for key in ("operations", "energy_pj") if key in kept}
 
 
-def _text(record: dict[str, Any]) -> str:
-    return json.dumps(record, indent=None, separators=(",", ":")) + "\n"
-
-
 def keep(folders: Iterable[Path]) -> None:
     """Write the records of run folders; a folder of several seeds is read seed by seed."""
     for folder in folders:
@@ -185,11 +182,12 @@ def keep(folders: Iterable[Path]) -> None:
             name, record = reduced(place)
             out = RECORDS / name / f"seed-{record['seed']}.json"
             out.parent.mkdir(parents=True, exist_ok=True)
-            if len(_text(record)) > LARGEST:
-                # Of many stages only what the page shows.
-                record["stages"] = [_short(stage) for stage in record["stages"]]
-            assert len(_text(record)) <= LARGEST, f"{out}: {len(_text(record))} bytes"
-            out.write_text(_text(record))
+            # Of many stages only what the page shows.
+            short = record | {"stages": [_short(stage) for stage in record["stages"]]}
+            texts = [json.dumps(r, separators=(",", ":")) + "\n" for r in (record, short)]
+            text = next((text for text in texts if len(text) <= LARGEST), None)
+            assert text, f"{out}: {len(texts[-1])} bytes"
+            out.write_text(text)
             print(f"{out.relative_to(ROOT)}: {len(record['stages'])} stages")
 
 
@@ -216,17 +214,13 @@ def table(records: list[dict[str, Any]]) -> list[str]:
             _spread([100 * s["firing_rate"] for s in seeds.values()], 1)
             if stage.get("firing_rate") is not None
             else "–",
-            _count(fmean(s["operations"] for s in seeds.values())) if stage.get("operations") else "–",
+            count(fmean(s["operations"] for s in seeds.values())) if stage.get("operations") else "–",
             *_energies(list(seeds.values())),
             f"{fmean(s['seconds'] for s in seeds.values()):.0f}",
             ", ".join(map(str, sorted(seeds))),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
-
-
-def _count(operations: float) -> str:
-    return f"{operations / 1e6:.2f} M" if operations >= 1e6 else f"{operations / 1e3:.0f} k"
 
 
 def _energies(seeds: list[dict[str, Any]]) -> list[str]:
@@ -270,7 +264,7 @@ def _difference(mine: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any
     )
 
 
-def kept(folder: Path) -> list[dict[str, Any]]:
+def recorded(folder: Path) -> list[dict[str, Any]]:
     """The records of one recipe, a seed each."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*.json"))]
 
@@ -296,7 +290,7 @@ def page() -> str:
     ]
     out += ["", "## From scratch, beside the ANN twin", "", *from_scratch.page()]
     for folder in sorted(RECORDS.iterdir()):
-        records = kept(folder)
+        records = recorded(folder)
         first = records[0]
         sizes = first["data"]["sizes"]
         out += [
@@ -330,9 +324,12 @@ def drawing(records: list[dict[str, Any]], alt: str) -> str:
         for name, seeds in means.items()
     ]
     svg = plots.pareto(points, "synaptic operations an image", alt)
-    colours = (Path(report_page.__file__).parent / "page.css").read_text().split("* {", 1)[0]
-    style = f"{colours}svg {{ color: var(--ink); background: var(--paper); font-family: sans-serif; }}"
-    style += "\n.halo { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }"
+    css = (Path(report_page.__file__).parent / "page.css").read_text()
+    colours, _ = css.split("* {", 1)
+    halo = next(line for line in css.splitlines() if line.startswith(".halo "))
+    style = (
+        f"{colours}{halo}\nsvg {{ color: var(--ink); background: var(--paper); font-family: sans-serif; }}"
+    )
     return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="640" ', 1).replace(
         ">", f"><style>\n{style}\n</style>", 1
     )
@@ -342,7 +339,7 @@ def readme(text: str) -> str:
     """The README with its table made anew, where it has the place for it."""
     if BEGIN not in text or not (RECORDS / IN_README).is_dir():
         return text
-    records = kept(RECORDS / IN_README)
+    records = recorded(RECORDS / IN_README)
     before, rest = text.split(BEGIN, 1)
     block = "\n".join(table(records))
     return f"{before}{BEGIN}\n{block}\n{END}{rest.split(END, 1)[1]}"
@@ -362,7 +359,7 @@ def main() -> int:
     wanted = {PAGE: page(), README: readme(README.read_text())}
     for name, alt in DRAWN.items():
         if (RECORDS / name).is_dir():
-            wanted[DRAWINGS / f"{name}.svg"] = drawing(kept(RECORDS / name), alt)
+            wanted[DRAWINGS / f"{name}.svg"] = drawing(recorded(RECORDS / name), alt)
     if given.check:
         stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
         for path in stale:

@@ -9,7 +9,6 @@ norm statistics, and the update.
 """
 
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -39,21 +38,14 @@ train(recipe, data=arrays, out=folder, device="cpu", quiet=True)
 
 def images_per_second(processes: int, batch: int) -> float:
     """Of the second epoch of one training."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    if processes > 1:
-        shared["WORLD_SIZE"] = str(processes)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(batch), str(processes), f"{folder}/run"]
-        started = []
-        for rank in range(processes):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-            started.append(subprocess.Popen(command, env=os.environ | shared | place))
-        for process in started:
-            if process.wait():
-                raise SystemExit(f"a process ended with {process.returncode}")
+        program = Path(folder) / "program.py"
+        program.write_text(PROGRAM)
+        command = [sys.executable, *(launcher if processes > 1 else []), str(program)]
+        command += [str(batch), str(processes), f"{folder}/run"]
+        quiet = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        subprocess.run(command, env=os.environ | quiet, check=True)
         return float(metrics.read(Path(folder) / "run").epochs("student")[-1]["images_per_second"])
 
 

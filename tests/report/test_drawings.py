@@ -12,7 +12,7 @@ from synthetic import LAYERS, folder, observed, run, seen
 from spikedistill.report import closeups, confusion, plots, scales
 from spikedistill.report.canvas import ending
 from spikedistill.report.page import write_report
-from spikedistill.report.scales import Scale, label
+from spikedistill.report.scales import Scale
 from spikedistill.training import metrics, summary
 from spikedistill.training.observations import Activity
 from spikedistill.training.summary import Spread
@@ -334,7 +334,7 @@ def test_a_label_is_the_number() -> None:
         0: "0",
         0.25: "0.25",
     }
-    assert {value: label(value) for value in told} == told
+    assert {value: scales.label(value) for value in told} == told
 
 
 def test_the_last_label_stays_on_the_paper() -> None:

@@ -15,7 +15,6 @@ from ..data import Data
 from ..drawn import drawn
 from ..errors import SpikedistillError
 from ..interrupt import going
-from ..processes import leads
 from ..recipe import LARGEST_SEED, Recipe, at
 from ..recipe import load as load_recipe
 from . import summary
@@ -185,8 +184,8 @@ def run(
     """
     found: list[RunSummary] = []
     with ExitStack() as stack:
-        progress = stack.enter_context(Progress(not quiet and leads()))
         engaged = stack.enter_context(accelerator(device, track, folder))
+        progress = stack.enter_context(Progress(not quiet and engaged.is_main_process))
         # Neurons compile by default: here only in a stage that is worth it, within a context of its own.
         stack.enter_context(compiling(False))
         stack.enter_context(watching())
