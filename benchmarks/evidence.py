@@ -286,7 +286,9 @@ def page() -> str:
         "least (below 1 the",
         "twin is cheaper; – where a record is older than this column). On the same kind of CPU and number of "
         "threads a row",
-        "repeats bit for bit, else within half a point.",
+        "repeats bit for bit where its stages compile alike (`compile: auto` goes by the time of a step, so "
+        "a busy machine",
+        "may choose otherwise; `resolved.json` of a run says what it chose), else within half a point.",
     ]
     out += ["", "## From scratch, beside the ANN twin", "", *from_scratch.page()]
     for folder in sorted(RECORDS.iterdir()):
