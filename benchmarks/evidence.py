@@ -76,9 +76,9 @@ NOTES = {  # what the numbers do not say
         "points and the teacher itself loses 12."
     ),
     "evidence-cifar10": (
-        "Settings are those of CIFAR-100 below, fixed on validation images of 10,000 training images; none was "
-        "chosen for this budget. An earlier form of the recipe (no Nesterov's momentum; logits at temperature "
-        "4, 0.9 against 0.1 of cross-entropy) gained 3.1 and 0.5 points, seeds 0 and 1."
+        "Settings are those of CIFAR-100 below, fixed on validation images of 10,000 training images; none "
+        "was chosen for this budget. An earlier form of the recipe (no Nesterov's momentum; logits at "
+        "temperature 4, 0.9 against 0.1 of cross-entropy) gained 3.1 and 0.5 points, seeds 0 and 1."
     ),
     "evidence-cifar100": (
         "One seed of three. The student's form was fixed on validation images before the test part was read: "
@@ -288,9 +288,9 @@ def page() -> str:
         "least (below 1 the",
         "twin is cheaper; – where a record is older than this column). On the same kind of CPU and number of "
         "threads a row",
-        "repeats bit for bit where its stages compile alike (`compile: auto` goes by the time of a step, so "
-        "a busy machine",
-        "may choose otherwise; `resolved.json` of a run says what it chose), else within half a point.",
+        "repeats bit for bit where its stages compile alike (`compile: auto` goes by the processor's time of "
+        "a step;",
+        "`resolved.json` of a run says what it chose), else within half a point.",
     ]
     out += ["", "## From scratch, beside the ANN twin", "", *from_scratch.page()]
     for folder in sorted(RECORDS.iterdir()):

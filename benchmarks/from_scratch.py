@@ -28,7 +28,7 @@ from spikedistill.training.calibration import settle
 from spikedistill.training.optim import optimizer
 
 RESULTS = Path(__file__).parents[1] / "results" / "from_scratch.json"
-SGD = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4}
+SGD = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "nesterov": True}
 ADAMW = {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05}
 CASES: dict[str, dict[str, Any]] = {
     "conv6": {"network": "conv6", "width": 0.5, **SGD},
@@ -59,9 +59,8 @@ def train(case: dict[str, Any], time_steps: int | None, seed: int, data: dict[st
     x, y = data["x_train"], data["y_train"]
     if time_steps and network.balanced_by == "data":
         sd.balance(network, x[:256].float() / 255)
-    chosen = optimizer(
-        network, Optimizer(name=case["optimizer"], lr=case["lr"], weight_decay=case["weight_decay"])
-    )
+    given = {key: case[key] for key in ("lr", "weight_decay", "nesterov") if key in case}
+    chosen = optimizer(network, Optimizer(name=case["optimizer"], **given))
     network = network.to(memory_format=torch.channels_last).train()
     batches = len(x) // BATCH
     schedule = torch.optim.lr_scheduler.LambdaLR(chosen, lambda step: one_cycle(step / (batches * EPOCHS)))
@@ -84,6 +83,7 @@ def train(case: dict[str, Any], time_steps: int | None, seed: int, data: dict[st
         "accuracy": round(accuracy, 4),
         "loss": round(float(loss.detach()), 4),
         "seconds": round(seconds, 1),
+        "nesterov": case.get("nesterov", False),
     }
 
 
@@ -94,10 +94,10 @@ def one_cycle(position: float) -> float:
     return (1 + math.cos(math.pi * (position - 0.3) / 0.7)) / 2
 
 
-def opened(file: Path) -> dict[str, Tensor]:
+def opened(file: Path, images: int = IMAGES) -> dict[str, Tensor]:
     """The images and labels of the benchmark, images as uint8 (N, 3, 32, 32)."""
     with np.load(file) as arrays:
-        picked = np.random.default_rng(0).permutation(len(arrays["x_train"]))[:IMAGES]
+        picked = np.random.default_rng(0).permutation(len(arrays["x_train"]))[:images]
         parts = {
             "x_train": arrays["x_train"][picked], "y_train": arrays["y_train"][picked],
             "x_test": arrays["x_test"], "y_test": arrays["y_test"],
@@ -112,15 +112,22 @@ def opened(file: Path) -> dict[str, Tensor]:
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Means over the seeds that both sides have."""
-    lines = ["| network | ANN | SNN, T = 4 | share | seeds |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        "| network | momentum | ANN | SNN, T = 4 | share | seeds |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for name in CASES:
         seeds = [s for s in range(100) if f"{name}/ann/{s}" in rows and f"{name}/snn/{s}" in rows]
         if seeds:
             ann, snn = (
                 fmean(100 * rows[f"{name}/{side}/{s}"]["accuracy"] for s in seeds) for side in ("ann", "snn")
             )
+            kind = "Adam's" if CASES[name]["optimizer"] == "adamw" else "classical"
+            if all(rows[f"{name}/{side}/{s}"].get("nesterov") for side in ("ann", "snn") for s in seeds):
+                kind = "Nesterov's"
             lines.append(
-                f"| `{name}` | {ann:.1f} | {snn:.1f} | {snn / ann:.2f} | {', '.join(map(str, seeds))} |"
+                f"| `{name}` | {kind} | {ann:.1f} | {snn:.1f} | {snn / ann:.2f} "
+                f"| {', '.join(map(str, seeds))} |"
             )
     return "\n".join(lines)
 
@@ -153,7 +160,8 @@ def main() -> None:
     for seed in given.seeds:
         for name in given.cases:
             for side, time_steps in (("snn", TIME_STEPS), ("ann", None)):
-                if (key := f"{name}/{side}/{seed}") in rows:
+                kept = rows.get(key := f"{name}/{side}/{seed}")
+                if kept and kept.get("nesterov", False) == CASES[name].get("nesterov", False):
                     continue
                 row = train(CASES[name], time_steps, seed, data)
                 row |= {"torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads()}

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 
@@ -24,6 +26,13 @@ def test_long_runs_compile_and_short_ones_do_not(distiller, free):
     with machine.compiling(False):  # a run's own context must not hide what the process allows
         assert machine.worth_compiling(distiller, *BATCH, steps=10**9)
         assert not machine.worth_compiling(distiller, *BATCH, steps=19)
+
+
+def test_a_step_that_waits_is_not_a_long_one(distiller, free):
+    distiller.student.register_forward_pre_hook(lambda *_: time.sleep(0.25))  # as on a busy machine
+    with machine.compiling(False):
+        assert 0.25 * 400 * machine.SAVED > machine.COMPILE_SECONDS
+        assert not machine.worth_compiling(distiller, *BATCH, steps=400)
 
 
 def test_what_the_user_forbids_stays_forbidden(distiller, free, monkeypatch):

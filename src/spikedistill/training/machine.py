@@ -135,8 +135,24 @@ def compiling(on: bool) -> Iterator[None]:
         yield
 
 
+def _worked(device: torch.device) -> float:
+    """Seconds that a step's end can be compared by: of work, not of waiting for a processor others keep busy.
+
+    Else two runs of one seed might differ in rounding by what else the machine did at their start.
+    """
+    if device.type == "cpu":
+        return time.process_time() / torch.get_num_threads()
+    # Kernels are only queued by then; without waiting, the time would be that of the queueing.
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def worth_compiling(distiller: Distiller, x: Tensor, y: Tensor, steps: int) -> bool:
-    """Whether ``steps`` training steps like this one outlast the compiling; times two, leaves no trace."""
+    """Whether ``steps`` training steps like this one outlast the compiling; times two, leaves no trace.
+
+    On a CPU a step counts by the processor's time, whatever else the machine does.
+    """
     if (
         not compilation.allowed()
         or steps < 20
@@ -148,12 +164,9 @@ def worth_compiling(distiller: Distiller, x: Tensor, y: Tensor, steps: int) -> b
         distiller.train()
         seconds = []
         for _ in range(2):
-            start = time.perf_counter()
+            start = _worked(x.device)
             distiller(x, y).total.backward()
-            # Kernels are only queued by then; without waiting, the time would be that of the queueing.
-            if x.is_cuda:
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(_worked(x.device) - start)
     distiller.zero_grad(set_to_none=True)
     # Two steps in training mode have moved the statistics of the norms.
     distiller.load_state_dict(state)

@@ -1,0 +1,295 @@
+"""Minutes until a network of four steps knows 80 % of CIFAR-10's test images: ours and other libraries.
+
+    python benchmarks/step.py --batch 128 --precision both --peers best --whole SpikingJelly --runs 5 \\
+        --json results/performance/step-conv6-N128.json             # seconds, on an idle machine
+    python benchmarks/time_to_accuracy.py curves FOLDER/cifar10.npz [--teacher FILE] [--ways ...]
+    python benchmarks/time_to_accuracy.py table
+
+``curves`` trains `conv6` at width 1 and keeps the test accuracy of each epoch, and its state, so that it can
+be stopped at any time; how busy the machine is does not matter. Time is the step's of the same way of
+training, measured in turns with the others, times steps, times the epochs of the curve until the mark. A way
+ends where 60 minutes of that time are over: "> 60" is a result.
+
+The peers' curves are computed by our neuron with their equations, since theirs would take days: before a
+curve, spikes and gradients of both are compared on random currents in float64. All have the same crops and
+flips and batches of 128. ``users``: neuron, start, loss, optimizer and precision of the library's own example
+(SpikingJelly's ``conv_fashion_mnist``: IF, atan, squared error of firing rates, SGD 0.1, one cosine over 64
+epochs; snnTorch's tutorial 6: decay 0.5, fast sigmoid of slope 25, cross-entropy of each step's spikes, Adam
+0.01), eager, float32. ``best``: a LIF neuron in the library's kernels with bf16, channels last, compiled
+where that works, and our optimizer, schedule and loss; what differs is the start.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timing
+import torch
+from from_scratch import NORM, augmented, one_cycle, opened
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import spikedistill as sd
+from spikedistill.networks.outside.library import load_weights
+from spikedistill.neurons import IF, LIF, Neuron
+from spikedistill.precision import cpu_bf16_units
+from spikedistill.training.calibration import settle
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results" / "performance" / "time-to-accuracy.json"
+STEPS = RESULTS.with_name("step-conv6-N128.json")
+BATCH, TIME_STEPS, MARK, CAP = 128, 4, 0.80, 60.0  # CAP: minutes
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits or spikes (T, N, K), labels (N,)
+
+
+def mean_cross_entropy(out: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(out.mean(0), y)
+
+
+def rate_squared_error(out: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(out.mean(0), F.one_hot(y, out.shape[-1]).to(out.dtype))
+
+
+def step_cross_entropy(out: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(out.flatten(0, 1), y.repeat(len(out)))
+
+
+@dataclass
+class Way:
+    """How a curve is trained, and the row of ``step.py`` that says what a step costs."""
+
+    step: str
+    epochs: int  # of the schedule
+    neuron: Callable[[], Neuron] | None = None  # None: ours, and our start
+    head: str = "linear"
+    loss: Loss = mean_cross_entropy
+    adam: bool = False
+    cosine: bool = False  # from the first step and epoch by epoch; else one cycle
+    half: bool = True  # bfloat16 where the processor has units for it
+    teacher: bool = False
+
+    @property
+    def row(self) -> str:
+        """Of ``step.py``, in the precision of this way on this machine."""
+        return self.step + " bf16" * (self.half and cpu_bf16_units() is not None)
+
+
+def jelly_if() -> Neuron:
+    return IF(surrogate="atan", detach_reset=False)
+
+
+def jelly_lif() -> Neuron:
+    return LIF(surrogate="atan")
+
+
+def leaky_to_zero() -> Neuron:
+    # What its reset takes off depends on the spike, and so does the gradient.
+    return LIF(surrogate="atan", detach_reset=False)
+
+
+def leaky() -> Neuron:
+    # Its reset takes the whole threshold off a membrane that has leaked already.
+    return LIF(decay=0.5, gain=1.0, reset="soft", reset_by=2.0, surrogate="fast_sigmoid")
+
+
+WAYS = {
+    "ours": Way("ours fused, once", 8),
+    "ours, taught": Way("ours fused, once", 8, teacher=True),
+    "SpikingJelly, users": Way(
+        "SpikingJelly", 64, jelly_if, "spiking", rate_squared_error, cosine=True, half=False
+    ),
+    "snnTorch, users": Way("snnTorch", 64, leaky, "spiking", step_cross_entropy, adam=True, half=False),
+    "SpikingJelly, best": Way("SpikingJelly, compiled whole, once", 16, jelly_lif),
+    "snnTorch, best": Way("snnTorch, channels last", 12, leaky_to_zero),
+}
+
+
+def equal(mine: Neuron, name: str) -> None:
+    """Stop unless the library's neuron gives the same spikes and gradients on random currents, in float64."""
+    torch.manual_seed(0)
+    current = torch.randn(TIME_STEPS, 256, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(TIME_STEPS, 256, dtype=torch.float64)
+    found = []
+    for run in (peer(mine, name), lambda x: mine(x.flatten(0, 1)).unflatten(0, x.shape[:2])):
+        spikes = run(current)
+        (gradient,) = torch.autograd.grad((spikes * weight).sum(), current)
+        found.append((spikes.detach(), gradient))
+    (theirs, slope), (ours, our_slope) = found
+    # snnTorch's spikes, and with them its gradients, are float32 whatever enters
+    if not torch.equal(theirs, ours) or (slope - our_slope).abs().max() > 1e-7:
+        raise SystemExit(f"{name}: not the neuron of the curve")
+
+
+def peer(neuron: Neuron, name: str) -> Callable[[Tensor], Tensor]:
+    """The library's neuron: currents (T, N) to spikes."""
+    if name.startswith("SpikingJelly"):
+        from spikingjelly.activation_based import neuron as jelly
+        from spikingjelly.activation_based import surrogate
+
+        if isinstance(neuron, LIF):
+            return jelly.LIFNode(2.0, surrogate_function=surrogate.ATan(), detach_reset=True, step_mode="m")
+        return jelly.IFNode(surrogate_function=surrogate.ATan(), step_mode="m")
+    import snntorch
+    from snntorch import surrogate as slopes
+
+    if neuron.reset == "soft":
+        leaky = snntorch.Leaky(0.5, spike_grad=slopes.fast_sigmoid(slope=25))
+    else:
+        leaky = snntorch.Leaky(0.5, spike_grad=slopes.atan(2.0), reset_mechanism="zero", reset_delay=False)
+
+    def run(x: Tensor) -> Tensor:
+        membrane, spikes = torch.zeros_like(x[0]), []
+        for current in x:
+            fired, membrane = leaky(neuron.gain * current, membrane)
+            spikes.append(fired.to(x.dtype))
+        return torch.stack(spikes)
+
+    return run
+
+
+def network_of(way: Way) -> nn.Module:
+    """Before training; peers' begin as torch's layers do."""
+    torch.manual_seed(0)
+    if way.neuron is None:
+        return sd.networks.create("conv6", time_steps=TIME_STEPS, **NORM)
+    network = sd.networks.create(
+        "conv6", time_steps=TIME_STEPS, neuron=way.neuron(), head=way.head, initialisation="plain", **NORM
+    )
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.reset_parameters()
+    return network
+
+
+def optimizer_of(way: Way, network: nn.Module) -> torch.optim.Optimizer:
+    if way.adam:
+        return torch.optim.Adam(network.parameters(), lr=0.01)
+    if way.cosine:
+        return torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    groups = sd.parameter_groups(network, lr=0.1, weight_decay=5e-4)
+    return torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+
+
+def factor(way: Way, epoch: int, position: float) -> float:
+    """Of the learning rate; ``position`` in 0..1 of the schedule."""
+    if way.adam:
+        return 1.0
+    return (1 + math.cos(math.pi * epoch / way.epochs)) / 2 if way.cosine else one_cycle(position)
+
+
+def curve(name: str, data: dict[str, Tensor], teacher: nn.Module | None, state: Path, most: int) -> None:
+    """Train ``most`` epochs or until the mark; the accuracies of all epochs so far are kept after each."""
+    way = WAYS[name]
+    if way.neuron is not None:
+        equal(way.neuron(), name)
+    network = network_of(way).to(memory_format=torch.channels_last)
+    chosen = optimizer_of(way, network)
+    rates = [group["lr"] for group in chosen.param_groups]
+    terms: Any = None
+    if way.teacher:
+        assert teacher is not None, "give --teacher"
+        objectives = [{"type": "cross_entropy"}, {"type": "weighted_soft_labels", "temperature": 2.0}]
+        terms = sd.Distiller(network, teacher, objectives).setup(data["x_train"][:2].float() / 255)
+    accuracies: list[float] = []
+    if state.exists():
+        kept = torch.load(state, weights_only=True)
+        network.load_state_dict(kept["network"])
+        chosen.load_state_dict(kept["optimizer"])
+        accuracies = kept["accuracies"]
+    x, y = data["x_train"], data["y_train"]
+    batches = len(x) // BATCH
+    half = way.half and cpu_bf16_units() is not None
+    while len(accuracies) < min(most, way.epochs) and max(accuracies, default=0.0) < MARK:
+        epoch = len(accuracies)
+        torch.manual_seed(1 + epoch)  # so that a stopped curve goes on as it would have
+        network.train()
+        for step, picked in enumerate(torch.randperm(len(x))[: batches * BATCH].split(BATCH)):
+            share = factor(way, epoch, (epoch * batches + step) / (batches * way.epochs))
+            for group, rate in zip(chosen.param_groups, rates):
+                group["lr"] = rate * share
+            images = augmented(x[picked])
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                loss = (
+                    terms(images, y[picked]).total if terms else way.loss(network(images).float(), y[picked])
+                )
+            chosen.zero_grad()
+            loss.backward()
+            chosen.step()
+        accuracies.append(tested(network, data, half, settled=way.neuron is None))
+        print(f"{name}: epoch {len(accuracies)}, {100 * accuracies[-1]:.2f} %", flush=True)
+        state.parent.mkdir(parents=True, exist_ok=True)
+        part = state.with_suffix(".part")
+        torch.save(
+            {"network": network.state_dict(), "optimizer": chosen.state_dict(), "accuracies": accuracies},
+            part,
+        )
+        part.replace(state)
+        rows = json.loads(RESULTS.read_text())["curves"] if RESULTS.exists() else {}
+        timing.write(RESULTS, curves=rows | {name: [round(a, 4) for a in accuracies]})
+
+
+@torch.no_grad()
+def tested(network: nn.Module, data: dict[str, Tensor], half: bool, settled: bool) -> float:
+    """Accuracy on all test images; ours with settled statistics, of a copy, as its trainings do."""
+    held = {key: value.clone() for key, value in network.state_dict().items()}
+    if settled:
+        settle(network, [part.float() / 255 for part in data["x_train"][:1024].split(BATCH)])
+    network.eval()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        guesses = [network(part.float() / 255).mean(0).argmax(-1) for part in data["x_test"].split(250)]
+    network.load_state_dict(held)
+    return float((torch.cat(guesses) == data["y_test"]).double().mean())
+
+
+def seconds() -> dict[str, float]:
+    """Of a step, by row of ``step.py``."""
+    return {name: row["median_ms"] / 1e3 for name, row in json.loads(STEPS.read_text())["rows"].items()}
+
+
+def table(images: int = 50_000) -> str:
+    """A row a way: seconds an epoch, epochs and minutes to the mark, best accuracy on the way."""
+    costs, curves = seconds(), json.loads(RESULTS.read_text())["curves"]
+    lines = [
+        f"| | seconds an epoch | epochs to {100 * MARK:.0f} % | minutes | best until then |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, accuracies in curves.items():
+        epoch = costs[WAYS[name].row] * (images // BATCH)
+        within = accuracies[: max(1, int(CAP * 60 // epoch))]
+        reached = next((i for i, a in enumerate(within, 1) if a >= MARK), None)
+        done = len(within) == int(CAP * 60 // epoch)
+        minutes = f"{reached * epoch / 60:.1f}" if reached else f"> {CAP:.0f}" if done else "not finished"
+        lines.append(f"| {name} | {epoch:.0f} | {reached or '–'} | {minutes} | {100 * max(within):.1f} % |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = p.add_subparsers(dest="command", required=True)
+    curves = commands.add_parser("curves")
+    curves.add_argument("data", type=Path)
+    curves.add_argument("--teacher", type=Path, help="weights of a ResNet-20 for 'ours, taught'")
+    curves.add_argument("--ways", nargs="*", choices=[*WAYS], default=[*WAYS])
+    curves.add_argument("--states", type=Path, default=ROOT / "build" / "time-to-accuracy")
+    commands.add_parser("table")
+    given = p.parse_args()
+    if given.command == "table":
+        print(table())
+        return
+    data = opened(given.data, images=50_000)
+    teacher = None
+    if given.teacher:
+        norm = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+        teacher = load_weights(sd.networks.create("resnet20", time_steps=None, **norm), given.teacher)
+    costs = seconds()
+    for name in given.ways:
+        most = int(CAP * 60 // (costs[WAYS[name].row] * (len(data["x_train"]) // BATCH)))
+        curve(name, data, teacher, given.states / f"{name.replace(', ', '-')}.pt", max(1, most))
+
+
+if __name__ == "__main__":
+    main()
