@@ -166,6 +166,16 @@ def test_weights_of_another_size_than_the_settings_are_named():
     assert said == "of the graph the state dict has other sizes: head.weight, head.bias"
 
 
+def test_the_comparison_is_of_networks_as_files_give_them_back():
+    # convolutions of some processors (AVX-512) round otherwise channels last, as trained weights lie
+    network = Whole().eval().to(memory_format=torch.channels_last)
+    document, seen = describe(network, (3, 8, 8)), []
+    network.stem.register_forward_pre_hook(lambda stem, _: seen.append(stem.weight.is_contiguous()))
+    assert difference(network, document, lambda one: one) is None
+    assert seen == [True, True]
+    assert not network.stem.weight.is_contiguous()
+
+
 def test_the_comparison_leaves_every_generator_alone(monkeypatch):
     network = make("vgg5", encoding="poisson").eval()  # draws
     document = describe(network, (3, 8, 8))

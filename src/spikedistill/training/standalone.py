@@ -44,7 +44,9 @@ def difference(
     network: nn.Module, graph: Mapping[str, Any], formed: Callable[[nn.Module], nn.Module]
 ) -> str | None:
     """How a network made of its graph differs: keys, or outputs at two batch sizes; None: in nothing."""
-    original = copy.deepcopy(network).cpu().eval()
+    # As a file gives it back: trained weights lie channels last, and some processors' convolutions round
+    # otherwise there.
+    original = copy.deepcopy(network).cpu().eval().to(memory_format=torch.contiguous_format)
     state = original.state_dict()
     try:
         made = formed(network_of(graph, "graph", sum(t.numel() for t in state.values())))
