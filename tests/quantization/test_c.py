@@ -208,7 +208,10 @@ def test_random_networks(tmp_path_factory, data):
     assert_same(integer(name, x, network, **options), x, tmp_path_factory.mktemp("c"))
 
 
-@pytest.mark.parametrize("name", ["vgg5", "resnet20", "sew_resnet20", "ms_resnet20"])
+@pytest.mark.parametrize(
+    "name",
+    ["vgg5", pytest.param("resnet20", marks=slow), "sew_resnet20", pytest.param("ms_resnet20", marks=slow)],
+)
 def test_whole_digits_test_set(name, tmp_path):
     digits = pytest.importorskip("sklearn.datasets").load_digits()
     x, y = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, torch.tensor(digits.target)
@@ -219,7 +222,10 @@ def test_whole_digits_test_set(name, tmp_path):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["vgg9", "resnet18", "sew_resnet18", "ms_resnet18"])
+@pytest.mark.parametrize(
+    "name",
+    ["vgg9", *(pytest.param(name, marks=slow) for name in ("resnet18", "sew_resnet18", "ms_resnet18"))],
+)
 def test_cifar10_samples(cifar10_test, name, tmp_path):
     x = cifar10_test[0][:32]
     options = {"width": 0.1} | ({} if name == "vgg9" else {"stem": "cifar"})

@@ -80,18 +80,23 @@ def place(tmp_path, arrays, monkeypatch) -> Path:
     sys.modules.pop("mynet", None)
 
 
-def cli(*args: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    """The command in a process of its own, without the folders that this process looks into."""
+def fresh(code: str, *args: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """Code in a process of its own, without the folders that this process looks into."""
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     env |= {
         "PYTHONPATH": str(Path(sd.__file__).parents[1]),
         "SPIKEDISTILL_EAGER": "1",
         "OMP_NUM_THREADS": "1",
     }
-    code = "import sys; from spikedistill.cli import main; sys.exit(main(sys.argv[1:]))"
+    head = "import sys; from spikedistill.cli import main\n"
     return subprocess.run(
-        [sys.executable, "-P", "-c", code, *args], cwd=cwd, env=env, capture_output=True, text=True
+        [sys.executable, "-P", "-c", head + code, *args], cwd=cwd, env=env, capture_output=True, text=True
     )
+
+
+def cli(*args: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """A command in a process of its own."""
+    return fresh("sys.exit(main(sys.argv[1:]))", *args, cwd=cwd)
 
 
 def own_logits(project: Path, run: Path, x: torch.Tensor, stage: str) -> torch.Tensor:
@@ -119,7 +124,8 @@ def test_from_one_process_to_the_next(place, tmp_path, monkeypatch):
     (moved / "mynet.py").write_text("raise SystemExit('planted code ran')")
     data = place / "arrays.npz"
     assert data.exists()
-    for args in (
+    # one process for all: none of them may bring the code in
+    commands = [
         ["evaluate", "run:student", "--time-steps", "1,2"],
         ["evaluate", "run:quantized", "--integer"],
         ["hardware", "run:quantized"],
@@ -127,9 +133,12 @@ def test_from_one_process_to_the_next(place, tmp_path, monkeypatch):
         ["export", "run:student", "--to", "nir", "--out", "net.nir"],
         ["export", "run:student", "--to", "onnx", "--out", "net.onnx"],
         ["export", "run:quantized", "--to", "integer", "--out", "net.int"],
-    ):
-        done = cli(*args, cwd=away)
-        assert done.returncode == 0, (args, done.stdout, done.stderr)
+    ]
+    done = fresh(
+        f"for command in {commands}:\n    assert main(command) == 0 and 'mynet' not in sys.modules, command",
+        cwd=away,
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr)
     # inside of the run's folder as well
     done = cli("evaluate", ".:quantized", cwd=moved)
     assert done.returncode == 0, done.stderr
