@@ -57,6 +57,16 @@ TITLES = {
     "evidence-mdsnn": "Few bits: what the full-precision SNN gives back",
 }
 
+COMPARED = {  # a student with a teacher, a record and its stage, and the same network alone
+    "CIFAR-10, all images": ("evidence-cifar10", "student"),
+    "CIFAR-10, 10,000 images": ("evidence-unit", "logits"),
+    "CIFAR-10, 2,500 images": ("evidence-few", "student"),
+    "CIFAR-100": ("evidence-cifar100", "student"),
+    "spoken digits": ("spoken-digits", "student"),
+    "N-MNIST": ("evidence-nmnist", "student"),
+    "objects before a DVS128": ("dvs128-objects", "student"),
+    "PneumoniaMNIST": ("pneumonia", "student"),
+}
 DRAWN = {  # accuracy against operations, the spiking stages: what the drawing shows
     "digits-operations": "What spikes buy: accuracy against synaptic operations, means of all seeds",
     "compare-digits": "Methods at equal budget: accuracy against synaptic operations, means of all seeds",
@@ -196,17 +206,51 @@ def keep(folders: Iterable[Path]) -> None:
             print(f"{out.relative_to(ROOT)}: {len(record['stages'])} stages")
 
 
-def table(records: list[dict[str, Any]]) -> list[str]:
-    """One row a stage: mean ± deviation over seeds, paired difference to ``alone`` with its 95 % interval."""
-    by_stage: dict[str, dict[int, dict[str, Any]]] = {}
+def by_stage(records: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
+    """Stage, then seed: its record."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
     for record in records:
         for stage in record["stages"]:
-            by_stage.setdefault(stage["name"], {})[record["seed"]] = stage
+            found.setdefault(stage["name"], {})[record["seed"]] = stage
+    return found
+
+
+def compared() -> list[str]:
+    """A row a data set: what a teacher adds, whether that is shown, and what it costs in operations."""
+    lines = [
+        "| data | recipe | T | alone [%] | student [%] | difference [points] | operations | seeds | shown |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for data, (name, student) in COMPARED.items():
+        stages = by_stage(recorded(RECORDS / name))
+        if not stages:
+            continue
+        alone, taught = (
+            {s: 100 * one["accuracy"] for s, one in stages[n].items()} for n in (BASELINE, student)
+        )
+        interval = paired_interval([taught[s] - alone[s] for s in sorted(taught)])
+        reading = "–"
+        if interval:
+            reading = "gain" if interval[0] > 0 else "loss" if interval[1] < 0 else "no difference"
+        costs = " / ".join(
+            count(fmean(one["operations"] for one in stages[n].values())) for n in (BASELINE, student)
+        )
+        lines.append(
+            f"| {data} | `{name}` | {next(iter(stages[student].values()))['T']} "
+            f"| {_spread([*alone.values()], 1)} | {_spread([*taught.values()], 1)} "
+            f"| {_difference(stages[student], stages[BASELINE])} | {costs} | {len(taught)} | {reading} |"
+        )
+    return lines
+
+
+def table(records: list[dict[str, Any]]) -> list[str]:
+    """One row a stage: mean ± deviation over seeds, paired difference to ``alone`` with its 95 % interval."""
+    stages = by_stage(records)
     lines = [
         "| " + " | ".join(COLUMNS) + " |",
         "|" + " --- |" * len(COLUMNS),
     ]
-    for name, seeds in by_stage.items():
+    for name, seeds in stages.items():
         stage = next(iter(seeds.values()))
         bits, T = stage.get("bits"), stage.get("T")
         cells = [
@@ -215,7 +259,7 @@ def table(records: list[dict[str, Any]]) -> list[str]:
             str(T or "ANN"),
             "/".join(map(str, bits)) if bits else "float",
             _spread([100 * s["accuracy"] for s in seeds.values()], 2),
-            _against(name, by_stage) if T else "–",
+            _against(name, stages) if T else "–",
             _spread([100 * s["firing_rate"] for s in seeds.values()], 1)
             if stage.get("firing_rate") is not None
             else "–",
@@ -244,12 +288,12 @@ def _energies(seeds: list[dict[str, Any]]) -> list[str]:
     return cells
 
 
-def _against(name: str, by_stage: dict[str, dict[int, dict[str, Any]]]) -> str:
+def _against(name: str, stages: dict[str, dict[int, dict[str, Any]]]) -> str:
     few = PLAIN.match(name)
     baseline = f"plain-{few[2]}" if few else BASELINE
-    if name == baseline or baseline not in by_stage:
+    if name == baseline or baseline not in stages:
         return "–"
-    return _difference(by_stage[name], by_stage[baseline]) + (f", against `{baseline}`" if few else "")
+    return _difference(stages[name], stages[baseline]) + (f", against `{baseline}`" if few else "")
 
 
 def _spread(values: list[float], digits: int) -> str:
@@ -295,7 +339,22 @@ def page() -> str:
         "a step;",
         "`resolved.json` of a run says what it chose), else within half a point.",
     ]
-    out += ["", "## From scratch, beside the ANN twin", "", *from_scratch.page()]
+    out += [
+        "",
+        "## What a teacher adds",
+        "",
+        "A student with a teacher, and the same network trained alone, with equal start, epochs and "
+        "augmentation.",
+        "Differences are paired, with their 95 % interval; a gain is one whose interval lies above 0. "
+        "Operations: alone,",
+        "then student. Tables and what was tried are below, by recipe.",
+        "",
+        *compared(),
+        "",
+        "## From scratch, beside the ANN twin",
+        "",
+        *from_scratch.page(),
+    ]
     for folder in sorted(RECORDS.iterdir()):
         records = recorded(folder)
         first = records[0]
