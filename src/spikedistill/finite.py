@@ -3,7 +3,7 @@
 Spikes swallow them: ``NaN >= threshold`` is false.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +11,16 @@ from torch import Tensor, nn
 from .errors import SpikedistillError
 
 
-def faulty(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Names of the tensors that hold NaN or infinity; the device is read once.
-
-    A buffer may hold infinity (a mask of attention) unless it is a running statistic, so call with parameters
-    and statistics, or with :func:`of`.
-    """
+def faulty(tensors: Iterable[tuple[str, Tensor]], masks: Collection[str] = ()) -> list[str]:
+    """Names of the tensors that hold NaN, or infinity and are not in ``masks``; the device is read once."""
     names: list[str] = []
     flags: list[Tensor] = []
     for name, value in tensors:
         # Integers have no NaN, and meta tensors no values at all.
         if value.is_floating_point() and not value.is_meta and value.numel():
             names.append(name)
-            flags.append(torch.isfinite(value.detach()).all())
+            value = value.detach()
+            flags.append((~torch.isnan(value) if name in masks else torch.isfinite(value)).all())
     if not flags:
         return []
     # A network may lie on several devices; stacked on one, all flags come over in one read.
@@ -32,16 +29,16 @@ def faulty(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
     return [name for name, is_good in zip(names, good) if not is_good]
 
 
+def mask_names(module: nn.Module) -> set[str]:
+    """Buffers that may hold infinity, as a mask of attention does: all but running statistics."""
+    # Under each name of a shared one: a state dict has them all.
+    names = (name for name, _ in module.named_buffers(remove_duplicate=False))
+    return {name for name in names if not name.rpartition(".")[2].startswith("running_")}
+
+
 def of(module: nn.Module) -> list[str]:
     """Names of parameters and buffers of ``module`` that hold NaN, or infinity where it has no meaning."""
-    # Infinity in a buffer may be meant (a mask); as 0 it passes, while NaN beside it is still found.
-    masks = {
-        name: torch.where(torch.isinf(value), 0, value) if value.is_floating_point() else value
-        for name, value in module.named_buffers()
-        if not name.rpartition(".")[2].startswith("running_")
-    }
-    named = [*module.named_parameters(), *((k, masks.get(k, v)) for k, v in module.named_buffers())]
-    return faulty(named)
+    return faulty([*module.named_parameters(), *module.named_buffers()], mask_names(module))
 
 
 def words(names: Iterable[str]) -> str:

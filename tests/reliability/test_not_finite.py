@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 import spikedistill as sd
-from spikedistill import objectives
+from spikedistill import finite, objectives
 from spikedistill.data import from_arrays
 from spikedistill.networks.outside.library import load_weights
 from spikedistill.training import checkpoint, diagnosis, loop
 from spikedistill.training.guard import Guard
-from spikedistill.training.optim import MovingAverage, mask_names
+from spikedistill.training.optim import MovingAverage
 from spikedistill.training.run import train
 
 from .conftest import NET, run
@@ -259,8 +259,6 @@ def test_a_mask_of_infinity_is_no_fault():
             super().__init__()
             self.register_buffer("mask", torch.tensor([0.0, -math.inf]))
 
-    from spikedistill import finite
-
     masked = Masked()
     assert finite.of(masked) == []
     masked.mask[0] = math.nan
@@ -308,6 +306,17 @@ def test_a_training_with_a_mask_of_infinity_goes_on_from_its_checkpoint(alone, i
         ).read_bytes()
 
 
+def test_a_file_of_weights_may_hold_a_mask_of_infinity(tmp_path):
+    masked, other = Masked(), Masked()
+    torch.save(masked.state_dict(), tmp_path / "w.pt")
+    other.mask.zero_()
+    assert load_weights(other, tmp_path / "w.pt").mask.tolist() == [0.0, -math.inf, 0.0]
+    masked.layers[0].running_var[0] = math.inf
+    torch.save(masked.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(sd.SpikedistillError, match=r"running_var of layer layers\.0 holds NaN or infinity"):
+        load_weights(other, tmp_path / "w.pt")
+
+
 def test_infinity_is_refused_where_it_is_no_masks_and_nan_everywhere(tmp_path):
     checkpoint.save(tmp_path / "a", {"mask": torch.tensor([-math.inf, 1.0])}, {})
     assert checkpoint.load(tmp_path / "a", ["mask"])[0]["mask"].tolist() == [-math.inf, 1.0]
@@ -316,7 +325,7 @@ def test_infinity_is_refused_where_it_is_no_masks_and_nan_everywhere(tmp_path):
     checkpoint.save(tmp_path / "b", {"mask": torch.tensor([-math.inf, math.nan])}, {})
     with pytest.raises(sd.SpikedistillError, match="mask holds NaN or infinity"):
         checkpoint.load(tmp_path / "b", ["mask"])
-    assert mask_names(Masked()) == {"mask", "layers.0.num_batches_tracked"}
+    assert finite.mask_names(Masked()) == {"mask", "layers.0.num_batches_tracked"}
 
 
 def test_the_average_copies_a_masks_infinity_and_averages_all_else():

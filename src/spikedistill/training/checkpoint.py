@@ -4,11 +4,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .. import finite
@@ -104,22 +103,13 @@ def load(folder: Path, masks: Collection[str] = ()) -> tuple[dict[str, Tensor], 
             f"{folder}: checkpoint format {state.get('format')!r}, this version reads {FORMAT}"
         )
     tensors = read_tensors(folder / "tensors.safetensors", state.get("sha256"))
-    wrong = faulty(tensors.items(), masks)
+    wrong = finite.faulty(tensors.items(), masks)
     if wrong:
         raise SpikedistillError(
             f"{folder / 'tensors.safetensors'}: {wrong[0]} holds NaN or infinity ({len(wrong)} tensors do); "
             "use an older checkpoint or repeat the run"
         )
     return tensors, state
-
-
-def faulty(tensors: Iterable[tuple[str, Tensor]], masks: Collection[str]) -> list[str]:
-    """Names of the tensors that no checkpoint may hold: with NaN, or with infinity and not in ``masks``."""
-    # As 0 the infinity of a mask passes, while NaN beside it is still found.
-    return finite.faulty(
-        (k, torch.where(torch.isinf(v), 0, v) if k in masks and v.is_floating_point() else v)
-        for k, v in tensors
-    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from .. import finite
 from ..optimizer_groups import parameter_groups
 from ..recipe import Optimizer
 
@@ -91,7 +92,7 @@ class MovingAverage:
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self.values = {name: value.detach().clone() for name, value in _tensors(module)}
-        self.masks = mask_names(module)
+        self.masks = finite.mask_names(module)
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
@@ -115,13 +116,6 @@ class MovingAverage:
             other = self.values[name].clone()
             self.values[name].copy_(value)
             value.copy_(other)
-
-
-def mask_names(module: nn.Module) -> set[str]:
-    """Buffers that may hold infinity, as a mask does: all but running statistics (:mod:`..finite`)."""
-    # Under each name of a shared one: a state dict has them all.
-    names = (name for name, _ in module.named_buffers(remove_duplicate=False))
-    return {name for name in names if not name.rpartition(".")[2].startswith("running_")}
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -18,7 +18,7 @@ from ..errors import SpikedistillError
 from ..randomness import seed_everything
 from . import checkpoint, metrics
 from .guard import Guard
-from .optim import MovingAverage, mask_names, optimizer, restore_by_name, state_by_name
+from .optim import MovingAverage, optimizer, restore_by_name, state_by_name
 from .position import Position
 from .progress import Progress
 from .settings import Settings
@@ -128,11 +128,8 @@ class TrainingState:
             tensors |= {f"average.{k}": v for k, v in self.average.values.items()}
         if self.best is not None:
             tensors |= {f"best.{k}": v for k, v in self.best.items()}
-        # Buffers may hold infinity on purpose (masks); a statistic that does is as broken as a NaN.
-        wrong = [f"model.{k}" for k in finite.of(self.distiller)]
         # With what `load` will ask: else a checkpoint could be written that it refuses.
-        rest = ((k, v) for k, v in tensors.items() if not k.startswith("model."))
-        wrong += checkpoint.faulty(rest, self._masks())
+        wrong = finite.faulty(tensors.items(), self._masks())
         if wrong:
             raise SpikedistillError(
                 f"stage {self.settings.name!r}, step {self.position.step}: {finite.words(wrong)} holds "
@@ -150,8 +147,8 @@ class TrainingState:
 
     def _masks(self) -> set[str]:
         """Tensors of a checkpoint that may hold infinity."""
-        student = mask_names(self.student)
-        masks = {f"model.{name}" for name in mask_names(self.distiller)}
+        student = finite.mask_names(self.student)
+        masks = {f"model.{name}" for name in finite.mask_names(self.distiller)}
         return masks | {f"{part}.{name}" for part in ("average", "best") for name in student}
 
     def _latest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

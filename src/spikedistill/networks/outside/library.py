@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SpikedistillError, nearest
-from ...finite import faulty, words
+from ...finite import faulty, mask_names, words
 from ..base import IMAGENET_MEAN, IMAGENET_STD, Initialisation, Network
 from .adapter import Wrapped, input_channels, own_size, published, statistics
 
@@ -130,7 +130,7 @@ def load_published(
             f"{file}: {k} has shape {tuple(given[k].shape)}, the network's is {tuple(own[k].shape)}; "
             "is it of the same width, number of classes and input channels?"
         )
-    broken = faulty(given.items())
+    broken = faulty(given.items(), mask_names(network))
     if broken:
         raise SpikedistillError(f"{file}: {words(broken)} holds NaN or infinity; give another file")
     network.load_state_dict({**own, **{k: v for k, v in given.items() if k in own}})
