@@ -406,3 +406,27 @@ def test_the_published_resnet20_converts(
     x, y = cifar10_test
     network = convert(ann, x[-200:].split(100), T, method=method)
     assert accuracy_over_time(network, [(x[:images], y[:images])], [T])[T] >= least
+
+
+def test_measuring_leaves_frozen_layers_frozen():
+    snn = create("vgg5", in_channels=1, width=0.125, time_steps=2).train()
+    snn.stage1[1].eval()
+    flags = {name: m.training for name, m in snn.named_modules()}
+    x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
+    accuracy_over_time(snn, [(x, y)], [1, 2])
+    assert {name: m.training for name, m in snn.named_modules()} == flags
+    balance_thresholds(snn, create("vgg5", in_channels=1, width=0.125, time_steps=None).eval(), x)
+    assert {name: m.training for name, m in snn.named_modules()} == flags
+
+
+def test_the_ann_and_its_calibration_may_be_of_another_type_than_new_networks():
+    torch.set_default_dtype(torch.float32)
+    ann = create("vgg5", in_channels=1, width=0.125, time_steps=None).double().eval()
+    x = torch.rand(4, 1, 8, 8)
+    assert convert(ann, x, 4)(x.double()).dtype == torch.float64
+
+
+def test_a_pair_that_is_no_list_of_pairs_is_refused():
+    ann = create("vgg5", in_channels=1, width=0.125, time_steps=None).eval()
+    with pytest.raises(SpikedistillError, match=r"batches of \(4, 1, 8, 8\) and \(4,\); give a batch"):
+        convert(ann, (torch.rand(4, 1, 8, 8), torch.arange(4)), 4)

@@ -248,3 +248,30 @@ def test_captures_of_a_quantized_network_are_real_values(name):
         assert (codes[tap] - value).abs().mean() <= 0.25 * value.abs().mean(), tap
     torch.testing.assert_close(codes["before_head"].mean((3, 4), keepdim=True), codes["pooled"])
     assert not torch.equal(codes["stage1"], codes["stage1"].round()) or name == "sew_resnet20"
+
+
+class Windows(nn.Module):
+    """Patches behind the batch, an input by name, logits in a mapping."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 10)
+
+    def forward(self, x):
+        n = x.shape[0]
+        patches = x.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(4 * n, 1, 4, 4)
+        features = self.conv(patches).mean((2, 3)).reshape(n, 4, 4).mean(1)
+        return {"logits": self.head(input=features)}
+
+
+def test_rows_that_are_no_images_are_refused():
+    with pytest.raises(sd.SpikedistillError, match=r"tap 'conv' gives 16 rows for 4 images: .*windows"):
+        taps.captures(Windows(), torch.rand(4, 1, 8, 8), ["conv"])
+
+
+def test_inputs_by_name_and_logits_in_a_mapping_are_found():
+    network, x = Windows(), torch.rand(4, 1, 8, 8)
+    logits, found = taps.captures(network, x, ["head@input", "head"])
+    assert logits.shape == (1, 4, 10)
+    assert found.tensors["head@input"].shape == (1, 4, 4)
+    assert torch.equal(network.head(found.tensors["head@input"]), logits)

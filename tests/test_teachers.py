@@ -177,3 +177,15 @@ def test_wrong_teachers_in_a_recipe_are_refused(teacher, words):
     wrong["stages"][-1]["teacher"] = teacher
     with pytest.raises(SpikedistillError, match=words):
         load(wrong)
+
+
+def test_names_made_for_teachers_hide_no_other_objective():
+    own = {"type": "logit_distillation", "teacher": "a", "name": "logit_distillation_a"}
+    with pytest.raises(SpikedistillError, match="two objectives are named 'logit_distillation_a'"):
+        sd.Distiller(network(), {"a": network(None), "b": network(None)}, [KD, own])
+
+
+@pytest.mark.parametrize("name", [1, "a.b", "", "keys"])
+def test_a_teachers_name_is_a_word(name):
+    with pytest.raises(SpikedistillError, match="a teacher's name is a word without dots"):
+        sd.Distiller(network(), {name: network(None)}, [KD])

@@ -73,6 +73,8 @@ def train(
     from .training.reuse import runs
     from .training.run import train as run_recipe
 
+    if seed is not None and seeds is not None:
+        raise SpikedistillError("--seed trains one seed and --seeds several; give one of them")
     options: dict[str, Any] = {"overrides": overrides or [], "code": code or (), "reuse": runs(reuse or ())}
     run = run_recipe(recipe, out=out, seeds=seeds, seed=seed, device=device, track=track, **options)
     _finish(run.folder, run.summary, as_json)
@@ -358,7 +360,8 @@ def data_verify(
     from .data.verify import verify
     from .recipe import load
 
-    found = verify(load(recipe, overrides or []).data)
+    read = load(recipe, overrides or [])
+    found = verify(read.data, read.all_time_steps())
     tell(asdict(found), str(found), as_json=as_json)
     return 0 if found.ok else 2
 

@@ -82,16 +82,6 @@ class Distiller(nn.Module):
             raise SpikedistillError(
                 "student and teacher are the same module; give the teacher as copy.deepcopy(student)"
             )
-        names = [o.name for o in built]
-        for name in names:
-            if names.count(name) > 1:
-                raise SpikedistillError(f"two objectives are named {name!r}; give one of them another `name`")
-            if "." in name:
-                raise SpikedistillError(f"an objective's name has no dots, found {name!r}")
-            if hasattr(nn.ModuleDict(), name):
-                raise SpikedistillError(
-                    f"an objective cannot be named {name!r}, a word of torch modules; choose another `name`"
-                )
         self._lessons = {
             one.term.name: one for one in lessons(built, shares(list(self._teachers), teacher_weights))
         }

@@ -159,11 +159,17 @@ class Stage(Strict):
             return given
         # No objectives mean cross-entropy; with the aim in the list that has to be written out.
         given_ones, aim = given.get("objectives") or [{"type": "cross_entropy"}], {"type": "operations_aim"}
-        # A run's record has the aim among its objectives already: it must not come in twice.
-        if not isinstance(given_ones, list) or any(
-            isinstance(o, Mapping) and aim.items() <= o.items() for o in given_ones
-        ):
+        if not isinstance(given_ones, list):
             return given
+        # A run's record has the aim among its objectives already: it must not come in twice, and an override
+        # of `operations` is one of it too.
+        aimed = [isinstance(o, Mapping) and aim.items() <= o.items() for o in given_ones]
+        if any(aimed):
+            ones = [
+                {**o, "operations": given["operations"]} if is_aim else o
+                for o, is_aim in zip(given_ones, aimed)
+            ]
+            return {**given, "objectives": ones}
         return {**given, "objectives": [*given_ones, {**aim, "operations": given["operations"]}]}
 
     @model_validator(mode="before")

@@ -116,7 +116,7 @@ class Recording:
         wanted = {(t.call, t.what): str(t) for t in self.taps if t.path == path}
         count = 0
 
-        def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], out: Any) -> None:
             nonlocal count
             sim = simulation.current()
             # Backward runs the block again: its values were captured, and counting on would shift the calls.
@@ -127,16 +127,16 @@ class Recording:
                     for tap in self.taps:
                         if tap.path == path and tap.what in ("output", "input"):
                             self.every.setdefault(str(tap), []).append(
-                                first_tensor(out if tap.what == "output" else args)
+                                first_tensor(out if tap.what == "output" else args or named)
                             )
                 return
             if (count, "output") in wanted:
                 self.found[wanted[count, "output"]] = out
             if (count, "input") in wanted:
-                self.found[wanted[count, "input"]] = args[0]
+                self.found[wanted[count, "input"]] = args[0] if args else next(iter(named.values()))
             count += 1
 
-        self.exits.callback(module.register_forward_hook(hook).remove)
+        self.exits.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
 
     def __exit__(self, *exc: Any) -> None:
         self.exits.close()
@@ -151,21 +151,24 @@ def run(
     one), and the captures ``(T, N, ...)`` by tap. An ANN made for images sees each event frame.
     """
     taps = list(taps)
-    N = x.shape[0]
+    N, frames = x.shape[0], 1
     own = network.time_steps if isinstance(network, Network) else None
     if image_ann(network) and x.dim() == 5:
         # Frames as a batch, time in front: only so `unflatten(0, (-1, N))` gives (T, N, ...) below.
+        frames = x.shape[1]
         x = x.transpose(0, 1).flatten(0, 1)
     steps = time_steps if own is not None and time_steps else simulation.steps_for(network, own)
     insides = [(t.path, t.call, t.what) for t in taps if t.what in INSIDES]
     with Recording(network, taps) as recording, Simulation(network, steps, insides=insides) as sim:
-        out = network(x)
+        out = first_tensor(network(x))
     logits = out if out.dim() == 3 else out.unflatten(0, (-1, N))
     found = recording.found
     # Hooks see the codes that flow; insides come from the neurons, which hand out real units.
     if found and isinstance(network, Network) and network.quantization is not None:
         found = _values(network, network.quantization, taps, found, x)
-    captures = {tap: _unfold(value, N, steps) for tap, value in found.items()}
+    seen = x.shape[1] if x.dim() == 5 else 1  # frames that an ANN sees one by one
+    rows = {N * times for times in (1, steps or 1, seen, frames, logits.shape[0])}
+    captures = {tap: _unfold(value, N, steps, tap, rows) for tap, value in found.items()}
     if isinstance(network, Foreign):
         captures = {tap: network.timed(calls, N, steps) for tap, calls in recording.every.items()}
     captures |= {str(Tap(*key)): value for key, value in sim.captured.items()}
@@ -198,8 +201,15 @@ def _values(
     return out
 
 
-def _unfold(x: Tensor, N: int, steps: int | None) -> Tensor:
+def _unfold(value: Any, N: int, steps: int | None, tap: str, rows: set[int]) -> Tensor:
     """Time to the front; what ran once for all steps is repeated (as a view)."""
+    x = first_tensor(value)
+    # Windows or patches beside the images: their order is the network's own, and would be taken for time.
+    if x.shape[0] not in rows:
+        raise SpikedistillError(
+            f"tap {tap!r} gives {x.shape[0]} rows for {N} images: its rows are parts of images (windows, "
+            "patches) and not images; name a layer whose first axis is the batch"
+        )
     # N rows where T*N were due: the layers before the first neuron run once on a constant input.
     if steps is not None and steps > 1 and x.shape[0] == N:
         return x.unsqueeze(0).expand(steps, *x.shape)

@@ -33,8 +33,10 @@ def named(teachers: Teachers) -> dict[str, nn.Module]:
     for name, teacher in teachers.items():
         if not isinstance(teacher, nn.Module):
             raise SpikedistillError(f"teacher {name!r} is no module, found {type(teacher).__name__}")
-        if not name or "." in name:
-            raise SpikedistillError(f"a teacher's name has no dots, found {name!r}")
+        if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
+            raise SpikedistillError(
+                f"a teacher's name is a word without dots that torch's modules do not use, found {name!r}"
+            )
     if not teachers:
         raise SpikedistillError("the list of teachers is empty; give at least one, or None")
     return dict(teachers)
@@ -88,7 +90,21 @@ def lessons(terms: Sequence[Objective], weights: Mapping[str, float]) -> list[Le
                 one = copy.deepcopy(term)
                 one.name = f"{term.name}_{name}"
                 out.append(Lesson(one, name, share))
+    _check_names([one.term.name for one in out])
     return out
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Refuse names that hide one another, or that torch keeps for itself."""
+    for name in names:
+        if names.count(name) > 1:
+            raise SpikedistillError(f"two objectives are named {name!r}; give one of them another `name`")
+        if "." in name:
+            raise SpikedistillError(f"an objective's name has no dots, found {name!r}")
+        if hasattr(nn.ModuleDict(), name):
+            raise SpikedistillError(
+                f"an objective cannot be named {name!r}, a word of torch modules; choose another `name`"
+            )
 
 
 def learning_head(teacher: nn.Module, classes: int) -> tuple[str, nn.Linear]:

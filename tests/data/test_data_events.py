@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import struct
 from importlib.resources import files
@@ -16,6 +17,7 @@ from spikedistill.data.event_files import Events, read_aedat2, read_aedat3, read
 from spikedistill.data.events import EventFiles
 from spikedistill.data.frames import bin_events, framed
 from spikedistill.data.splits import split_file
+from spikedistill.data.verify import verify
 from spikedistill.errors import SpikedistillError
 
 
@@ -365,3 +367,46 @@ def test_real_events_are_read_whole(shared_data: Path) -> None:
     total = sum(float(x.sum()) for split in d.splits for x, _ in d.batches(split, 100))
     assert total == 4_133_231 + 385_596
     assert d.labels("test")[:5].tolist() == [7, 2, 1, 0, 4]
+
+
+def nmnist_folder(root: Path) -> Path:
+    for k, (role, c, i) in enumerate(
+        (r, c, i) for r in ("Train", "Test") for c in range(2) for i in range(5)
+    ):
+        write_bin(root / role / str(c) / f"{k:05d}.bin", some(30 + k, 34, 34, seed=k))
+    return root
+
+
+def test_a_part_in_place_of_the_whole_is_refused(tmp_path: Path) -> None:
+    root = nmnist_folder(tmp_path / "n")
+    with pytest.raises(
+        SpikedistillError, match="Train: no folder Train; give the one that holds Train and Test"
+    ):
+        data.open(DataConfig(name="nmnist", root=root / "Train", validation=0.0), (4,))
+
+
+def test_augmentations_that_do_nothing_on_frames_are_refused(tmp_path: Path) -> None:
+    root, augment = nmnist_folder(tmp_path / "n"), data.AugmentConfig(crop=2)
+    with pytest.raises(SpikedistillError, match=r"data\.augment\.crop does nothing here: .* event frames"):
+        data.open(DataConfig(name="nmnist", root=root, validation=0.0, augment=augment), (4,))
+    augment = data.AugmentConfig.model_validate({"events": {"roll": 1}})
+    with pytest.raises(SpikedistillError, match=r"data\.augment\.events does nothing here: .* images"):
+        data.open(DataConfig(name="digits", augment=augment))
+
+
+def test_data_are_verified_for_the_time_steps_of_the_recipe(tmp_path: Path) -> None:
+    config = DataConfig(name="nmnist", root=nmnist_folder(tmp_path / "n"), frames=FramesConfig(number=10))
+    assert verify(config, (5, 10)).ok
+    assert "no multiple of 4" in str(verify(config).bad)
+
+
+def test_a_disk_without_room_for_frames_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    frames = FramesConfig(cache=tmp_path / "cache")
+    config = DataConfig(name="nmnist", root=nmnist_folder(tmp_path / "n"), frames=frames)
+    with pytest.raises(SpikedistillError, match=r"no room for .* MB of frames in .*cache"):
+        data.open(config, (4,))
+    assert not [*(tmp_path / "cache" / "frames").iterdir()]

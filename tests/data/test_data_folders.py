@@ -159,3 +159,33 @@ def test_verify_answers_an_empty_folder(tmp_path: Path) -> None:
     report = verify(DataConfig(name="folder", root=tmp_path))
     assert not report.ok
     assert "one folder of images per class" in report.bad[0][1]
+
+
+def test_a_validation_folder_beside_a_test_folder_is_the_validation_part(tmp_path: Path) -> None:
+    tree(tmp_path)
+    for k, c in enumerate(("cat", "dog")):
+        picture(tmp_path / "test" / c / "y.png", 100 * k + 70)
+    d = data.open(DataConfig(name="folder", root=tmp_path, validation=0.2))
+    assert d.info.sizes == {"train": 20, "validation": 2, "test": 2}
+    assert values(d, "validation") == [50, 150]
+    assert values(d, "test") == [70, 170]
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet"])
+def test_a_root_that_is_no_folder_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SpikedistillError, match="file: no folder; it needs one folder of images per class"):
+        data.open(DataConfig(name=name, root=tmp_path / "file"))
+
+
+def test_a_test_part_alone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpikedistillError, match=r"data\.test is the test part beside data\.train"):
+        data.open(DataConfig(name="arrays", root=tmp_path, test=tmp_path / "b.npz"))
+
+
+def test_two_files_keep_the_validation_part_of_the_first(tmp_path: Path) -> None:
+    x, y = np.zeros((6, 4, 4), np.uint8), np.array([0, 1, 0, 1, 0, 1])
+    np.savez(tmp_path / "a.npz", x=x, y=y, x_val=x[:2], y_val=y[:2])
+    np.savez(tmp_path / "b.npz", x=x[:4], y=y[:4])
+    d = data.open(DataConfig(name="arrays", train=tmp_path / "a.npz", test=tmp_path / "b.npz"))
+    assert d.info.sizes == {"train": 6, "validation": 2, "test": 4}

@@ -267,3 +267,10 @@ def test_smoothed_targets_in_the_weights_of_soft_labels():
     assert value(WeightedSoftLabels(tau), **given) == pytest.approx(plain, rel=0.01)
     with pytest.raises(SpikedistillError, match=r"label_smoothing must be in \[0, 1\), found 1.5"):
         WeightedSoftLabels(label_smoothing=1.5)
+
+
+@pytest.mark.parametrize("objective", [CrossEntropy(tap="pooled"), LogitDistillation(tap="pooled")])
+def test_a_tap_that_gives_no_logits_is_refused(objective):
+    setup = setup_of(Z, TEACHER, student=captures({"pooled": torch.rand(T, N, 16, 1, 1)}))
+    with pytest.raises(SpikedistillError, match=r"'pooled' gives \(3, 5, 16, 1, 1\), where logits are"):
+        objective.setup(setup)

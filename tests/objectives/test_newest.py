@@ -412,3 +412,24 @@ def test_quantized_transformers_give_their_spikes():
     losses = d(x[:8], y[:8])
     losses.total.backward()
     assert 0 < float(losses.total.detach()) < 4
+
+
+def test_stable_spike_refuses_sums_of_spikes_once_there_are_any():
+    # as initialised this network is silent in eval mode, and zeros could be spikes
+    network = sd.networks.create("sew_resnet20", in_channels=1, width=0.25, time_steps=2)
+    distiller = sd.Distiller(network, None, [{"type": "stable_spike", "gamma": 0.0}])
+    with pytest.raises(sd.SpikedistillError, match="gives other values than 0 and 1"):
+        distiller(torch.rand(4, 1, 8, 8), torch.arange(4))
+
+
+def test_a_map_that_the_classifier_does_not_read_is_refused():
+    torch.manual_seed(0)
+    teacher = sd.networks.create("vgg5", in_channels=1, width=0.125, hidden=128, time_steps=None)
+    student = sd.networks.create("vgg5", in_channels=1, width=0.125, time_steps=2)
+    for layer in (teacher.hidden, teacher.head):
+        for module in layer.modules():
+            if isinstance(module, torch.nn.Linear):
+                torch.nn.init.normal_(module.weight)
+    distiller = sd.Distiller(student, teacher, [{"type": "activation_map_distillation"}])
+    with pytest.raises(sd.SpikedistillError, match="do not read the average of tap 'before_head'"):
+        distiller.setup(torch.rand(4, 1, 8, 8))

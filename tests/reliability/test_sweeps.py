@@ -75,3 +75,45 @@ def test_a_killed_trial_is_tried_again_in_its_folder(recipe, tmp_path, monkeypat
     rows = module.sweep(recipe, space, 2, tmp_path / "sweep", device="cpu")
     assert folders[0] == "trial-0"
     assert len(rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ({"student.network.width": {"low": 0.1, "high": 0.01}}, "low not above high"),
+        ({"student.network.width": {"low": "1e-4", "high": "1e-2"}}, "YAML takes 1e-4 for a text"),
+        ({"student.optimizer.lr": {"low": 0.0, "high": 0.1, "log": True}}, "with log above 0"),
+        ({"data.validation": [0.1, 0]}, "set data.validation above 0"),
+    ],
+)  # fmt: skip
+def test_a_space_that_cannot_be_searched_is_refused_before_the_first_trial(recipe, space, words, tmp_path):
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    with pytest.raises(sd.SpikedistillError, match=words):
+        module.sweep(recipe, tmp_path / "space.yaml", 1, tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_nothing_to_try_and_no_place_for_the_study_are_said(recipe, tmp_path):
+    (tmp_path / "space.yaml").write_text("student.optimizer.lr: [0.01]")
+    with pytest.raises(sd.SpikedistillError, match="--trials must be at least 1, found 0"):
+        module.sweep(recipe, tmp_path / "space.yaml", 0, tmp_path / "sweep")
+    with pytest.raises(sd.SpikedistillError, match="the storage of the study: "):
+        module.sweep(recipe, tmp_path / "space.yaml", 1, tmp_path / "sweep", "sqlite:////no/such/x.db")
+
+
+@pytest.mark.parametrize("value", [None, 1e-05, 1e20, 0.1, 3, True, "sgd", [8, 8]])
+def test_a_trial_trains_what_optuna_suggests(value):
+    path, text = module._override("a.b", value).split("=", 1)
+    found = yaml.safe_load(text)
+    assert path == "a.b"
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_another_space_in_the_same_folder_is_refused(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "train", lambda *_, **__: (_ for _ in ()).throw(sd.SpikedistillError("stop")))
+    for values in ([0.01], [0.02, 0.03]):
+        (tmp_path / "space.yaml").write_text(yaml.safe_dump({"student.optimizer.lr": values}))
+        with pytest.raises(sd.SpikedistillError) as error:
+            module.sweep(recipe, tmp_path / "space.yaml", 1, tmp_path / "sweep")
+    assert "holds a study of another space" in str(error.value)

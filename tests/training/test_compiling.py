@@ -58,3 +58,16 @@ def test_asking_leaves_no_trace(distiller, free):
     assert all(p.grad is None for p in distiller.parameters())
     for key, value in distiller.state_dict().items():
         assert torch.equal(value, before[key]), key
+
+
+def test_the_step_that_is_timed_keeps_no_more_than_the_training(distiller, free, monkeypatch):
+    kept = []
+    original = machine.saving
+
+    def saving(memory, network):
+        kept.append(memory)
+        return original(memory, network)
+
+    monkeypatch.setattr(machine, "saving", saving)
+    machine.worth_compiling(distiller, *BATCH, steps=400, memory="lean")
+    assert kept == ["lean", "lean"]

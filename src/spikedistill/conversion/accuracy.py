@@ -24,7 +24,8 @@ def accuracy_over_time(
     wanted = sorted(set(time_steps))
     if not wanted or wanted[0] < 1:
         raise SpikedistillError(f"time_steps must be whole numbers from 1, found {list(time_steps)}")
-    training = network.training
+    # Module by module: a user may have frozen some of them.
+    flags = {m: m.training for m in network.modules()}
     network.eval()
     correct, images = dict.fromkeys(wanted, 0), 0
     try:
@@ -32,7 +33,8 @@ def accuracy_over_time(
             images += len(y)
             correct = {t: correct[t] + n for t, n in correct_over_time(network, x, y, wanted).items()}
     finally:
-        network.train(training)
+        for module, flag in flags.items():
+            module.training = flag
     if not images:
         raise SpikedistillError("accuracy_over_time was given no images")
     return {t: n / images for t, n in correct.items()}

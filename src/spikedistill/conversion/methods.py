@@ -13,6 +13,7 @@ from ..networks.graph import trace
 from ..networks.outside.adapter import Wrapped
 from ..networks.outside.relu_sites import refuse
 from ..neurons import IF, QCFS, Neuron, NormNeuron, SignedIF, layers
+from ..numerics import floating_type
 from .pooling import behind_neurons, pool_rates
 from .ranges import Percentile, check_percentile, measure
 from .scales import rescale
@@ -64,7 +65,7 @@ def convert(
         raise SpikedistillError(
             "this ANN has QCFS activations with learned thresholds; use method='qcfs' or 'signed'"
         )
-    batches = [x.to(_place(ann)) for x in images(calibration)]
+    batches = [_fitting(x, ann) for x in images(calibration)]
     if not batches:
         raise SpikedistillError(
             "conversion needs calibration: give at least one batch of images (N, C, H, W) in [0, 1]"
@@ -82,7 +83,7 @@ def convert(
     prototype: Neuron = IF(reset="soft", initial=initial)
     if method == "signed":
         prototype = SignedIF(depths.pop() if depths else levels)
-    network = spiking_form(ann, time_steps, prototype, batches[0][:2]).to(_place(ann))
+    network = spiking_form(ann, time_steps, prototype, batches[0][:2]).to(_place(ann), floating_type(ann))
     copy_weights(network, ann)
     network.eval()
     if learned:
@@ -139,15 +140,18 @@ def balance_thresholds(
     worth its threshold. After LaSNN (Hong et al., arXiv 2304.09101), which initialises its student from a
     converted ANN; how is not public, so this is our reading.
     """
-    batches = [x.to(_place(ann)) for x in images(calibration)]
+    batches = [_fitting(x, ann) for x in images(calibration)]
     check_percentile(percentile)
     copy_weights(snn, ann)
-    training, home = snn.training, _place(snn)
+    flags, home = {m: m.training for m in snn.modules()}, (_place(snn), floating_type(snn))
     # In eval mode: ranges and units are those under the running statistics.
-    snn.to(_place(ann)).eval()
+    snn.to(_place(ann), floating_type(ann)).eval()
     thetas = measure(snn, ann, batches, percentile)
     thetas = rescale(snn, trace(snn, batches[0][:2]), thetas, tied=True)
-    snn.to(home).train(training)
+    snn.to(*home)
+    # Module by module: a user may have frozen some of them.
+    for module, flag in flags.items():
+        module.training = flag
     return thetas
 
 
@@ -156,11 +160,24 @@ def _place(network: nn.Module) -> torch.device:
     return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
+def _fitting(x: Tensor, network: nn.Module) -> Tensor:
+    """A batch where a network is, in the type that it computes in; bytes stay bytes."""
+    return x.to(_place(network), floating_type(network) if x.is_floating_point() else x.dtype)
+
+
 def images(calibration: Batches) -> list[Tensor]:
     """Batches of images from a tensor, tensors, or (x, y) pairs."""
     if isinstance(calibration, Tensor):
         return [calibration]
-    return [b if isinstance(b, Tensor) else b[0] for b in calibration]
+    found = [b if isinstance(b, Tensor) else b[0] for b in calibration]
+    # (x, y) alone would be two batches, the second one of labels.
+    odd = next((x for x in found if x.dim() != found[0].dim()), None)
+    if odd is not None:
+        raise SpikedistillError(
+            f"calibration holds batches of {tuple(found[0].shape)} and {tuple(odd.shape)}; give a batch of "
+            "images, a list of batches, or a list of pairs (images, labels)"
+        )
+    return found
 
 
 def spiking_form(ann: nn.Module, time_steps: int, neuron: Neuron, example: Tensor) -> Network:

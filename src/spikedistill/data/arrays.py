@@ -289,6 +289,7 @@ def from_files(train: Path, test: Path | None, name: str) -> Source:
             if here is None:
                 raise SpikedistillError(f"{path}: none of {', '.join(options)} in it; found {sorted(found)}")
             merged[f"{letter}_{role}"] = found[here]
-        if role == "train" and "class_names" in found:
-            merged["class_names"] = found["class_names"]
+        if role == "train":
+            own = ("class_names", *SPELLINGS["x_validation"], *SPELLINGS["y_validation"])
+            merged |= {key: found[key] for key in own if key in found}
     return source(merged, f"{train} and {test}", name)

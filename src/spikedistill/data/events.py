@@ -144,7 +144,11 @@ def nmnist(config: DataConfig, number: int) -> Source:
     parts: list[Part] = []
     words: tuple[str, ...] = ()
     for role in ("Train", "Test"):
-        classes = _classes(_folder(config, role), ".bin")
+        place = _folder(config, role)
+        # The folder itself in place of a part would train and test on the same files.
+        if place == config.root:
+            raise SpikedistillError(f"{place}: no folder {role}; give the one that holds Train and Test")
+        classes = _classes(place, ".bin")
         paths, labels = _listed(classes)
         words = tuple(classes) if role == "Train" else words
         # Labels count the folders of each part: with one missing, all later classes would slide.

@@ -129,6 +129,8 @@ def _listed(top: Path, words: Sequence[str]) -> tuple[list[Path], Labels]:
 
 
 def _words(top: Path) -> tuple[str, ...]:
+    if not top.is_dir():
+        raise SpikedistillError(f"{top}: no folder; it needs one folder of images per class")
     words = tuple(sorted(sub.name for sub in top.iterdir() if sub.is_dir() and not sub.name.startswith(".")))
     if not words:
         raise SpikedistillError(f"{top}: no folders in it; it needs one folder of images per class")
@@ -169,14 +171,17 @@ def folder(config: DataConfig, frames: int) -> Source:
     All are brought to ``data.size``, by default the first image's. Folders over 2 GiB, decoded, stream.
     """
     other: Path | None
+    validation: Path | None = None
     if config.train is not None and config.test is not None:
         top, other = config.train, config.test
     elif config.root is not None:
         top = config.root / "train" if (config.root / "train").is_dir() else config.root
-        found = [
-            config.root / name for name in ("test", "val", "validation") if (config.root / name).is_dir()
-        ]
-        other = found[0] if found and top != config.root else None
+        names = ("test", "val", "validation") if top != config.root else ()
+        found = [config.root / name for name in names if (config.root / name).is_dir()]
+        other = found[0] if found else None
+        # Beside a test part, the folder's own validation part; alone it is the test.
+        if len(found) > 1:
+            validation = found[1]
     else:
         raise SpikedistillError(
             f"data set {config.name!r} needs data.root, or the folders data.train and data.test"
@@ -185,6 +190,8 @@ def folder(config: DataConfig, frames: int) -> Source:
     paths, labels = _listed(top, words)
     if other is not None:
         roles = {"train": (paths, labels), "test": _listed(other, words)}
+        if validation is not None:
+            roles["validation"] = _listed(validation, words)
     else:
         kept, out = splits.hold_out(labels, 0.1, salt=5)
         roles = {

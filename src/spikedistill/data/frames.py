@@ -3,8 +3,10 @@
 The cache holds whole official parts; validation is cut when a set is opened, so it is never baked in.
 """
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -138,10 +140,28 @@ def _write(recordings: EventSet, number: int, config: FramesConfig, path: Path) 
         # The smallest first: where a busy pixel needs more, all are binned again.
         for kind in (np.uint8, np.uint16, np.uint32):
             out = np.lib.format.open_memmap(part, mode="w+", dtype=kind, shape=shape)
+            _reserve(part)
             if _fill(out, recordings, number, config):
                 break
         # Before the file gets its name: what stands in the cache is whole.
         out.flush()
+
+
+def _reserve(file: Path) -> None:
+    """Take the file's whole space now: what a mapped page finds no room for kills the process by a signal."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with file.open("r+b") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        try:
+            os.posix_fallocate(opened.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                return  # a file system that cannot reserve
+            raise SpikedistillError(
+                f"no room for {size / 1e6:,.0f} MB of frames in {file.parent} ({error.strerror}); free some, "
+                "or set data.frames.cache or the environment variable SPIKEDISTILL_CACHE"
+            ) from None
 
 
 def _fill(out: NDArray[np.unsignedinteger], recordings: EventSet, number: int, config: FramesConfig) -> bool:

@@ -89,6 +89,8 @@ def open(config: DataConfig | None = None, time_steps: Sequence[int] = (4,)) -> 
         # Digits come with the package: who names a file means arrays that a caller gave in their place.
         name = "arrays" if config.name == "digits" else config.name
         config = config.model_copy(update={"name": name, "root": root, "train": None, "test": None})
+    if config.test is not None and config.train is None:
+        raise SpikedistillError("data.test is the test part beside data.train; give both, or data.root alone")
     frames = math.lcm(*time_steps)
     if config.frames and config.frames.number:
         if config.frames.number % frames:
@@ -166,6 +168,19 @@ def from_events(
     )
 
 
+def _check_augmentations(config: DataConfig, kind: str) -> None:
+    """Refuse augmentations of images on event frames, and of events on images: nothing would apply them."""
+    usual, given = type(config.augment)(), config.augment
+    of_all = ("mixup", "cutmix", "mix_probability", "mix_until", "audio")
+    keys = [key for key in type(given).model_fields if getattr(given, key) != getattr(usual, key)]
+    wrong = [key for key in keys if key not in of_all and (key == "events") != (kind == "frames")]
+    if wrong:
+        raise SpikedistillError(
+            f"data.augment.{wrong[0]} does nothing here: {config.name!r} gives "
+            + ("event frames; see data.augment.events" if kind == "frames" else "images; leave it out")
+        )
+
+
 def assemble(source: Source, config: DataConfig, frames: int) -> Data:
     """Cut the splits (never by the run's seed), measure mean and std, hash."""
     for role in ("train", "validation", "test"):
@@ -174,6 +189,7 @@ def assemble(source: Source, config: DataConfig, frames: int) -> Data:
             raise SpikedistillError(
                 f"data set {source.name!r} has no samples in its {role} part; look at its lists and folders"
             )
+    _check_augmentations(config, source.kind)
     # Frames were binned at that size, or are refused below.
     if config.size and source.kind == "image":
         source = _resized(source, config.size)

@@ -1,7 +1,7 @@
 """Check a data set: every file read, every sample counted, every hash printed, every bad file named."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,8 +113,8 @@ def files_of(config: DataConfig) -> list[Path]:
     return found
 
 
-def verify(config: DataConfig) -> Report:
-    """Read every file of a data set, open it, count it.
+def verify(config: DataConfig, time_steps: Sequence[int] = (4,)) -> Report:
+    """Read every file of a data set, open it for networks of ``time_steps``, count it.
 
     Never raises for bad data: whatever is wrong stands in ``Report.bad`` with the file's name.
     """
@@ -137,7 +137,7 @@ def verify(config: DataConfig) -> Report:
     if report.bad:
         return report
     try:
-        data = open_data(config)
+        data = open_data(config, time_steps)
     except SpikedistillError as error:
         report.bad.append((str(config.root or config.train or config.name), str(error)))
         return report

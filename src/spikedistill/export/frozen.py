@@ -39,7 +39,9 @@ def freeze(network: Network) -> Network:
         elif isinstance(module, nn.AvgPool2d) and (module.divisor_override or isinstance(module, SumPool2d)):
             pool: Any = module
             stride = module.stride or module.kernel_size
-            pool.forward = _Sums(module.kernel_size, stride, module.padding, module.divisor_override or 1)
+            pool.forward = _Sums(
+                module.kernel_size, stride, module.padding, module.divisor_override or 1, module.ceil_mode
+            )
     quantization: Any = network.quantization
     if quantization is None:
         return network
@@ -123,14 +125,24 @@ class _Buffer:
 class _Sums:
     """Sums over windows, over a divisor: the exporter drops the divisor of an average pool."""
 
-    def __init__(self, kernel: Any, stride: Any, padding: Any, divisor: int) -> None:
+    def __init__(self, kernel: Any, stride: Any, padding: Any, divisor: int, ceil: bool = False) -> None:
         self.kernel, self.stride, self.padding = (
-            v if isinstance(v, tuple) else (v, v) for v in (kernel, stride, padding)
+            tuple(v) if isinstance(v, tuple | list) else (v, v) for v in (kernel, stride, padding)
         )
-        self.divisor = divisor
+        self.divisor, self.ceil = divisor, ceil
+
+    def beyond(self, size: int, axis: int) -> int:
+        """Rows or columns of zeros behind the padding, for a last window that ``ceil_mode`` allows."""
+        kernel, stride, padding = self.kernel[axis], self.stride[axis], self.padding[axis]
+        count = -(-(size + 2 * padding - kernel) // stride) + 1
+        if (count - 1) * stride >= size + padding:
+            count -= 1
+        return max(0, (count - 1) * stride + kernel - size - 2 * padding) if self.ceil else 0
 
     def __call__(self, x: Tensor) -> Tensor:
         (kh, kw), (sh, sw), (ph, pw) = self.kernel, self.stride, self.padding
+        if self.ceil:
+            x = F.pad(x, (0, self.beyond(x.shape[-1], 1), 0, self.beyond(x.shape[-2], 0)))
         # one sum over a reshaped map: a smaller graph than a slice for each place
         if self.kernel == self.stride and not ph and not pw:
             h, w = x.shape[-2] // kh, x.shape[-1] // kw

@@ -21,6 +21,7 @@ from .. import finite
 from ..errors import SpikedistillError
 from ..files import destination, exported
 from ..networks.base import Network, frames
+from ..neurons.dynamics import Grid
 from ..simulation import Simulation
 from .layers import DT, Layer, Lowered, Refusal, diagonal, nir_module
 from .lower import lower
@@ -170,7 +171,8 @@ def _extra(layer: Layer, maximum: bool) -> dict[str, Any]:
         if layer.reset_by != 1:
             extra["reset_by"] = layer.reset_by
         if layer.grid is not None:
-            extra["grid"] = dataclasses.asdict(layer.grid)
+            # A learned grid is also a parameter, which is no part of the file.
+            extra["grid"] = {f.name: getattr(layer.grid, f.name) for f in dataclasses.fields(Grid)}
     if layer.step:
         extra["step"] = layer.step
     return {**extra, "max": True} if maximum else extra

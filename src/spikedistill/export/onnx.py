@@ -53,8 +53,12 @@ def to_onnx(
     _check(network, per_step)
     finite.check(network, "to_onnx: the network")
     # a copy: freezing exchanges methods and buffers in place
-    network = freeze(copy.deepcopy(network).eval().cpu())
+    network = copy.deepcopy(network).eval().cpu()
     example = example.detach().cpu()
+    if network.quantization is None:
+        network = network.float()  # what runtimes know
+    network = freeze(network)
+    example = example.float() if example.is_floating_point() else example
     example = torch.cat([example, example])[:2]  # one example would fix the batch dimension at 1
     wrapper = _Step(network, example, spikes) if per_step else _Whole(network, example, spikes)
     program = _export(wrapper)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import SpikedistillError
 from .layer import Events, Layer
 
 BLOCK = 8  # channels: every crossbar size that is 8 times a power of two can be read from one measurement
@@ -106,6 +107,8 @@ def at_rate(layers: Sequence[Layer], rate: float) -> list[Layer]:
     Layers with real inputs stay as they are; small integers become 0/1. For sweeps and break-even points, not
     for prices of a trained network.
     """
+    if not 0 <= rate <= 1:
+        raise SpikedistillError(f"a rate is of spikes a value and step, from 0 to 1; found {rate}")
     out = []
     for layer in layers:
         if layer.kind in ("conv", "linear") and layer.input_kind != "real":

@@ -22,6 +22,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ..errors import SpikedistillError
+from ..files import destination, exported
 from ..typed import Strict, lines, parse
 from .config import Config, read_yaml
 from .layer import InputKind, Layer
@@ -137,9 +138,10 @@ def write_layers(layers: Sequence[Layer], path: str | Path, config: Config | Non
     if config is not None:
         # only what was set: a default written out would go over a recipe's key
         data["spikesim"] = config.model_dump(exclude_unset=True)
-    Path(path).write_text(
-        yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120), encoding="utf-8"
-    )
+    with exported(destination(path)) as temporary:
+        temporary.write_text(
+            yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120), encoding="utf-8"
+        )
 
 
 def _plain(value: Any) -> Any:

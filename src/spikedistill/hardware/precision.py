@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..errors import SpikedistillError
 from ..quantization.preparation import DEFAULTS
 from .layer import Layer
 
@@ -24,6 +25,15 @@ def at_bits(
     as other bits hold others.
     """
     weighted = [layer.name for layer in layers if layer.kind in ("conv", "linear")]
+    for name, bits in (
+        ("weight", weight_bits),
+        ("membrane", membrane_bits),
+        ("norm", norm_bits),
+        ("residual", residual_bits),
+        ("first_last", first_last_bits),
+    ):
+        if bits is not None and not 1 <= bits <= 64:
+            raise SpikedistillError(f"{name}_bits must be 1 to 64, or None for floating point; found {bits}")
     outer = {weighted[0], weighted[-1]} if weighted and weight_bits and first_last_bits else set()
     out = []
     for layer in layers:

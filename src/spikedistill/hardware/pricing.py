@@ -85,8 +85,8 @@ def price(
     """All that this package says of a network, as JSON-able values; keys are those of ``docs/run_folder.md``.
 
     ``config``: the chip, or a recipe's ``hardware`` section (``{spikesim: ..., memory: ..., floorline: ...,
-    chips: ...}``). ``chips``: chip models of your own by name or address, each with its options
-    (:mod:`.chips`).
+    chips: ...}``), over which the other arguments go. ``chips``: chip models of your own by name or address,
+    each with its options (:mod:`.chips`).
 
     ``spikesim.dense`` and ``.event``, ``operations``, ``memory``, ``floorline``; for an SNN in corrected mode
     also ``ann_twin`` (all but the last at equal bits, activations of ceil(log2(T + 1)) bits) and
@@ -95,9 +95,12 @@ def price(
     Raises: SpikedistillError when no layer can be priced.
     """
     if isinstance(config, Mapping):
-        floorline_config = parse(FloorlineConfig, config.get("floorline") or {}, "hardware: floorline")
+        floorline_config = floorline_config or parse(
+            FloorlineConfig, config.get("floorline") or {}, "hardware: floorline"
+        )
         chips = chips or config.get("chips")
-        config, memory_config = settings(("hardware", config))
+        config, of_recipe = settings(("hardware", config))
+        memory_config = memory_config or of_recipe
     config, memory_config = config or Config(), memory_config or MemoryConfig()
     tree = Price(_all(layers, config, memory_config, chips))
     tree["floorline"] = floorline.evaluate(layers, floorline_config).as_dict()

@@ -294,12 +294,14 @@ class _Reader:
         return self._base(node, _name(node), kind="pool", in_size=_hw(node.in_shapes[0]))
 
     def _mean(self, node: Node, given: _Value) -> _Value:
-        if node.in_shapes[0] == node.shape:
+        # A window of a pool, also where it overlaps others or reaches over the edge.
+        window = prod(node.settings["kernel"]) if node.op == "average_pool" else None
+        if node.in_shapes[0] == node.shape and window in (None, 1):
             return given
         if given.kind in ("spikes", "integers"):
             before, after = node.in_shapes[0], node.shape
-            values = -(-prod(before) // prod(after))
-            if len(before) == len(after) == 4:
+            values = window or -(-prod(before) // prod(after))
+            if window is None and len(before) == len(after) == 4:
                 # An adaptive pool's windows differ by one value along an axis that does not divide.
                 values = prod(-(-a // b) + (a % b > 0) for a, b in zip(before[2:], after[2:]))
             return _Value("real", bits=(given.max * values).bit_length())

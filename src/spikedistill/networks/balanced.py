@@ -97,12 +97,18 @@ def attention_threshold(neuron: Neuron, rate: float, mean: float) -> float:
     return _threshold(json.dumps(neuron.spec(), sort_keys=True), neuron.time_steps, rate, mean, 0.6 * mean)
 
 
+def check_firing_rate(firing_rate: float | None) -> None:
+    """Refuse a rate at which no network learns."""
+    number = isinstance(firing_rate, int | float) and not isinstance(firing_rate, bool)
+    if firing_rate is not None and not (number and 0 < firing_rate < 0.5):
+        raise SpikedistillError(f"firing_rate must lie between 0 and 0.5, found {firing_rate!r}")
+
+
 def check_options(initialisation: str, firing_rate: float | None) -> None:
     """Refuse options that mean nothing."""
     if initialisation not in ("balanced", "plain"):
         raise SpikedistillError(f"initialisation must be 'balanced' or 'plain', found {initialisation!r}")
-    if firing_rate is not None and not 0 < firing_rate < 0.5:
-        raise SpikedistillError(f"firing_rate must lie between 0 and 0.5, found {firing_rate}")
+    check_firing_rate(firing_rate)
     if firing_rate is not None and initialisation == "plain":
         raise SpikedistillError(
             "firing_rate aims a balanced start; leave it out, or set initialisation: balanced"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import SpikedistillError
 from ..neurons import Neuron, NormNeuron, Parallel, Surrogate, eager
-from .balanced import FIRING_RATE, HEAD_INPUT, balance_of
+from .balanced import FIRING_RATE, HEAD_INPUT, balance_of, check_firing_rate
 from .base import Network
 from .mean_field import crossing
 
@@ -34,11 +34,14 @@ def balance(
 
     ``batch``: images (N, C, H, W) or frames, as the network takes them; of several batches the first counts.
     ``firing_rate``: spikes a neuron and step (None: the network's own aim, else 0.16).
-    Raises :class:`SpikedistillError` for a network without neurons.
+    Raises :class:`SpikedistillError` for a network without neurons, and for a rate outside of 0 to 0.5.
     """
+    check_firing_rate(firing_rate)
     rate = firing_rate or getattr(network, "firing_rate", None) or FIRING_RATE
     first = next(network.parameters())
-    x = (batch if isinstance(batch, Tensor) else batch[0]).to(first.device, first.dtype)
+    x = (batch if isinstance(batch, Tensor) else batch[0]).to(first.device)
+    # Bytes stay: the network takes them for levels of 255.
+    x = x if x.dtype == torch.uint8 else x.to(first.dtype)
     owners = {
         id(m.neuron): m
         for m in network.modules()

@@ -195,7 +195,11 @@ class Network(nn.Module):
             x = frames(x, self.time_steps, T).flatten(0, 1)
         if x.dtype == torch.uint8 and self.input == "image" and self.input_codes is None:
             x = x.float() / 255  # levels, as quantized networks and the data readers take them
-        x = self.normalise(x) if self.input_codes is None else self.input_codes(x)
+        if self.input_codes is not None:
+            x = self.input_codes(x)
+        else:
+            # Counts: mean and standard deviation would lose what is behind the point.
+            x = self.normalise(x if x.is_floating_point() else x.to(self.mean.dtype))
         if self.input == "image" and self.spiking and self.encoding != "direct":
             assert T is not None
             # The period stays the own T: a stream's steps and shorter runs get the spikes of the whole.

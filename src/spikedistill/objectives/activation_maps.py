@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from .base import Objective, Setup, View, Weight, refuse
 from .divergence import soft_divergence
-from .heads import classifier
+from .heads import check_reads, classifier
 from .logits import check_logits, checked_temperature
 from .pairs import as_map
 
@@ -81,6 +81,11 @@ class ActivationMapDistillation(Objective):
                 f"{head.in_features} features; name the map before its head in teacher_tap",
             )
         self._head = [head]
+        feature = as_map(self, setup.teacher.mean(self.teacher_tap)).mean((2, 3))
+        bias = None if head.bias is None else head.bias.to(feature.dtype)
+        made = F.linear(feature, head.weight.to(feature.dtype), bias)
+        logits = setup.teacher.mean("logits").to(feature.dtype)
+        check_reads(self, setup.teacher_network, self.teacher_tap, made, logits)
 
     def forward(self, view: View) -> Tensor:
         assert view.teacher is not None

@@ -1,7 +1,8 @@
 """The classifier of a network, for objectives that use its weights."""
 
-from torch import nn
+from torch import Tensor, nn
 
+from ..networks.base import Network
 from ..networks.builder import SpikingHead
 from .base import Objective, refuse
 
@@ -14,6 +15,22 @@ def classifier_path(network: nn.Module) -> str | None:
         path = f"{path}.linear" if isinstance(modules.get(path), SpikingHead) else path
         return path if isinstance(modules.get(path), nn.Linear) else None
     return next((p for p, m in reversed(modules.items()) if isinstance(m, nn.Linear)), None)
+
+
+def check_reads(
+    objective: Objective, network: nn.Module | None, tap: str, made: Tensor, logits: Tensor
+) -> None:
+    """Refuse a tap of a network of ours whose average the classifier does not read.
+
+    ``made``: the classifier's logits of that average, ``logits``: the network's, both (N, K), in eval mode.
+    Half of the logits' size is far more than rounded weights change, and less than wrong features give.
+    """
+    if isinstance(network, Network) and (made - logits).norm() > 0.5 * logits.norm():
+        raise refuse(
+            objective,
+            f"the classifier's weights do not read the average of tap {tap!r}: on it they give other logits "
+            "than the network's; name the layer whose global average the classifier reads",
+        )
 
 
 def classifier(objective: Objective, network: nn.Module | None) -> nn.Linear:

@@ -22,6 +22,16 @@ def checked_temperature(objective: Objective, temperature: float) -> float:
     return temperature
 
 
+def check_tap(objective: Objective, setup: Setup, tap: str) -> None:
+    """Refuse a tap that gives no logits: maps and features would be compared with them by broadcasting."""
+    if tap != "logits" and (z := setup.student[tap]).shape != setup.logits.shape:
+        raise refuse(
+            objective,
+            f"tap {tap!r} gives {tuple(z.shape)}, where logits are {tuple(setup.logits.shape)} (T, N, "
+            "classes); name a classifier",
+        )
+
+
 def check_logits(objective: Objective, setup: Setup) -> None:
     """Refuse a teacher with another number of classes."""
     assert setup.teacher_logits is not None
@@ -51,6 +61,10 @@ class CrossEntropy(Objective):
             raise refuse(self, f"label_smoothing must be in [0, 1), found {label_smoothing}")
         self.label_smoothing, self.tap = label_smoothing, tap
         self.student_taps = () if tap == "logits" else (tap,)
+
+    def setup(self, setup: Setup) -> None:
+        """Check that the tap gives logits."""
+        check_tap(self, setup, self.tap)
 
     def forward(self, view: View) -> Tensor:
         z = logits_of(view, self.tap).mean(0)
@@ -103,6 +117,7 @@ class LogitDistillation(Objective):
     def setup(self, setup: Setup) -> None:
         """Check that both have the same classes."""
         check_logits(self, setup)
+        check_tap(self, setup, self.tap)
 
     def forward(self, view: View) -> Tensor:
         z, teacher = logits_of(view, self.tap), view.teacher_mean_logits

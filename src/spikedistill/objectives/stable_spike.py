@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from .base import Objective, Setup, View, Weight, refuse
 from .divergence import soft_divergence
-from .heads import classifier
+from .heads import check_reads, classifier
 from .logits import checked_temperature
 from .pairs import as_map
 from .temporal_consistency import check_steps
@@ -61,10 +61,7 @@ class StableSpike(Objective):
         """Find the classifier; check the steps and that the tap gives the spikes that it reads."""
         check_steps(self, setup)
         spikes = setup.student[self.tap]
-        if not bool(((spikes == 0) | (spikes == 1)).all()):
-            raise refuse(
-                self, f"tap {self.tap!r} gives other values than 0 and 1; name a neuron layer before the head"
-            )
+        self._check_spikes(spikes)
         head = classifier(self, setup.student_network)
         if as_map(self, spikes.mean(0)).shape[1] != head.in_features:
             raise refuse(
@@ -72,7 +69,15 @@ class StableSpike(Objective):
                 f"tap {self.tap!r} has {as_map(self, spikes.mean(0)).shape[1]} channels and the classifier "
                 f"reads {head.in_features} features; name the neuron layer whose average it reads",
             )
-        self._head = [head]
+        self._head, self._seen = [head], False
+        made = self.head(spikes.mean(0))
+        check_reads(self, setup.student_network, self.tap, made, setup.logits.mean(0).to(made.dtype))
+
+    def _check_spikes(self, spikes: Tensor) -> None:
+        if not bool(((spikes == 0) | (spikes == 1)).all()):
+            raise refuse(
+                self, f"tap {self.tap!r} gives other values than 0 and 1; name a neuron layer before the head"
+            )
 
     def head(self, rates: Tensor) -> Tensor:
         """Logits (N, K) of rates (N, C, ...)."""
@@ -82,6 +87,10 @@ class StableSpike(Objective):
 
     def forward(self, view: View) -> Tensor:
         spikes = view.student[self.tap]
+        # Setup may have seen a network without spikes. Looking costs a CPU nothing; a GPU is asked once.
+        if not self._seen or spikes.device.type == "cpu":
+            self._check_spikes(spikes.detach())
+            self._seen = True
         stable = skeleton(spikes)
         loss = self.beta * ((stable - spikes.mean(0)) ** 2).mean()
         # Without the term nothing is drawn: the generator stays as other objectives find it.

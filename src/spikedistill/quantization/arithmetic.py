@@ -31,6 +31,10 @@ def exact_dtype(bound: float, where: str = "") -> torch.dtype:
 @contextmanager
 def exact(x: Tensor) -> Iterator[None]:
     """No autocast and no reduced precision in products: integers in floats stay integers."""
+    if hasattr(torch.backends.mkldnn, "conv"):
+        with _whole(), torch.autocast(x.device.type, enabled=False):
+            yield
+        return
     precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
         if precision != "highest":
@@ -44,6 +48,22 @@ def exact(x: Tensor) -> Iterator[None]:
             torch.set_float32_matmul_precision(precision)
         if x.is_cuda and tf32:
             torch.backends.cudnn.allow_tf32 = True
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Products of float32 in float32, by torch's settings of each operation (not mixed with older ones)."""
+    backends: Any = torch.backends
+    places = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.conv, backends.mkldnn.matmul
+    before = [(place, place.fp32_precision) for place in places]
+    reduced = [(place, value) for place, value in before if value not in ("none", "ieee")]
+    try:
+        for place, _ in reduced:
+            place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, value in reduced:
+            place.fp32_precision = value
 
 
 def scalar(module: nn.Module, name: str) -> float:

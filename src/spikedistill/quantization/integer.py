@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
+from ..files import destination, exported
 from ..networks.base import Network
 from ..networks.encoding import encode
 from ..reading import parse_json
@@ -95,7 +96,8 @@ class IntegerNetwork:
         if groups % own:
             raise SpikedistillError(f"{groups} frames cannot be summed in equal groups to T = {own} steps")
         summed = x.unflatten(1, (own, groups // own)).sum(2).transpose(0, 1)[:T].flatten(0, 1)
-        counts = (summed + 0.5).floor() if summed.is_floating_point() else summed
+        # In float32, as the quantized network: half precision would round half a count up.
+        counts = (summed.float() + 0.5).floor() if summed.is_floating_point() else summed
         return counts.clamp(-form["limit"], form["limit"]).to(torch.int32)
 
     def steps(self, x: Tensor, time_steps: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -171,7 +173,8 @@ class IntegerNetwork:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; the header is JSON in its metadata, with a checksum of both."""
-        Path(path).write_bytes(self._serialized())
+        with exported(destination(path)) as temporary:
+            temporary.write_bytes(self._serialized())
 
     @classmethod
     def load(cls, path: str | Path) -> "IntegerNetwork":

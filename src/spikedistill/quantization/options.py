@@ -56,8 +56,9 @@ class Options:
                     f"{name} must be one of {', '.join(v or 'null' for v in values)}, "
                     f"found {getattr(self, name)!r}"
                 )
-        if not 50 <= self.percentile <= 100:
-            raise SpikedistillError(f"percentile must be between 50 and 100, found {self.percentile}")
+        number = isinstance(self.percentile, int | float)
+        if not number or not 50 <= self.percentile <= 100:
+            raise SpikedistillError(f"percentile must be between 50 and 100, found {self.percentile!r}")
 
         if self.scheme == "mint" and (self.weight_bits is None or self.membrane_bits != self.weight_bits):
             raise SpikedistillError(

@@ -132,7 +132,11 @@ def _example(network: Network, batches: list[Tensor], o: Options) -> Tensor:
     device = next(network.parameters()).device
     if batches:
         return batches[0][:2].to(device)
-    size = tuple(o.input_size or (network.in_channels, *[32] * network.dims))
+    given = o.input_size
+    if given is not None and (not isinstance(given, Sequence) or len(given) != 1 + network.dims):
+        form = "(C, H, W)" if network.dims == 2 else "(C, L)"
+        raise SpikedistillError(f"input_size is {form} of an image or frame, found {given!r}")
+    size = tuple(given or (network.in_channels, *[32] * network.dims))
     return torch.zeros(
         1, *((network.time_steps or 1,) if network.input == "frames" else ()), *size, device=device
     )

@@ -80,6 +80,9 @@ class Reader(PoolReader):
         if edge.base == "norm":
             self.streams.read_by(edge, "layer", path)
         options: dict[str, Any] = {"groups": 1}
+        if isinstance(module, nn.Linear) and len(node.shape) != 2:
+            # Its channels come last, and scales and biases go to the second dimension.
+            raise refuse(node, f"reads {node.in_shapes[0]}, tokens or maps; use a convolution of size 1")
         if not isinstance(module, nn.Linear):
             if module.padding_mode != "zeros" or isinstance(module.padding, str):
                 raise refuse(node, "pads otherwise than with a number of zeros; use padding=(h, w) of zeros")

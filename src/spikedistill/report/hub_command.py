@@ -114,7 +114,7 @@ def _training(row: StageSummary, data: dict[str, Any]) -> list[str]:
 
 def _summary(place: Path) -> Summary | None:
     """Of all seeds where there are several, else of the run; None of a run that has none."""
-    run = place.parents[1]
+    run = place.resolve().parents[1]
     seeds = run.parent if run.name.startswith("seed-") and (run.parent / "recipe.yaml").exists() else run
     found = next((folder for folder in (seeds, run) if (folder / summary.FILE).exists()), None)
     return None if found is None else summary.read(found)

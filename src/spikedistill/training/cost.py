@@ -13,7 +13,7 @@ from ..data import Data
 from ..devices import checked
 from ..precision import resolve_precision
 from ..recipe import Recipe, Stage
-from .machine import autocast, compiling
+from .machine import autocast, compiling, saving
 from .optim import optimizer
 from .reuse import stage_keys
 from .stage_network import Factories, Product, build, distiller_of
@@ -86,7 +86,7 @@ def _seconds(
     for step in range(STEPS + 1):
         if step == 1:
             started = time.perf_counter()
-        with autocast(precision, device):
+        with autocast(precision, device), saving(recipe.memory, network):
             losses = distiller(x, y, 0.0)
         losses.total.backward()
         float(losses.total)  # waits for the device

@@ -148,7 +148,7 @@ def _worked(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def worth_compiling(distiller: Distiller, x: Tensor, y: Tensor, steps: int) -> bool:
+def worth_compiling(distiller: Distiller, x: Tensor, y: Tensor, steps: int, memory: str = "default") -> bool:
     """Whether ``steps`` training steps like this one outlast the compiling; times two, leaves no trace.
 
     On a CPU a step counts by the processor's time, whatever else the machine does.
@@ -165,7 +165,10 @@ def worth_compiling(distiller: Distiller, x: Tensor, y: Tensor, steps: int) -> b
         seconds = []
         for _ in range(2):
             start = _worked(x.device)
-            distiller(x, y).total.backward()
+            # A step kept in the way of the training: one that fits no other way must fit here too.
+            with saving(memory, distiller.student):
+                total = distiller(x, y).total
+            total.backward()
             seconds.append(_worked(x.device) - start)
     distiller.zero_grad(set_to_none=True)
     # Two steps in training mode have moved the statistics of the norms.

@@ -15,6 +15,7 @@ from .. import heap
 from ..bibliography import citations
 from ..data import Data
 from ..distiller import Distiller
+from ..errors import SpikedistillError
 from ..files import write_text
 from ..networks.base import Network
 from ..recipe import Stage
@@ -95,10 +96,19 @@ class OneSeed:
         path = self.folder / "resolved.json"
         if path.exists():
             held = checkpoint.read_json(path)
+            before, now = held.get("processes", 1), self.accelerator.num_processes
+            if before != now:
+                raise SpikedistillError(
+                    f"{self.folder} was begun by {before} processes and {now} would go on, with another "
+                    f"batch at each update; use {before}, or another --out"
+                )
         else:
             from ..precision import resolve_precision
 
-            held = {"precision": resolve_precision(self.recipe.precision, self.device)}
+            held = {
+                "precision": resolve_precision(self.recipe.precision, self.device),
+                "processes": self.accelerator.num_processes,
+            }
             write_text(path, json.dumps(held))
         if not recorded_environment(self.folder):
             write_text(self.folder / "environment.json", json.dumps(environment(), indent=1))
@@ -128,7 +138,9 @@ class OneSeed:
             return None
         if self.keys is None:
             about, precision = asdict(self.data.info), self.resolved["precision"]
-            self.keys = stage_keys(self.recipe, about, self.seed, precision, self.factories)
+            self.keys = stage_keys(
+                self.recipe, about, self.seed, precision, self.factories, processes=self.resolved["processes"]
+            )
         source = self.held.get(self.keys[stage.name] or "")
         if source is None or source.resolve() == place.resolve():
             return None
@@ -271,7 +283,11 @@ class OneSeed:
             with autocast(training.settings.precision, self.device):
                 # Batches and not updates: the network runs once for each.
                 known[stage.name] = worth_compiling(
-                    distiller, x, y, training.steps * training.settings.optimizer.accumulate
+                    distiller,
+                    x,
+                    y,
+                    training.steps * training.settings.optimizer.accumulate,
+                    training.settings.memory,
                 )
             if self.accelerator.is_main_process:
                 write_text(self.folder / "resolved.json", json.dumps(self.resolved))

@@ -18,7 +18,7 @@ from ..recipe import Recipe
 from .calibration import CALIBRATION_IMAGES, calibration_batches, recalibrated
 from .calibration import recalibrate as recalibrate_norms
 from .evaluate import evaluate, evaluate_integer
-from .run_folder import check_data, read_claim
+from .run_folder import FILE, check_data, read_claim
 from .store import find_stage, load_network, split_best
 
 
@@ -73,7 +73,13 @@ def open_stage(text: str) -> tuple[Path, Recipe, Any]:
     if not folder.exists():
         raise SpikedistillError(f"no run at {folder}; give the folder that `spikedistill train` wrote")
     stage, best = split_best(stage)
-    place = find_stage(folder, stage)
+    # Whole: of a folder named from inside, the run would not be among the parents.
+    place = find_stage(folder, stage).resolve()
+    if not any((parent / FILE).exists() for parent in (*place.parents[1:3], place)):
+        raise SpikedistillError(
+            f"{place} is a network without its run, which says what data and time steps it is measured on; "
+            "give the run's folder, or load it in Python with sd.load"
+        )
     _, recipe = read_claim(place.parents[1])
     with own_code.reading():
         return place, recipe, load_network(place, best=best)

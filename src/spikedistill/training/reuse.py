@@ -33,11 +33,12 @@ def stage_keys(
     precision: str,
     own: Iterable[str] = (),
     version: str = __version__,
+    processes: int | None = 1,
 ) -> Keys:
     """A hash for each stage of a recipe; None for one that cannot be known by what its recipe says.
 
     ``data``: what :class:`~spikedistill.data.DataInfo` says, as a mapping; ``own``: names of the user's
-    networks.
+    networks; ``processes``: those that trained together, each with a batch of its own.
     """
     own = set(own)
     tree = json.loads(json.dumps(complete(recipe, own), default=str))
@@ -49,6 +50,7 @@ def stage_keys(
         "time_steps": recipe.time_steps,
         # As asked for, and as it was decided: auto is another precision on another machine.
         "precision": [tree["precision"], precision],
+        "processes": processes,
         **{key: tree[key] for key in ("compile", "memory", "hardware")},
     }
     keys: Keys = {}
@@ -79,7 +81,8 @@ def _is_own(stage: Stage, own: set[str]) -> bool:
     """Whether code or files that the recipe only points at have a part in it."""
     network = dict(stage.network or {})
     name = str(network.get("name", ""))
-    if name in own or "/" in name or Path(name).is_dir() or network.get("weights"):
+    # A stage that goes on from another has no network of its own, and no name.
+    if name in own or "/" in name or (name and Path(name).is_dir()) or network.get("weights"):
         return True
     pretrained = name.startswith(("timm:", "torchvision:"))
     return (":" in name and not pretrained) or any(":" in str(o.get("type")) for o in stage.objectives)
@@ -126,7 +129,10 @@ def _of_seed(place: Path, recipe: Recipe) -> dict[str, Path]:
     resolved = run.environment.get("resolved") or {}
     # Of the version that trained it: where that is another, no key is equal and nothing is taken.
     version = str(recorded_environment(place).get("spikedistill"))
-    keys = stage_keys(recipe, run.data, run.seed, str(resolved.get("precision")), (), version)
+    # Where an older version did not say how many processes trained, nothing is taken.
+    keys = stage_keys(
+        recipe, run.data, run.seed, str(resolved.get("precision")), (), version, resolved.get("processes")
+    )
     places = {key: place / "stages" / name for name, key in keys.items() if key is not None}
     return {
         key: at

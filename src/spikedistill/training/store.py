@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import __version__, finite, hub, networks, own_code
@@ -124,6 +125,9 @@ def load_network(
             network = turned(network, described["spiking"])
         if getattr(network, "input_codes", None) is None:  # else it was quantized by the caller
             network = formed(network, described, config.get("time_steps"))
+    # Of a run in float64: rounded, a continued run would not be the same.
+    if any(value.dtype == torch.float64 for value in tensors.values()):
+        network.double()
     fill(network, tensors, str(folder), "give a network of the same width, classes and input channels")
     # The logits would not tell: a spike is `membrane >= threshold`, which is false for NaN.
     finite.check(network, f"{folder / file}", "repeat the stage, or use another file")

@@ -1,5 +1,6 @@
 """Search a recipe's settings with optuna: best validation accuracy of the last stage."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +29,33 @@ def sweep(
         raise SpikedistillError(
             f"no space file {space}; it maps paths such as student.optimizer.lr to {{low, high, log}}"
         )
+    if trials < 1:
+        raise SpikedistillError(f"--trials must be at least 1, found {trials}")
     ranges = read_yaml(space)
     for path in ranges:
         # Every path is tried before the first trial trains.
-        load(recipe, [f"{path}={_first(path, ranges[path])}"])
+        ends = _ends(path, ranges[path])
+        read = [load(recipe, [_override(path, value)]) for value in ends]
+        if any(one.data.validation == 0 for one in read):
+            raise SpikedistillError("a sweep chooses by validation accuracy; set data.validation above 0")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     out.mkdir(parents=True, exist_ok=True)
     # In a file by default, so that a sweep that was killed goes on from its trials.
-    study = optuna.create_study(
-        direction="maximize",
-        storage=storage or f"sqlite:///{out / 'study.db'}",
-        study_name=Path(recipe).stem,
-        load_if_exists=True,
-    )
+    try:
+        study = optuna.create_study(
+            direction="maximize",
+            storage=storage or f"sqlite:///{out / 'study.db'}",
+            study_name=Path(recipe).stem,
+            load_if_exists=True,
+        )
+    # Of the database's own packages, of which optuna has several.
+    except Exception as error:
+        raise SpikedistillError(f"the storage of the study: {str(error).splitlines()[0]}") from None
 
     failures: list[SpikedistillError] = []
 
     def objective(trial: Any) -> float:
-        overrides = [f"{path}={_suggest(trial, path, values)}" for path, values in ranges.items()]
+        overrides = [_override(path, _suggest(trial, path, values)) for path, values in ranges.items()]
         folder = out / trial.user_attrs.get("folder", f"trial-{trial.number}")
         try:
             run = train(recipe, out=folder, overrides=overrides, device=device)
@@ -61,7 +71,15 @@ def sweep(
         return float(value)
 
     _retry(study, out, optuna)
-    study.optimize(objective, n_trials=trials)
+    try:
+        study.optimize(objective, n_trials=trials)
+    except ValueError as error:
+        # A study that exists has had other ranges.
+        if "value space" not in str(error):
+            raise
+        raise SpikedistillError(
+            f"{out} holds a study of another space ({error}); choose another --out"
+        ) from None
     if failures and not any(t.state == optuna.trial.TrialState.COMPLETE for t in study.trials):
         raise failures[-1]
     done = sorted(((t.value, t) for t in study.trials if t.value is not None), key=lambda pair: -pair[0])
@@ -85,11 +103,27 @@ def _retry(study: Any, out: Path, optuna: Any) -> None:
         study.enqueue_trial(trial.params, user_attrs={"folder": folder})
 
 
-def _first(path: str, values: Any) -> Any:
+def _override(path: str, value: Any) -> str:
+    """As an override reads it; a text like ``1e-05`` would be one to YAML, and so would ``None``."""
+    if isinstance(value, float):
+        mantissa, e, exponent = repr(value).partition("e")
+        return f"{path}={mantissa}{'' if '.' in mantissa or not e else '.0'}{e}{exponent}"
+    return f"{path}={json.dumps(value)}"
+
+
+def _ends(path: str, values: Any) -> list[Any]:
+    """The values at which a space is tried before the first trial: all of a list, both ends of a range."""
     if isinstance(values, list) and values:
-        return values[0]
+        return values
     if isinstance(values, dict) and {"low", "high"} <= set(values) <= {"low", "high", "log", "step"}:
-        return values["low"]
+        low, high = values["low"], values["high"]
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (low, high))
+        if not numbers or not low <= high or (values.get("log") and not low > 0):
+            raise SpikedistillError(
+                f"space: {path}: found low {low!r} and high {high!r}; give numbers, low not above high (with "
+                "log above 0); YAML takes 1e-4 for a text, write 1.0e-4"
+            )
+        return [low, high]
     raise SpikedistillError(
         f"space: {path}: found {values!r}; give a list of values, or {{low: ..., high: ..., log: true}}"
     )

@@ -265,6 +265,8 @@ def _example(model: nn.Module, example: "Tensor | Sequence[int] | None", input_s
         height, width = (size[1], size[2]) if size else (224, 224)
         example = torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0))
     first = next(model.parameters(), example)
+    # Bytes are levels of 255, as networks of ours take them.
+    example = example / 255 if example.dtype == torch.uint8 else example
     example = example.to(first.device, first.dtype)
     # norms need two in training
     return example if len(example) > 1 else example.repeat(2, *[1] * (example.dim() - 1))
