@@ -12,7 +12,7 @@ from spikedistill import taps
 from spikedistill.networks import balanced
 from spikedistill.networks.balanced import FIRING_RATE, balance_of
 from spikedistill.networks.mean_field import MeanField
-from spikedistill.neurons import IF, LIF, Neuron
+from spikedistill.neurons import IF, LIF, Neuron, NormNeuron
 
 NEURONS = {
     "if": {"type": "if"},
@@ -258,3 +258,19 @@ def test_options_are_checked() -> None:
     with pytest.raises(sd.SpikedistillError, match="firing_rate aims a balanced start"):
         sd.networks.create("conv6", firing_rate=0.1, initialisation="plain")
     assert 0.08 < FIRING_RATE < 0.3
+
+
+def test_a_neuron_that_no_other_process_finds_is_balanced_as_its_like():
+    class Local(LIF):
+        def __init__(self, half_life: float = 1.0, **common):
+            super().__init__(**common)
+            self.half_life = half_life
+
+    assert not Local().rebuilds
+    options = {"width": 0.125, "time_steps": 4}
+    norms = []
+    for neuron in (Local(), LIF()):
+        network = sd.networks.create("conv6", neuron=neuron, **options)
+        norms.append([m.weight.tolist() for m in network.modules() if isinstance(m, NormNeuron)])
+    assert norms[0] == norms[1]
+    assert sd.networks.create("qkformer_4_384", width=0.125, neuron=Local(), time_steps=2)

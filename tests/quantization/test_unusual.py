@@ -137,3 +137,11 @@ def test_frames_in_half_precision_have_the_quantized_networks_codes(kind):
 def test_wrong_settings_are_refused_in_words(call, words):
     with pytest.raises(sd.SpikedistillError, match=words):
         call(network())
+
+
+@pytest.mark.parametrize("name", ["LIF", "none", "ReLU", "If"])
+def test_a_neuron_named_almost_as_a_known_one_is_refused(name, tmp_path):
+    conv = "{name: a, kind: conv, in_channels: 3, out_channels: 8, kernel_size: 3, in_size: 8, neuron: "
+    (tmp_path / "a.yaml").write_text(f"layers: [{conv}{name}}}]")
+    with pytest.raises(sd.SpikedistillError, match=rf"layers\.0 \(a\): neuron '{name}'; write if, lif"):
+        hardware.price_file(tmp_path / "a.yaml")

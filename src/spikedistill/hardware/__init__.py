@@ -1,6 +1,6 @@
 """What a network costs on a chip: workloads, SpikeSim, operation counts, memory."""
 
-from . import chips, floorline, memory, operations, spikesim
+from . import chips, crossbar, floorline, memory, operations, spikesim
 from .ann import break_even, twin
 from .config import Config, read_config
 from .events import at_rate
@@ -18,6 +18,7 @@ __all__ = [
     "at_rate",
     "break_even",
     "chips",
+    "crossbar",
     "floorline",
     "iso_accuracy",
     "layers",

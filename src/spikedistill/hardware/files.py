@@ -50,11 +50,23 @@ class _File(Strict):
     spikesim: dict[str, Any] = {}
 
 
+def _check_neuron(name: Any, where: str) -> None:
+    """Refuse what is meant for a known neuron and would be priced as another; names of own classes stay."""
+    known = ("if", "lif", "plif", "relu")
+    if name is None or name in known or not isinstance(name, str):
+        return
+    if name.lower() in ("none", "null", *known):
+        raise SpikedistillError(
+            f"{where}: neuron {name!r}; write if, lif, plif or relu, and null where no neuron reads the layer"
+        )
+
+
 def _expand(entry: Mapping[str, Any], time_steps: int, where: str) -> dict[str, Any]:
     """Write the short keys out; a conv or linear layer feeds a neuron unless it says ``neuron: null``."""
     layer = {"time_steps": time_steps, **entry}
     if layer.get("kind", "conv") in ("conv", "linear"):
         layer.setdefault("neuron", "lif")
+        _check_neuron(layer["neuron"], where)
         # after the default of `neuron`, which decides
         layer.setdefault("leaky", layer["neuron"] in ("lif", "plif"))
     if "bits" in layer:

@@ -13,6 +13,7 @@ slower. So its weights start, and learn, as if the inputs were ``HEAD_INPUT / ra
 ``linear.input_factor``, which :func:`spikedistill.parameter_groups` turns into a learning rate of its own.
 """
 
+import copy
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -52,10 +53,11 @@ def balance_of(
 ) -> Balance:
     """Balance of a network of such neurons at ``time_steps``; ``rate``, ``gain``: None for the default."""
     gain = gain or (BLOCK_GAIN if residual else PLAIN_GAIN)
-    # Cached by what the neuron is: modules equal only themselves, and each site has its own.
-    return _balance(
-        json.dumps(neuron.spec(), sort_keys=True), neuron.time_steps, rate or FIRING_RATE, residual, gain
-    )
+    if neuron.rebuilds:
+        # Cached by what the neuron is: modules equal only themselves, and each site has its own.
+        spec = json.dumps(neuron.spec(), sort_keys=True)
+        return _balance(spec, neuron.time_steps, rate or FIRING_RATE, residual, gain)
+    return _found(copy.deepcopy(neuron), rate or FIRING_RATE, residual, gain)
 
 
 def _like(spec: str, time_steps: int) -> Neuron:
@@ -71,7 +73,10 @@ def _like(spec: str, time_steps: int) -> Neuron:
 
 @lru_cache(maxsize=256)
 def _balance(spec: str, time_steps: int, rate: float, residual: bool, gain: float) -> Balance:
-    neuron = _like(spec, time_steps)
+    return _found(_like(spec, time_steps), rate, residual, gain)
+
+
+def _found(neuron: Neuron, rate: float, residual: bool, gain: float) -> Balance:
     found = MeanField(neuron, rate, residual)
     width = found.width(gain)
     # Three digits are about what the search resolves; more would be noise in every record.
@@ -80,8 +85,11 @@ def _balance(spec: str, time_steps: int, rate: float, residual: bool, gain: floa
 
 @lru_cache(maxsize=256)
 def _threshold(spec: str, time_steps: int, rate: float, mean: float, deviation: float) -> float:
-    T = min(time_steps, MOST_STEPS)
-    neuron = _like(spec, T)
+    return _threshold_of(_like(spec, min(time_steps, MOST_STEPS)), rate, mean, deviation)
+
+
+def _threshold_of(neuron: Neuron, rate: float, mean: float, deviation: float) -> float:
+    T = neuron.time_steps
     current = (mean + deviation * normals(T, 0)).clamp(min=0)
 
     def fires_more(threshold: float) -> bool:
@@ -94,7 +102,12 @@ def _threshold(spec: str, time_steps: int, rate: float, mean: float, deviation: 
 
 def attention_threshold(neuron: Neuron, rate: float, mean: float) -> float:
     """The threshold at which a neuron fires at ``rate`` on positive currents of that mean, as attention's."""
-    return _threshold(json.dumps(neuron.spec(), sort_keys=True), neuron.time_steps, rate, mean, 0.6 * mean)
+    if neuron.rebuilds:
+        spec = json.dumps(neuron.spec(), sort_keys=True)
+        return _threshold(spec, neuron.time_steps, rate, mean, 0.6 * mean)
+    probe = copy.deepcopy(neuron)
+    probe.time_steps = min(neuron.time_steps, MOST_STEPS)
+    return _threshold_of(probe, rate, mean, 0.6 * mean)
 
 
 def check_firing_rate(firing_rate: float | None) -> None:

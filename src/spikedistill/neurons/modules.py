@@ -122,8 +122,10 @@ class Neuron(nn.Module):
         usual.
         """
         cls = type(self)
-        other = None if cls.__module__.startswith("spikedistill.") else own_code.address_of(cls)
-        out: dict[str, Any] = {"type": self.recipe_type or other or cls.__name__.lower()}
+        shipped = cls.__module__.startswith("spikedistill.")
+        # Of a script's class an address that finds nothing elsewhere, not a name that may be another's.
+        kind = cls.__name__.lower() if shipped else f"{cls.__module__}:{cls.__qualname__}"
+        out: dict[str, Any] = {"type": self.recipe_type or kind}
         for name in inspect.signature(type(self)).parameters:
             if name == "time_steps":
                 continue
@@ -139,6 +141,12 @@ class Neuron(nn.Module):
     def forward(self, current: Tensor) -> Tensor:
         """Current (T*N, ...) to spikes (T*N, ...); with ``encode`` from a constant current (N, ...)."""
         return simulate(current, self, self)
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether ``build`` makes its like of :meth:`spec`: not of a class of a script or function."""
+        cls = type(self)
+        return cls.__module__.startswith("spikedistill.") or own_code.address_of(cls) is not None
 
     @property
     def standard(self) -> bool:
