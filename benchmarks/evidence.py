@@ -102,9 +102,9 @@ NOTES = {  # what the numbers do not say
         "(seed 0)."
     ),
     "evidence-cifar100": (
-        "One seed of three. The student's form was fixed on validation images before the test part was read: "
-        "logits at temperature 4, 0.9 against 0.1 of cross-entropy, were tried to the fifth epoch (25.5 "
-        "there, `alone` 26.0), then weighted soft labels taken; `alone` has one setting."
+        "The student's form was fixed on validation images, one seed, before the test part was read: logits "
+        "at temperature 4, 0.9 against 0.1 of cross-entropy, were tried to the fifth epoch (25.5 there, "
+        "`alone` 26.0), then weighted soft labels taken; `alone` has one setting."
     ),
     "dvs128-objects": (
         "No difference. Settings were fixed on whole training sessions held out in turn (two folds, two "
