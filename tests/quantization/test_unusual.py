@@ -130,6 +130,8 @@ def test_frames_in_half_precision_have_the_quantized_networks_codes(kind):
         (lambda n: hardware.at_bits(hardware.layers(n, X), weight_bits=0), "weight_bits must be 1 to 64"),
         (lambda n: hardware.at_bits(hardware.layers(n, X), membrane_bits=65), "membrane_bits must be"),
         (lambda n: hardware.at_rate(hardware.layers(n, X), 5), "from 0 to 1"),
+        (lambda n: hardware.layers(n, X[:0]), "empty batch"),
+        (lambda n: hardware.layers(n, X, image_bits=0), "image_bits must be 1 to 64"),
         (lambda n: hardware.write_layers(hardware.layers(n, X), "no/l.yaml"), "there is no folder"),
         (lambda n: sd.to_integer(sd.quantize(n, calibration=X)).save("no/such"), "there is no folder"),
     ],
@@ -145,3 +147,23 @@ def test_a_neuron_named_almost_as_a_known_one_is_refused(name, tmp_path):
     (tmp_path / "a.yaml").write_text(f"layers: [{conv}{name}}}]")
     with pytest.raises(sd.SpikedistillError, match=rf"layers\.0 \(a\): neuron '{name}'; write if, lif"):
         hardware.price_file(tmp_path / "a.yaml")
+
+
+def test_what_a_user_froze_stays_frozen():
+    net = sd.networks.create("ms_resnet20", width=0.25, time_steps=2).eval()
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.requires_grad_(False)
+    frozen = sum(not p.requires_grad for p in net.parameters())
+    assert frozen
+    quantized = sd.quantize(net, calibration=X)
+    assert sum(not p.requires_grad for p in quantized.parameters()) >= frozen
+
+
+def test_an_offset_beyond_32_bits_is_refused():
+    net = network(neuron={"type": "lif", "threshold": 0.01})
+    with torch.no_grad():
+        net.stage1[1].bias.fill_(1e5)
+    quantized = sd.quantize(net, fraction_bits=16, calibration=X).eval()
+    with pytest.raises(sd.SpikedistillError, match="units does not fit 32 bits"):
+        sd.to_integer(quantized)

@@ -55,8 +55,12 @@ def layers(network: nn.Module, batch: Tensor, image_bits: int = 8) -> list[Layer
 
     ``image_bits``: bits of an image's pixels. Shape: batch as the network takes it, N images.
 
-    Raises: SpikedistillError when the network has no convolution or linear layer.
+    Raises: SpikedistillError when the network has no convolution or linear layer, and for an empty batch.
     """
+    if not len(batch):
+        raise SpikedistillError("nothing can be measured on an empty batch; give at least one image")
+    if not 1 <= image_bits <= 64:
+        raise SpikedistillError(f"image_bits must be 1 to 64, found {image_bits}")
     inputs: dict[str, Tensor] = {}
     seen: dict[str, Seen] = {}
     fired: dict[str, float] = {}

@@ -332,6 +332,12 @@ class _Converter:
     def rescale(self, i: int, part: Any, a: Tensor, b: Tensor) -> dict[str, Any]:
         M, B = part.codes(a, b)
         self.tensors[f"{i}.M"] = M.cpu().to(torch.int16)
+        # An offset beyond 32 bits would come back as another number.
+        if not float(B.abs().max()) < 1 << 31:
+            raise SpikedistillError(
+                f"ops.{i}: an offset of {float(B.abs().max()):.3g} units does not fit 32 bits; use fewer "
+                "fraction_bits, or look for a bias that is far above the threshold"
+            )
         self.tensors[f"{i}.B"] = B.cpu().to(torch.int32)
         return {"k": part.k, "wide_scale": max(part.bounds()) >= 1 << 31}
 

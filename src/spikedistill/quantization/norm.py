@@ -271,6 +271,9 @@ class CodedNorm(BatchStatistics, nn.modules.batchnorm._BatchNorm):
         out = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         out.load_state_dict(norm.state_dict())
         out.train(norm.training)
+        # What a user froze stays frozen.
+        for name, parameter in norm.named_parameters():
+            out.get_parameter(name).requires_grad_(parameter.requires_grad)
         return out.to(norm.running_mean.device)  # type: ignore[union-attr]
 
     def _check_input_dim(self, input: Tensor) -> None: ...
