@@ -89,10 +89,16 @@ def snntorch(neuron: Neuron) -> Simulate:
         neuron.decay, spike_grad=surrogate.atan(2.0), reset_mechanism="zero", reset_delay=False
     )
 
+    return stepped(leaky, neuron.gain)
+
+
+def stepped(leaky: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], gain: float) -> Simulate:
+    """snnTorch's neurons know one step: the loop that its users write."""
+
     def run(x: Tensor) -> Tensor:
         mem, spikes = torch.zeros_like(x[0]), []
         for current in x:
-            s, mem = leaky(neuron.gain * current, mem)
+            s, mem = leaky(gain * current, mem)
             spikes.append(s.to(x.dtype))
         return torch.stack(spikes)
 

@@ -30,6 +30,7 @@ from typing import Any
 import timing
 import torch
 from from_scratch import NORM, augmented, one_cycle, opened
+from peers import PEERS, stepped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -125,30 +126,18 @@ def equal(mine: Neuron, name: str) -> None:
 
 
 def peer(neuron: Neuron, name: str) -> Callable[[Tensor], Tensor]:
-    """The library's neuron: currents (T, N) to spikes."""
+    """The library's neuron: currents (T, N) to spikes; where it is not that of ``step.py``, the example's."""
+    if isinstance(neuron, LIF) and neuron.reset == "hard":
+        return PEERS[name.partition(",")[0]](neuron)
     if name.startswith("SpikingJelly"):
         from spikingjelly.activation_based import neuron as jelly
         from spikingjelly.activation_based import surrogate
 
-        if isinstance(neuron, LIF):
-            return jelly.LIFNode(2.0, surrogate_function=surrogate.ATan(), detach_reset=True, step_mode="m")
         return jelly.IFNode(surrogate_function=surrogate.ATan(), step_mode="m")
     import snntorch
     from snntorch import surrogate as slopes
 
-    if neuron.reset == "soft":
-        leaky = snntorch.Leaky(0.5, spike_grad=slopes.fast_sigmoid(slope=25))
-    else:
-        leaky = snntorch.Leaky(0.5, spike_grad=slopes.atan(2.0), reset_mechanism="zero", reset_delay=False)
-
-    def run(x: Tensor) -> Tensor:
-        membrane, spikes = torch.zeros_like(x[0]), []
-        for current in x:
-            fired, membrane = leaky(neuron.gain * current, membrane)
-            spikes.append(fired.to(x.dtype))
-        return torch.stack(spikes)
-
-    return run
+    return stepped(snntorch.Leaky(0.5, spike_grad=slopes.fast_sigmoid(slope=25)), neuron.gain)
 
 
 def network_of(way: Way) -> nn.Module:

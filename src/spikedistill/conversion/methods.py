@@ -13,7 +13,7 @@ from ..networks.graph import trace
 from ..networks.outside.adapter import Wrapped
 from ..networks.outside.relu_sites import refuse
 from ..neurons import IF, QCFS, Neuron, NormNeuron, SignedIF, layers
-from ..numerics import floating_type
+from ..numerics import fitting, floating_type
 from .pooling import behind_neurons, pool_rates
 from .ranges import Percentile, check_percentile, measure
 from .scales import rescale
@@ -65,7 +65,7 @@ def convert(
         raise SpikedistillError(
             "this ANN has QCFS activations with learned thresholds; use method='qcfs' or 'signed'"
         )
-    batches = [_fitting(x, ann) for x in images(calibration)]
+    batches = [fitting(x, ann).to(_place(ann)) for x in images(calibration)]
     if not batches:
         raise SpikedistillError(
             "conversion needs calibration: give at least one batch of images (N, C, H, W) in [0, 1]"
@@ -140,7 +140,7 @@ def balance_thresholds(
     worth its threshold. After LaSNN (Hong et al., arXiv 2304.09101), which initialises its student from a
     converted ANN; how is not public, so this is our reading.
     """
-    batches = [_fitting(x, ann) for x in images(calibration)]
+    batches = [fitting(x, ann).to(_place(ann)) for x in images(calibration)]
     check_percentile(percentile)
     copy_weights(snn, ann)
     flags, home = {m: m.training for m in snn.modules()}, (_place(snn), floating_type(snn))
@@ -158,11 +158,6 @@ def balance_thresholds(
 def _place(network: nn.Module) -> torch.device:
     """Where a network's parameters are."""
     return next((p.device for p in network.parameters()), torch.device("cpu"))
-
-
-def _fitting(x: Tensor, network: nn.Module) -> Tensor:
-    """A batch where a network is, in the type that it computes in; bytes stay bytes."""
-    return x.to(_place(network), floating_type(network) if x.is_floating_point() else x.dtype)
 
 
 def images(calibration: Batches) -> list[Tensor]:

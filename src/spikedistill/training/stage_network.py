@@ -17,7 +17,7 @@ from ..networks.balancing import balance
 from ..networks.base import Network
 from ..networks.own import FILLED, Own, make, mark, own_of, parameters
 from ..neurons import build as build_neuron
-from ..numerics import floating_type
+from ..numerics import fitting
 from ..randomness import seed_everything
 from ..recipe import Recipe, Stage, at
 from .calibration import recalibrate
@@ -45,12 +45,6 @@ def build(
 ) -> nn.Module:
     """The network a stage begins with; ``calibration`` gives a few training batches to measure on."""
     T = stage.time_steps or recipe.time_steps
-
-    def fitting(network: nn.Module) -> list[Tensor]:
-        # What another stage trained in float64 computes in it.
-        kind = floating_type(network)
-        return [x.to(kind) if x.is_floating_point() else x for x in calibration()]
-
     for role, other in (
         *(("teacher", name) for name in stage.teachers or {}),
         ("from", stage.from_),
@@ -91,12 +85,14 @@ def build(
                 balance(network, calibration())
         if isinstance(network, Network) and wants_recalibration(stage, network, products):
             device = next(network.parameters()).device
-            recalibrate(network, [x.to(device) for x in fitting(network)])
+            recalibrate(network, [fitting(x, network).to(device) for x in calibration()])
         with_graph(network, info)
         if stage.quantize is not None:
             from ..quantization import quantize
 
-            network = quantize(network, **stage.quantize, calibration=fitting(network))  # type: ignore[arg-type]
+            # In the type of the stage that it goes on from.
+            batches = [fitting(x, network) for x in calibration()]
+            network = quantize(network, **stage.quantize, calibration=batches)  # type: ignore[arg-type]
     return network
 
 
