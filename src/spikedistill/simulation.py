@@ -140,3 +140,15 @@ def steps_for(network: nn.Module, own: int | None) -> int | None:
     if own is not None and override is not None and override[0] is network:
         return override[1]
     return own
+
+
+@contextmanager
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """The network in eval mode; afterwards each module as it was: a user may have frozen some of them."""
+    flags = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import simulation
 from ..errors import SpikedistillError
 from ..networks.base import Network
 
@@ -24,17 +25,11 @@ def accuracy_over_time(
     wanted = sorted(set(time_steps))
     if not wanted or wanted[0] < 1:
         raise SpikedistillError(f"time_steps must be whole numbers from 1, found {list(time_steps)}")
-    # Module by module: a user may have frozen some of them.
-    flags = {m: m.training for m in network.modules()}
-    network.eval()
     correct, images = dict.fromkeys(wanted, 0), 0
-    try:
+    with simulation.eval_mode(network):
         for x, y in batches:
             images += len(y)
             correct = {t: correct[t] + n for t, n in correct_over_time(network, x, y, wanted).items()}
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
     if not images:
         raise SpikedistillError("accuracy_over_time was given no images")
     return {t: n / images for t, n in correct.items()}

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import finite, networks
+from .. import finite, networks, simulation
 from ..errors import SpikedistillError, nearest
 from ..networks.base import Network
 from ..networks.graph import trace
@@ -143,15 +143,13 @@ def balance_thresholds(
     batches = [fitting(x, ann).to(_place(ann)) for x in images(calibration)]
     check_percentile(percentile)
     copy_weights(snn, ann)
-    flags, home = {m: m.training for m in snn.modules()}, (_place(snn), floating_type(snn))
+    home = _place(snn), floating_type(snn)
+    snn.to(_place(ann), floating_type(ann))
     # In eval mode: ranges and units are those under the running statistics.
-    snn.to(_place(ann), floating_type(ann)).eval()
-    thetas = measure(snn, ann, batches, percentile)
-    thetas = rescale(snn, trace(snn, batches[0][:2]), thetas, tied=True)
+    with simulation.eval_mode(snn):
+        thetas = measure(snn, ann, batches, percentile)
+        thetas = rescale(snn, trace(snn, batches[0][:2]), thetas, tied=True)
     snn.to(*home)
-    # Module by module: a user may have frozen some of them.
-    for module, flag in flags.items():
-        module.training = flag
     return thetas
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import taps
+from .. import simulation, taps
 from ..networks.graph import Graph
 from ..neurons import Neuron, Parallel, neuron_of
 from ..quantization.layers import CodedLayer
@@ -88,26 +88,18 @@ def measure(network: nn.Module, batch: Tensor, graph: Graph) -> Widths:
         inner = neuron_of(node.module)
         if inner is not None:
             neurons[node.name] = taps.Tap(node.path or "", node.call, "membrane"), inner
-    # module by module: some may have been put in eval mode on their own
-    training = {m: m.training for m in network.modules()}
-    network.eval()
-    try:
-        with (
-            # an encoding may draw at random, and measuring must not move a training's generator
-            torch.random.fork_rng(devices=[batch.device] if batch.is_cuda else []),
-            _accumulators(quantization.layers, widths.accumulators),
-        ):
-            currents = {
-                name: replace(tap, what="current")
-                for name, (tap, n) in neurons.items()
-                if isinstance(n, Parallel)
-            }
-            _, captured = taps.run(
-                network, batch, [*(tap for tap, _ in neurons.values()), *currents.values()]
-            )
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+    with (
+        # an encoding may draw at random, and measuring must not move a training's generator
+        simulation.eval_mode(network),
+        torch.random.fork_rng(devices=[batch.device] if batch.is_cuda else []),
+        _accumulators(quantization.layers, widths.accumulators),
+    ):
+        currents = {
+            name: replace(tap, what="current")
+            for name, (tap, n) in neurons.items()
+            if isinstance(n, Parallel)
+        }
+        _, captured = taps.run(network, batch, [*(tap for tap, _ in neurons.values()), *currents.values()])
     for name, (tap, neuron) in neurons.items():
         if neuron.grid is not None:
             widths.potentials[name] = _bits(captured[str(tap)].double() / neuron.grid.unit)

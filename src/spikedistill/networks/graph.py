@@ -116,19 +116,13 @@ def trace(network: nn.Module, example: Tensor) -> Graph:
     is what enters its body (normalised, folded over time) and the output is the body's.
     """
     recorder = _Recorder(network)
-    # Module by module: a network that trains may hold norms that are frozen in eval mode.
-    training = {m: m.training for m in network.modules()}
-    network.eval()
-    try:
-        with (
-            torch.random.fork_rng(devices=[example.device] if example.is_cuda else []),
-            torch.no_grad(),
-            recorder,
-        ):
-            recorder.run(example)
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+    with (
+        simulation.eval_mode(network),
+        torch.random.fork_rng(devices=[example.device] if example.is_cuda else []),
+        torch.no_grad(),
+        recorder,
+    ):
+        recorder.run(example)
     return recorder.graph
 
 

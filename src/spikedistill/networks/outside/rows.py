@@ -41,21 +41,19 @@ def refuse_mixing(network: Network, graph: Graph, example: Tensor) -> None:
     own = network.time_steps or 1
     frames = network.input == "frames"
     given = images.unsqueeze(1).repeat(1, own, *[1] * (images.dim() - 1)) if frames else images
-    training = {m: m.training for m in network.modules()}
-    network.eval()
-    try:
-        with torch.random.fork_rng(devices=[example.device] if example.is_cuda else []), torch.no_grad():
-            with _forced(network, None) as whole, simulation.time_steps(network, STEPS):
-                logits = network(given)
-            state, parts, outs = None, [], []
-            for t in range(STEPS):
-                with _forced(network, [_step(spikes, t, STEPS) for _, _, spikes in whole]) as seen:
-                    out, state = network.step(others, state)
-                parts.append(seen)
-                outs.append(out)
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+    with (
+        simulation.eval_mode(network),
+        torch.random.fork_rng(devices=[example.device] if example.is_cuda else []),
+        torch.no_grad(),
+    ):
+        with _forced(network, None) as whole, simulation.time_steps(network, STEPS):
+            logits = network(given)
+        state, parts, outs = None, [], []
+        for t in range(STEPS):
+            with _forced(network, [_step(spikes, t, STEPS) for _, _, spikes in whole]) as seen:
+                out, state = network.step(others, state)
+            parts.append(seen)
+            outs.append(out)
     for i, (place, current, _) in enumerate(whole):
         # A constant current has no steps: the whole pass and each single step read the same one.
         steps = 1 if current.encodes else STEPS
