@@ -5,7 +5,7 @@
 
 10,000 images (``default_rng(0).permutation(50000)[:10000]``), crop and flip, batch 128, one cycle over 4
 epochs, float32, all 10,000 test images; twins differ in nothing but the neurons. Norm statistics are settled
-on 1,024 training images before the test, on both sides. Rows are kept one by one in
+on 1,024 augmented training images before the test, on both sides. Rows are kept one by one in
 ``results/from_scratch.json``, and those that are there are not run again.
 """
 
@@ -74,7 +74,7 @@ def train(case: dict[str, Any], time_steps: int | None, seed: int, data: dict[st
             chosen.step()
             schedule.step()
     seconds = time.perf_counter() - start
-    settle(network, [part.float() / 255 for part in x[:1024].split(BATCH)])
+    settle(network, [augmented(part) for part in x[:1024].split(BATCH)])
     network.eval()
     with torch.no_grad():
         guesses = [network.predict(part.float() / 255).argmax(-1) for part in data["x_test"].split(250)]

@@ -14,7 +14,7 @@ from gpu import attempt, row
 from spikedistill import data as datasets
 from spikedistill.precision import resolve_precision
 from spikedistill.recipe import Recipe, Stage, load
-from spikedistill.training.calibration import calibration_batches
+from spikedistill.training.calibration import calibration_batches, settling_batches
 from spikedistill.training.evaluate import evaluate_integer
 from spikedistill.training.loop import Training
 from spikedistill.training.machine import compiling, peak_memory_mb
@@ -55,15 +55,18 @@ def trained(
     precision, size, seed = resolve_precision(recipe.precision, device), recipe.data.batch_size, recipe.seed
 
     def calibration() -> list[torch.Tensor]:
-        return calibration_batches(data, size, min(1024, data.info.sizes["train"]), device)
+        return calibration_batches(data, size, 1024, device)
 
-    network = build(stage, recipe, data.info, products, {}, calibration, seed).to(device)
+    def settling(epoch: int = 0) -> list[torch.Tensor]:
+        return settling_batches(data, size, 1024, device, epoch)
+
+    network = build(stage, recipe, data.info, products, {}, calibration, settling, seed).to(device)
     products[stage.name] = Product(stage.name, network)
     teachers = {name: products[name].network for name in stage.teachers or {}}
     distiller = distiller_of(stage, network, teachers).to(device)
     distiller.setup(next(iter(data.batches("train", size, device=device)))[0], seed)
     settings = Settings(stage.name, stage.epochs, size, seed, recipe.optimizer_of(stage), device, precision)
-    training = Training(distiller, data, settings, Progress(False), None, calibration)
+    training = Training(distiller, data, settings, Progress(False), None, settling)
     training.channels_last = compiled or precision == "bfloat16"
     with compiling(compiled):
         training.run()

@@ -226,7 +226,7 @@ def tested(network: nn.Module, data: dict[str, Tensor], half: bool, settled: boo
     """Accuracy on all test images; ours with settled statistics, of a copy, as its trainings do."""
     held = {key: value.clone() for key, value in network.state_dict().items()}
     if settled:
-        settle(network, [part.float() / 255 for part in data["x_train"][:1024].split(BATCH)])
+        settle(network, [augmented(part) for part in data["x_train"][:1024].split(BATCH)])
     network.eval()
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         guesses = [network(part.float() / 255).mean(0).argmax(-1) for part in data["x_test"].split(250)]

@@ -78,10 +78,10 @@ class Data:
 
         ``train``: shuffled, the order a pure function of (seed, epoch), and augmented; augmentation of whole
         batches draws from torch's global generator when the batch is asked for, what workers do is seeded by
-        (seed, epoch, sample). ``scattered``: unaugmented, in one fixed mixed order, for calibration on a few
-        batches: files often come sorted by class. ``shard`` (rank, world): every world-th sample of each
-        batch, as it is in the whole one: draws are made for all and sliced; no other sample is read but
-        partners to mix with.
+        (seed, epoch, sample). ``scattered``: in one fixed mixed order, for measuring on a few batches: files
+        often come sorted by class; with ``train`` augmented as well. ``shard`` (rank, world): every world-th
+        sample of each batch, as it is in the whole one: draws are made for all and sliced; no other sample is
+        read but partners to mix with.
 
         Shape: x (N, C, H, W) in [0, 1], or frames (N, F, C, H, W) of counts; y (N,) int64, or (N, K) float
         where mixup or cutmix is on.
@@ -90,11 +90,11 @@ class Data:
         n = len(source)
         sequence = torch.arange(n)
         if train or scattered:
-            sequence = torch.from_numpy(shuffle(n, seed, epoch) if train else order(n, salt=6))
+            sequence = torch.from_numpy(order(n, salt=6) if scattered else shuffle(n, seed, epoch))
         rank, world = shard
         whole = [
             sequence[i * batch_size : (i + 1) * batch_size]
-            for i in range(start, self.num_batches(split, batch_size, train))
+            for i in range(start, self.num_batches(split, batch_size, train and not scattered))
         ]
         # Strided, not in blocks: `draws.share` is told the same rows.
         plan = [(batch, torch.arange(len(batch))[rank::world]) for batch in whole]

@@ -70,7 +70,9 @@ def _seconds(
     x, y = next(iter(data.batches("train", batch, train=True, device=device)))
     x = x.double() if precision == "float64" else x
     # Made even where nothing of it is timed: later stages begin from it or learn from it.
-    network = build(stage, recipe, data.info, products, factories, lambda: [x], recipe.seed).to(device)
+    network = build(stage, recipe, data.info, products, factories, lambda: [x], lambda: [x], recipe.seed).to(
+        device
+    )
     if precision == "float64":
         network.double()
     products[stage.name] = Product(stage.name, network)

@@ -272,8 +272,11 @@ class Training(TrainingState):
         return self.settings.settle or self.average is not None
 
     def settle(self) -> None:
-        """Statistics of the weights as they are, from unaugmented training images."""
-        batches = [x.double() if self.settings.precision == "float64" else x for x in self.calibration()]
+        """Statistics of the weights as they are, from images as those that they were trained on."""
+        # The epoch that these weights come from: the position has moved on.
+        batches = self.settling(max(self.position.epoch - 1, 0))
+        if self.settings.precision == "float64":
+            batches = [x.double() for x in batches]
         if self.world > 1:  # the norms share their statistics: each process gives its part
             batches = [x[self.rank :: self.world] for x in batches]
         if batches:

@@ -21,7 +21,7 @@ from ..networks.base import Network
 from ..recipe import Stage
 from . import checkpoint, metrics, observations, summary
 from .bfloat16 import trainable_precision
-from .calibration import CALIBRATION_IMAGES, calibration_batches, recalibrate
+from .calibration import CALIBRATION_IMAGES, LAST_EPOCH, calibration_batches, recalibrate, settling_batches
 from .card import card
 from .loop import Training
 from .machine import autocast, compiling, estimate, worth_compiling
@@ -123,14 +123,28 @@ class OneSeed:
     def build(self, stage: Stage) -> nn.Module:
         """The stage's network before training."""
         return build(
-            stage, self.recipe, self.data.info, self.products, self.factories, self.calibration, self.seed
+            stage,
+            self.recipe,
+            self.data.info,
+            self.products,
+            self.factories,
+            self.calibration,
+            self.settling,
+            self.seed,
         )
 
     def calibration(self) -> list[Tensor]:
         """A few training batches, unaugmented."""
-        # as many as a step of all processes sees
-        batch = self.recipe.data.batch_size * self.accelerator.num_processes
-        return calibration_batches(self.data, batch, CALIBRATION_IMAGES, self.device)
+        return calibration_batches(self.data, self.joint_batch, CALIBRATION_IMAGES, self.device)
+
+    def settling(self, epoch: int = LAST_EPOCH) -> list[Tensor]:
+        """A few training batches, augmented as in ``epoch``: for the statistics of norms."""
+        return settling_batches(self.data, self.joint_batch, CALIBRATION_IMAGES, self.device, epoch)
+
+    @property
+    def joint_batch(self) -> int:
+        """As many images as a step of all processes sees."""
+        return self.recipe.data.batch_size * self.accelerator.num_processes
 
     def take_over(self, stage: Stage, place: Path) -> StageSummary | None:
         """A stage that another run has finished, where one is equal."""
@@ -191,7 +205,7 @@ class OneSeed:
             if note:
                 self.progress.note(note)
             training = Training(
-                distiller, self.data, settings, self.progress, self.accelerator, self.calibration
+                distiller, self.data, settings, self.progress, self.accelerator, self.settling
             )
             self.say_what_fits(stage, distiller, x, y, training)
             compiled = self.compiles(stage, distiller, x, y, training)
@@ -208,7 +222,7 @@ class OneSeed:
                 and longer > network.time_steps
                 and not training.settles
             ):
-                recalibrate(network, self.calibration())
+                recalibrate(network, self.settling())
         network.eval()
         teacher = next(iter(teachers.values()), None)
         double = self.resolved["precision"] == "float64"

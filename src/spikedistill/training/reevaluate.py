@@ -15,7 +15,7 @@ from ..devices import checked
 from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..recipe import Recipe
-from .calibration import CALIBRATION_IMAGES, calibration_batches, recalibrated
+from .calibration import CALIBRATION_IMAGES, recalibrated, settling_batches
 from .calibration import recalibrate as recalibrate_norms
 from .evaluate import evaluate, evaluate_integer
 from .run_folder import FILE, check_data, read_claim
@@ -125,11 +125,11 @@ def reevaluate(
     if recalibrate:
         if own is None or quantized:
             raise SpikedistillError("--recalibrate is for full-precision spiking networks with batch norms")
-        calibration = _calibration(opened, recipe, device)
+        batches_of_norms = _settling(opened, recipe, device)
         column: dict[int | None, float] = {}
         for T in time_steps or [own]:
             # A copy for each T: the statistics of one are not those of the next.
-            fresh = recalibrated(network, calibration, T)
+            fresh = recalibrated(network, batches_of_norms, T)
             at = evaluate(fresh, batches(), opened.info.num_classes, time_steps=[T], rates=False)
             column[T] = at.accuracy_at[T]
         reading.columns["recalibrated"] = column
@@ -145,8 +145,8 @@ def reevaluate(
     return reading
 
 
-def _calibration(data: Data, recipe: Recipe, device: str) -> list[Tensor]:
-    return calibration_batches(data, recipe.data.batch_size, 4 * CALIBRATION_IMAGES, device)
+def _settling(data: Data, recipe: Recipe, device: str) -> list[Tensor]:
+    return settling_batches(data, recipe.data.batch_size, 4 * CALIBRATION_IMAGES, device)
 
 
 def _rebinned(network: nn.Module, recipe: Recipe, T: int | None, device: str, stage: str) -> float:
@@ -159,7 +159,7 @@ def _rebinned(network: nn.Module, recipe: Recipe, T: int | None, device: str, st
     # The columns that follow measure the network as it was saved.
     copied = copy.deepcopy(network)
     copied.time_steps = T
-    recalibrate_norms(copied, _calibration(data, recipe, device))
+    recalibrate_norms(copied, _settling(data, recipe, device))
     batches = data.batches("test", max(recipe.data.batch_size, 128), device=device)
     return evaluate(copied, batches, data.info.num_classes, rates=False).accuracy
 

@@ -98,7 +98,7 @@ def _stage(
         return [next(iter(data.batches("train", CALIBRATION)))[0]]
 
     double = recipe.precision == "float64"
-    network = build(stage, recipe, data.info, products, factories, calibration, recipe.seed)
+    network = build(stage, recipe, data.info, products, factories, calibration, calibration, recipe.seed)
     teachers = {name: copy.deepcopy(products[name].network) for name in stage.teachers or {}}
     x = x.double() if double else x
     if double:

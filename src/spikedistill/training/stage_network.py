@@ -41,9 +41,13 @@ def build(
     products: Mapping[str, Product],
     factories: Factories,
     calibration: Callable[[], Sequence[Tensor]],
+    settling: Callable[[], Sequence[Tensor]],
     seed: int,
 ) -> nn.Module:
-    """The network a stage begins with; ``calibration`` gives a few training batches to measure on."""
+    """The network a stage begins with.
+
+    ``calibration`` gives a few training batches to measure on, ``settling`` the same ones augmented.
+    """
     T = stage.time_steps or recipe.time_steps
     for role, other in (
         *(("teacher", name) for name in stage.teachers or {}),
@@ -85,7 +89,7 @@ def build(
                 balance(network, calibration())
         if isinstance(network, Network) and wants_recalibration(stage, network, products):
             device = next(network.parameters()).device
-            recalibrate(network, [fitting(x, network).to(device) for x in calibration()])
+            recalibrate(network, [fitting(x, network).to(device) for x in settling()])
         with_graph(network, info)
         if stage.quantize is not None:
             from ..quantization import quantize

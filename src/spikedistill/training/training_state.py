@@ -34,10 +34,10 @@ class TrainingState:
         settings: Settings,
         progress: Progress,
         accelerator: Any = None,
-        calibration: Callable[[], list[Tensor]] = list,
+        settling: Callable[[int], list[Tensor]] = lambda epoch: [],
     ) -> None:
         self.distiller, self.data, self.settings, self.progress = distiller, data, settings, progress
-        self.accelerator, self.calibration = accelerator, calibration
+        self.accelerator, self.settling = accelerator, settling
         self.rank: int = accelerator.process_index if accelerator else 0
         self.world: int = accelerator.num_processes if accelerator else 1
         batches = data.num_batches("train", settings.batch_size * self.world, train=True)

@@ -1,0 +1,96 @@
+"""Norm statistics are those of images as training shows them: augmented."""
+
+import numpy as np
+import pytest
+import torch
+
+import spikedistill as sd
+from spikedistill.data import from_arrays
+from spikedistill.data.config import DataConfig
+from spikedistill.training.calibration import calibration_batches, settling_batches
+from spikedistill.training.reevaluate import reevaluate
+
+
+def opened(images: int = 50, **augment: object):
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{kind}_{part}": rng.integers(60, 200, (images, 8, 8, 1)).astype(np.uint8)
+        if kind == "x"
+        else np.arange(images) % 4
+        for kind in "xy"
+        for part in ("train", "test")
+    }
+    return arrays, from_arrays(arrays, DataConfig(augment=augment))
+
+
+def test_draws_are_the_same_each_time_and_take_none_from_the_training():
+    _, data = opened(crop=2, flip=True)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = settling_batches(data, 16, 1024, "cpu", epoch=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    again = settling_batches(data, 16, 1024, "cpu", epoch=3)
+    assert [len(x) for x in first] == [16, 16, 13]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    plain = calibration_batches(data, 16, 1024, "cpu")
+    assert all(a.shape == b.shape and not torch.equal(a, b) for a, b in zip(first, plain, strict=True))
+
+
+def test_without_augmentation_they_are_the_calibration_batches():
+    _, data = opened()
+    pairs = zip(settling_batches(data, 16, 30, "cpu"), calibration_batches(data, 16, 30, "cpu"), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_images_are_mixed_only_while_training_mixes():
+    _, data = opened(mixup=1.0, mix_until=2)
+    plain = torch.cat(calibration_batches(data, 16, 1024, "cpu"))
+    assert not torch.equal(torch.cat(settling_batches(data, 16, 1024, "cpu", epoch=1)), plain)
+    assert torch.equal(torch.cat(settling_batches(data, 16, 1024, "cpu", epoch=2)), plain)
+    assert torch.equal(torch.cat(settling_batches(data, 16, 1024, "cpu")), plain)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    arrays, data = opened(crop=4)
+    recipe = {
+        "data": {"batch_size": 10, "augment": {"crop": 4}},
+        "time_steps": 2,
+        "precision": "float32",
+        "stages": [
+            {"name": "net", "network": {"name": "vgg5", "width": 0.125}, "epochs": 2},
+            {"name": "longer", "from": "net", "time_steps": 4, "epochs": 0},
+        ],
+    }
+    out = tmp_path_factory.mktemp("settling") / "run"
+    return sd.train(recipe, data=arrays, out=out, quiet=True, device="cpu"), data
+
+
+@pytest.mark.parametrize("stage", ["net", "longer"])
+def test_a_saved_networks_statistics_are_those_of_augmented_images(trained, stage):
+    done, data = trained
+    network = sd.load(done.folder, stage)
+    modules = list(network.modules())
+    conv, norm = next(
+        (a, b) for a, b in zip(modules, modules[1:], strict=False) if isinstance(a, torch.nn.Conv2d)
+    )
+    found = []
+    conv.register_forward_hook(lambda module, args, y: found.append(y.mean((-1, -2)).flatten(0, -2).mean(0)))
+
+    def over(batches):
+        """Means of what enters the first norm, which depends on no statistics."""
+        found.clear()
+        for x in batches:
+            network(x)
+        return torch.stack(found).mean(0)
+
+    means = over(settling_batches(data, 10, 1024, "cpu"))
+    plain = over(calibration_batches(data, 10, 1024, "cpu"))
+    torch.testing.assert_close(norm.running_mean, means, rtol=1e-4, atol=1e-5)
+    assert (means - plain).abs().max() > 0.01  # black borders count
+
+
+def test_recalibrated_columns_are_of_augmented_images_too(trained):
+    done, data = trained
+    found = reevaluate(f"{done.folder}:net", time_steps=[2], recalibrate=True, data=data)
+    assert found.columns["recalibrated"][2] == found.columns["accuracy"][2]
