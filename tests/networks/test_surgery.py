@@ -474,6 +474,16 @@ def test_what_looks_across_the_images_before_the_first_neuron_is_refused(way):
         spiking(Ahead("none"), 2, example=(2, 3, 16, 16))
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("neuron", [{"type": "psn"}, {"type": "masked_psn", "order": 2}])
+def test_neurons_tied_to_their_steps_are_turned_at_any_and_mixing_is_still_refused(neuron, steps):
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)
+    network = spiking(nn.Sequential(*layers), steps, neuron=neuron, example=(2, 3, 8, 8))
+    assert network(torch.rand(2, 3, 8, 8)).shape == (steps, 2, 5)
+    with pytest.raises(SpikedistillError, match="reads mixes"):
+        spiking(Patches(), steps, neuron=neuron, example=(2, 3, 16, 16))
+
+
 def test_conversion_refuses_what_mixes_images():
     with pytest.raises(SpikedistillError, match=r"(?s)reads mixes.*permute at .*test_surgery.py:\d+"):
         convert(Patches(), torch.rand(4, 3, 16, 16), 4)

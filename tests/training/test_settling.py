@@ -1,13 +1,17 @@
 """Norm statistics are those of images as training shows them: augmented."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import spikedistill as sd
 from spikedistill.data import from_arrays
 from spikedistill.data.config import DataConfig
 from spikedistill.training.calibration import calibration_batches, settling_batches
+from spikedistill.training.evaluate import evaluating
 from spikedistill.training.reevaluate import reevaluate
 
 
@@ -71,9 +75,7 @@ def test_a_saved_networks_statistics_are_those_of_augmented_images(trained, stag
     done, data = trained
     network = sd.load(done.folder, stage)
     modules = list(network.modules())
-    conv, norm = next(
-        (a, b) for a, b in zip(modules, modules[1:], strict=False) if isinstance(a, torch.nn.Conv2d)
-    )
+    conv, norm = next((a, b) for a, b in itertools.pairwise(modules) if isinstance(a, nn.Conv2d))
     found = []
     conv.register_forward_hook(lambda module, args, y: found.append(y.mean((-1, -2)).flatten(0, -2).mean(0)))
 
@@ -94,3 +96,10 @@ def test_recalibrated_columns_are_of_augmented_images_too(trained):
     done, data = trained
     found = reevaluate(f"{done.folder}:net", time_steps=[2], recalibrate=True, data=data)
     assert found.columns["recalibrated"][2] == found.columns["accuracy"][2]
+
+
+def test_measuring_leaves_each_module_in_its_mode():
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2).eval(), nn.Flatten())
+    with evaluating(network):
+        assert not any(module.training for module in network.modules())
+    assert [module.training for module in network] == [True, False, True]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import taps
+from .. import simulation, taps
 from ..conversion import correct_over_time
 from ..drawn import drawn
 from ..networks.base import Network
@@ -65,15 +65,10 @@ def remedy(warning: str, network: nn.Module) -> str:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients, random state untouched."""
-    training = network.training
-    network.eval()
-    try:
-        # The generators are put back: a training that is measured more or less often draws the same.
-        with torch.no_grad(), torch.random.fork_rng():
-            yield
-    finally:
-        network.train(training)
+    """Eval mode without gradients, random state and each module's mode as they were afterwards."""
+    # The generators are put back: a training that is measured more or less often draws the same.
+    with simulation.eval_mode(network), torch.no_grad(), torch.random.fork_rng():
+        yield
 
 
 def evaluate(

@@ -10,6 +10,7 @@ statistics of the whole batch differ.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ... import simulation
 from ...errors import SpikedistillError
-from ...neurons import Neuron, NormNeuron
+from ...neurons import PSN, MaskedPSN, Neuron, NormNeuron
 from ..base import Network
 from ..graph import Graph
 from ..operations import Node
@@ -95,16 +96,29 @@ def _forced(network: nn.Module, spikes: list[Tensor | None] | None) -> Iterator[
 
         return seen
 
-    handles = [
-        module.register_forward_hook(hook(path, module.neuron if isinstance(module, NormNeuron) else module))
-        for path, module in network.named_modules()
-        if isinstance(module, Neuron | NormNeuron) and id(module) not in inside
-    ]
+    handles, replaced = [], []
+    for path, module in network.named_modules():
+        if not isinstance(module, Neuron | NormNeuron) or id(module) in inside:
+            continue
+        neuron = module.neuron if isinstance(module, NormNeuron) else module
+        if isinstance(neuron, PSN | MaskedPSN):
+            # Tied to another T, and one of them streams at no T; of its output only the shape is asked for.
+            module.forward = partial(_silent, neuron)  # type: ignore[method-assign]
+            replaced.append(module)
+        handles.append(module.register_forward_hook(hook(path, neuron)))
     try:
         yield found
     finally:
         for handle in handles:
             handle.remove()
+        for module in replaced:
+            del module.forward
+
+
+def _silent(neuron: Neuron, current: Tensor, *_: Tensor) -> Tensor:
+    """No spikes, in the shape of what ``neuron`` gives."""
+    steps = simulation.steps(neuron.time_steps) if neuron.encode else 1
+    return current.new_zeros(steps * current.shape[0], *current.shape[1:])
 
 
 def _step(x: Tensor, t: int, steps: int) -> Tensor | None:
