@@ -239,6 +239,14 @@ def test_another_question_needs_another_folder(found, place):
         sd.compare(RECIPE, "logits", seeds=2, out=place / "both", quiet=True)
 
 
+@pytest.mark.parametrize(("file", "words"), [("notes.txt", "holds no run"), ("recipe.yaml", "no comparison")])
+def test_a_folder_of_something_else_stays_as_it_is(file, words, tmp_path):
+    (tmp_path / file).write_text("mine\n")
+    with pytest.raises(sd.SpikedistillError, match=f"{words}; choose another --out"):
+        sd.compare(RECIPE, "logits", out=tmp_path, quiet=True)
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
 def test_what_does_not_fit_the_budget_is_left_out(monkeypatch, tmp_path):
     times = {"grown-up": 100.0, "alone": 100.0, "logits": 400.0, "tet": 200.0}
     monkeypatch.setattr(comparison, "seconds_each", lambda *_: times)

@@ -21,7 +21,7 @@ from .rehearsal import rehearse
 from .reuse import beside, finished
 from .run import Run, folder_of, name_of, opened
 from .run import run as run_recipe
-from .run_folder import COMPARISON
+from .run_folder import COMPARISON, FILE, refuse_foreign
 from .summary import StageSpread, StageSummary, Summary, spread
 from .verdict import judge, sentence
 
@@ -93,6 +93,10 @@ def compare(
     around = beside(folder)
     plan = read_plan(folder)
     if plan is None:
+        # Before the time is estimated, and before anything is written there.
+        if (folder / FILE).exists():
+            raise SpikedistillError(f"{folder} holds a run and no comparison; choose another --out")
+        refuse_foreign(folder)
         # Written before anything trains: after a kill the same methods go on, however the time is estimated
         # then.
         plan = _plan(request, recipe, names, seeds, limit, data, factories, device, around, say)

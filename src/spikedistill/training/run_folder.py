@@ -93,14 +93,20 @@ def write_claim(folder: Path, tree: Mapping[str, Any]) -> None:
 def prepare(folder: Path) -> None:
     """Make the folder; one that holds something else than a run is refused and left as it is."""
     try:
-        inside = [] if not folder.exists() or (folder / FILE).exists() else list(folder.iterdir())
-        if any(not any(p.match(kind) for kind in OURS) for p in inside):
-            raise SpikedistillError(f"{folder} exists and holds no run; choose another --out")
+        if not (folder / FILE).exists():
+            refuse_foreign(folder)
         make_folder(folder)
     except OSError as error:
         raise SpikedistillError(
             f"cannot write {folder}: {error.strerror or error}; choose another --out"
         ) from None
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise where a folder without a run holds what no run has left there."""
+    inside = list(folder.iterdir()) if folder.exists() else []
+    if any(not any(p.match(kind) for kind in OURS) for p in inside):
+        raise SpikedistillError(f"{folder} exists and holds no run; choose another --out")
 
 
 def read_claim(folder: Path) -> tuple[str, Recipe]:
