@@ -47,6 +47,7 @@ def test_a_cpu_trains_such_networks_in_float32(
             sd.SpikedistillError, match=r"stage 'ann': the stride of layer3\.0\.conv1, layer4.*float32"
         ):
             train(recipe, data=arrays, out=tmp_path / "run", device="cpu")
+        assert not (tmp_path / "run").exists()  # before any stage has trained
         return
     train(recipe, data=arrays, out=tmp_path / "run", device="cpu")
     assert ("ann: float32, since the stride of layer3.0.conv1" in capsys.readouterr().err) == (

@@ -19,6 +19,7 @@ from ..data import Data
 from ..data.stores import Split
 from ..errors import SpikedistillError
 from ..recipe import Recipe, Stage, at
+from .bfloat16 import trainable_precision
 from .machine import available
 from .optim import optimizer
 from .records import untrained
@@ -35,11 +36,13 @@ def rehearse(
     factories: Factories,
     optional: Collection[str] = (),
     say: Callable[[str], None] | None = None,
+    device: str | None = None,
 ) -> dict[str, str]:
     """Raises :class:`SpikedistillError`, naming the stage, for what a run of this recipe would fail at.
 
     Of ``optional`` stages, which no other rests on, the error's words are given back instead, by stage.
-    ``say``: is told of each stage as it begins.
+    ``say``: is told of each stage as it begins. ``device``: the kind that the run will train on,
+    where that is known; all this is done on the CPU.
     """
     refused: dict[str, str] = {}
     _labels(data)
@@ -61,7 +64,7 @@ def rehearse(
                         # error.
                         _fits(stage, recipe)
                         network = _explained(
-                            lambda stage=stage: _stage(stage, recipe, few, products, factories, x, y)
+                            lambda stage=stage: _stage(stage, recipe, few, products, factories, x, y, device)
                         )
                 except SpikedistillError as error:
                     if stage.name not in optional:
@@ -93,6 +96,7 @@ def _stage(
     factories: Factories,
     x: torch.Tensor,
     y: torch.Tensor,
+    device: str | None,
 ) -> nn.Module:
     def calibration() -> list[torch.Tensor]:
         return [next(iter(data.batches("train", CALIBRATION)))[0]]
@@ -104,6 +108,8 @@ def _stage(
     if double:
         network.double()
     if stage.epochs:
+        if recipe.precision == "bfloat16" and device == "cpu":
+            trainable_precision("bfloat16", "bfloat16", network, x, stage.name)
         distiller = distiller_of(stage, network, teachers)
         distiller.setup(
             x[:1].expand(recipe.data.batch_size, *x.shape[1:]), recipe.seed

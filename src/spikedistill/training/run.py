@@ -192,7 +192,7 @@ def run(
         # Before the folder is made: a recipe that cannot run leaves nothing behind. A run that goes on did it
         # once.
         if recipe is not None and not (folder / FILE).exists():
-            rehearse(recipe, data, factories)
+            rehearse(recipe, data, factories, device=engaged.device.type)
         if engaged.is_main_process:
             prepare(folder)
             # For all processes of the run: each with a lock of its own would shut the others out.
