@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import SpikedistillError
 from ..neurons import Neuron, NormNeuron, Parallel, Surrogate, eager
+from ..randomness import apart
 from .balanced import FIRING_RATE, HEAD_INPUT, balance_of, check_firing_rate
 from .base import Network
 from .mean_field import crossing
@@ -75,7 +76,7 @@ def balance(
             if isinstance(module, _NORMS):
                 module.train()
         # Eager: the fused arithmetic would pass ``simulate`` by.
-        with eager(), torch.random.fork_rng():
+        with eager(), apart():
             network(x)
     finally:
         for module, flag in flags.items():

@@ -12,6 +12,7 @@ import torch
 from ..data import Data
 from ..devices import checked
 from ..precision import resolve_precision
+from ..randomness import apart
 from ..recipe import Recipe, Stage
 from .machine import autocast, compiling, saving
 from .optim import optimizer
@@ -42,7 +43,7 @@ def seconds_each(
     seconds: dict[str, float] = {}
     logging.disable(logging.INFO)  # networks are told of again when they are made for the run
     try:
-        with torch.random.fork_rng(), warnings.catch_warnings(), compiling(False):
+        with apart(), warnings.catch_warnings(), compiling(False):
             warnings.simplefilter("ignore")
             for k, stage in enumerate(recipe.stages, 1):
                 if say:

@@ -13,7 +13,7 @@ from .. import simulation, taps
 from ..conversion import correct_over_time
 from ..drawn import drawn
 from ..networks.base import Network
-from ..randomness import seed_of
+from ..randomness import apart, seed_of
 from .summary import LayerSummary, MembraneSummary
 
 DEAD, SATURATED = 0.001, 0.9
@@ -67,7 +67,7 @@ def remedy(warning: str, network: nn.Module) -> str:
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Eval mode without gradients, random state and each module's mode as they were afterwards."""
     # The generators are put back: a training that is measured more or less often draws the same.
-    with simulation.eval_mode(network), torch.no_grad(), torch.random.fork_rng():
+    with simulation.eval_mode(network), torch.no_grad(), apart():
         yield
 
 

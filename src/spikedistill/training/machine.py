@@ -15,6 +15,7 @@ from ..distiller import Distiller
 from ..neurons import Neuron, compilation
 from ..neurons.packing import Packer, packed_spikes
 from ..neurons.recompute import lean
+from ..randomness import apart
 
 # A cold compiler cache costs up to this long on two cores; the fused form saves this part of an eager step.
 COMPILE_SECONDS = 45.0
@@ -65,7 +66,7 @@ def estimate(
 
     buffers = {k: v.clone() for k, v in distiller.named_buffers()}
     with (
-        torch.random.fork_rng(),
+        apart(),
         saving(memory, distiller.student) as packer,
         torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
     ):
@@ -160,7 +161,7 @@ def worth_compiling(distiller: Distiller, x: Tensor, y: Tensor, steps: int, memo
     ):
         return False
     state = {k: v.clone() for k, v in distiller.state_dict().items()}
-    with torch.random.fork_rng(), compilation.uncompiled():
+    with apart(), compilation.uncompiled():
         distiller.train()
         seconds = []
         for _ in range(2):

@@ -18,6 +18,7 @@ from .. import networks
 from ..data import Data
 from ..data.stores import Split
 from ..errors import SpikedistillError
+from ..randomness import apart
 from ..recipe import Recipe, Stage, at
 from .bfloat16 import trainable_precision
 from .machine import available
@@ -50,7 +51,7 @@ def rehearse(
     products: dict[str, Product] = {}
     logging.disable(logging.INFO)  # networks are told of again when they are made for the run
     try:
-        with torch.random.fork_rng(), warnings.catch_warnings():
+        with apart(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with at("data"):
                 # As in training: what the augmentation cannot do with these images shows too.

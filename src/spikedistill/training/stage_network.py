@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .. import finite, networks
@@ -18,7 +17,7 @@ from ..networks.base import Network
 from ..networks.own import FILLED, Own, make, mark, own_of, parameters
 from ..neurons import build as build_neuron
 from ..numerics import fitting
-from ..randomness import seed_everything
+from ..randomness import apart, seed_everything
 from ..recipe import Recipe, Stage, at
 from .calibration import recalibrate
 from .standalone import with_graph
@@ -58,7 +57,7 @@ def build(
             what = f"stage {stage.name!r}, {role}: the network of stage {other!r}"
             finite.check(products[other].network, what, "repeat that stage")
     # Of the seed alone: the same weights whatever was drawn before, in a run that goes on too.
-    with torch.random.fork_rng():
+    with apart():
         seed_everything(seed, "initial weights")
         if stage.from_ is not None:
             # Who has taught was frozen for it; this copy is to learn.
