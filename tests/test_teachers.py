@@ -189,3 +189,19 @@ def test_names_made_for_teachers_hide_no_other_objective():
 def test_a_teachers_name_is_a_word(name):
     with pytest.raises(SpikedistillError, match="a teacher's name is a word without dots"):
         sd.Distiller(network(), {name: network(None)}, [KD])
+
+
+def test_an_ann_of_images_is_told_how_to_teach_from_frames():
+    student = sd.networks.create(
+        "vgg5", width=0.125, time_steps=2, in_channels=2, input="frames", num_classes=4
+    )
+    layers = nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
+    teacher, terms = nn.Sequential(*layers), [{"type": "cross_entropy"}, {"type": "logit_distillation"}]
+    x, y = torch.rand(3, 2, 2, 16, 16), torch.arange(3)
+    with pytest.raises(
+        sd.SpikedistillError, match=r"teacher \(Sequential\) does not take event frames.*sd.foreign"
+    ):
+        sd.Distiller(student, teacher, terms).setup(x)
+    framed = sd.foreign(teacher, layout="NCHW", input="frames", time_steps=None)
+    found = sd.Distiller(student, framed, terms).setup(x)(x, y)
+    assert torch.isfinite(found.total)

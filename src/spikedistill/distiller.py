@@ -1,6 +1,7 @@
 """Student, teacher and objectives in one module: ``(x, y) -> losses``."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -141,12 +142,10 @@ class Distiller(nn.Module):
         batch_size, x = x.shape[0], x[:2]
         student = self.student
         self._student_taps = _resolve(self.terms, student, "student", x)
-        self._teacher_taps = {
-            name: _resolve(
-                [o.term for o in self._lessons.values() if o.teacher == name], teacher, "teacher", x
-            )
-            for name, teacher in self._asked().items()
-        }
+        for asked, teacher in self._asked().items():
+            theirs = [one.term for one in self._lessons.values() if one.teacher == asked]
+            with _takes_frames(asked, teacher, x):
+                self._teacher_taps[asked] = _resolve(theirs, teacher, "teacher", x)
         # Module by module, not one flag for all: a user may have frozen a part of the student.
         flags = {m: m.training for m in student.modules()}
         student.eval()
@@ -157,13 +156,16 @@ class Distiller(nn.Module):
                 logits, mine = taps.run_resolved(student, x, self._student_taps, self.time_steps)
                 if self._asks_heads:
                     self._make_heads(logits.shape[-1], at_least_float32(logits), seed)
-                theirs = {name: self._taught(name, x) for name in self._teacher_taps}
+                lesson = {}
+                for asked in self._teacher_taps:
+                    with _takes_frames(asked, self._teachers[asked], x):
+                        lesson[asked] = self._taught(asked, x)
         finally:
             for module, flag in flags.items():
                 module.training = flag
         own = self._own_steps(logits)
         for term, name, _ in self._lessons.values():
-            steps, taught = max(term.time_steps or own, own), theirs[name] if name else None
+            steps, taught = max(term.time_steps or own, own), lesson[name] if name else None
             given = Setup(
                 x=x, student_network=student, teacher_network=self._teachers[name] if name else None,
                 student=mine.cut(steps), teacher=taught.captures if taught else None, logits=logits[:steps],
@@ -275,6 +277,21 @@ def _labels(y: Tensor, logits: Tensor) -> Tensor:
     if whole and y.device.type == "cpu" and len(y) and not 0 <= int(y.min()) <= int(y.max()) < K:
         raise SpikedistillError(f"labels lie in 0..{K - 1}, found {int(y.min())}..{int(y.max())}")
     return y if whole else y.to(logits.dtype)
+
+
+@contextmanager
+def _takes_frames(name: str, teacher: nn.Module, x: Tensor) -> Iterator[None]:
+    """Say what to do where a module that knows images alone is to teach from event frames."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError) as error:
+        if x.dim() != 5 or isinstance(teacher, Network) or isinstance(error, SpikedistillError):
+            raise
+        raise SpikedistillError(
+            f"{name} ({type(teacher).__name__}) does not take event frames {tuple(x.shape)}: {error}; an ANN "
+            "of images sees each frame by itself as sd.foreign(teacher, layout='NCHW', input='frames', "
+            "time_steps=None)"
+        ) from error
 
 
 def _resolve(terms: Sequence[Objective], network: nn.Module, side: str, x: Tensor) -> dict[str, list[Tap]]:
