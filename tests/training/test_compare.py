@@ -5,6 +5,7 @@ Taken over where finished, resumed where killed.
 
 import json
 import math
+import shutil
 from statistics import stdev
 
 import pytest
@@ -19,7 +20,7 @@ from spikedistill.training.checkpoint import read_json
 from spikedistill.training.comparison import duration_seconds
 from spikedistill.training.contest import base, generated
 from spikedistill.training.one_seed import OneSeed
-from spikedistill.training.reuse import stage_keys
+from spikedistill.training.reuse import finished, stage_keys
 from spikedistill.training.verdict import judge, sentence
 
 STUDENT = {"name": "conv6", "width": 0.125}
@@ -139,6 +140,8 @@ def test_keys_are_of_what_a_training_sees():
     assert keys(lambda tree: tree["stages"][1].update(epochs=2))[0] == first[0]
     assert not set(keys(seed=1)) & set(first)
     assert not set(keys(lambda tree: tree["data"].update(batch_size=64))) & set(first)
+    before = stage_keys(load(RECIPE), data, 0, "float32", version=f"{sd.__version__}/1").values()
+    assert not set(before) & set(first)  # statistics of plain images
     own = load({**RECIPE, "stages": [{**RECIPE["stages"][0], "network": {"name": "mine"}}]}, custom=["mine"])
     assert list(stage_keys(own, data, 0, "float32", ["mine"]).values()) == [None]
 
@@ -192,6 +195,16 @@ def test_the_teacher_is_taken_over(found, place):
         row = json.loads((here / "stages" / "grown-up" / "summary.json").read_text())
         assert row["name"] == "grown-up"
     assert sd.load(place / "both", "grown-up") is not None
+
+
+def test_stages_that_would_now_train_to_other_numbers_are_not_taken(place, tmp_path):
+    shutil.copytree(place / "mine", tmp_path / "old")
+    assert len(finished([tmp_path / "old"])) == 2
+    file = tmp_path / "old" / "environment.json"
+    held = json.loads(file.read_text())
+    del held["numbers"]  # as before it was recorded
+    file.write_text(json.dumps(held))
+    assert finished([tmp_path / "old"]) == {}
 
 
 def test_taken_over_under_another_name(place, tmp_path_factory):

@@ -17,7 +17,7 @@ from ..files import replace_folder
 from ..recipe import Recipe, Stage
 from . import checkpoint, metrics, summary
 from .records import complete
-from .run_folder import FILE, read_file, recorded_environment, seed_folders
+from .run_folder import FILE, NUMBERS, read_file, recorded_environment, seed_folders
 from .summary import StageSummary
 
 # of the data: where they lie, how they are read
@@ -32,7 +32,7 @@ def stage_keys(
     seed: int,
     precision: str,
     own: Iterable[str] = (),
-    version: str = __version__,
+    version: str = f"{__version__}/{NUMBERS}",
     processes: int | None = 1,
 ) -> Keys:
     """A hash for each stage of a recipe; None for one that cannot be known by what its recipe says.
@@ -128,7 +128,8 @@ def _of_seed(place: Path, recipe: Recipe) -> dict[str, Path]:
         return {}
     resolved = run.environment.get("resolved") or {}
     # Of the version that trained it: where that is another, no key is equal and nothing is taken.
-    version = str(recorded_environment(place).get("spikedistill"))
+    environment = recorded_environment(place)
+    version = f"{environment.get('spikedistill')}/{environment.get('numbers', 1)}"
     # Where an older version did not say how many processes trained, nothing is taken.
     keys = stage_keys(
         recipe, run.data, run.seed, str(resolved.get("precision")), (), version, resolved.get("processes")

@@ -25,6 +25,9 @@ from .records import RECORD, complete, upgraded_recipe
 
 FILE = "recipe.yaml"
 COMPARISON = "comparison.json"  # of methods (:mod:`.comparison`)
+# Raised where the same recipe comes to train to other numbers: stages of before are then not taken over.
+# 2: norm statistics of augmented images.
+NUMBERS = 2
 # and what may lie in a folder before it is a run's
 OURS = (TWIN, COMPARISON, *LEFTOVERS, ".lock*", "tracking")
 
@@ -271,6 +274,7 @@ def environment() -> dict[str, Any]:
 
     return {
         "spikedistill": __version__,
+        "numbers": NUMBERS,
         "commit": _commit(),
         "python": platform.python_version(),
         "packages": {p: installed(p) for p in PACKAGES},
