@@ -199,11 +199,11 @@ def test_the_teacher_is_taken_over(found, place):
 
 def test_stages_that_would_now_train_to_other_numbers_are_not_taken(place, tmp_path):
     shutil.copytree(place / "mine", tmp_path / "old")
-    assert len(finished([tmp_path / "old"])) == 2
-    file = tmp_path / "old" / "environment.json"
-    held = json.loads(file.read_text())
-    del held["numbers"]  # as before it was recorded
-    file.write_text(json.dumps(held))
+    assert len(finished([tmp_path / "old"])) == 4  # two stages of two seeds
+    for file in (tmp_path / "old").glob("seed-*/environment.json"):
+        held = json.loads(file.read_text())
+        del held["numbers"]  # as before it was recorded
+        file.write_text(json.dumps(held))
     assert finished([tmp_path / "old"]) == {}
 
 
