@@ -99,7 +99,7 @@ def test_it_leaves_no_trace_and_is_skipped_on_resume(small, images, tmp_path, mo
     assert torch.equal(torch.get_rng_state(), before)
     assert (np.random.get_state()[1] == threads).all()  # noqa: NPY002
     calls = []
-    monkeypatch.setattr("spikedistill.training.run.rehearse", lambda *a: calls.append(a))
+    monkeypatch.setattr("spikedistill.training.run.rehearse", lambda *a, **k: calls.append(a))
     small["stages"] = small["stages"][:1]
     run(small, images, tmp_path / "run")
     run(small, images, tmp_path / "run")
