@@ -22,9 +22,8 @@ def calibration_batches(
     data: Data, batch_size: int, images: int, device: "str | torch.device"
 ) -> list[Tensor]:
     """The first training batches, unaugmented, classes mixed: at least ``images``, if there are as many."""
-    count = -(-images // batch_size)
     # Scattered: files often come sorted by class, and a few batches would then show one class alone.
-    return [x for x, _ in islice(data.batches("train", batch_size, scattered=True, device=device), count)]
+    return _first(data.batches("train", batch_size, scattered=True, device=device), batch_size, images)
 
 
 def settling_batches(
@@ -39,7 +38,11 @@ def settling_batches(
     with apart():
         seed_everything("settle")
         batches = data.batches("train", batch_size, epoch=epoch, train=True, scattered=True, device=device)
-        return [x for x, _ in islice(batches, -(-images // batch_size))]
+        return _first(batches, batch_size, images)
+
+
+def _first(batches: Iterable[tuple[Tensor, Tensor]], batch_size: int, images: int) -> list[Tensor]:
+    return [x for x, _ in islice(batches, -(-images // batch_size))]
 
 
 def recalibrated(network: Network, batches: Iterable[Tensor], time_steps: int | None = None) -> Network:
