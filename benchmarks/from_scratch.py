@@ -51,6 +51,7 @@ TRIED = (
     "training loss falls more slowly from the first epoch on (2.13 against 1.99), and twice the steps win "
     "back little: it seems to be the surrogate's gradient more than the code of spikes."
 )
+BEFORE = "LIF, hard reset"  # of spiking rows that do not say
 NORM = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.247, 0.2435, 0.2616)}
 
 
@@ -64,10 +65,15 @@ def augmented(images: Tensor) -> Tensor:
     return crops.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
+def created(case: dict[str, Any], time_steps: int | None) -> sd.networks.Network:
+    """A fresh network of a case, the ANN twin without time steps."""
+    return sd.networks.create(case["network"], width=case["width"], time_steps=time_steps, **NORM)
+
+
 def train(case: dict[str, Any], time_steps: int | None, seed: int, data: dict[str, Tensor]) -> dict[str, Any]:
     """One row: accuracy of the trained network on all test images, and what it cost."""
     torch.manual_seed(seed)
-    network = sd.networks.create(case["network"], width=case["width"], time_steps=time_steps, **NORM)
+    network = created(case, time_steps)
     x, y = data["x_train"], data["y_train"]
     if time_steps and network.balanced_by == "data":
         sd.balance(network, x[:256].float() / 255)
@@ -97,7 +103,17 @@ def train(case: dict[str, Any], time_steps: int | None, seed: int, data: dict[st
         "seconds": round(seconds, 1),
         "nesterov": case.get("nesterov", False),
         "statistics": "augmented",
+        "neuron": neuron_of(network),
     }
+
+
+def neuron_of(network: sd.networks.Network) -> str:
+    """Its neuron as the table says it: type, leak, reset."""
+    spec = network.neuron_spec
+    if spec is None or not network.time_steps:
+        return "ReLU"
+    leak = f", decay {spec['decay']:g}" if spec.get("decay") is not None else ""
+    return f"{spec['type'].upper()}{leak}, {spec['reset']} reset"
 
 
 def one_cycle(position: float) -> float:
@@ -126,8 +142,8 @@ def opened(file: Path, images: int = IMAGES) -> dict[str, Tensor]:
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Means over the seeds that both sides have."""
     lines = [
-        "| network | momentum | norm statistics of | ANN | SNN, T = 4 | share | seeds |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| network | neuron | momentum | norm statistics of | ANN | SNN, T = 4 | share | seeds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in CASES:
         seeds = [s for s in range(100) if f"{name}/ann/{s}" in rows and f"{name}/snn/{s}" in rows]
@@ -140,8 +156,10 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
             if all(row.get("nesterov") for row in used):
                 kind = "Nesterov's"
             images = " and ".join(sorted({row.get("statistics", "plain") for row in used}))
+            neurons = {rows[f"{name}/snn/{s}"].get("neuron", BEFORE) for s in seeds}
             lines.append(
-                f"| `{name}` | {kind} | {images} images | {ann:.1f} | {snn:.1f} | {snn / ann:.2f} "
+                f"| `{name}` | {' and '.join(sorted(neurons))} | {kind} | {images} images "
+                f"| {ann:.1f} | {snn:.1f} | {snn / ann:.2f} "
                 f"| {', '.join(map(str, seeds))} |"
             )
     return "\n".join(lines)
@@ -180,7 +198,9 @@ def main() -> None:
             for side, time_steps in (("snn", TIME_STEPS), ("ann", None)):
                 kept = rows.get(key := f"{name}/{side}/{seed}")
                 same = kept and kept.get("nesterov", False) == CASES[name].get("nesterov", False)
-                if same and kept.get("statistics") == "augmented":
+                neuron = neuron_of(created(CASES[name], time_steps))
+                known = kept and kept.get("neuron", BEFORE if time_steps else neuron) == neuron
+                if same and known and kept.get("statistics") == "augmented":
                     continue
                 row = train(CASES[name], time_steps, seed, data)
                 row |= {"torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads()}

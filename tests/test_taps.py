@@ -23,7 +23,7 @@ def captured(net, *texts, x=X, **given):
 
 
 def test_outputs_inputs_and_insides_fit_together():
-    net = network(pools=1)
+    net = network(pools=1, neuron=sd.LIF())
     logits, found = captured(
         net,
         "stage1.1",

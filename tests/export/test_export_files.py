@@ -26,7 +26,8 @@ def disk_of(size: int) -> Iterator[None]:
 @pytest.mark.parametrize("write", [to_nir, pytest.param(to_onnx, marks=pytest.mark.slow)])
 def test_a_full_disk_leaves_what_was_there(write: Any, tmp_path: Path) -> None:
     pytest.importorskip("nir" if write is to_nir else "onnxscript")
-    network, x = sd.networks.create("vgg5", width=0.1, time_steps=1).eval(), torch.rand(2, 3, 8, 8)
+    network = sd.networks.create("vgg5", width=0.1, time_steps=1, neuron=sd.LIF()).eval()  # which NIR has
+    x = torch.rand(2, 3, 8, 8)
     file = tmp_path / "a"
     file.write_text("before")
     with (

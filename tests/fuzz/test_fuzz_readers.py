@@ -359,7 +359,8 @@ def nir_graph(folder: Path) -> tuple[Make, Callable[[Path], Any]]:
     from spikedistill.export import from_nir, to_nir
 
     torch.manual_seed(0)
-    network = networks.create("vgg5", width=0.0625, pooling="avg", time_steps=2).eval()
+    lif = {"type": "lif"}  # which NIR has
+    network = networks.create("vgg5", width=0.0625, pooling="avg", time_steps=2, neuron=lif).eval()
     to_nir(network, folder / "good.nir", torch.rand(1, 3, 8, 8))
     content = (folder / "good.nir").read_bytes()
 

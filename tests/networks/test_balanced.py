@@ -20,10 +20,12 @@ NEURONS = {
     "lif": {"type": "lif"},
     "lif soft": {"type": "lif", "reset": "soft"},
     "plif": {"type": "plif"},
+    "counting": {"type": "if", "reset": "soft", "initial": 0.5},
     "small": {"type": "lif", "decay": 0.25, "threshold": 0.5},
 }
 CASES = [
     *(("conv6", neuron, T) for neuron in NEURONS for T in (1, 4)),
+    ("vgg16", "counting", 4), ("sew_resnet56", "counting", 4), ("resnet20", "counting", 4),
     ("conv6", "if", 16), ("vgg9", "lif", 4), ("vgg9", "if soft", 16), ("sew_resnet20", "lif", 4),
     ("sew_resnet20", "if soft", 4), ("ms_resnet20", "small", 4), ("ms_resnet20", "lif soft", 4),
     ("resnet20", "lif", 4), ("resnet20", "if", 4), ("resnet20", "small", 1), ("resnet18", "lif", 4),
@@ -153,7 +155,8 @@ def test_the_classifier_reads_inputs_of_an_anns_size(name: str) -> None:
 
 
 def test_a_plain_start_is_what_balance_cures() -> None:
-    rates, gradients = measured(sd.networks.create("conv6", initialisation="plain"), smooth(24, 3, 32))
+    network = sd.networks.create("conv6", initialisation="plain", neuron=LIF())
+    rates, gradients = measured(network, smooth(24, 3, 32))
     assert max(list(rates.values())[1:]) < 0.06
     assert gradients[0] < gradients[-1] / 3
 
@@ -274,3 +277,19 @@ def test_a_neuron_that_no_other_process_finds_is_balanced_as_its_like():
         norms.append([m.weight.tolist() for m in network.modules() if isinstance(m, NormNeuron)])
     assert norms[0] == norms[1]
     assert sd.networks.create("qkformer_4_384", width=0.125, neuron=Local(), time_steps=2)
+
+
+@pytest.mark.parametrize("T", [1, 2, 4, 7])
+@pytest.mark.parametrize("name", ["vgg9", "resnet20", "sew_resnet20"])
+def test_without_a_papers_neuron_spikes_are_the_rounded_current(name: str, T: int) -> None:
+    network = sd.networks.create(name, width=0.25, time_steps=T)
+    neuron = [m.neuron for m in network.modules() if isinstance(m, NormNeuron)][1]  # the first one encodes
+    current = torch.linspace(-1.5, 2.5, 1000, dtype=torch.float64)  # no half steps of 1 / T among them
+    counts = neuron.simulate(current.expand(T, -1).contiguous(), None, T, False)[0].sum(0)
+    assert torch.equal(counts, torch.floor(T * current + 0.5).clamp(0, T))
+
+
+def test_a_scaled_threshold_scales_where_the_neuron_starts() -> None:
+    """A spiking classifier's small currents get a small threshold; half of the usual one lies above it."""
+    head = sd.networks.create("vgg9", width=0.25, initialisation="plain", head="spiking").head
+    assert head.neuron.initial == pytest.approx(0.5 * head.neuron.threshold)

@@ -62,6 +62,7 @@ def network(T: int | None, seed: int, head: str = "linear") -> Network:
         std=0.38,
         head=head,
         initialisation="plain",
+        neuron=sd.LIF(),
     )
     for module in out.modules():
         if isinstance(module, sd.NormNeuron):

@@ -471,7 +471,7 @@ def test_mint_has_no_multiplier_and_equal_steps():
 
 def test_thresholds_scale_with_the_weights():
     x = images(4)
-    network = lively("vgg5", x, width=0.125, hidden=32)
+    network = lively("vgg5", x, width=0.125, hidden=32, neuron=LIF())
     with torch.no_grad():
         network.hidden[0].weight[0, 0] = 50.0
     q = quantize(

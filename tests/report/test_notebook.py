@@ -80,7 +80,7 @@ def test_a_network_is_its_layers(student: torch.nn.Module) -> None:
     )
     counts = [int(text.replace(",", "")) for text in re.findall(r"right'>([\d,]+)</td>", html)]
     assert sum(counts) == sum(p.numel() for p in student.parameters())
-    assert "LIF(tau=2.0" in shown
+    assert "IF(reset=" in shown
     assert "16 x 1 x 3 x 3" in shown
 
 

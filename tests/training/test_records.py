@@ -53,7 +53,9 @@ def test_a_run_of_record_1_is_resumed_and_ends_as_it_would_have(old):
 
 
 def test_defaults_that_change_later_change_no_old_run(old, other_defaults):
-    assert surrogates(networks.create("conv6", width=0.0625, initialisation="plain")) == {("atan", 7.0)}
+    assert surrogates(
+        networks.create("conv6", width=0.0625, initialisation="plain", neuron={"type": "lif"})
+    ) == {("atan", 7.0)}
     claimed = read_whole_claim(old)
     neuron = claimed.recipe.stage("student").network["neuron"]
     assert neuron["surrogate"] == {"name": "atan", "alpha": 2.0}

@@ -17,7 +17,13 @@ def test_a_dead_layer_comes_with_advice(tmp_path, initialisation: str, advice: s
         "stages": [
             {
                 "name": "silent",
-                "network": {"name": "vgg5", "width": 0.125, "pools": 1, "initialisation": initialisation},
+                "network": {
+                    "name": "vgg5",
+                    "width": 0.125,
+                    "pools": 1,
+                    "initialisation": initialisation,
+                    "neuron": {"type": "lif"},
+                },
                 "epochs": 2,
                 "objectives": [
                     {"type": "cross_entropy"},

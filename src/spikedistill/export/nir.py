@@ -149,7 +149,9 @@ def _lossy(layer: Layer) -> list[Refusal]:
         )
     if layer.kind == "neuron" and layer.reset != "hard":
         form = "soft reset (by subtraction)" if layer.reset == "soft" else "no reset"
-        out.append(Refusal(layer.path, f"{form}; NIR's LIF resets to a value", lossy=True))
+        out.append(
+            Refusal(layer.path, f"{form}; NIR's LIF resets to 0, as ours does ({{type: lif}})", lossy=True)
+        )
     if layer.initial:
         out.append(Refusal(layer.path, f"initial membrane {layer.initial}; NIR starts at 0", lossy=True))
     return out

@@ -29,7 +29,8 @@ FIRING_RATE = 0.16
 # above 1 in plain networks; a residual network has as many layers behind each other as it has blocks, and
 # stays closer to 1.
 # summed: branches of transformers that add spikes to a stream
-PLAIN_GAIN, BLOCK_GAIN, SUMMED_GAIN = 2.0, 1.2, 1.2
+# soft: plain networks of neurons with soft reset (VGG and SEW networks of 6 to 56 layers: 1.5 to 2)
+PLAIN_GAIN, BLOCK_GAIN, SUMMED_GAIN, SOFT_GAIN = 2.0, 1.2, 1.2, 1.75
 HEAD_INPUT = 0.6
 
 
@@ -52,7 +53,7 @@ def balance_of(
     neuron: Neuron, rate: float | None = None, residual: bool = False, gain: float | None = None
 ) -> Balance:
     """Balance of a network of such neurons at ``time_steps``; ``rate``, ``gain``: None for the default."""
-    gain = gain or (BLOCK_GAIN if residual else PLAIN_GAIN)
+    gain = gain or (BLOCK_GAIN if residual else SOFT_GAIN if neuron.reset == "soft" else PLAIN_GAIN)
     if neuron.rebuilds:
         # Cached by what the neuron is: modules equal only themselves, and each site has its own.
         spec = json.dumps(neuron.spec(), sort_keys=True)
@@ -93,6 +94,7 @@ def _threshold_of(neuron: Neuron, rate: float, mean: float, deviation: float) ->
     current = (mean + deviation * normals(T, 0)).clamp(min=0)
 
     def fires_more(threshold: float) -> bool:
+        neuron.initial *= threshold / neuron.threshold
         neuron.threshold = threshold
         with torch.no_grad():
             return float(neuron.simulate(current, None, T, False)[0].mean()) > rate

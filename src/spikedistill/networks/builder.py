@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
-from ..neurons import LIF, QCFS, Neuron, NormNeuron, Parallel, Repeat, Surrogate, build
+from ..neurons import IF, QCFS, Neuron, NormNeuron, Parallel, Repeat, Surrogate, build
 from .balanced import HEAD_INPUT, Balance, attention_threshold, balance_of
 from .base import Network
 
@@ -16,6 +16,9 @@ from .base import Network
 # mean and deviation of the largest of six standard normals.
 POOLED_PLACES = 6
 POOLED_MEAN, POOLED_DEVIATION = 1.27, 0.64
+# What networks without a paper's neuron take: over T steps it fires as often as its current, rounded and cut
+# to 0 ... T thresholds, says. Nearest to ReLU of those measured (docs/networks.md).
+COUNTING = IF(reset="soft", initial=0.5)
 
 
 class Builder:
@@ -40,7 +43,7 @@ class Builder:
         gain: float | None = None,
     ) -> None:
         self.network = network
-        self.prototype = build(neuron, default or LIF())
+        self.prototype = build(neuron, default or COUNTING)
         self.balance: Balance | None = None
         self.width_chosen = False  # whether the surrogate is the balance's, not the user's
         self._balance(neuron, residual, gain)
@@ -78,6 +81,7 @@ class Builder:
         neuron = build(self.prototype)
         if isinstance(neuron, Neuron):
             neuron.threshold *= threshold
+            neuron.initial *= threshold  # where it starts is told in thresholds
         if isinstance(neuron, Parallel):
             neuron.reset_parameters()  # each layer draws its own
         if first and self.network.once:
@@ -103,7 +107,9 @@ class Builder:
         """
         neuron = self.activation(threshold=0.5)
         if self.balance is not None and isinstance(neuron, Neuron):
-            neuron.threshold = attention_threshold(neuron, self.balance.rate, mean)
+            found = attention_threshold(neuron, self.balance.rate, mean)
+            neuron.initial *= found / neuron.threshold
+            neuron.threshold = found
         if self.balance is not None and isinstance(neuron, Parallel):
             # its currents are never negative: with weights that are it could not fire
             neuron.weight.data.abs_()

@@ -25,7 +25,7 @@ from ..errors import SpikedistillError
 from ..neurons import NormNeuron
 from .base import Common, Network, NeuronChoice
 from .builder import Builder, initialise, scaled
-from .spikformer import Block
+from .spikformer import TRANSFORMER_NEURON, Block
 
 CHANNELS = (64, 96, 192)
 TEACHER_BLOCKS, STUDENT_BLOCKS = (6, 6, 9), (2, 2, 3)
@@ -134,7 +134,7 @@ class HDKDTeacher(_Stages):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
-        make = Builder(self, neuron)
+        make = Builder(self, neuron, TRANSFORMER_NEURON)
         c = _stages(self, make, TEACHER_BLOCKS, width)
         self.norm = make.norm_neuron(c) if self.spiking else nn.Identity()
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -279,7 +279,7 @@ class HDKDStudent(_Stages):
         super().__init__(**common)
         if image_size < 1:
             raise SpikedistillError(f"image_size must be at least 1, found {image_size}")
-        make = Builder(self, neuron)
+        make = Builder(self, neuron, TRANSFORMER_NEURON)
         c = _stages(self, make, STUDENT_BLOCKS, width)
         heads = max(1, round(HEADS * width))
         # Rounded up, as strided convolutions and ``_even`` do at each halving.

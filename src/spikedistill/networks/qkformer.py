@@ -19,7 +19,7 @@ from ..errors import SpikedistillError
 from .balanced import SUMMED_GAIN
 from .base import EVENT_FRAMES, Common, Network, NeuronChoice
 from .builder import Builder, initialise
-from .spikformer import Block, add_heads, scaled_heads, split_heads
+from .spikformer import TRANSFORMER_NEURON, Block, add_heads, scaled_heads, split_heads
 
 ATTENTION = ("token", "channel")
 
@@ -154,7 +154,7 @@ class QKFormer(Network):
             raise SpikedistillError(
                 f"depth must be at least {early + 1} (the early stages have {early}), found {depth}"
             )
-        make = Builder(self, neuron, gain=SUMMED_GAIN)
+        make = Builder(self, neuron, TRANSFORMER_NEURON, gain=SUMMED_GAIN)
         channels, heads = scaled_heads(channels, heads, width)
         mlp_ratio = mlp_ratio or form.mlp_ratio
         c_in = self.in_channels

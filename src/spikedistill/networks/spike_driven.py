@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .balanced import SUMMED_GAIN
 from .base import Common, Network, NeuronChoice
 from .builder import Builder, initialise
-from .spikformer import Block, Size, add_heads, pools_of, scaled_heads, split_heads
+from .spikformer import TRANSFORMER_NEURON, Block, Size, add_heads, pools_of, scaled_heads, split_heads
 
 # ImageNet (map / 16) and CIFAR (map / 4), eight heads each.
 SIZES: dict[str, Size] = {
@@ -104,7 +104,7 @@ class SpikeDrivenTransformer(Network):
     ) -> None:
         super().__init__(**common)
         pools = pools_of(size, pools)
-        make = Builder(self, neuron, gain=SUMMED_GAIN)
+        make = Builder(self, neuron, TRANSFORMER_NEURON, gain=SUMMED_GAIN)
         channels, heads = scaled_heads(size.channels, size.heads, width)
         depth = depth or size.depth
         branches = 2 * depth + 1

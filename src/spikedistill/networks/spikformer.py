@@ -19,9 +19,12 @@ from typing import NamedTuple, Unpack
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
+from ..neurons import LIF
 from .balanced import SUMMED_GAIN
 from .base import EVENT_FRAMES, Common, Network, NeuronChoice
 from .builder import Builder, initialise
+
+TRANSFORMER_NEURON = LIF(tau=2.0)  # of all papers with spiking attention here
 
 
 class Size(NamedTuple):
@@ -231,7 +234,7 @@ class Spikformer(Network):
         if downsampling not in DOWNSAMPLING:
             raise SpikedistillError(f"downsampling must be 'cml' or 'original', found {downsampling!r}")
         pools = pools_of(size, pools)
-        make = Builder(self, neuron, gain=None if ms else SUMMED_GAIN)
+        make = Builder(self, neuron, TRANSFORMER_NEURON, gain=None if ms else SUMMED_GAIN)
         channels, heads = scaled_heads(size.channels, size.heads, width)
         self.tokenizer = Tokenizer(make, self.in_channels, channels, pools, downsampling == "cml", ms)
         depth = depth or size.depth
