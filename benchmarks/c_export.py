@@ -30,11 +30,12 @@ from spikedistill.neurons.compilation import eager
 
 ROUNDS = 5
 CHECKED = 4  # images
+LIF = {"neuron": {"type": "lif"}}
 NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
-    "vgg5": ({"in_channels": 1, "width": 0.25}, (1, 8, 8)),
-    "conv6": ({"width": 0.5}, (3, 32, 32)),
-    "resnet20": ({}, (3, 32, 32)),
-    "sew_resnet20": ({}, (3, 32, 32)),
+    "vgg5": ({"in_channels": 1, "width": 0.25, **LIF}, (1, 8, 8)),
+    "conv6": ({"width": 0.5, **LIF}, (3, 32, 32)),
+    "resnet20": (LIF, (3, 32, 32)),
+    "sew_resnet20": (LIF, (3, 32, 32)),
     "ms_resnet20": ({}, (3, 32, 32)),
     "dvs_gesture_cnn": ({"image_size": 32, "num_classes": 11}, (2, 32, 32)),
 }

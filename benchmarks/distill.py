@@ -13,7 +13,7 @@ import timing
 import torch
 
 import spikedistill as sd
-from spikedistill.neurons import compilation
+from spikedistill.neurons import LIF, compilation
 
 CE = {"type": "cross_entropy"}
 OBJECTIVES: dict[str, tuple[str | None, list[dict[str, Any]]]] = {
@@ -31,14 +31,17 @@ OBJECTIVES: dict[str, tuple[str | None, list[dict[str, Any]]]] = {
 }
 
 
+def created(T: int | None) -> sd.networks.Network:
+    """conv6 of LIF neurons, or its ANN twin with T None."""
+    return sd.networks.create("conv6", time_steps=T, neuron=None if T is None else LIF())
+
+
 def step(
     teacher: str | None, objectives: list[dict[str, Any]], x: torch.Tensor, y: torch.Tensor, half: bool
 ) -> Callable[[], None]:
     torch.manual_seed(0)
-    student = sd.networks.create("conv6", time_steps=4)
-    guide = (
-        None if teacher is None else sd.networks.create("conv6", time_steps=None if teacher == "ann" else 4)
-    )
+    student = created(4)
+    guide = None if teacher is None else created(None if teacher == "ann" else 4)
     distiller = sd.Distiller(student, guide, objectives).setup(x).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(distiller.parameters(), 1e-3, momentum=0.9)
 
@@ -61,7 +64,7 @@ def main() -> None:
     with compilation.compiled():
         variants = {name: step(teacher, terms, x, y, half) for name, (teacher, terms) in OBJECTIVES.items()}
         for kind, T in (("ANN", None), ("SNN", 4)):
-            teacher = sd.networks.create("conv6", time_steps=T).eval().to(memory_format=torch.channels_last)
+            teacher = created(T).eval().to(memory_format=torch.channels_last)
 
             def forward(teacher: Any = teacher) -> None:
                 with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):

@@ -63,7 +63,7 @@ def measure(variant: str, name: str, half: bool) -> dict[str, dict[str, float]]:
     for what, change in CHANGES.items() if variant == "ours" else [("first step", CHANGES["first step"])]:
         before, T = graphs(), change.get("T", 4)
         network = sd.networks.create(
-            name, width=change.get("width", 1.0), time_steps=T, neuron=change.get("neuron")
+            name, width=change.get("width", 1.0), time_steps=T, neuron=change.get("neuron", LIF())
         )
         call: Any = network
         if variant != "ours":

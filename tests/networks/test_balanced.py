@@ -26,6 +26,7 @@ NEURONS = {
 CASES = [
     *(("conv6", neuron, T) for neuron in NEURONS for T in (1, 4)),
     ("vgg16", "counting", 4), ("sew_resnet56", "counting", 4), ("resnet20", "counting", 4),
+    ("vgg9", "counting", 1), ("conv6", "counting", 16), ("resnet56", "counting", 4),
     ("conv6", "if", 16), ("vgg9", "lif", 4), ("vgg9", "if soft", 16), ("sew_resnet20", "lif", 4),
     ("sew_resnet20", "if soft", 4), ("ms_resnet20", "small", 4), ("ms_resnet20", "lif soft", 4),
     ("resnet20", "lif", 4), ("resnet20", "if", 4), ("resnet20", "small", 1), ("resnet18", "lif", 4),
@@ -291,5 +292,12 @@ def test_without_a_papers_neuron_spikes_are_the_rounded_current(name: str, T: in
 
 def test_a_scaled_threshold_scales_where_the_neuron_starts() -> None:
     """A spiking classifier's small currents get a small threshold; half of the usual one lies above it."""
-    head = sd.networks.create("vgg9", width=0.25, initialisation="plain", head="spiking").head
+    counting = {"type": "if", "reset": "soft", "initial": 0.5}
+    head = sd.networks.create("vgg9", neuron=counting, initialisation="plain", head="spiking").head
     assert head.neuron.initial == pytest.approx(0.5 * head.neuron.threshold)
+
+
+def test_spiking_classifiers_come_with_lif() -> None:
+    for name in ("vgg5", "resnet20"):
+        assert sd.networks.create(name, head="spiking").neuron_spec["type"] == "lif"
+        assert sd.networks.create(name).neuron_spec["type"] == "if"

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..errors import SpikedistillError
 from ..neurons import LIF, NormNeuron
 from .base import Common, Network, NeuronChoice
-from .builder import Builder, initialise, scaled
+from .builder import Builder, initialise, scaled, usual_neuron
 
 # depth -> (channels per stage, blocks per stage, bottleneck, stem)
 DEPTHS: dict[int, tuple[tuple[int, ...], tuple[int, ...], bool, str]] = {
@@ -190,7 +190,9 @@ class ResNet(Network):
         connect = connect.lower()
         check_options(form, stem, shortcut, connect, bottleneck, spiking=self.spiking)
         self.form = form
-        make = Builder(self, neuron, MS_NEURON if form == "ms" else None, residual=form == "basic")
+        make = Builder(
+            self, neuron, MS_NEURON if form == "ms" else usual_neuron(head), residual=form == "basic"
+        )
         c = scaled(channels[0], width)
         self.conv1 = (
             nn.Conv2d(self.in_channels, c, 7, 2, 3, bias=False)

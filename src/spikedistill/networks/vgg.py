@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import SpikedistillError
 from ..neurons import LIF, Neuron
 from .base import Common, Network, NeuronChoice
-from .builder import Builder, initialise, scaled
+from .builder import Builder, initialise, scaled, usual_neuron
 
 # A number is a convolution's channels, "M" a pooling by 2; a pair is (channels, stride).
 CONFIGURATIONS: dict[str, tuple[Any, ...]] = {
@@ -66,7 +66,7 @@ class VGG(Network):
             raise SpikedistillError(f"pools must be a whole number from 0, found {pools!r}")
         if pools is not None and pools > (most := layers.count("M")):
             raise SpikedistillError(f"pools must be at most {most}, so many has this network; found {pools}")
-        make = Builder(self, neuron, default)
+        make = Builder(self, neuron, default or usual_neuron(head))
         blocks: list[nn.Module] = []
         stages: list[list[nn.Module]] = [[]]
         c, pooled = self.in_channels, 0
