@@ -24,7 +24,7 @@ COUNTING = IF(reset="soft", initial=0.5)
 def usual_neuron(head: str) -> Neuron:
     """Of networks without a paper's neuron: counting IF, or LIF where the classifier's spikes are the logits.
 
-    Classifiers of counting neurons learn less well (digits, T = 8, spike counts as targets, seed 0: 48 % right,
+    Classifiers of counting neurons learn less well (digits, T = 8, spike counts as targets, one seed: 48 %,
     with LIF 94).
     """
     return LIF() if head == "spiking" else COUNTING
