@@ -56,7 +56,8 @@ TRIED = (
     "with its paper's neuron, 54.7 with soft reset, its twin 48.3; `spikingformer_2_384` 50.3 with soft "
     "reset, its twin 57.3."
 )
-BEFORE = "LIF, hard reset"  # of spiking rows that do not say
+# Of rows that do not say.
+BEFORE = {"nesterov": False, "statistics": "plain", "neuron": "LIF, hard reset"}
 NORM = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.247, 0.2435, 0.2616)}
 
 
@@ -106,19 +107,18 @@ def train(case: dict[str, Any], time_steps: int | None, seed: int, data: dict[st
         "accuracy": round(accuracy, 4),
         "loss": round(float(loss.detach()), 4),
         "seconds": round(seconds, 1),
-        "nesterov": case.get("nesterov", False),
-        "statistics": "augmented",
-        "neuron": neuron_of(network),
+        **described(case, network),
     }
 
 
-def neuron_of(network: sd.networks.Network) -> str:
-    """Its neuron as the table says it: type, leak, reset."""
-    spec = network.neuron_spec
-    if spec is None or not network.time_steps:
-        return "ReLU"
+def described(case: dict[str, Any], network: sd.networks.Network) -> dict[str, Any]:
+    """What a row is measured with: one that was measured with something else is run again."""
+    how = {"nesterov": case.get("nesterov", False), "statistics": "augmented"}
+    if not network.time_steps:
+        return how
+    spec = network.neuron_spec or {}
     leak = f", decay {spec['decay']:g}" if spec.get("decay") is not None else ""
-    return f"{spec['type'].upper()}{leak}, {spec['reset']} reset"
+    return {**how, "neuron": f"{spec['type'].upper()}{leak}, {spec['reset']} reset"}
 
 
 def one_cycle(position: float) -> float:
@@ -161,7 +161,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
             if all(row.get("nesterov") for row in used):
                 kind = "Nesterov's"
             images = " and ".join(sorted({row.get("statistics", "plain") for row in used}))
-            neurons = {rows[f"{name}/snn/{s}"].get("neuron", BEFORE) for s in seeds}
+            neurons = {{**BEFORE, **rows[f"{name}/snn/{s}"]}["neuron"] for s in seeds}
             lines.append(
                 f"| `{name}` | {' and '.join(sorted(neurons))} | {kind} | {images} images "
                 f"| {ann:.1f} | {snn:.1f} | {snn / ann:.2f} "
@@ -202,10 +202,8 @@ def main() -> None:
         for name in given.cases:
             for side, time_steps in (("snn", TIME_STEPS), ("ann", None)):
                 kept = rows.get(key := f"{name}/{side}/{seed}")
-                same = kept and kept.get("nesterov", False) == CASES[name].get("nesterov", False)
-                neuron = neuron_of(created(CASES[name], time_steps))
-                known = kept and kept.get("neuron", BEFORE if time_steps else neuron) == neuron
-                if same and known and kept.get("statistics") == "augmented":
+                wanted = described(CASES[name], created(CASES[name], time_steps))
+                if kept and wanted.items() <= {**BEFORE, **kept}.items():
                     continue
                 row = train(CASES[name], time_steps, seed, data)
                 row |= {"torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads()}

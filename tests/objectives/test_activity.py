@@ -128,9 +128,7 @@ def test_energy_falls_when_it_is_trained_down():
 
 @pytest.mark.parametrize("name", ["vgg5", "sew_resnet20"])
 def test_operations_beyond_the_aim_are_priced(name):
-    # LIF where SEW's sums would otherwise be more than a spike a neuron, beyond the dense network's energy.
-    options = {"neuron": sd.LIF()} if name == "sew_resnet20" else {}
-    student = network(name, **({} if name == "vgg5" else {"width": 0.25}), **options)
+    student = network(name, **({} if name == "vgg5" else {"width": 0.25}))
     x = torch.rand(3, 1, 8, 8)
     counted = operations.count(layers(student, x)).acs
     aims = [

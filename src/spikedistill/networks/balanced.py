@@ -94,8 +94,7 @@ def _threshold_of(neuron: Neuron, rate: float, mean: float, deviation: float) ->
     current = (mean + deviation * normals(T, 0)).clamp(min=0)
 
     def fires_more(threshold: float) -> bool:
-        neuron.initial *= threshold / neuron.threshold
-        neuron.threshold = threshold
+        neuron.move_threshold(threshold)
         with torch.no_grad():
             return float(neuron.simulate(current, None, T, False)[0].mean()) > rate
 

@@ -143,8 +143,7 @@ class _Fit:
                 current = current * factor
             else:
                 # All that the current is measured against: the spikes are those of ``factor`` times it.
-                self.neuron.threshold /= factor
-                self.neuron.initial /= factor
+                self.neuron.move_threshold(self.neuron.threshold / factor)
                 if isinstance(self.neuron, Parallel):
                     self.neuron.bias.div_(factor)
                 self.thresholds[self.name] = self.neuron.threshold
@@ -201,8 +200,6 @@ def restore_balance(network: nn.Module, config: Mapping[str, Any]) -> None:
     modules = dict(network.named_modules())
     for path, threshold in dict(config.get("thresholds") or {}).items():
         neuron = modules[path]
-        # ``initial`` is no parameter and moved with the threshold; a bias of parallel neurons is in the file.
-        neuron.initial *= threshold / neuron.threshold
-        neuron.threshold = threshold
+        neuron.move_threshold(threshold)  # a bias of parallel neurons is in the file
     for path, factor in dict(config.get("input_factors") or {}).items():
         modules[path].input_factor = factor

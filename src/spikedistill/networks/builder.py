@@ -52,7 +52,7 @@ class Builder:
         gain: float | None = None,
     ) -> None:
         self.network = network
-        self.prototype = build(neuron, default or COUNTING)
+        self.prototype = build(neuron, default)
         self.balance: Balance | None = None
         self.width_chosen = False  # whether the surrogate is the balance's, not the user's
         self._balance(neuron, residual, gain)
@@ -89,8 +89,7 @@ class Builder:
             )
         neuron = build(self.prototype)
         if isinstance(neuron, Neuron):
-            neuron.threshold *= threshold
-            neuron.initial *= threshold  # where it starts is told in thresholds
+            neuron.move_threshold(threshold * neuron.threshold)
         if isinstance(neuron, Parallel):
             neuron.reset_parameters()  # each layer draws its own
         if first and self.network.once:
@@ -116,9 +115,7 @@ class Builder:
         """
         neuron = self.activation(threshold=0.5)
         if self.balance is not None and isinstance(neuron, Neuron):
-            found = attention_threshold(neuron, self.balance.rate, mean)
-            neuron.initial *= found / neuron.threshold
-            neuron.threshold = found
+            neuron.move_threshold(attention_threshold(neuron, self.balance.rate, mean))
         if self.balance is not None and isinstance(neuron, Parallel):
             # its currents are never negative: with weights that are it could not fire
             neuron.weight.data.abs_()

@@ -73,6 +73,11 @@ class Neuron(nn.Module):
             )
         self.reset_by = float(reset_by)
 
+    def move_threshold(self, threshold: float) -> None:
+        """Another threshold; where the neuron starts is told in thresholds and moves along."""
+        self.initial *= threshold / self.threshold
+        self.threshold = threshold
+
     @property
     def decay(self) -> Number:
         """What is left of the membrane after a step."""
