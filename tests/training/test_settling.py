@@ -1,16 +1,19 @@
 """Norm statistics are those of images as training shows them: augmented."""
 
+import copy
 import itertools
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import spikedistill as sd
 from spikedistill.data import from_arrays
 from spikedistill.data.config import DataConfig
-from spikedistill.training.calibration import calibration_batches, settling_batches
+from spikedistill.neurons import NormNeuron
+from spikedistill.training.calibration import calibration_batches, recalibrate, settling_batches
 from spikedistill.training.evaluate import evaluating
 from spikedistill.training.reevaluate import reevaluate
 
@@ -103,3 +106,45 @@ def test_measuring_leaves_each_module_in_its_mode():
     with evaluating(network):
         assert not any(module.training for module in network.modules())
     assert [module.training for module in network] == [True, False, True]
+
+
+def uneven(batches: int = 6, images: int = 16):
+    """Batches of smooth images, one of them twenty times as strong as the others."""
+    torch.manual_seed(3)
+    found = [F.interpolate(torch.rand(images, 3, 4, 4), size=16, mode="bilinear") for _ in range(batches)]
+    found[2] = 20 * found[2]
+    return found
+
+
+@pytest.mark.parametrize("time_steps", [None, 2])
+def test_batches_that_differ_widely_are_measured_together_as_evaluation_runs(time_steps):
+    torch.manual_seed(0)
+    network = sd.networks.create("vgg9", num_classes=4, width=0.125, pools=2, time_steps=time_steps)
+    recalibrate(network, uneven())
+    inputs: dict[str, list[torch.Tensor]] = {}
+    norms = {path: m for path, m in network.named_modules() if isinstance(m, NormNeuron)}
+    for path, m in norms.items():
+        m.register_forward_pre_hook(lambda _, x, path=path: inputs.setdefault(path, []).append(x[0].double()))
+    with torch.no_grad():
+        for x in uneven():
+            network.eval()(x)
+    assert len(norms) == 7
+    for path, m in norms.items():
+        x = torch.cat(inputs[path])
+        torch.testing.assert_close(m.running_mean.double(), x.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(m.running_var.double(), x.var((0, 2, 3)), rtol=1e-4, atol=1e-6)
+    assert not any(m.training for m in norms.values())
+
+
+def test_like_batches_give_the_mean_of_their_statistics():
+    torch.manual_seed(0)
+    network = sd.networks.create("vgg9", num_classes=4, width=0.125, pools=2, time_steps=None)
+    batches = [x for i, x in enumerate(uneven()) if i != 2]
+    recalibrate(network, batches)
+    found = []
+    for x in batches:
+        one = copy.deepcopy(network)
+        recalibrate(one, [x])
+        found.append(torch.stack([m.running_var.mean() for m in one.modules() if isinstance(m, NormNeuron)]))
+    mean = torch.stack([m.running_var.mean() for m in network.modules() if isinstance(m, NormNeuron)])
+    torch.testing.assert_close(mean, torch.stack(found).mean(0))

@@ -56,7 +56,8 @@ def quantize(
 
     Bits 2 to 8, or None for not quantized: weights, stored membrane, norm multiplier and offset, leak.
     ``fraction_bits``: the threshold is ``2^fraction_bits`` units. ``residual_bits``: range of norms that
-    stand alone (streams). ``first_last_bits``: weights of the first and last layer (None: ``weight_bits``).
+    stand alone (streams). ``first_last_bits``: weights of the first and last layer (None: ``weight_bits``);
+    they are quantized where ``weight_bits`` is None too.
     ``weight_range``: of the largest magnitude, a percentile, least squared error, or learned (LSQ); None:
     learned for mint, else of the largest magnitude. ``unit``: the membrane's range is the threshold, the
     largest (a percentile of the) stored membrane on ``calibration`` (a batch, or batches, ``x`` or ``(x,

@@ -1,8 +1,9 @@
 """Norm statistics measured on training batches: which batches, and when they replace the running averages."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from ..randomness import apart, seed_everything, seed_of
 from .evaluate import evaluating
 
 CALIBRATION_IMAGES = 1024  # at least, where there are as many
+SPREAD = (
+    0.5  # of batches' variances: images, spoken digits, N-MNIST 0.05 to 0.15, objects before a DVS128 1.4
+)
 LAST_EPOCH = 2**31  # beyond every `mix_until`: images are mixed where training mixes them to its end
 
 
@@ -66,20 +70,87 @@ def settle(network: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Tensor], time_steps: int | None = None) -> None:
-    """Average norm statistics anew over ``batches``, in place; at ``time_steps`` (None: the network's)."""
-    norms = [m for m in network.modules() if isinstance(m, NormNeuron | nn.modules.batchnorm._BatchNorm)]
+    """Average norm statistics anew over ``batches``, in place; at ``time_steps`` (None: the network's).
+
+    Each batch is normalised by its own statistics, as in training. Where those of the batches differ widely
+    (a few recordings with far more events than others) their average is of no network that ever ran; there,
+    all batches are measured together, normalised as evaluation does it.
+    """
+    batches = list(batches)
+    norms: list[Any] = [
+        m
+        for m in network.modules()
+        if isinstance(m, NormNeuron | nn.modules.batchnorm._BatchNorm) and m.running_var is not None
+    ]
     momenta = [m.momentum for m in norms]
+    variances: list[list[Tensor]] = [[] for _ in norms]
     own = getattr(network, "time_steps", None)
     # Everything in eval mode but the norms: dropout would give statistics of a network that nobody runs.
     with evaluating(network), simulation.time_steps(network, time_steps or own or 1):
         for m in norms:
             m.train()
         for i, x in enumerate(batches):
-            torch.manual_seed(seed_of("recalibrate", i))
+            before = [m.running_var.clone() for m in norms]
             for m in norms:
                 # Makes the running average a plain mean of the batches, the first replacing what was there.
                 # torch's momentum=None would go on counting from num_batches_tracked, the training before.
                 m.momentum = 1 / (i + 1)
-            network(x)
-    for m, momentum in zip(norms, momenta):
-        m.momentum = momentum
+            _forward(network, x, i)
+            for seen, m, average in zip(variances, norms, before, strict=True):
+                seen.append(average + (m.running_var - average) * (i + 1))
+        for m, momentum in zip(norms, momenta, strict=True):
+            m.momentum = momentum
+        if len(batches) > 1 and max(map(_spread, variances), default=0.0) > SPREAD:
+            for m in norms:
+                m.eval()
+            _measure_together(network, norms, batches)
+
+
+def _forward(network: nn.Module, x: Tensor, i: int) -> None:
+    torch.manual_seed(seed_of("recalibrate", i))
+    network(x)
+
+
+def _spread(variances: list[Tensor]) -> float:
+    """Deviation of the batches' variances over their mean, quadratic mean of the channels."""
+    of_batches = torch.stack(variances)
+    relative = of_batches.std(0) / of_batches.mean(0).clamp(min=1e-12)
+    return float(relative.square().mean().sqrt())
+
+
+def _measure_together(network: nn.Module, norms: Sequence[Any], batches: Sequence[Tensor]) -> None:
+    """Statistics of all batches as one, of the network in eval mode.
+
+    What a norm sees depends on those before it: each round makes one more of them right, and no round before
+    the last is better than none (ours: 86, 81, 69, 93 % after 0, 1, 2, 4 rounds).
+    """
+    for _ in norms:
+        sums: dict[nn.Module, list[Any]] = {}
+
+        def read(module: nn.Module, given: tuple[Any, ...], sums: dict[nn.Module, list[Any]] = sums) -> None:
+            x = given[0].detach().double()
+            dims = [d for d in range(x.dim()) if d != 1]
+            total = sums.setdefault(module, [0, 0.0, 0.0])
+            total[0] += x.numel() // x.shape[1]
+            total[1], total[2] = total[1] + x.sum(dims), total[2] + x.square().sum(dims)
+
+        hooks = [m.register_forward_pre_hook(read) for m in norms]
+        for i, x in enumerate(batches):
+            _forward(network, x, i)
+        for hook in hooks:
+            hook.remove()
+        moved = 0.0
+        for m in (m for m in norms if m in sums):
+            n, s, q = sums[m]
+            mean = s / n
+            var = (q / n - mean.square()).clamp(min=0) * n / max(n - 1, 1)
+            scale = var.sqrt().clamp(min=1e-6)
+            moved = max(
+                moved,
+                float(((m.running_mean - mean).abs() / scale).max()),
+                float(((m.running_var - var).abs() / scale.square()).max()),
+            )
+            m.running_mean.copy_(mean)
+            m.running_var.copy_(var)
+        if moved < 1e-5:
+            break
