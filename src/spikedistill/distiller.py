@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import taps
+from . import finite, taps
 from .drawn import DRAWERS
 from .errors import SpikedistillError
 from .networks.base import Network
@@ -139,6 +139,7 @@ class Distiller(nn.Module):
         """
         x = batch if isinstance(batch, Tensor) else batch[0]
         # Two samples tell all shapes, at a fraction of a batch's time and memory.
+        finite.check_batches([x], "Distiller.setup")
         batch_size, x = x.shape[0], x[:2]
         student = self.student
         self._student_taps = _resolve(self.terms, student, "student", x)

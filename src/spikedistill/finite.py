@@ -51,7 +51,11 @@ def words(names: Iterable[str]) -> str:
 
 
 def check_batches(batches: Iterable[Tensor], what: str) -> None:
-    """Refuse inputs that hold NaN or infinity, by the number of their batch."""
+    """Refuse batches without an image, and those that hold NaN or infinity, by their number."""
+    batches = list(batches)
+    for i, x in enumerate(batches):
+        if not len(x):
+            raise SpikedistillError(f"{what}: batch {i} has no image; give at least one")
     names = faulty((str(i), x) for i, x in enumerate(batches))
     if names:
         raise SpikedistillError(

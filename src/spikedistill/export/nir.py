@@ -65,6 +65,7 @@ def to_nir(
     nir = nir_module()
     target = destination(path)
     finite.check(network, "to_nir: the network")
+    finite.check_batches([example], "to_nir: example")
     lowered = lower(network, example)
     # first: only the max pooling that it leaves is lossy
     _max_of_spikes(lowered)

@@ -52,6 +52,7 @@ def to_onnx(
     _packages()
     _check(network, per_step)
     finite.check(network, "to_onnx: the network")
+    finite.check_batches([example], "to_onnx: example")
     # a copy: freezing exchanges methods and buffers in place
     network = copy.deepcopy(network).eval().cpu()
     example = example.detach().cpu()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .. import finite
 from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..networks.graph import Graph, trace
@@ -55,10 +56,9 @@ def layers(network: nn.Module, batch: Tensor, image_bits: int = 8) -> list[Layer
 
     ``image_bits``: bits of an image's pixels. Shape: batch as the network takes it, N images.
 
-    Raises: SpikedistillError when the network has no convolution or linear layer, and for an empty batch.
+    Raises: SpikedistillError when the network has no convolution or linear layer; for an empty batch, for NaN.
     """
-    if not len(batch):
-        raise SpikedistillError("nothing can be measured on an empty batch; give at least one image")
+    finite.check_batches([batch], "hardware.layers")
     if not 1 <= image_bits <= 64:
         raise SpikedistillError(f"image_bits must be 1 to 64, found {image_bits}")
     inputs: dict[str, Tensor] = {}

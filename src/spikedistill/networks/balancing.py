@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import finite
 from ..errors import SpikedistillError
 from ..neurons import Neuron, NormNeuron, Parallel, Surrogate, eager
 from ..randomness import apart
@@ -35,12 +36,15 @@ def balance(
 
     ``batch``: images (N, C, H, W) or frames, as the network takes them; of several batches the first counts.
     ``firing_rate``: spikes a neuron and step (None: the network's own aim, else 0.16).
-    Raises :class:`SpikedistillError` for a network without neurons, and for a rate outside of 0 to 0.5.
+    Raises :class:`SpikedistillError` for a network without neurons, a rate outside of 0 to 0.5, and a batch
+    that is empty or holds NaN.
     """
     check_firing_rate(firing_rate)
     rate = firing_rate or getattr(network, "firing_rate", None) or FIRING_RATE
     first = next(network.parameters())
-    x = (batch if isinstance(batch, Tensor) else batch[0]).to(first.device)
+    x = batch if isinstance(batch, Tensor) else batch[0]
+    finite.check_batches([x], "balance")
+    x = x.to(first.device)
     # Bytes stay: the network takes them for levels of 255.
     x = x if x.dtype == torch.uint8 else x.to(first.dtype)
     owners = {
