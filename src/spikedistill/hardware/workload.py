@@ -56,7 +56,8 @@ def layers(network: nn.Module, batch: Tensor, image_bits: int = 8) -> list[Layer
 
     ``image_bits``: bits of an image's pixels. Shape: batch as the network takes it, N images.
 
-    Raises: SpikedistillError when the network has no convolution or linear layer; for an empty batch, for NaN.
+    Raises: SpikedistillError when the network has no convolution or linear layer, when the batch is empty or
+    holds NaN.
     """
     finite.check_batches([batch], "hardware.layers")
     if not 1 <= image_bits <= 64:
