@@ -134,8 +134,8 @@ NOTES = {  # what the numbers do not say
         "(0.1; 38.0) and TET (47.0, taken); `student` of three teachers with logits at temperature 2 and "
         "weight 1 (58.8) or 0.25 (48.4), and weighted soft labels (59.2, taken). The same recipe once showed "
         "no difference (72.9 and 68.5 with deviations of 3 and 14): a few recordings have far more events "
-        "than others, the statistics of batches differ widely, and their average, with which the networks were "
-        "measured, is of no network that was trained. Measured on all batches together the same trained "
+        "than others, the statistics of batches differ widely, and their average, with which the networks "
+        "were measured, is of no network that was trained. Measured on all batches together the same trained "
         "weights gain up to 42 points (seed 8), the narrow teacher 9 on average."
     ),
     "compare-digits": (
