@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import spikedistill as sd
+import two_processes
 from spikedistill.data import from_arrays
 from spikedistill.data.config import DataConfig
 from spikedistill.neurons import NormNeuron
@@ -116,10 +118,14 @@ def uneven(batches: int = 6, images: int = 16):
     return found
 
 
+def small(time_steps: int | None = None):
+    torch.manual_seed(0)
+    return sd.networks.create("vgg9", num_classes=4, width=0.125, pools=2, time_steps=time_steps)
+
+
 @pytest.mark.parametrize("time_steps", [None, 2])
 def test_batches_that_differ_widely_are_measured_together_as_evaluation_runs(time_steps):
-    torch.manual_seed(0)
-    network = sd.networks.create("vgg9", num_classes=4, width=0.125, pools=2, time_steps=time_steps)
+    network = small(time_steps)
     recalibrate(network, uneven())
     inputs: dict[str, list[torch.Tensor]] = {}
     norms = {path: m for path, m in network.named_modules() if isinstance(m, NormNeuron)}
@@ -137,8 +143,7 @@ def test_batches_that_differ_widely_are_measured_together_as_evaluation_runs(tim
 
 
 def test_like_batches_give_the_mean_of_their_statistics():
-    torch.manual_seed(0)
-    network = sd.networks.create("vgg9", num_classes=4, width=0.125, pools=2, time_steps=None)
+    network = small()
     batches = [x for i, x in enumerate(uneven()) if i != 2]
     recalibrate(network, batches)
     found = []
@@ -148,3 +153,26 @@ def test_like_batches_give_the_mean_of_their_statistics():
         found.append(torch.stack([m.running_var.mean() for m in one.modules() if isinstance(m, NormNeuron)]))
     mean = torch.stack([m.running_var.mean() for m in network.modules() if isinstance(m, NormNeuron)])
     torch.testing.assert_close(mean, torch.stack(found).mean(0))
+
+
+WORKER = """
+import sys, torch, torch.distributed as dist
+sys.path.insert(0, sys.argv[2])
+from test_settling import recalibrate, small, uneven
+from spikedistill.neurons.shared_norms import synchronize
+dist.init_process_group("gloo")
+network = synchronize(small())
+recalibrate(network, [x[dist.get_rank() :: 2] for x in uneven()])
+torch.save(dict(network.named_buffers()), f"{sys.argv[1]}/{dist.get_rank()}.pt")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_measure_together_what_one_measures(tmp_path):
+    two_processes.run(WORKER, str(tmp_path), str(Path(__file__).parent))
+    alone = small()
+    recalibrate(alone, uneven())
+    for rank in (0, 1):
+        for name, value in torch.load(tmp_path / f"{rank}.pt").items():
+            torch.testing.assert_close(value, alone.get_buffer(name), rtol=1e-4, atol=1e-4)

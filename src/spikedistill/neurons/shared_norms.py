@@ -41,6 +41,11 @@ _SHARED: dict[type[nn.Module], type[nn.Module]] = {
 _OWN = {shared: own for own, shared in _SHARED.items()}
 
 
+def shares(norm: nn.Module) -> bool:
+    """Whether the norm's statistics are now those of several processes."""
+    return is_distributed() and (bool(getattr(norm, "sync", False)) or isinstance(norm, _Shared))
+
+
 def synchronize(network: nn.Module, on: bool = True) -> nn.Module:
     """Let all norms of ``network`` share their batch statistics between processes (or no longer), in place.
 
