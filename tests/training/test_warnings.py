@@ -1,8 +1,12 @@
 """A layer that died is named, and what to do stands beside it."""
 
+import json
+
+import numpy as np
 import pytest
 
 import spikedistill as sd
+from spikedistill.training.loop import UNEVEN
 
 
 @pytest.mark.parametrize(
@@ -40,3 +44,21 @@ def test_a_dead_layer_comes_with_advice(tmp_path, initialisation: str, advice: s
         line for line in stage.warnings if advice in line
     ]
     assert advice in stage.warnings[-1]
+
+
+def test_a_few_strong_inputs_are_said_once(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 8, (320, 8, 8, 1)).astype(np.uint8)
+    x[::80] = rng.integers(0, 2, (4, 8, 8, 1)) * 255
+    y = np.arange(320) % 4
+    recipe = {
+        "data": {"batch_size": 32, "validation": 0.2},
+        "precision": "float32",
+        "time_steps": 1,
+        "stages": [{"name": "one", "network": {"name": "vgg5", "width": 0.125, "pools": 1}, "epochs": 2}],
+    }
+    arrays = {"x_train": x, "y_train": y, "x_test": x[:32], "y_test": y[:32]}
+    sd.train(recipe, data=arrays, out=tmp_path / "run")
+    events = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    warnings = [event["text"] for event in events if event["event"] == "warning"]
+    assert warnings.count(UNEVEN) == 1

@@ -57,25 +57,26 @@ def recalibrated(network: Network, batches: Iterable[Tensor], time_steps: int | 
     return network
 
 
-def settle(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Norm statistics of the weights as they are, over ``batches``, in place.
+def settle(network: nn.Module, batches: Iterable[Tensor]) -> bool:
+    """Norm statistics of the weights as they are, over ``batches``, in place; returns what recalibrate does.
 
     The shifts of a quantized network follow. Running averages lag behind weights that still move: after a
     short training they are those of another network (ours: 10 % accuracy as saved, 80 % settled, after three
     epochs).
     """
-    recalibrate(network, batches)
+    together = recalibrate(network, batches)
     # Last: the shifts follow the statistics that were just measured.
     if (requantize := getattr(network, "requantize", None)) is not None:
         requantize()
+    return together
 
 
-def recalibrate(network: nn.Module, batches: Iterable[Tensor], time_steps: int | None = None) -> None:
+def recalibrate(network: nn.Module, batches: Iterable[Tensor], time_steps: int | None = None) -> bool:
     """Average norm statistics anew over ``batches``, in place; at ``time_steps`` (None: the network's).
 
     Each batch is normalised by its own statistics, as in training. Where those of the batches differ widely
     (a few recordings with far more events than others) their average is of no network that ever ran; there,
-    all batches are measured together, normalised as evaluation does it.
+    all batches are measured together, normalised as evaluation does it. Returns whether that was so.
     """
     batches = list(batches)
     norms: list[Any] = [
@@ -101,10 +102,12 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor], time_steps: int |
                 seen.append(average + (m.running_var - average) * (i + 1))
         for m, momentum in zip(norms, momenta, strict=True):
             m.momentum = momentum
-        if len(batches) > 1 and max(map(_spread, variances), default=0.0) > SPREAD:
+        together = len(batches) > 1 and max(map(_spread, variances), default=0.0) > SPREAD
+        if together:
             for m in norms:
                 m.eval()
             _measure_together(network, norms, batches)
+    return together
 
 
 def _forward(network: nn.Module, x: Tensor, i: int) -> None:

@@ -21,6 +21,11 @@ from .tracking import scalars
 from .training_state import TrainingState
 
 GATHER_EVERY = 20  # steps between reads of the loss from the device
+UNEVEN = (
+    "a few inputs are far stronger than the others, so that batches differ widely in what norms see; all "
+    "were measured together for the saved statistics, but training has each batch's own. Where they are no "
+    "part of what is to be learned, leave them out or limit their values"
+)
 READ_EVERY_STEP = ("cpu",)  # devices that are asked at every step: reading them waits for nothing
 
 
@@ -281,7 +286,10 @@ class Training(TrainingState):
             batches = [x[self.rank :: self.world] for x in batches]
         if batches:
             with autocast(self.settings.precision, self.settings.device):
-                settle(self.student, batches)
+                together = settle(self.student, batches)
+            if together and UNEVEN not in self.warned:
+                self.warned.add(UNEVEN)
+                self.note(UNEVEN)
 
     def plain_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches without shuffling or augmentation."""
@@ -297,6 +305,6 @@ class Training(TrainingState):
             if layer.warning and layer.path in self.suspects and layer.path not in self.warned:
                 self.warned.add(layer.path)
                 rate = f"{100 * layer.firing_rate:.2f} % (epoch {self.position.epoch})"
-                advice = "" if len(self.warned) > 1 else f"; {remedy(layer.warning, self.student)}"
+                advice = "" if len(self.warned - {UNEVEN}) > 1 else f"; {remedy(layer.warning, self.student)}"
                 self.note(f"layer {layer.path} is {layer.warning}: it fires at {rate}{advice}")
         self.suspects = suspects
