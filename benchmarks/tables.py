@@ -132,6 +132,19 @@ def events() -> None:
         table(["neurons that fire", *kinds], lines)
 
 
+def single() -> None:
+    """A layer at T = 1 by the size of its map."""
+    rows = load("single_step").get("rows", {})
+    if rows:
+        print("### single step\n")
+        maps = list(dict.fromkeys(name.split()[-1] for name in rows))
+        ways = list(
+            dict.fromkeys(name.removesuffix(f" {maps[0]}") for name in rows if name.endswith(maps[0]))
+        )
+        lines = [[m, *[f"{rows[f'{way} {m}']['median_ms']:.2f}" for way in ways]] for m in maps]
+        table(["ms", *ways], lines)
+
+
 def profile() -> None:
     """Shares of our step."""
     found = {p: load(f"profile-conv6-{p}").get("rows") for p in ("float32", "bfloat16")}
@@ -191,3 +204,4 @@ if __name__ == "__main__":
     inference()
     plain("loader", "training step (conv6)")
     events()
+    single()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import simulation
 from ..errors import SpikedistillError
-from . import fused, packing
+from . import fused, packing, single_step
 from .dynamics import Constants, Number
 
 
@@ -87,7 +87,15 @@ def simulate(
     if norm is not None and (stepwise or constant or not norm.fusable or not neuron.fusable(current)):
         current, norm, residual = norm.current(current, residual), None, None
     # Asked again: a quantized norm has just put the neuron on its grid.
-    if not stepwise and neuron.fusable(current):
+    fused_now = not stepwise and neuron.fusable(current)
+    if fused_now and T == 1 and not membrane and _single(current, norm, neuron):
+        spikes, charged = (
+            single_step.run(
+                current, norm, residual, neuron.decay, neuron.gain, neuron.initial, neuron.constants
+            ),
+            None,
+        )
+    elif fused_now:
         affine, batch = (None, None) if norm is None else norm.for_fused(current)
         spikes, charged = fused.run(
             current, T, neuron.encode, neuron.decay, neuron.gain, neuron.initial, neuron.constants,
@@ -105,6 +113,10 @@ def simulate(
     if sim is not None:
         _capture(sim, owner, k, neuron, current, spikes, charged, T)
     return spikes
+
+
+def _single(current: Tensor, norm: Charging | None, neuron: Firing) -> bool:
+    return single_step.applies(current, norm, neuron.decay, neuron.gain, neuron.constants)
 
 
 def _capture(
