@@ -59,7 +59,8 @@ TINY = {
     "distill.py": "--batch 4 --runs 2",
     "loader.py": "--batch 8 --runs 2", "profile_step.py": "--batch 4",
     "inference.py": "--width 0.25 --batches 1 --time-steps 1 --runs 2 --whole",
-    "event_driven.py": "--batch 4 --runs 2", "single_step.py": "--runs 2", "first.py": "", "processes.py": "--batch 4 --runs 1",
+    "event_driven.py": "--batch 4 --runs 2", "single_step.py": "--runs 2",
+    "first.py": "", "processes.py": "--batch 4 --runs 1",
 }  # fmt: skip
 
 

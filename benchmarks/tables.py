@@ -69,6 +69,8 @@ def scaling() -> None:
             line += [f"{mine:.0f}", f"{mine / rows[TWIN + suffix]['median_ms']:.2f}"]
             line += [f"{rows[f'SpikingJelly{suffix}']['median_ms'] / mine:.1f}"]
         lines.append(line)
+    if not lines:
+        return
     print("### T\n")
     table(["T", *[f"{kind} {e}" for kind in kinds for e in ("ms", "x twin", "SpikingJelly / ours")]], lines)
 
