@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import finite, taps
+from .answers import Answers
 from .drawn import DRAWERS
 from .errors import SpikedistillError
 from .networks.base import Network
@@ -93,6 +94,7 @@ class Distiller(nn.Module):
         self._student_taps: dict[str, list[Tap]] | None = None
         self._teacher_taps: dict[str, dict[str, list[Tap]]] = {}
         self._learning: dict[str, str] = {}  # teacher -> the tap of what its classifier reads
+        self._answers: dict[str, Answers] = {}
         self._asks_heads = teacher_heads
         if teacher_heads:
             self.teacher_heads = nn.ModuleDict()
@@ -179,6 +181,13 @@ class Distiller(nn.Module):
             term.to(x.device, at_least_float32(logits).dtype)
         return guard(self)  # student and adapters
 
+    def remember(self, samples: int) -> None:
+        """Keep what the teachers give for each of ``samples`` inputs, for when the same ones come again.
+
+        For teachers that stay as they are to the end, on data without augmentation; see :class:`.Answers`.
+        """
+        self._answers = {name: Answers(samples) for name in self._teachers}
+
     def _make_heads(self, classes: int, like: Tensor, seed: int) -> None:
         """A learning classifier for each teacher that is asked."""
         for name, teacher in self._asked().items():
@@ -191,8 +200,13 @@ class Distiller(nn.Module):
 
     def _taught(self, name: str, x: Tensor, y: Tensor | None = None) -> Taught:
         """One teacher on a batch, without gradient but for a head that learns."""
+
+        def ask() -> tuple[Tensor, Captures]:
+            return taps.run_resolved(self._teachers[name], x, self._teacher_taps[name])
+
         with torch.no_grad():
-            logits, captures = taps.run_resolved(self._teachers[name], x, self._teacher_taps[name])
+            kept = None if y is None else self._answers.get(name)
+            logits, captures = ask() if kept is None else kept(x, ask)
         if name not in self._learning:
             return Taught(logits, captures)
         # Outside of no_grad: the head learns, from features that carry no gradient back to the teacher.

@@ -118,8 +118,10 @@ class Stage(Strict):
     spiking network with another T. ``settle``: measure them for each validation and for the finished network
     (auto: yes), so that they are those of the weights as they are. ``teacher``: a stage, a list of stages (of
     equal weight), or a mapping of stages to weights; ``teacher_heads``: copies of their classifiers learn
-    beside the student (:class:`spikedistill.Distiller`). ``operations``: synaptic operations of one input
-    that training aims at, by an objective of that name (:class:`spikedistill.objectives.OperationsAim`).
+    beside the student (:class:`spikedistill.Distiller`); ``keep_answers``: what teachers give for a training
+    input is kept for the epochs after it (data without augmentation; equal but for rounding). ``operations``:
+    synaptic operations of one input that training aims at, by an objective of that name
+    (:class:`spikedistill.objectives.OperationsAim`).
     """
 
     name: str
@@ -129,6 +131,7 @@ class Stage(Strict):
     init: Init | None = None
     teacher: str | list[str] | dict[str, float] | None = None
     teacher_heads: bool = False
+    keep_answers: bool = False
     epochs: NonNegativeInt = 1
     time_steps: PositiveInt | None = None
     objectives: list[SerializeAsAny[ObjectiveOptions]] = []

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data import AugmentConfig
 from ..neurons.shared_norms import synchronize
 from ..optimizer_groups import clip_gradients
 from . import metrics, signals
@@ -37,6 +38,11 @@ class Training(TrainingState):
         self.restore()
         if self.channels_last:
             self.distiller.to(memory_format=torch.channels_last)
+        if self.settings.keep_answers:
+            if self.data.augment == AugmentConfig():
+                self.distiller.remember(self.data.info.sizes["train"])
+            elif self.position.step == 0:
+                self.note("keep_answers is of no use: the data are augmented, no input comes twice")
         self.progress.begin(self.settings.name, self.steps, self.position.step)
         model: nn.Module = self.distiller
         if self.accelerator is not None and self.world > 1:

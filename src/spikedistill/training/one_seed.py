@@ -189,6 +189,7 @@ class OneSeed:
             checkpoint_steps=self.recipe.checkpoint.steps,
             memory=self.recipe.memory,
             settle=bool(stage.settle),
+            keep_answers=stage.keep_answers,
             label=stage.name if self.recipe.seeds == 1 else f"seed-{self.seed}/{stage.name}",
             first_epoch=self.epochs_before(stage),
         )

@@ -27,5 +27,6 @@ class Settings:
     checkpoint_steps: int | None = None
     memory: str = "default"
     settle: bool = True
+    keep_answers: bool = False
     label: str = ""
     first_epoch: int = 0
