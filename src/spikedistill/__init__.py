@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .optimizer_groups import clip_gradients, parameter_groups
     from .quantization import IntegerNetwork, quantize, to_integer
     from .simulation import time_steps
+    from .training.calibration import settle
     from .training.comparison import compare
     from .training.run import Run, train
     from .training.store import load
@@ -57,6 +58,7 @@ _LATER = {
     "quantize": "quantization",
     "to_integer": "quantization",
     "compare": "training.comparison",
+    "settle": "training.calibration",
     "Run": "training.run",
     "train": "training.run",
     "load": "training.store",
@@ -122,6 +124,7 @@ __all__ = [
     "objectives",
     "parameter_groups",
     "quantize",
+    "settle",
     "spiking",
     "time_steps",
     "to_integer",

@@ -176,3 +176,22 @@ def test_two_processes_measure_together_what_one_measures(tmp_path):
     for rank in (0, 1):
         for name, value in torch.load(tmp_path / f"{rank}.pt").items():
             torch.testing.assert_close(value, alone.get_buffer(name), rtol=1e-4, atol=1e-4)
+
+
+def test_a_loop_of_ones_own_settles_from_its_loader():
+    read = []
+
+    def loader():
+        for x in uneven()[3:]:
+            read.append(len(x))
+            yield x, torch.zeros(len(x))
+
+    network, same = small(), small()
+    assert sd.settle(network, loader(), images=20) is False
+    assert read == [16, 16]
+    recalibrate(same, uneven()[3:5])
+    assert all(torch.equal(a, b) for a, b in zip(network.buffers(), same.buffers(), strict=True))
+    with pytest.raises(sd.SpikedistillError, match="there is no batch"):
+        sd.settle(network, [])
+    with pytest.raises(sd.SpikedistillError, match="settle: batch 1 has no image"):
+        sd.settle(network, [uneven()[0], torch.zeros(0, 3, 16, 16)])

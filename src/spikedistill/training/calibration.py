@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import simulation
+from .. import finite, simulation
 from ..data import Data
+from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..neurons import NormNeuron
 from ..neurons.shared_norms import shares
@@ -57,14 +58,34 @@ def recalibrated(network: Network, batches: Iterable[Tensor], time_steps: int | 
     return network
 
 
-def settle(network: nn.Module, batches: Iterable[Tensor]) -> bool:
-    """Norm statistics of the weights as they are, over ``batches``, in place; returns what recalibrate does.
+def settle(
+    network: nn.Module,
+    batches: "Iterable[Tensor | Sequence[Tensor]]",
+    images: int = CALIBRATION_IMAGES,
+) -> bool:
+    """Norm statistics of the weights as they are, over ``batches``, in place: after a loop of one's own.
 
-    The shifts of a quantized network follow. Running averages lag behind weights that still move: after a
-    short training they are those of another network (ours: 10 % accuracy as saved, 80 % settled, after three
-    epochs).
+    Running averages lag behind weights that still move: after a short training they are those of another
+    network (ours: 10 % accuracy as saved, 80 % settled, after three epochs). Runs of recipes settle by
+    themselves. The shifts of a quantized network follow.
+
+    ``batches``: inputs as in training, augmented as there, ``x`` or ``(x, y)``, such as the training's
+    loader; read until ``images`` of them are seen. All else stays as it was: weights, flags, ranges.
+
+    Returns whether the batches differed so widely that all were measured together (:func:`recalibrate`).
+    Raises :class:`SpikedistillError` without a batch, and for one that is empty or holds NaN.
     """
-    together = recalibrate(network, batches)
+    first = next(network.parameters(), None)
+    given: list[Tensor] = []
+    for batch in batches:
+        x = batch if isinstance(batch, Tensor) else batch[0]
+        given.append(x if first is None else x.to(first.device))
+        if sum(map(len, given)) >= images:
+            break
+    if not given:
+        raise SpikedistillError("settle: there is no batch; give inputs as in training")
+    finite.check_batches(given, "settle")
+    together = recalibrate(network, given)
     # Last: the shifts follow the statistics that were just measured.
     if (requantize := getattr(network, "requantize", None)) is not None:
         requantize()
