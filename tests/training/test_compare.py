@@ -344,3 +344,13 @@ def test_recipes_side_by_side_train_an_equal_teacher_once(tmp_path, capsys):
     assert [line.split()[:2] for line in rows if line.startswith("student")] == [
         ["student", "one"], ["student", "other"],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("inside", ["", "deeper/still"])
+def test_a_file_in_the_folders_place_is_named(inside, tmp_path):
+    (tmp_path / "f.txt").write_text("mine\n")
+    with pytest.raises(sd.SpikedistillError, match=r"f\.txt is a file; choose another --out"):
+        sd.compare(RECIPE, "logits", out=tmp_path / "f.txt" / inside, quiet=True)
+    with pytest.raises(sd.SpikedistillError, match=r"f\.txt is a file; choose another --out"):
+        sd.train(RECIPE, out=tmp_path / "f.txt" / inside, quiet=True)
+    assert (tmp_path / "f.txt").read_text() == "mine\n"

@@ -106,7 +106,10 @@ def prepare(folder: Path) -> None:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raise where a folder without a run holds what no run has left there."""
+    """Raise where a folder without a run holds what no run has left there, or where no folder can be."""
+    for place in (folder, *folder.parents):
+        if place.is_file():
+            raise SpikedistillError(f"cannot write {folder}: {place} is a file; choose another --out")
     inside = list(folder.iterdir()) if folder.exists() else []
     if any(not any(p.match(kind) for kind in OURS) for p in inside):
         raise SpikedistillError(f"{folder} exists and holds no run; choose another --out")
