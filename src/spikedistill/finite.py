@@ -50,12 +50,17 @@ def words(names: Iterable[str]) -> str:
     )
 
 
-def check_batches(batches: Iterable[Tensor], what: str) -> None:
-    """Refuse batches without an image, and those that hold NaN or infinity, by their number."""
-    batches = list(batches)
+def check_filled(batches: Iterable[Tensor], what: str) -> None:
+    """Refuse batches without an image, by their number."""
     for i, x in enumerate(batches):
         if not len(x):
             raise SpikedistillError(f"{what}: batch {i} has no image; give at least one")
+
+
+def check_batches(batches: Iterable[Tensor], what: str) -> None:
+    """Refuse batches without an image, and those that hold NaN or infinity, by their number."""
+    batches = list(batches)
+    check_filled(batches, what)
     names = faulty((str(i), x) for i, x in enumerate(batches))
     if names:
         raise SpikedistillError(
