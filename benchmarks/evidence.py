@@ -274,6 +274,16 @@ def compared() -> list[str]:
     return lines
 
 
+def summed_up() -> str:
+    """How many of the comparisons are won and lost, in words."""
+    read = [line.rstrip(" |").rpartition("| ")[2] for line in compared()[2:]]
+    lost = read.count("loss")
+    return (
+        f"With a teacher: more accuracy in {read.count('gain')} of {len(read)} comparisons on real data, less in "
+        f"{lost or 'none'} ([docs/results.md](docs/results.md))."
+    )
+
+
 def table(records: list[dict[str, Any]]) -> list[str]:
     """One row a stage: mean ± deviation over seeds, paired difference to ``alone`` with its 95 % interval."""
     stages = by_stage(records)
@@ -441,12 +451,12 @@ def drawing(records: list[dict[str, Any]], alt: str) -> str:
 
 
 def readme(text: str) -> str:
-    """The README with its table made anew, where it has the place for it."""
+    """The README with its table and its sentence made anew, where it has the place for them."""
     if BEGIN not in text or not (RECORDS / IN_README).is_dir():
         return text
     records = recorded(RECORDS / IN_README)
     before, rest = text.split(BEGIN, 1)
-    block = "\n".join(table(records))
+    block = "\n".join([*table(records), "", summed_up()])
     return f"{before}{BEGIN}\n{block}\n{END}{rest.split(END, 1)[1]}"
 
 
