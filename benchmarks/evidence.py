@@ -279,8 +279,8 @@ def summed_up() -> str:
     read = [line.rstrip(" |").rpartition("| ")[2] for line in compared()[2:]]
     lost = read.count("loss")
     return (
-        f"With a teacher: more accuracy in {read.count('gain')} of {len(read)} comparisons on real data, less in "
-        f"{lost or 'none'} ([docs/results.md](docs/results.md))."
+        f"More accuracy with a teacher in {read.count('gain')} of {len(read)} comparisons on real data, less "
+        f"in {lost or 'none'}: [docs/results.md](docs/results.md)."
     )
 
 
