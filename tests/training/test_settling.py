@@ -191,6 +191,9 @@ def test_a_loop_of_ones_own_settles_from_its_loader():
     assert read == [16, 16]
     recalibrate(same, uneven()[3:5])
     assert all(torch.equal(a, b) for a, b in zip(network.buffers(), same.buffers(), strict=True))
+    sd.settle(network, uneven()[0])
+    recalibrate(same, [uneven()[0]])
+    assert all(torch.equal(a, b) for a, b in zip(network.buffers(), same.buffers(), strict=True))
     with pytest.raises(sd.SpikedistillError, match="there is no batch"):
         sd.settle(network, [])
     with pytest.raises(sd.SpikedistillError, match="settle: batch 1 has no image"):

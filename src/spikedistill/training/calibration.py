@@ -60,7 +60,7 @@ def recalibrated(network: Network, batches: Iterable[Tensor], time_steps: int | 
 
 def settle(
     network: nn.Module,
-    batches: "Iterable[Tensor | Sequence[Tensor]]",
+    batches: "Tensor | Iterable[Tensor | Sequence[Tensor]]",
     images: int = CALIBRATION_IMAGES,
 ) -> bool:
     """Norm statistics of the weights as they are, over ``batches``, in place: after a loop of one's own.
@@ -69,15 +69,15 @@ def settle(
     network (ours: 10 % accuracy as saved, 80 % settled, after three epochs). Runs of recipes settle by
     themselves. The shifts of a quantized network follow.
 
-    ``batches``: inputs as in training, augmented as there, ``x`` or ``(x, y)``, such as the training's
-    loader; read until ``images`` of them are seen. All else stays as it was: weights, flags, ranges.
+    ``batches``: inputs as in training, augmented as there: a batch, or several, ``x`` or ``(x, y)``, such as
+    the training's loader; read until ``images`` of them are seen. All else stays as it was: weights, flags, ranges.
 
     Returns whether the batches differed so widely that all were measured together (:func:`recalibrate`).
     Raises :class:`SpikedistillError` without a batch, and for one that is empty or holds NaN.
     """
     first = next(network.parameters(), None)
     given: list[Tensor] = []
-    for batch in batches:
+    for batch in [batches] if isinstance(batches, Tensor) else batches:
         x = batch if isinstance(batch, Tensor) else batch[0]
         given.append(x if first is None else x.to(first.device))
         if sum(map(len, given)) >= images:
