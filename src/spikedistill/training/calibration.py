@@ -70,7 +70,7 @@ def settle(
     themselves. The shifts of a quantized network follow.
 
     ``batches``: inputs as in training, augmented as there: a batch, or several, ``x`` or ``(x, y)``, such as
-    the training's loader; read until ``images`` of them are seen. All else stays as it was: weights, flags, ranges.
+    the training's loader; read until ``images`` of them are seen. All else (weights, flags, ranges) stays.
 
     Returns whether the batches differed so widely that all were measured together (:func:`recalibrate`).
     Raises :class:`SpikedistillError` without a batch, and for one that is empty or holds NaN.
