@@ -81,7 +81,6 @@ COMMANDS = {  # where it is not "train RECORD"
 EARLIER = (
     "evidence-cifar100",
     "evidence-few",
-    "evidence-unit",
 )
 STATISTICS = (
     "Norm statistics are of plain training images here, as all networks had them once; those of augmented "
@@ -153,7 +152,7 @@ NOTES = {  # what the numbers do not say
         "weights and the atan surrogate."
     ),
     "evidence-few": "No setting was chosen for these data: they are those of the unit below.",
-    "evidence-unit": "One setting a method, none chosen on these data.",
+    "evidence-unit": "One setting a method, none chosen on these data. The other arms of the recipe: not run.",
 }
 
 
