@@ -140,9 +140,9 @@ class Distiller(nn.Module):
         function of ``seed`` and the objective's name alone.
         """
         x = batch if isinstance(batch, Tensor) else batch[0]
-        # Two samples tell all shapes, at a fraction of a batch's time and memory.
         # Not for NaN: the loop that meets it can say of which epoch and image it is.
         finite.check_filled([x], "Distiller.setup")
+        # Two samples tell all shapes, at a fraction of a batch's time and memory.
         batch_size, x = x.shape[0], x[:2]
         student = self.student
         self._student_taps = _resolve(self.terms, student, "student", x)

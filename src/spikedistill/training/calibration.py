@@ -18,9 +18,8 @@ from ..randomness import apart, seed_everything, seed_of
 from .evaluate import evaluating
 
 CALIBRATION_IMAGES = 1024  # at least, where there are as many
-SPREAD = (
-    0.5  # of batches' variances: images, spoken digits, N-MNIST 0.05 to 0.15, objects before a DVS128 1.4
-)
+# Of the batches' variances: images, spoken digits, N-MNIST have 0.05 to 0.15, objects before a DVS128 1.4.
+SPREAD = 0.5
 LAST_EPOCH = 2**31  # beyond every `mix_until`: images are mixed where training mixes them to its end
 
 
