@@ -163,6 +163,8 @@ def test_binning_options() -> None:
     one = bin_events(e, 1, (4, 4), FramesConfig(polarity="merged"))
     assert one.shape == (1, 1, 4, 4)
     assert one.sum() == 4
+    cut = bin_events(e, 1, (4, 4), FramesConfig(size=2, polarity="merged", limit=1))
+    assert cut[0, 0].tolist() == [[1, 1], [0, 1]]
     full = bin_events(e, 1, (4, 4), FramesConfig())
     nearest = bin_events(e, 1, (4, 4), FramesConfig(size=2, resize="nearest"))
     expected = torch.nn.functional.interpolate(torch.from_numpy(full).float(), 2, mode="nearest")

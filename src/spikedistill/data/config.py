@@ -40,7 +40,8 @@ class FramesConfig(Strict):
     (``number``), or every ``duration`` microseconds from the first event (later events are dropped, missing
     frames stay empty). ``size`` (H, W): ``resize: sum`` moves every event to its place on the smaller sensor,
     so that none is lost; ``nearest`` keeps one pixel of each cell, as interpolating a frame does. ``polarity:
-    merged`` makes one channel.
+    merged`` makes one channel. ``limit``: the largest count of a pixel in one of these frames; what is above
+    is cut (pixels and recordings with far more events than others).
     """
 
     number: PositiveInt | None = None
@@ -49,6 +50,7 @@ class FramesConfig(Strict):
     size: Size | None = None
     resize: Literal["sum", "nearest"] = "sum"
     polarity: Polarity = "two"
+    limit: PositiveInt | None = None
     cache: Path | None = None
 
 

@@ -56,7 +56,7 @@ def bin_events(
 
     Event i of n at time t_i stands in frame ``floor(F (t_i - t_first) / (t_last - t_first + 1))`` (by time),
     ``floor(F i / n)`` (by number), or ``floor((t_i - t_first) / duration)``. So summing groups of F/T frames
-    gives exactly the frames that binning at T gives.
+    gives exactly the frames that binning at T gives (with ``limit``: sums of frames that are cut each).
 
     Shape: n events -> (F, C, H, W).
     """
@@ -93,9 +93,10 @@ def bin_events(
     p = np.minimum(events.p, channels - 1)
     keep = (step < frames) & (x >= 0) & (y >= 0)
     flat = (((step * channels + p) * height + y) * width + x)[keep]
-    return np.bincount(flat, minlength=frames * channels * height * width).reshape(
-        frames, channels, height, width
-    )
+    counts = np.bincount(flat, minlength=frames * channels * height * width)
+    if config.limit is not None:
+        counts = np.minimum(counts, config.limit)
+    return counts.reshape(frames, channels, height, width)
 
 
 def _place(position: NDArray[np.int64], old: int, new: int, config: FramesConfig) -> NDArray[np.int64]:

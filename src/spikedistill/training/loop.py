@@ -25,7 +25,7 @@ GATHER_EVERY = 20  # steps between reads of the loss from the device
 UNEVEN = (
     "a few inputs are far stronger than the others, so that batches differ widely in what norms see; all "
     "were measured together for the saved statistics, but training has each batch's own. Where they are no "
-    "part of what is to be learned, leave them out or limit their values"
+    "part of what is to be learned, leave them out or limit their values (events: data.frames.limit)"
 )
 READ_EVERY_STEP = ("cpu",)  # devices that are asked at every step: reading them waits for nothing
 
