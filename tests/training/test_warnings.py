@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import spikedistill as sd
-from spikedistill.training.loop import UNEVEN
+from spikedistill.training.calibration import UNEVEN
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,8 @@ def test_a_few_strong_inputs_are_said_once(tmp_path) -> None:
         "stages": [{"name": "one", "network": {"name": "vgg5", "width": 0.125, "pools": 1}, "epochs": 2}],
     }
     arrays = {"x_train": x, "y_train": y, "x_test": x[:32], "y_test": y[:32]}
-    sd.train(recipe, data=arrays, out=tmp_path / "run")
+    (stage,) = sd.train(recipe, data=arrays, out=tmp_path / "run").summary.stages
+    assert UNEVEN in stage.warnings
     events = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     warnings = [event["text"] for event in events if event["event"] == "warning"]
     assert warnings.count(UNEVEN) == 1

@@ -20,6 +20,11 @@ from .evaluate import evaluating
 CALIBRATION_IMAGES = 1024  # at least, where there are as many
 # Of the batches' variances: images, spoken digits, N-MNIST have 0.05 to 0.15, objects before a DVS128 1.4.
 SPREAD = 0.5
+UNEVEN = (
+    "a few inputs are far stronger than the others, so that batches differ widely in what norms see; all "
+    "were measured together for the saved statistics, but training has each batch's own. Where they are no "
+    "part of what is to be learned, leave them out or limit their values (events: data.frames.limit)"
+)
 LAST_EPOCH = 2**31  # beyond every `mix_until`: images are mixed where training mixes them to its end
 
 

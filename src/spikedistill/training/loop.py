@@ -12,7 +12,7 @@ from ..data import AugmentConfig
 from ..neurons.shared_norms import synchronize
 from ..optimizer_groups import clip_gradients
 from . import metrics, signals
-from .calibration import settle
+from .calibration import UNEVEN, settle
 from .diagnosis import explain
 from .evaluate import Evaluation, evaluate, evaluating, remedy
 from .machine import autocast, peak_memory_mb, saving
@@ -22,11 +22,6 @@ from .tracking import scalars
 from .training_state import TrainingState
 
 GATHER_EVERY = 20  # steps between reads of the loss from the device
-UNEVEN = (
-    "a few inputs are far stronger than the others, so that batches differ widely in what norms see; all "
-    "were measured together for the saved statistics, but training has each batch's own. Where they are no "
-    "part of what is to be learned, leave them out or limit their values (events: data.frames.limit)"
-)
 READ_EVERY_STEP = ("cpu",)  # devices that are asked at every step: reading them waits for nothing
 
 
