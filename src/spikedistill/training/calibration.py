@@ -99,9 +99,10 @@ def settle(
 def recalibrate(network: nn.Module, batches: Iterable[Tensor], time_steps: int | None = None) -> bool:
     """Average norm statistics anew over ``batches``, in place; at ``time_steps`` (None: the network's).
 
-    Each batch is normalised by its own statistics, as in training. Where those of the batches differ widely
-    (a few recordings with far more events than others) their average is of no network that ever ran; there,
-    all batches are measured together, normalised as evaluation does it. Returns whether that was so.
+    Each batch is normalised by its own statistics, as in training. Where a few inputs are far stronger than
+    the others (recordings with more events), so that batches differ widely in what the first norm sees, their
+    average is of no network that ever ran; there, all batches are measured together, normalised as evaluation
+    does it. Returns whether that was so.
     """
     batches = list(batches)
     norms: list[Any] = [
@@ -109,25 +110,27 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor], time_steps: int |
         for m in network.modules()
         if isinstance(m, NormNeuron | nn.modules.batchnorm._BatchNorm) and m.running_var is not None
     ]
+    if not norms:
+        return False
     momenta = [m.momentum for m in norms]
-    variances: list[list[Tensor]] = [[] for _ in norms]
+    variances: list[Tensor] = []  # of the batches, in the first norm
     own = getattr(network, "time_steps", None)
     # Everything in eval mode but the norms: dropout would give statistics of a network that nobody runs.
     with evaluating(network), simulation.time_steps(network, time_steps or own or 1):
         for m in norms:
             m.train()
         for i, x in enumerate(batches):
-            before = [m.running_var.clone() for m in norms]
+            average = norms[0].running_var.clone()
             for m in norms:
                 # Makes the running average a plain mean of the batches, the first replacing what was there.
                 # torch's momentum=None would go on counting from num_batches_tracked, the training before.
                 m.momentum = 1 / (i + 1)
             _forward(network, x, i)
-            for seen, m, average in zip(variances, norms, before, strict=True):
-                seen.append(average + (m.running_var - average) * (i + 1))
+            variances.append(average + (norms[0].running_var - average) * (i + 1))
         for m, momentum in zip(norms, momenta, strict=True):
             m.momentum = momentum
-        together = len(batches) > 1 and max(map(_spread, variances), default=0.0) > SPREAD
+        # Of the first: behind others, layers that fire rarely differ from batch to batch on any data.
+        together = len(variances) > 1 and _spread(variances) > SPREAD
         if together:
             for m in norms:
                 m.eval()
