@@ -149,7 +149,7 @@ NOTES = {  # what the numbers do not say
         "weights and the atan surrogate."
     ),
     "evidence-few": "No setting was chosen for these data: they are those of the unit below.",
-    "evidence-unit": "One setting a method, none chosen on these data. The other arms of the recipe: not run.",
+    "evidence-unit": "One setting a method, none chosen on these data. The recipe's other arms: not run.",
 }
 
 
