@@ -241,6 +241,15 @@ def by_stage(records: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any
     return found
 
 
+def reading(stages: dict[str, dict[int, dict[str, Any]]], student: str) -> str:
+    """What the paired interval of ``student`` and ``alone`` shows; a dash for a single seed."""
+    taught, alone = stages[student], stages[BASELINE]
+    interval = paired_interval([100 * (taught[s]["accuracy"] - alone[s]["accuracy"]) for s in sorted(taught)])
+    if not interval:
+        return "–"
+    return "gain" if interval[0] > 0 else "loss" if interval[1] < 0 else "no difference"
+
+
 def compared() -> list[str]:
     """A row a data set: what a teacher adds, whether that is shown, and what it costs in operations."""
     lines = [
@@ -254,10 +263,6 @@ def compared() -> list[str]:
         alone, taught = (
             {s: 100 * one["accuracy"] for s, one in stages[n].items()} for n in (BASELINE, student)
         )
-        interval = paired_interval([taught[s] - alone[s] for s in sorted(taught)])
-        reading = "–"
-        if interval:
-            reading = "gain" if interval[0] > 0 else "loss" if interval[1] < 0 else "no difference"
         costs = " / ".join(
             count(fmean(one["operations"] for one in stages[n].values())) for n in (BASELINE, student)
         )
@@ -265,14 +270,16 @@ def compared() -> list[str]:
         lines.append(
             f"| {data} | `{name}`{mark} | {next(iter(stages[student].values()))['T']} "
             f"| {_spread([*alone.values()], 1)} | {_spread([*taught.values()], 1)} "
-            f"| {_difference(stages[student], stages[BASELINE])} | {costs} | {len(taught)} | {reading} |"
+            f"| {_difference(stages[student], stages[BASELINE])} | {costs} | {len(taught)} "
+            f"| {reading(stages, student)} |"
         )
     return lines
 
 
 def summed_up() -> str:
     """How many of the comparisons are won and lost, in words."""
-    read = [line.rstrip(" |").rpartition("| ")[2] for line in compared()[2:]]
+    each = [(by_stage(recorded(RECORDS / name)), student) for name, student in COMPARED.values()]
+    read = [reading(stages, student) for stages, student in each if stages]
     lost = read.count("loss")
     return (
         f"More accuracy with a teacher in {read.count('gain')} of {len(read)} comparisons on real data, less "

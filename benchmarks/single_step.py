@@ -21,11 +21,10 @@ SHAPES = [(8, 16, 8), (32, 32, 8), (32, 32, 16), (32, 64, 16), (32, 64, 32)]  # 
 CALLS = 200  # of the smallest map, in one measurement
 
 
-def variants(N: int, C: int, side: int) -> dict[str, Callable[[], None]]:
-    """Several calls each, so that the clock's own cost is none."""
+def variants(N: int, C: int, side: int, calls: int) -> dict[str, Callable[[], None]]:
+    """``calls`` of each, so that the clock's own cost is none."""
     like = torch.empty(N, C, side, side, memory_format=torch.channels_last)
     x, g = torch.randn_like(like).requires_grad_(), torch.randn_like(like)
-    calls = max(1, CALLS * 8192 // like.numel())
 
     def repeated(module: nn.Module, most: int, eager: bool = False) -> Callable[[], None]:
         def run() -> None:
@@ -53,7 +52,7 @@ def main() -> None:
     rows = {}
     for N, C, side in SHAPES:
         calls = max(1, CALLS * 8192 // (N * C * side * side))
-        found = timing.interleaved(variants(N, C, side), a.runs)
+        found = timing.interleaved(variants(N, C, side, calls), a.runs)
         for name, row in found.items():
             rows[f"{name} {N}x{C}x{side}x{side}"] = {key: value / calls for key, value in row.items()}
         print(f"{N}x{C}x{side}x{side}:", *(f"{n} {r['median_ms'] / calls:.3f} ms" for n, r in found.items()))

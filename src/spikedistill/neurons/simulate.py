@@ -87,15 +87,14 @@ def simulate(
     if norm is not None and (stepwise or constant or not norm.fusable or not neuron.fusable(current)):
         current, norm, residual = norm.current(current, residual), None, None
     # Asked again: a quantized norm has just put the neuron on its grid.
-    fused_now = not stepwise and neuron.fusable(current)
-    if fused_now and T == 1 and not membrane and _single(current, norm, neuron):
-        spikes, charged = (
-            single_step.run(
-                current, norm, residual, neuron.decay, neuron.gain, neuron.initial, neuron.constants
-            ),
-            None,
+    fusable = not stepwise and neuron.fusable(current)
+    single = fusable and T == 1 and not membrane
+    if single and single_step.applies(current, norm, neuron.decay, neuron.gain, neuron.constants):
+        charged = None
+        spikes = single_step.run(
+            current, norm, residual, neuron.decay, neuron.gain, neuron.initial, neuron.constants
         )
-    elif fused_now:
+    elif fusable:
         affine, batch = (None, None) if norm is None else norm.for_fused(current)
         spikes, charged = fused.run(
             current, T, neuron.encode, neuron.decay, neuron.gain, neuron.initial, neuron.constants,
@@ -113,10 +112,6 @@ def simulate(
     if sim is not None:
         _capture(sim, owner, k, neuron, current, spikes, charged, T)
     return spikes
-
-
-def _single(current: Tensor, norm: Charging | None, neuron: Firing) -> bool:
-    return single_step.applies(current, norm, neuron.decay, neuron.gain, neuron.constants)
 
 
 def _capture(

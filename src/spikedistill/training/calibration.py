@@ -162,7 +162,7 @@ def _measure_together(network: nn.Module, norms: Sequence[Any], batches: Sequenc
         def read(module: nn.Module, given: tuple[Any, ...], sums: dict[nn.Module, Tensor] = sums) -> None:
             x = given[0].detach().double()
             dims = [d for d in range(x.dim()) if d != 1]
-            n = torch.full_like(x[0].flatten(1)[:, 0] if x.dim() > 2 else x[0], x.numel() // x.shape[1])
+            n = x.new_full((x.shape[1],), x.numel() // x.shape[1])
             seen = torch.stack([n, x.sum(dims), x.square().sum(dims)])
             sums[module] = sums[module] + seen if module in sums else seen
 
