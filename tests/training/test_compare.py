@@ -15,12 +15,13 @@ import spikedistill as sd
 from spikedistill import cli
 from spikedistill.methods import catalogue, chosen
 from spikedistill.recipe import load
-from spikedistill.training import comparison, metrics
+from spikedistill.training import comparison, cost, metrics
 from spikedistill.training.checkpoint import read_json
 from spikedistill.training.comparison import duration_seconds
 from spikedistill.training.contest import base, generated
 from spikedistill.training.one_seed import OneSeed
 from spikedistill.training.reuse import finished, stage_keys
+from spikedistill.training.run import opened
 from spikedistill.training.verdict import judge, sentence
 
 STUDENT = {"name": "conv6", "width": 0.125}
@@ -354,3 +355,31 @@ def test_a_file_in_the_folders_place_is_named(inside, tmp_path):
     with pytest.raises(sd.SpikedistillError, match=r"f\.txt is a file; choose another --out"):
         sd.train(RECIPE, out=tmp_path / "f.txt" / inside, quiet=True)
     assert (tmp_path / "f.txt").read_text() == "mine\n"
+
+
+def test_a_stage_is_timed_as_it_would_run(monkeypatch):
+    """Uncompiled steps took seven times as long as those of the run, and so did the estimate."""
+    asked, ran, real = [], [], cost.compiling
+
+    def worth(distiller, *_):
+        asked.append(distiller.student)
+        return any(isinstance(m, sd.neurons.Neuron) for m in distiller.student.modules())
+
+    def compiling(on):
+        ran.append(on)
+        return real(False)
+
+    monkeypatch.setattr(cost, "worth_compiling", worth)
+    monkeypatch.setattr(cost, "compiling", compiling)
+    stages = [*RECIPE["stages"], {**RECIPE["stages"][1], "name": "again"}]
+    recipe = load({**RECIPE, "compile": "auto", "stages": stages})
+    seconds = cost.seconds_each(recipe, opened(recipe, None), {})
+    assert list(seconds) == ["grown-up", "student", "again"]
+    assert min(seconds.values()) > 0
+    # An ANN has nothing to compile; of two stages that train equal networks one is asked about.
+    assert ran[1:] == [False, True, True]
+    assert len(asked) == 2
+    ran.clear()
+    cost.seconds_each(load(RECIPE), opened(recipe, None), {})
+    assert not any(ran)
+    assert len(asked) == 2

@@ -127,6 +127,11 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     return nullcontext()
 
 
+def channels_last(compiled: bool, precision: str) -> bool:
+    """Whether a stage's images and weights lie channels last: where its kernels are faster so."""
+    return compiled or precision == "bfloat16"
+
+
 @contextmanager
 def compiling(on: bool) -> Iterator[None]:
     """Run with or without compiling; where compiling is forbidden altogether, by the plain equations."""

@@ -24,7 +24,7 @@ from .bfloat16 import trainable_precision
 from .calibration import CALIBRATION_IMAGES, LAST_EPOCH, calibration_batches, recalibrate, settling_batches
 from .card import card
 from .loop import Training
-from .machine import autocast, compiling, estimate, worth_compiling
+from .machine import autocast, channels_last, compiling, estimate, worth_compiling
 from .progress import Progress
 from .reuse import stage_keys, take
 from .run_folder import (
@@ -210,7 +210,7 @@ class OneSeed:
             )
             self.say_what_fits(stage, distiller, x, y, training)
             compiled = self.compiles(stage, distiller, x, y, training)
-            training.channels_last = compiled or settings.precision == "bfloat16"
+            training.channels_last = channels_last(compiled, settings.precision)
             with compiling(compiled):
                 training.run()
             # Trained over an objective's longer T, the norms have averaged over steps that the network itself
