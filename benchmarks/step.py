@@ -219,8 +219,13 @@ def race(a: argparse.Namespace, half: bool, names: list[str]) -> tuple[dict[str,
             seconds[name] = []
     for _ in range(a.runs):
         for name in random.sample(list(seconds), len(seconds)):
-            workers[name][1].send(True)
-            seconds[name].append(workers[name][1].recv())
+            try:
+                workers[name][1].send(True)
+                seconds[name].append(workers[name][1].recv())
+            except (EOFError, OSError):  # such as one that the system ended for want of memory
+                errors[name] = "the process died"
+                print(f"{name}: {errors[name]}", flush=True)
+                del seconds[name]
     for name, (process, ends) in workers.items():
         if name in seconds:
             ends.send(False)
