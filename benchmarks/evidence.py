@@ -1,12 +1,12 @@
 """The evidence of docs/results.md: reduced records of runs in results/evidence, and the page made of them.
 
     python benchmarks/evidence.py keep RUN [RUN ...]  # finished stages of runs, a file of at most 5 kB a seed
-    python benchmarks/evidence.py page                # docs/results.md, the README's table, from the records
+    python benchmarks/evidence.py page                # docs/results.md, tables of README and docs/methods.md
     python benchmarks/evidence.py page --check        # exit code 1 where they are not what the records say
 
 A record names recipe, seed, versions, hashes of recipe and data, kind of CPU and threads, and of each stage
 its accuracies, rate, operations, bits and seconds. Nothing on the page is typed by hand but the words in
-``TITLES``.
+``evidence_words.py``.
 """
 
 import argparse
@@ -18,20 +18,22 @@ import sys
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import from_scratch
 import yaml
+from evidence_methods import measured
+from evidence_records import BASELINE, RECORDS, ROOT, by_stage, difference, reading, recorded, spread
+from evidence_words import COMMANDS, COMPARED, DRAWN, EARLIER, NOTES, STATISTICS, TITLES
 
 from spikedistill.report import page as report_page
 from spikedistill.report import plots
 from spikedistill.report.table import count, estimates, microjoule, number
-from spikedistill.training.summary import RunSummary, StageSummary, paired_interval
+from spikedistill.training.summary import RunSummary, StageSummary
 
-ROOT = Path(__file__).parents[1]
 DRAWINGS = ROOT / "docs" / "plots"
-RECORDS, PAGE, README = ROOT / "results" / "evidence", ROOT / "docs" / "results.md", ROOT / "README.md"
+PAGE, METHODS, README = ROOT / "docs" / "results.md", ROOT / "docs" / "methods.md", ROOT / "README.md"
 BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
 COLUMNS = (
     "stage", "network", "T", "bits", "test accuracy [%]", "against `alone` [points]", "firing rate [%]",
@@ -39,118 +41,8 @@ COLUMNS = (
     "energy [µJ]", "equal-bit ANN [µJ]", "least ratio", "seconds", "seeds",
 )  # fmt: skip
 LARGEST = 5000  # bytes of a seed's record
-BASELINE = "alone"  # stages are compared with this one, seed by seed, but for those named here
 PLAIN = re.compile(r"(logits|membranes|both)-(\d-\d-\d)$")  # few bits: with the plain one of as many bits
 IN_README = "digits"
-TITLES = {
-    "digits": "8x8 digits, 540 training images: the demo",
-    "evidence-unit": "10,000 images of CIFAR-10, 12 epochs, conv6 at half width: methods at equal budget",
-    "evidence-few": "2,500 images of CIFAR-10, 40 epochs",
-    "evidence-cifar10": "All images of CIFAR-10, 8 epochs",
-    "spoken-digits": "Spoken digits: other takes in the test",
-    "evidence-nmnist": "N-MNIST: a teacher of frames, a student of events",
-    "evidence-cifar100": "All images of CIFAR-100, 8 epochs",
-    "dvs128-objects": "Objects before a DVS128: other recording sessions in the test",
-    "pneumonia": "PneumoniaMNIST: a teacher of four times the width",
-    "compare-digits": "8x8 digits: methods at equal budget",
-    "compare-digits-vgg9": "8x8 digits: methods that compare features, equal networks on both sides",
-    "digits-operations": "8x8 digits: what spikes buy",
-    "evidence-mdsnn": "Few bits: what the full-precision SNN gives back",
-}
-
-COMPARED = {  # a student with a teacher, a record and its stage, and the same network alone
-    "CIFAR-10, all images": ("evidence-cifar10", "student"),
-    "CIFAR-10, 10,000 images": ("evidence-unit", "logits"),
-    "CIFAR-10, 2,500 images": ("evidence-few", "student"),
-    "CIFAR-100": ("evidence-cifar100", "student"),
-    "spoken digits": ("spoken-digits", "student"),
-    "N-MNIST": ("evidence-nmnist", "student"),
-    "objects before a DVS128": ("dvs128-objects", "student"),
-    "PneumoniaMNIST": ("pneumonia", "student"),
-}
-DRAWN = {  # accuracy against operations, the spiking stages: what the drawing shows
-    "digits-operations": "What spikes buy: accuracy against synaptic operations, means of all seeds",
-    "compare-digits": "Methods at equal budget: accuracy against synaptic operations, means of all seeds",
-}
-COMMANDS = {  # where it is not "train RECORD"
-    "compare-digits": "compare --methods all --on digits",
-    "compare-digits-vgg9": "compare --methods bkdsnn,kdsnn,lasnn,sakd,logits,ckdsnn,sastc --on digits-kdsnn",
-}
-
-# Measured while norm statistics came from plain training images, and augmented in training: to be repeated.
-EARLIER = ("evidence-cifar100",)
-STATISTICS = (
-    "Norm statistics are of plain training images here, as all networks had them once; those of augmented "
-    "images, as in training, gave 1 to 6 points more on CIFAR, students more than `alone`."
-)
-
-NOTES = {  # what the numbers do not say
-    "spoken-digits": (
-        "No difference: both start from the teacher's weights and end within two points of it, so that "
-        "little is left to add. Settings are those of the shipped recipe, fixed on a fifth of the training "
-        "part. On whole recordings held out, one or two seeds, other forms gained nothing either (TET alone "
-        "94.4 and 95.6, with teachers 91.2 to 95.8; norm statistics of plain sound then)."
-    ),
-    "evidence-nmnist": (
-        "A gain on eight of ten seeds. Settings were fixed on 210 of the 700 training samples, one seed, "
-        "three a side, before the test part was read (with norm statistics of plain samples): `alone` with "
-        "cross-entropy (91.9 there, taken), smoothed labels (0.1; 91.9) and TET (79.5 after 20 epochs, "
-        "cross-entropy 83.3); `student` with logits at temperature 2 and weight 1 (93.8, taken), weighted "
-        "soft labels (92.9), and temperature 4 at 0.9 against 0.1 of cross-entropy (79.0 after 20 epochs, "
-        "temperature 2 84.8). The test part: 300 samples held out of the training file, and the 100 of the "
-        "test file."
-    ),
-    "pneumonia": (
-        "No difference of the student; its four-bit copy, which learns from it, is 1.4 points ahead of "
-        "`alone`. Settings were fixed on the official validation part, four seeds, three a side, before the "
-        "test part was read (with norm statistics of plain images): `alone` with cross-entropy (89.7 "
-        "there), smoothed labels (0.1; 87.1) and TET (86.8); `student` with logits at temperature 2 and "
-        "weight 1 (90.9) or 0.25 (91.4, taken), and weighted soft labels (91.2). In training 9 of 10 and in "
-        "validation 3 of 4 images are pneumonia, in test 6 of 10. With statistics of plain images the "
-        "deviations between seeds were 4 to 6 points, and the four-bit copy had 76.3."
-    ),
-    "evidence-cifar10": (
-        "Settings are those of CIFAR-100 below; none was chosen for this budget, and `alone` has one. Two "
-        "forms were tried before, with a published ResNet-20 as teacher, which knows 99.6 % of the training "
-        "images: logits at temperature 4, 0.9 against 0.1 of cross-entropy, and weighted soft labels. All "
-        "three seemed to add little or nothing (-0.65 to +3.1 points, one or two seeds) while norm "
-        "statistics came from plain training images: measured on augmented ones, as in training, the "
-        "teacher knows 2.6 points more (seed 0: 81.5), and the same trained weights give 73.1 in place of "
-        "71.9 (`alone`) and 74.1 in place of 71.3 (`student`), before a student has learned from the better "
-        "teacher."
-    ),
-    "evidence-cifar100": (
-        "The student's form was fixed on validation images, one seed, before the test part was read: logits "
-        "at temperature 4, 0.9 against 0.1 of cross-entropy, were tried to the fifth epoch (25.5 there, "
-        "`alone` 26.0), then weighted soft labels taken; `alone` has one setting."
-    ),
-    "dvs128-objects": (
-        "Settings were fixed on whole training sessions held out in turn (two folds, two seeds), three a "
-        "side, before the test sessions were read: `alone` with cross-entropy (46.5 there), smoothed labels "
-        "(0.1; 38.0) and TET (47.0, taken); `student` of three teachers with logits at temperature 2 and "
-        "weight 1 (58.8) or 0.25 (48.4), and weighted soft labels (59.2, taken). The same recipe once showed "
-        "no difference (72.9 and 68.5 with deviations of 3 and 14): a few recordings have far more events "
-        "than others, the statistics of batches differ widely, and their average, with which the networks "
-        "were measured, is of no network that was trained. Measured on all batches together the same trained "
-        "weights gain up to 42 points (seed 8), the narrow teacher 9 on average."
-    ),
-    "compare-digits": (
-        "The weights of each method are those of its shipped recipe, tuned for none of this. On the 60 "
-        "validation images, corrected for 17 comparisons, `entropy` (+4.3 [+1.7, +7.0]) and `logits` are "
-        "shown to be better than `alone`; intervals in the table are of the test part and not corrected. "
-        "Methods without a teacher make little difference here; all those with one gain 1.5 points or "
-        "more. `activity` (which has a teacher's logits too) needs less than half the operations. "
-        "Left out, since the student's two stages do not fit the teacher's three or the network has not what "
-        "the method looks at: attention-maps, bkdsnn, hdkd, kdsnn, lasnn, mdsnn, sakd, spike-count."
-    ),
-    "digits-operations": (
-        "`aim-...`: a stage's `operations`, which its training aims at; reached are the operations of the "
-        "table. A fifth of the operations of the free network costs half a point. `plain`: an ANN's initial "
-        "weights and the atan surrogate."
-    ),
-    "evidence-few": "No setting was chosen for these data: they are those of the unit below.",
-    "evidence-unit": "One setting a method, none chosen on these data. The recipe's other arms: not run.",
-}
 
 
 def processor() -> str:
@@ -232,24 +124,6 @@ def keep(folders: Iterable[Path]) -> None:
             print(f"{out.relative_to(ROOT)}: {len(record['stages'])} stages")
 
 
-def by_stage(records: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
-    """Stage, then seed: its record."""
-    found: dict[str, dict[int, dict[str, Any]]] = {}
-    for record in records:
-        for stage in record["stages"]:
-            found.setdefault(stage["name"], {})[record["seed"]] = stage
-    return found
-
-
-def reading(stages: dict[str, dict[int, dict[str, Any]]], student: str) -> str:
-    """What the paired interval of ``student`` and ``alone`` shows; a dash for a single seed."""
-    taught, alone = stages[student], stages[BASELINE]
-    interval = paired_interval([100 * (taught[s]["accuracy"] - alone[s]["accuracy"]) for s in sorted(taught)])
-    if not interval:
-        return "–"
-    return "gain" if interval[0] > 0 else "loss" if interval[1] < 0 else "no difference"
-
-
 def compared() -> list[str]:
     """A row a data set: what a teacher adds, whether that is shown, and what it costs in operations."""
     lines = [
@@ -269,8 +143,8 @@ def compared() -> list[str]:
         mark = r" \*" if name in EARLIER else ""
         lines.append(
             f"| {data} | `{name}`{mark} | {next(iter(stages[student].values()))['T']} "
-            f"| {_spread([*alone.values()], 1)} | {_spread([*taught.values()], 1)} "
-            f"| {_difference(stages[student], stages[BASELINE])} | {costs} | {len(taught)} "
+            f"| {spread([*alone.values()], 1)} | {spread([*taught.values()], 1)} "
+            f"| {difference(stages[student], stages[BASELINE])} | {costs} | {len(taught)} "
             f"| {reading(stages, student)} |"
         )
     return lines
@@ -302,9 +176,9 @@ def table(records: list[dict[str, Any]]) -> list[str]:
             str(stage["network"]),
             str(T or "ANN"),
             "/".join(map(str, bits)) if bits else "float",
-            _spread([100 * s["accuracy"] for s in seeds.values()], 2),
+            spread([100 * s["accuracy"] for s in seeds.values()], 2),
             _against(name, stages) if T else "–",
-            _spread([100 * s["firing_rate"] for s in seeds.values()], 1)
+            spread([100 * s["firing_rate"] for s in seeds.values()], 1)
             if stage.get("firing_rate") is not None
             else "–",
             count(fmean(s["operations"] for s in seeds.values())) if stage.get("operations") else "–",
@@ -337,29 +211,7 @@ def _against(name: str, stages: dict[str, dict[int, dict[str, Any]]]) -> str:
     baseline = f"plain-{few[2]}" if few else BASELINE
     if name == baseline or baseline not in stages:
         return "–"
-    return _difference(stages[name], stages[baseline]) + (f", against `{baseline}`" if few else "")
-
-
-def _spread(values: list[float], digits: int) -> str:
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{fmean(values):.{digits}f}{spread}"
-
-
-def _difference(mine: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]) -> str:
-    values = [
-        100 * (mine[s]["accuracy"] - theirs[s]["accuracy"]) for s in sorted(mine.keys() & theirs.keys())
-    ]
-    if not values:
-        return "–"
-    interval = paired_interval(values)
-    return f"{fmean(values):+.2f}" + (
-        f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else " (one seed)"
-    )
-
-
-def recorded(folder: Path) -> list[dict[str, Any]]:
-    """The records of one recipe, a seed each."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*.json"))]
+    return difference(stages[name], stages[baseline]) + (f", against `{baseline}`" if few else "")
 
 
 def page() -> str:
@@ -453,14 +305,10 @@ def drawing(records: list[dict[str, Any]], alt: str) -> str:
     )
 
 
-def readme(text: str) -> str:
-    """The README with its table and its sentence made anew, where it has the place for them."""
-    if BEGIN not in text or not (RECORDS / IN_README).is_dir():
-        return text
-    records = recorded(RECORDS / IN_README)
+def between(text: str, lines: list[str]) -> str:
+    """A page with what is between its two marks made anew."""
     before, rest = text.split(BEGIN, 1)
-    block = "\n".join([*table(records), "", summed_up()])
-    return f"{before}{BEGIN}\n{block}\n{END}{rest.split(END, 1)[1]}"
+    return "\n".join([f"{before}{BEGIN}", *lines, f"{END}{rest.split(END, 1)[1]}"])
 
 
 def main() -> int:
@@ -474,7 +322,12 @@ def main() -> int:
     if given.command == "keep":
         keep(given.runs)
         return 0
-    wanted = {PAGE: page(), README: readme(README.read_text())}
+    demo = [*table(recorded(RECORDS / IN_README)), "", summed_up()]
+    wanted = {
+        PAGE: page(),
+        README: between(README.read_text(), demo),
+        METHODS: between(METHODS.read_text(), measured()),
+    }
     for name, alt in DRAWN.items():
         if (RECORDS / name).is_dir():
             wanted[DRAWINGS / f"{name}.svg"] = drawing(recorded(RECORDS / name), alt)
