@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import spikedistill as sd
 from spikedistill.errors import SpikedistillError
+from spikedistill.recipe import load
 from tiny_vgg import X, Y, network
 
 KD = {"type": "logit_distillation", "temperature": 2.0, "weight": 0.5}
@@ -171,8 +172,6 @@ def test_a_recipe_with_two_teachers_trains(tmp_path):
      ({"a": -1.0, "b": 1.0}, "at least 0")],
 )  # fmt: skip
 def test_wrong_teachers_in_a_recipe_are_refused(teacher, words):
-    from spikedistill.recipe import load
-
     wrong = copy.deepcopy(RECIPE)
     wrong["stages"][-1]["teacher"] = teacher
     with pytest.raises(SpikedistillError, match=words):
@@ -185,10 +184,28 @@ def test_names_made_for_teachers_hide_no_other_objective():
         sd.Distiller(network(), {"a": network(None), "b": network(None)}, [KD, own])
 
 
-@pytest.mark.parametrize("name", [1, "a.b", "", "keys"])
+@pytest.mark.parametrize("name", [1, "a.b", ""])
 def test_a_teachers_name_is_a_word(name):
     with pytest.raises(SpikedistillError, match="a teacher's name is a word without dots"):
         sd.Distiller(network(), {name: network(None)}, [KD])
+
+
+@pytest.mark.parametrize("name", ["float", "keys", "train"])
+def test_a_teacher_may_be_named_as_torch_names_things(name):
+    """Its head alone is a module of the distiller; a stage named `float` could not teach."""
+    teachers = {name: network(None, 1), "other": network(None, 2)}
+    losses = sd.Distiller(network(), teachers, [KD]).setup(X)(X, Y)
+    assert set(losses.parts) == {f"logit_distillation_{name}", "logit_distillation_other"}
+    recipe = copy.deepcopy(RECIPE)
+    recipe["stages"][0]["name"] = recipe["stages"][-1]["teacher"] = name
+    recipe["stages"][-1]["teacher_heads"] = False
+    assert load(recipe).stages[-1].teachers == {name: 1.0}
+    recipe["stages"][-1]["teacher_heads"] = True
+    words = f"a teacher whose head learns cannot be named '{name}'"
+    with pytest.raises(SpikedistillError, match=words):
+        load(recipe)
+    with pytest.raises(SpikedistillError, match=words):
+        sd.Distiller(network(), teachers, [KD], teacher_heads=True)
 
 
 def test_an_ann_of_images_is_told_how_to_teach_from_frames():

@@ -19,7 +19,7 @@ from .numerics import at_least_float32
 from .objectives import Objective, Setup, View, build
 from .randomness import apart, seed_everything
 from .taps import Captures, Tap
-from .teachers import Shares, Teachers, learning_head, lessons, named, shares
+from .teachers import Shares, Teachers, check_head_names, learning_head, lessons, named, shares
 
 
 class Losses(NamedTuple):
@@ -97,6 +97,7 @@ class Distiller(nn.Module):
         self._answers: dict[str, Answers] = {}
         self._asks_heads = teacher_heads
         if teacher_heads:
+            check_head_names(self._teachers)
             self.teacher_heads = nn.ModuleDict()
 
     @property

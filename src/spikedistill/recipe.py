@@ -29,7 +29,7 @@ from .quantization import quantize
 from .quantization.options import Options as Quantizer
 from .reading import MAX_YAML_BYTES, parse_yaml, read_text
 from .recipes import shipped
-from .teachers import lessons, shares
+from .teachers import check_head_names, lessons, shares
 from .typed import Choice, Options, Strict, model_of, read
 
 LARGEST_SEED = 1 << 62  # a run's files hold integers of 64 bits
@@ -362,6 +362,8 @@ def _check_objectives(stage: Stage, where: str) -> None:
             raise SpikedistillError("the list of teachers is empty; name at least one stage")
         if stage.teacher_heads and stage.teacher is None:
             raise SpikedistillError("teacher_heads needs a teacher; add `teacher: STAGE`")
+        if stage.teacher_heads:
+            check_head_names(stage.teachers or {})
     for objective in built:
         if names.count(objective.name) > 1:
             raise SpikedistillError(

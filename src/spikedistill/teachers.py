@@ -1,7 +1,7 @@
 """One teacher or several, all frozen; a copy of a teacher's classifier may learn beside the student."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import nn
@@ -33,10 +33,8 @@ def named(teachers: Teachers) -> dict[str, nn.Module]:
     for name, teacher in teachers.items():
         if not isinstance(teacher, nn.Module):
             raise SpikedistillError(f"teacher {name!r} is no module, found {type(teacher).__name__}")
-        if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
-            raise SpikedistillError(
-                f"a teacher's name is a word without dots that torch's modules do not use, found {name!r}"
-            )
+        if not isinstance(name, str) or not name or "." in name:
+            raise SpikedistillError(f"a teacher's name is a word without dots, found {name!r}")
     if not teachers:
         raise SpikedistillError("the list of teachers is empty; give at least one, or None")
     return dict(teachers)
@@ -104,6 +102,16 @@ def _check_names(names: Sequence[str]) -> None:
         if hasattr(nn.ModuleDict(), name):
             raise SpikedistillError(
                 f"an objective cannot be named {name!r}, a word of torch modules; choose another `name`"
+            )
+
+
+def check_head_names(teachers: Iterable[str]) -> None:
+    """Refuse names under which torch keeps no module, where a copy of the teacher's head is to be one."""
+    for name in teachers:
+        if hasattr(nn.ModuleDict(), name):
+            raise SpikedistillError(
+                f"a teacher whose head learns cannot be named {name!r}, a word of torch modules; choose "
+                "another name"
             )
 
 
