@@ -27,6 +27,7 @@ from evidence_methods import measured
 from evidence_records import BASELINE, RECORDS, ROOT, by_stage, difference, reading, recorded, spread
 from evidence_words import COMMANDS, COMPARED, DRAWN, EARLIER, NOTES, STATISTICS, TITLES
 
+from spikedistill.conversion import time_steps_to_match
 from spikedistill.report import page as report_page
 from spikedistill.report import plots
 from spikedistill.report.table import count, estimates, microjoule, number
@@ -40,6 +41,7 @@ COLUMNS = (
     "operations",
     "energy [µJ]", "equal-bit ANN [µJ]", "least ratio", "seconds", "seeds",
 )  # fmt: skip
+CONVERTED = "conversion"  # the stage that a recipe names so
 LARGEST = 5000  # bytes of a seed's record
 PLAIN = re.compile(r"(logits|membranes|both)-(\d-\d-\d)$")  # few bits: with the plain one of as many bits
 IN_README = "digits"
@@ -190,6 +192,34 @@ def table(records: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def conversions(records: list[dict[str, Any]]) -> list[str]:
+    """Accuracy of a conversion after T steps, and the T it needs for that of each trained SNN, by seed."""
+    stages = by_stage(records)
+    curves = {seed: one["accuracy_at"] for seed, one in stages.get(CONVERTED, {}).items()}
+    if not curves:
+        return []
+    steps = list(next(iter(curves.values())))
+    lines = [
+        "",
+        f"| `{CONVERTED}`, T | " + " | ".join(steps) + " |",
+        "| --- |" + " --- |" * len(steps),
+        "| test accuracy [%] | "
+        + " | ".join(spread([100 * curve[T] for curve in curves.values()], 1) for T in steps)
+        + " |",
+    ]
+    for name, seeds in stages.items():
+        T = next(iter(seeds.values()))["T"]
+        if name == CONVERTED or not T:
+            continue
+        found = [
+            time_steps_to_match({int(t): a for t, a in curves[s].items()}, seeds[s]["accuracy"])
+            for s in sorted(seeds.keys() & curves.keys())
+        ]
+        needed = ", ".join(f"{t} ({t / T:g} times its T)" if t else f"more than {steps[-1]}" for t in found)
+        lines += ["", f"Steps until the conversion knows as much as `{name}`, seed by seed: {needed}."]
+    return lines
+
+
 def _energies(seeds: list[dict[str, Any]]) -> list[str]:
     """By operations: the network, its ANN twin at equal bits, the estimates' least ratio; – where unknown."""
     if any(stage.get("energy_pj") is None for stage in seeds):
@@ -274,6 +304,7 @@ def page() -> str:
             f"torch {first['torch']}, {precision}.",
             "",
             *table(records),
+            *conversions(records),
         ]
         if folder.name in DRAWN:
             out += ["", f"![{DRAWN[folder.name]}](plots/{folder.name}.svg)"]

@@ -13,6 +13,11 @@ TITLES = {
     "compare-evidence-unit": "10,000 images of CIFAR-10, 12 epochs: all methods at equal budget",
     "compare-digits": "8x8 digits: methods at equal budget",
     "compare-digits-kdsnn": "8x8 digits: methods that compare features, equal networks on both sides",
+    "digits-lasnn": "8x8 digits: conversion, and what it takes to beat it",
+    "evidence-lasnn": "Conversion and layer-wise distillation, 10,000 images of CIFAR-10",
+    "evidence-lasnn-deep": "Conversion and layer-wise distillation, a network of 16 layers",
+    "nmnist": "N-MNIST: a spiking teacher of eight steps",
+    "tinyimagenet10": "Ten classes of Tiny ImageNet",
     "digits-operations": "8x8 digits: what spikes buy",
     "evidence-mdsnn": "Few bits: what the full-precision SNN gives back",
 }
