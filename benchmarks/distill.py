@@ -1,9 +1,11 @@
 """What each objective costs over the plain student step.
 
     python benchmarks/distill.py [--batch 32] [--runs 9] [--precision bfloat16] [--json FILE]
+    python benchmarks/distill.py --methods --batch 128 --json results/performance/methods.json
 
 conv6 at T = 4 on 32x32 images; teacher: its ANN twin (for membranes, the same SNN). The teacher's forward
-pass alone is a row.
+pass alone is a row. ``--methods``: every shipped method that fits the networks of the recipe `evidence-unit`
+(conv6 at half width, ResNet-20 as teacher), for the table of docs/methods.md.
 """
 
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import timing
 import torch
 
 import spikedistill as sd
+from spikedistill.methods import catalogue
 from spikedistill.neurons import LIF, compilation
 
 CE = {"type": "cross_entropy"}
@@ -37,11 +40,13 @@ def created(T: int | None) -> sd.networks.Network:
 
 
 def step(
-    teacher: str | None, objectives: list[dict[str, Any]], x: torch.Tensor, y: torch.Tensor, half: bool
+    student: sd.networks.Network,
+    guide: sd.networks.Network | None,
+    objectives: list[dict[str, Any]],
+    x: torch.Tensor,
+    y: torch.Tensor,
+    half: bool,
 ) -> Callable[[], None]:
-    torch.manual_seed(0)
-    student = created(4)
-    guide = None if teacher is None else created(None if teacher == "ann" else 4)
     distiller = sd.Distiller(student, guide, objectives).setup(x).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(distiller.parameters(), 1e-3, momentum=0.9)
 
@@ -55,14 +60,40 @@ def step(
     return run
 
 
+def methods(x: torch.Tensor, y: torch.Tensor, half: bool) -> dict[str, Callable[[], None]]:
+    """The plain step and that of each shipped method which fits the networks of `evidence-unit`."""
+    lif = {"type": "lif"}
+    found: dict[str, Callable[[], None]] = {}
+    objectives = {"plain": [CE], **{method.name: method.at(4) for method in catalogue().values()}}
+    for name, terms in objectives.items():
+        torch.manual_seed(0)
+        student = sd.networks.create("conv6", width=0.5, time_steps=4, neuron=lif)
+        teacher = sd.networks.create("resnet20", time_steps=None).to(memory_format=torch.channels_last)
+        try:
+            found[name] = step(student, teacher, terms, x, y, half)
+        except sd.SpikedistillError as error:
+            print(f"{name}: {error}")
+    return found
+
+
 def main() -> None:
     p = timing.parser(__doc__, batch=32, runs=9, precision="float32")
+    p.add_argument("--methods", action="store_true")
     a = p.parse_args()
     half = a.precision == "bfloat16"
     x = torch.rand(a.batch, 3, 32, 32).to(memory_format=torch.channels_last)
     y = torch.randint(10, (a.batch,))
     with compilation.compiled():
-        variants = {name: step(teacher, terms, x, y, half) for name, (teacher, terms) in OBJECTIVES.items()}
+        if a.methods:
+            rows = timing.interleaved(methods(x, y, half), a.runs)
+            timing.show(rows, "plain")
+            timing.write(a.json, batch=a.batch, runs=a.runs, precision=a.precision, rows=rows)
+            return
+        variants = {}
+        for name, (kind, terms) in OBJECTIVES.items():
+            torch.manual_seed(0)
+            guide = None if kind is None else created(None if kind == "ann" else 4)
+            variants[name] = step(created(4), guide, terms, x, y, half)
         for kind, T in (("ANN", None), ("SNN", 4)):
             teacher = created(T).eval().to(memory_format=torch.channels_last)
 

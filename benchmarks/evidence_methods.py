@@ -1,24 +1,24 @@
 """The table of docs/methods.md: what each method gave where it was measured, from the records."""
 
-from collections.abc import Sequence
+import json
 from statistics import fmean
 
-from evidence_records import BASELINE, RECORDS, Seeds, by_stage, difference, recorded
+from evidence_records import BASELINE, RECORDS, ROOT, Seeds, by_stage, difference, recorded
 
 from spikedistill.methods import STUDENT, catalogue
 
 DIGITS, CIFAR = "8x8 digits", "CIFAR-10, 10,000 images"
 # Of several records the first that has the method.
 MEASURED = {DIGITS: ("compare-digits", "compare-digits-kdsnn"), CIFAR: ("compare-evidence-unit",)}
-# Times of digits were taken beside other work, stage by stage another share of the machine.
-KEYS = {DIGITS: ("operations",), CIFAR: ("operations", "seconds")}
+STEPS = ROOT / "results" / "performance" / "methods.json"  # of `distill.py --methods`
 OWN = "digits-{}"  # a method that fits none of these networks: its own recipe
 
 
 def measured() -> list[str]:
-    """A row a shipped method: difference to ``alone``, operations and time of training as shares of its."""
+    """A row a shipped method: difference to ``alone``, operations and time of a step as shares of its."""
     stages = {name: by_stage(recorded(RECORDS / name)) for names in MEASURED.values() for name in names}
-    titles = [title for data in MEASURED for title in (f"{data} [points]", *KEYS[data])]
+    steps = json.loads(STEPS.read_text())["rows"]
+    titles = [title for data in MEASURED for title in (f"{data} [points]", "operations")] + ["step"]
     lines = ["| method | " + " | ".join(titles) + " |", "| --- |" + " --- |" * len(titles)]
     for method in catalogue():
         cells = []
@@ -27,12 +27,13 @@ def measured() -> list[str]:
             own = by_stage(recorded(RECORDS / OWN.format(method))) if data == DIGITS else {}
             if STUDENT in own:
                 found.append((own[STUDENT], own[BASELINE], " †"))
-            cells += _cells(*found[0], KEYS[data]) if found else ["–"] * (1 + len(KEYS[data]))
-        lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
+            cells += _cells(*found[0]) if found else ["–"] * 2
+        share = steps[method]["median_ms"] / steps["plain"]["median_ms"] if method in steps else None
+        lines.append(f"| `{method}` | " + " | ".join([*cells, f"{share:.2f}" if share else "–"]) + " |")
     return lines
 
 
-def _cells(mine: Seeds, alone: Seeds, mark: str, keys: Sequence[str]) -> list[str]:
+def _cells(mine: Seeds, alone: Seeds, mark: str) -> list[str]:
     seeds = sorted(mine.keys() & alone.keys())
-    shares = [fmean(mine[s][key] for s in seeds) / fmean(alone[s][key] for s in seeds) for key in keys]
-    return [difference(mine, alone) + mark, *(f"{share:.2f}" for share in shares)]
+    share = fmean(mine[s]["operations"] for s in seeds) / fmean(alone[s]["operations"] for s in seeds)
+    return [difference(mine, alone) + mark, f"{share:.2f}"]
