@@ -229,6 +229,29 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
         return statistics[False](x.reshape(x.shape[0], x.shape[1], -1).data)
 
 
+class _Moments(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, var = moments(x)
+        ctx.save_for_backward(x, mean)
+        return mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_mean: Tensor, g_var: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        n = x.numel() // x.shape[1]
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        slope, offset = 2 / n * g_var, g_mean / n - 2 / n * g_var * mean
+        return torch.addcmul(offset.view(shape), x, slope.view(shape)).to(x.dtype)
+
+
+def differentiable_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`moments` of a floating (M, C, ...) under autograd."""
+    found: tuple[Tensor, Tensor] = _Moments.apply(x)
+    return found
+
+
 def run(
     x: Tensor, T: int, encode: bool, decay: Number, gain: Number, initial: float, constants: Constants, *,
     affine: tuple[Tensor, Tensor] | None = None, batch: Batch | None = None, residual: Tensor | None = None,

@@ -1,6 +1,7 @@
 """Fused arithmetic of norm, neuron and surrogate over all time steps: pure functions, backward by hand.
 
-    I_t = a * x_t + b (+ residual_t)            a, b per channel; absent where the neuron stands alone
+    I_t = a * x_t + b (+ residual_t)            a, b per channel; absent where the neuron stands alone; on a
+                                                grid floor(a * x_t + 1/2) + b, straight-through
     H_t, S_t, V_t as in ``dynamics``
 
 and backward in time, with gS, gH the gradients that arrive at spikes and charged membranes, sg the surrogate:
@@ -117,7 +118,9 @@ class _Arithmetic:
     ) -> Tensor:
         i = self.input(x, t)
         if a is not None and b is not None:
-            i = self.channel(a) * i + self.channel(b)
+            i = self.channel(a) * i
+            # Codes: rounded as by add and shift; b is a whole number.
+            i = (i if self.p.grid is None else (i + 0.5).floor()) + self.channel(b)
         return i if residual is None else i + at_least_float32(residual[t])
 
     def charge(self, v: Tensor, i: Tensor, k: Tensor) -> Tensor:

@@ -83,20 +83,28 @@ class NormNeuron(BatchStatistics, nn.Module):
             )
         return y if residual is None else y + residual
 
-    @property
-    def fusable(self) -> bool:
-        """Whether norm and neuron are plain enough to run as one operation."""
-        return self.grid is None and type(self).current is NormNeuron.current
+    def fusable(self, x: Tensor) -> bool:
+        """Whether norm and neuron are plain enough to run as one operation on this input."""
+        if type(self).current is not NormNeuron.current:
+            return False
+        return self.grid is None or bool(self.grid.fusable(x))
 
-    def for_fused(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], fused.Batch | None]:
-        """For :func:`.fused.run`: ``(a, b)`` and None; in training weight, bias, batch statistics."""
+    def for_fused(
+        self, x: Tensor, residual: Tensor | None
+    ) -> tuple[tuple[Tensor, Tensor], fused.Batch | None, Tensor | None]:
+        """For :func:`.fused.run`: ``(a, b)``, None and the residual; in training weight, bias, statistics."""
+        if self.grid is not None:
+            # Through the statistics autograd goes itself: multipliers and offsets are rounded in between.
+            a, b, residual = self.grid.for_fused(*self.affine(*self.statistics(x)), residual)
+            return (a, b), None, residual
         if not self.training:
-            return self.affine(self.running_mean, self.running_var), None
+            return self.affine(self.running_mean, self.running_var), None, residual
         # No graph through the statistics: the fused backward has their part of the derivative in it.
         with torch.no_grad():
             mean, var, n = self._read(*fused.moments(x), x.numel() // self.channels)
             rstd = torch.rsqrt(var + self.eps)
-        return (self.weight, self.bias), fused.Batch(mean, rstd, n, self.sync and is_distributed())
+        batch = fused.Batch(mean, rstd, n, self.sync and is_distributed())
+        return (self.weight, self.bias), batch, residual
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``residual``, shaped as ``x``, is added after the norm, before charging."""

@@ -48,10 +48,9 @@ class Firing(Protocol):
 class Charging(Protocol):
     """What is asked of the norm before it: :class:`.norm_neuron.NormNeuron`."""
 
-    @property
-    def fusable(self) -> bool: ...
+    def fusable(self, x: Tensor) -> bool: ...
     def current(self, x: Tensor, residual: Tensor | None) -> Tensor: ...
-    def for_fused(self, x: Tensor) -> Any: ...
+    def for_fused(self, x: Tensor, residual: Tensor | None) -> Any: ...
 
 
 def simulate(
@@ -84,9 +83,12 @@ def simulate(
     membrane = sim is not None and sim.wants(owner, k, "membrane")
     stepwise = sim is not None and (sim.streaming or sim.wants(owner, k, "current"))
     constant = neuron.encode and residual is not None  # rare enough not to have kernels of its own
-    if norm is not None and (stepwise or constant or not norm.fusable or not neuron.fusable(current)):
+    # The norm first: one that is quantized puts the neuron on its grid.
+    if norm is not None and (
+        stepwise or constant or not norm.fusable(current) or not neuron.fusable(current)
+    ):
         current, norm, residual = norm.current(current, residual), None, None
-    # Asked again: a quantized norm has just put the neuron on its grid.
+    # Asked again: the current is another one.
     fusable = not stepwise and neuron.fusable(current)
     single = fusable and T == 1 and not membrane
     if single and single_step.applies(current, norm, neuron.decay, neuron.gain, neuron.constants):
@@ -95,7 +97,9 @@ def simulate(
             current, norm, residual, neuron.decay, neuron.gain, neuron.initial, neuron.constants
         )
     elif fusable:
-        affine, batch = (None, None) if norm is None else norm.for_fused(current)
+        affine, batch = None, None
+        if norm is not None:
+            affine, batch, residual = norm.for_fused(current, residual)
         spikes, charged = fused.run(
             current, T, neuron.encode, neuron.decay, neuron.gain, neuron.initial, neuron.constants,
             affine=affine, batch=batch, residual=residual, membrane=membrane,

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..neurons import NormNeuron
+from ..neurons import NormNeuron, fused
 from ..neurons.dynamics import round_ste, saturate_ste
 from ..neurons.sync import BatchStatistics
 from .arithmetic import FLOAT32, current_steps, exact_dtype, scalar
@@ -203,9 +203,8 @@ class CodedStatistics:
         norm: Any = self.norm
         if self.source is None or self.frozen or not norm.training:
             return norm.running_mean, norm.running_var
-        dims = [d for d in range(x.dim()) if d != 1]
         # Of the codes, and scaled afterwards: two vectors to multiply, no copy of the map.
-        var, mean = torch.var_mean(x, dims, unbiased=False)
+        mean, var = fused.differentiable_moments(x)
         step, bias = self.source.step().flatten(), self.source.bias()
         real_mean, real_var = mean.double() * step, var.double() * step * step
         if bias is not None:
@@ -245,9 +244,30 @@ class NormGrid:
         self.membrane.prepare()
         current = self.rescale(x, a, b)
         if residual is not None:
-            r = self.ratio()
-            current = current + (residual if isinstance(r, float) and r == 1 else residual * r)
+            current = current + self.charge(residual)
         return current.to(exact_dtype(self.bound(current_steps(self.norm.neuron)), self.rescale.source.path))
+
+    def fusable(self, x: Tensor) -> bool:
+        """Whether the fused neuron can do the norm too: in training, where float32 holds all integers."""
+        if self.rescale is None or not self.norm.training:
+            return False
+        self.membrane.prepare()
+        most = max(self.rescale.bounds()[0], self.bound(current_steps(self.norm.neuron)))
+        return x.dtype == torch.float32 and most < FLOAT32
+
+    def for_fused(
+        self, a: Tensor, b: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Multipliers M / 2^k and offsets B, float32, and the residual in units of the neuron's charge."""
+        m, o = self.rescale.codes(a, b)
+        if residual is not None:
+            residual = self.charge(residual)
+        return (m * 2.0**-self.rescale.k).float(), o.float(), residual
+
+    def charge(self, residual: Tensor) -> Tensor:
+        """A residual's codes in units of the neuron's charge."""
+        r = self.ratio()
+        return residual if isinstance(r, float) and r == 1 else residual * r
 
     def update(self) -> None:
         """Choose the shifts from the running statistics."""
