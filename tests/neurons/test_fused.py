@@ -7,7 +7,7 @@ from torch import nn
 
 from spikedistill.errors import SpikedistillError
 from spikedistill.neurons import IF, LIF, PLIF, NormNeuron, compilation, fused
-from spikedistill.neurons.dynamics import Constants, Grid
+from spikedistill.neurons.dynamics import Constants, Grid, round_ste
 from spikedistill.neurons.surrogate import Surrogate
 from spikedistill.simulation import Simulation
 
@@ -75,7 +75,8 @@ def compare(
     )  # fmt: skip
     assert is_fused(spikes)
     channel = (-1, *[1] * (x.dim() - 2))
-    y = a.view(channel) * x + b.view(channel)
+    y = a.view(channel) * x
+    y = (y if grid is None else round_ste(y)) + b.view(channel)
     y = y.expand(T, *y.shape) if encode else y.unflatten(0, (T, N))
     y = y if r is None else y + r.unflatten(0, (T, N))
     start = 0.1 if grid is None else float(round(0.1 / grid.unit))
