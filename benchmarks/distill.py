@@ -4,7 +4,7 @@
     python benchmarks/distill.py --methods --batch 128 --json results/performance/methods.json
 
 conv6 at T = 4 on 32x32 images; teacher: its ANN twin (for membranes, the same SNN). The teacher's forward
-pass alone is a row. ``--methods``: every shipped method that fits the networks of the recipe `evidence-unit`
+pass alone is a row, training at 4/4/8 bits another. ``--methods``: every shipped method that fits the networks of the recipe `evidence-unit`
 (conv6 at half width, ResNet-20 as teacher), for the table of docs/methods.md.
 """
 
@@ -94,6 +94,8 @@ def main() -> None:
             torch.manual_seed(0)
             guide = None if kind is None else created(None if kind == "ann" else 4)
             variants[name] = step(created(4), guide, terms, x, y, half)
+        few = sd.quantize(created(4), weight_bits=4, membrane_bits=4, norm_bits=8, calibration=x)
+        variants["4/4/8 bits"] = step(few, None, [CE], x, y, half)
         for kind, T in (("ANN", None), ("SNN", 4)):
             teacher = created(T).eval().to(memory_format=torch.channels_last)
 
