@@ -4,8 +4,8 @@
     python benchmarks/distill.py --methods --batch 128 --json results/performance/methods.json
 
 conv6 at T = 4 on 32x32 images; teacher: its ANN twin (for membranes, the same SNN). The teacher's forward
-pass alone is a row, training at 4/4/8 bits another. ``--methods``: every shipped method that fits the networks of the recipe `evidence-unit`
-(conv6 at half width, ResNet-20 as teacher), for the table of docs/methods.md.
+pass alone is a row, training at 4/4/8 bits another. ``--methods``: every shipped method that fits the
+networks of the recipe `evidence-unit` (conv6 at half width, ResNet-20 as teacher), for docs/methods.md.
 """
 
 from collections.abc import Callable
