@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import random
+import shlex
 import statistics
 import sys
 import time
@@ -102,7 +103,7 @@ def show(rows: Mapping[str, Mapping[str, float]], base: str | None = None) -> No
 def write(path: Path | None, **content: Any) -> None:
     """The raw figures as JSON, with machine, date and command."""
     if path is not None:
-        command = " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+        command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
         about = {"command": command, "date": date.today().isoformat(), "machine": machine()}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({**about, **content}, indent=1) + "\n")
