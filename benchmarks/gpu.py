@@ -17,6 +17,7 @@ code is 1 where a part did not pass.
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -275,7 +276,7 @@ def main() -> int:
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     about = {
-        "command": " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
         "date": date.today().isoformat(),
     }
     report = Report(a.json, **about, device=a.device, quick=a.quick)
