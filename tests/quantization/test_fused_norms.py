@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from spikedistill.neurons import LIF, PLIF, compilation, fused
 from spikedistill.quantization import quantize
+from spikedistill.training.machine import saving
 
 CASES = {  # network, its options, options of quantize
     "norms": ("conv6", {}, {}),
@@ -61,3 +62,20 @@ def test_moments_have_the_gradient_of_mean_and_variance():
     assert torch.autograd.gradcheck(fused.differentiable_moments, x)
     var, mean = torch.var_mean(x, (0, 2, 3), unbiased=False)
     torch.testing.assert_close(fused.differentiable_moments(x), (mean, var))
+
+
+@pytest.mark.parametrize("memory", ["packed", "lean"])
+def test_recomputed_and_packed_passes_are_the_same(memory):
+    torch.manual_seed(0)
+    x, y = images(6), torch.arange(6)
+    network = lively("resnet20", x, width=0.25, time_steps=3)
+    network = quantize(network, calibration=x, norm_bits=8).train()
+    found = []
+    for how in ("default", memory):
+        q = copy.deepcopy(network)
+        with compilation.uncompiled(), saving(how, q):
+            F.cross_entropy(q(x).mean(0), y).backward()
+        found.append([*(p.grad for p in q.parameters() if p.grad is not None), *q.buffers()])
+    assert len(found[0]) > 40
+    for mine, theirs in zip(*found, strict=True):
+        assert torch.equal(mine, theirs)
