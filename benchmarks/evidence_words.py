@@ -114,6 +114,15 @@ NOTES = {  # what the numbers do not say
         "table. A fifth of the operations of the free network costs half a point. `plain`: an ANN's initial "
         "weights and the atan surrogate."
     ),
+    "tinyimagenet10": (
+        "No gain: the student, in two steps, begins from the teacher's weights as `alone` does, and attention "
+        "(weight 1000) beside logits (0.2) adds nothing in four epochs. Settings are older than the balanced "
+        "start; nothing else was tried since."
+    ),
+    "digits-lasnn": (
+        "On this small network conversion needs 4 to 16 times the student's steps and then passes it; LaSNN "
+        "reports 20 times for its deeper ones."
+    ),
     "evidence-few": "No setting was chosen for these data: they are those of the unit below.",
     "evidence-unit": "One setting a method, none chosen on these data. The recipe's other arms: not run.",
 }
