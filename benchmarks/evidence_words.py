@@ -115,8 +115,8 @@ NOTES = {  # what the numbers do not say
         "weights and the atan surrogate."
     ),
     "tinyimagenet10": (
-        "No gain: the student, in two steps, begins from the teacher's weights as `alone` does, and attention "
-        "(weight 1000) beside logits (0.2) adds nothing in four epochs. Settings are older than the balanced "
+        "No gain: the student, in two steps, begins from the teacher's weights as `alone` does, attention "
+        "(weight 1000) and logits (0.2) add nothing in four epochs. Settings are older than the balanced "
         "start; nothing else was tried since."
     ),
     "digits-lasnn": (
