@@ -11,6 +11,7 @@ from spikedistill.neurons import LIF, PLIF, compilation, fused
 from spikedistill.quantization import quantize
 from spikedistill.training.machine import saving
 
+LAYOUTS = torch.contiguous_format, torch.channels_last
 CASES = {  # network, its options, options of quantize
     "norms": ("conv6", {}, {}),
     "another image at each step": ("conv6", {"input": "frames"}, {}),
@@ -22,9 +23,12 @@ CASES = {  # network, its options, options of quantize
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_one_operation_gives_the_integers_and_gradients_of_several(case, layout, monkeypatch):
+@pytest.mark.parametrize(
+    ("case", "layout", "way"),
+    [(case, layout, "uncompiled") for case in CASES for layout in LAYOUTS]
+    + [("residuals on the neuron's grid", torch.channels_last, "compiled")],
+)
+def test_one_operation_gives_the_integers_and_gradients_of_several(case, layout, way, monkeypatch):
     name, options, bits = CASES[case]
     torch.manual_seed(0)
     x, y = images(6), torch.arange(6)
@@ -38,12 +42,12 @@ def test_one_operation_gives_the_integers_and_gradients_of_several(case, layout,
         fused, "run", lambda *a, **k: ran.append(k["affine"] is not None) or original(*a, **k)
     )
     found = {}
-    for way in ("uncompiled", "eager"):
+    for mode in (way, "eager"):
         q = copy.deepcopy(network).train().to(memory_format=layout)
-        with compilation.use(way):
+        with compilation.use(mode):
             logits = q(x)
             F.cross_entropy(logits.mean(0), y).backward()
-        found[way] = logits, q
+        found[mode] = logits, q
     assert any(ran)  # norms and neurons together
     (one, a), (several, b) = found.values()
     assert torch.equal(one, several)
