@@ -114,6 +114,10 @@ NOTES = {  # what the numbers do not say
         "table. A fifth of the operations of the free network costs half a point. `plain`: an ANN's initial "
         "weights and the atan surrogate."
     ),
+    "nmnist": (
+        "No difference: the teacher knows no more than the networks that go on from its weights. What a "
+        "better one adds is above, `evidence-nmnist`."
+    ),
     "tinyimagenet10": (
         "No gain: the student, in two steps, begins from the teacher's weights as `alone` does, attention "
         "(weight 1000) and logits (0.2) add nothing in four epochs. Settings are older than the balanced "
