@@ -120,6 +120,11 @@ NOTES = {  # what the numbers do not say
         "Seconds were taken beside other work: docs/methods.md has the time of a step. Left out, since the "
         "network has not what the method looks at: attention-maps, hdkd, mdsnn, spike-count."
     ),
+    "evidence-mdsnn": (
+        "One seed so far. Four more epochs make up for what 4/4/8 bits cost; of the 4.6 points that 2/2/8 "
+        "bits cost, the full-precision SNN gives 1.7 to 1.8 back, whatever it teaches (paper: 0.48 to 1.06 "
+        "points). Seconds were taken beside other work, the longest with a pause."
+    ),
     "nmnist": (
         "No difference: the teacher knows no more than the networks that go on from its weights. What a "
         "better one adds is above, `evidence-nmnist`."
