@@ -64,8 +64,8 @@ def methods(x: torch.Tensor, y: torch.Tensor, half: bool) -> dict[str, Callable[
     """The plain step and that of each shipped method which fits the networks of `evidence-unit`."""
     lif = {"type": "lif"}
     found: dict[str, Callable[[], None]] = {}
-    objectives = {"plain": [CE], **{method.name: method.at(4) for method in catalogue().values()}}
-    for name, terms in objectives.items():
+    all_terms = {"plain": [CE], **{method.name: method.at(4) for method in catalogue().values()}}
+    for name, terms in all_terms.items():
         torch.manual_seed(0)
         student = sd.networks.create("conv6", width=0.5, time_steps=4, neuron=lif)
         teacher = sd.networks.create("resnet20", time_steps=None).to(memory_format=torch.channels_last)
@@ -73,6 +73,26 @@ def methods(x: torch.Tensor, y: torch.Tensor, half: bool) -> dict[str, Callable[
             found[name] = step(student, teacher, terms, x, y, half)
         except sd.SpikedistillError as error:
             print(f"{name}: {error}")
+    return found
+
+
+def objectives(x: torch.Tensor, y: torch.Tensor, half: bool) -> dict[str, Callable[[], None]]:
+    """The steps of :data:`OBJECTIVES`, one at few bits, and the teachers' forward passes."""
+    found: dict[str, Callable[[], None]] = {}
+    for name, (kind, terms) in OBJECTIVES.items():
+        torch.manual_seed(0)
+        guide = None if kind is None else created(None if kind == "ann" else 4)
+        found[name] = step(created(4), guide, terms, x, y, half)
+    few = sd.quantize(created(4), weight_bits=4, membrane_bits=4, norm_bits=8, calibration=x)
+    found["4/4/8 bits"] = step(few, None, [CE], x, y, half)
+    for kind, T in (("ANN", None), ("SNN", 4)):
+        teacher = created(T).eval().to(memory_format=torch.channels_last)
+
+        def forward(teacher: Any = teacher) -> None:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+                teacher(x)
+
+        found[f"teacher forward alone, {kind}"] = forward
     return found
 
 
@@ -84,26 +104,7 @@ def main() -> None:
     x = torch.rand(a.batch, 3, 32, 32).to(memory_format=torch.channels_last)
     y = torch.randint(10, (a.batch,))
     with compilation.compiled():
-        if a.methods:
-            rows = timing.interleaved(methods(x, y, half), a.runs)
-            timing.show(rows, "plain")
-            timing.write(a.json, batch=a.batch, runs=a.runs, precision=a.precision, rows=rows)
-            return
-        variants = {}
-        for name, (kind, terms) in OBJECTIVES.items():
-            torch.manual_seed(0)
-            guide = None if kind is None else created(None if kind == "ann" else 4)
-            variants[name] = step(created(4), guide, terms, x, y, half)
-        few = sd.quantize(created(4), weight_bits=4, membrane_bits=4, norm_bits=8, calibration=x)
-        variants["4/4/8 bits"] = step(few, None, [CE], x, y, half)
-        for kind, T in (("ANN", None), ("SNN", 4)):
-            teacher = created(T).eval().to(memory_format=torch.channels_last)
-
-            def forward(teacher: Any = teacher) -> None:
-                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-                    teacher(x)
-
-            variants[f"teacher forward alone, {kind}"] = forward
+        variants = (methods if a.methods else objectives)(x, y, half)
         rows = timing.interleaved(variants, a.runs)
     timing.show(rows, "plain")
     timing.write(a.json, batch=a.batch, runs=a.runs, precision=a.precision, rows=rows)

@@ -1,39 +1,49 @@
 """The table of docs/methods.md: what each method gave where it was measured, from the records."""
 
 import json
+from collections.abc import Sequence
 from statistics import fmean
 
-from evidence_records import BASELINE, RECORDS, ROOT, Seeds, by_stage, difference, recorded
+from evidence_records import BASELINE, RECORDS, ROOT, by_stage, difference, recorded
 
 from spikedistill.methods import STUDENT, catalogue
 
-DIGITS, CIFAR = "8x8 digits", "CIFAR-10, 10,000 images"
 # Of several records the first that has the method.
-MEASURED = {DIGITS: ("compare-digits", "compare-digits-kdsnn"), CIFAR: ("compare-evidence-unit",)}
+DIGITS, CIFAR = ("compare-digits", "compare-digits-kdsnn"), ("compare-evidence-unit",)
+OWN = "digits-{}"  # a method that fits none of the networks of digits: its own recipe
+NONE = ["–", "–"]
 STEPS = ROOT / "results" / "performance" / "methods.json"  # of `distill.py --methods`
-OWN = "digits-{}"  # a method that fits none of these networks: its own recipe
+TITLES = (
+    "method",
+    "8x8 digits [points]",
+    "operations",
+    "CIFAR-10, 10,000 images [points]",
+    "operations",
+    "step",
+)
 
 
 def measured() -> list[str]:
     """A row a shipped method: difference to ``alone``, operations and time of a step as shares of its."""
-    stages = {name: by_stage(recorded(RECORDS / name)) for names in MEASURED.values() for name in names}
     steps = json.loads(STEPS.read_text())["rows"]
-    titles = [title for data in MEASURED for title in (f"{data} [points]", "operations")] + ["step"]
-    lines = ["| method | " + " | ".join(titles) + " |", "| --- |" + " --- |" * len(titles)]
+    lines = ["| " + " | ".join(TITLES) + " |", "|" + " --- |" * len(TITLES)]
     for method in catalogue():
-        cells = []
-        for data, names in MEASURED.items():
-            found = [(stages[n][method], stages[n][BASELINE], "") for n in names if method in stages[n]]
-            own = by_stage(recorded(RECORDS / OWN.format(method))) if data == DIGITS else {}
-            if STUDENT in own:
-                found.append((own[STUDENT], own[BASELINE], " †"))
-            cells += _cells(*found[0]) if found else ["–"] * 2
+        digits = _cells(DIGITS, method)
+        if not digits and (own := _cells((OWN.format(method),), STUDENT)):
+            digits = [own[0] + " †", own[1]]
         share = steps[method]["median_ms"] / steps["plain"]["median_ms"] if method in steps else None
-        lines.append(f"| `{method}` | " + " | ".join([*cells, f"{share:.2f}" if share else "–"]) + " |")
+        cells = [*(digits or NONE), *(_cells(CIFAR, method) or NONE), f"{share:.2f}" if share else "–"]
+        lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
     return lines
 
 
-def _cells(mine: Seeds, alone: Seeds, mark: str) -> list[str]:
-    seeds = sorted(mine.keys() & alone.keys())
-    share = fmean(mine[s]["operations"] for s in seeds) / fmean(alone[s]["operations"] for s in seeds)
-    return [difference(mine, alone) + mark, f"{share:.2f}"]
+def _cells(records: Sequence[str], name: str) -> list[str]:
+    """Difference and share of operations of a stage in the first record that has it."""
+    for record in records:
+        stages = by_stage(recorded(RECORDS / record))
+        if name in stages:
+            mine, alone = stages[name], stages[BASELINE]
+            seeds = sorted(mine.keys() & alone.keys())
+            share = fmean(mine[s]["operations"] for s in seeds) / fmean(alone[s]["operations"] for s in seeds)
+            return [difference(mine, alone), f"{share:.2f}"]
+    return []

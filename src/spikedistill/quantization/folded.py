@@ -23,7 +23,7 @@ from .arithmetic import current_steps, exact, exact_dtype, scalar
 from .assembly import Assembler
 from .calibration import neuron_of
 from .layers import CodedLayer
-from .membrane import Membrane, Number, plain
+from .membrane import Membrane, Number, in_units, plain
 from .norm import CodedNorm, CodedStatistics, NormGrid, affine
 from .options import Options
 from .plan import Edge, Op, Plan
@@ -204,7 +204,7 @@ class FoldedGrid(NormGrid):
     def __call__(self, x: Tensor, a: Tensor, b: Tensor, residual: Tensor | None) -> Tensor:
         self.membrane.prepare()
         if residual is not None:
-            x = x + (residual * self.ratio() if self.residual_step else residual)
+            x = x + in_units(residual, self.ratio())
         return x.to(exact_dtype(self.bound(current_steps(self.norm.neuron)), "a folded norm"))
 
     def update(self) -> None: ...

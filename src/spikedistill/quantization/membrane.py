@@ -165,7 +165,7 @@ class CodedNeuron:
     def __call__(self, x: Tensor) -> Tensor:
         self.membrane.prepare()
         r = self.ratio()
-        current = x if isinstance(r, float) and r == 1 else x * r
+        current = in_units(x, r)
         if self.bound is not None:
             most = self.bound * max(1.0, plain(r))
             current = current.to(
@@ -187,6 +187,11 @@ def ratio(value: Number) -> Number:
             else float(max(1, math.floor(value.item() + 0.5)))
         )
     return float(max(1, math.floor(value + 0.5)))
+
+
+def in_units(x: Tensor, ratio: Number) -> Tensor:
+    """Codes of another grid in units of a neuron's charge; as they are where both are the same."""
+    return x if isinstance(ratio, float) and ratio == 1 else x * ratio
 
 
 def plain(value: Number) -> float:

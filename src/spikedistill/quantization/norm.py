@@ -17,7 +17,7 @@ from ..neurons import NormNeuron, fused
 from ..neurons.dynamics import round_ste, saturate_ste
 from ..neurons.sync import BatchStatistics
 from .arithmetic import FLOAT32, current_steps, exact_dtype, scalar
-from .membrane import Membrane, Number, plain, ratio
+from .membrane import Membrane, Number, in_units, plain, ratio
 from .plan import is_power_of_two
 from .weights import largest_code
 
@@ -171,15 +171,18 @@ class Rescale:
         product = acc * most * 2.0 ** max(0, -k) + 2.0 ** max(0, k - 1)
         return product, acc * most * 2.0**-k + 1 + most * 2.0**self.j
 
+    def coefficients(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """``(M / 2^k, B)``, float64: ``floor(acc * M / 2^k + 1/2) + B`` in floats is the add and shift."""
+        m, o = self.codes(a, b)
+        return (m, round_ste(o)) if self.bits is None else (m * 2.0**-self.k, o)
+
     def __call__(self, acc: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Codes on the target's grid. Shape: (M, C, ...)."""
-        m, o = self.codes(a, b)
-        k = 0 if self.bits is None else self.k
+        factor, offset = self.coefficients(a, b)
         dtype = exact_dtype(self.bounds()[0], self.source.path)
         shape = (1, -1, *[1] * (acc.dim() - 2))
         # M / 2^k is exact in floats, so one product and one rounding are the integers' add and shift.
-        code = round_ste(acc.to(dtype) * (m * 2.0**-k).to(dtype).view(shape))
-        offset = o if self.bits is not None else round_ste(o)
+        code = round_ste(acc.to(dtype) * factor.to(dtype).view(shape))
         return code + offset.to(dtype).view(shape)
 
 
@@ -244,7 +247,7 @@ class NormGrid:
         self.membrane.prepare()
         current = self.rescale(x, a, b)
         if residual is not None:
-            current = current + self.charge(residual)
+            current = current + in_units(residual, self.ratio())
         return current.to(exact_dtype(self.bound(current_steps(self.norm.neuron)), self.rescale.source.path))
 
     def fusable(self, x: Tensor) -> bool:
@@ -259,15 +262,10 @@ class NormGrid:
         self, a: Tensor, b: Tensor, residual: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Multipliers M / 2^k and offsets B, float32, and the residual in units of the neuron's charge."""
-        m, o = self.rescale.codes(a, b)
+        factor, offset = self.rescale.coefficients(a, b)
         if residual is not None:
-            residual = self.charge(residual)
-        return (m * 2.0**-self.rescale.k).float(), o.float(), residual
-
-    def charge(self, residual: Tensor) -> Tensor:
-        """A residual's codes in units of the neuron's charge."""
-        r = self.ratio()
-        return residual if isinstance(r, float) and r == 1 else residual * r
+            residual = in_units(residual, self.ratio())
+        return factor.float(), offset.float(), residual
 
     def update(self) -> None:
         """Choose the shifts from the running statistics."""

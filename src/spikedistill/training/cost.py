@@ -1,6 +1,5 @@
 """How long the stages of a recipe will take, timed on a few steps of each."""
 
-import json
 import logging
 import time
 import warnings
@@ -75,16 +74,9 @@ class _Watch:
         x, y = next(iter(self.data.batches("train", recipe.data.batch_size, train=True, device=self.device)))
         x = x.double() if self.precision == "float64" else x
         # Made even where nothing of it is timed: later stages begin from it or learn from it.
-        network = build(
-            stage,
-            recipe,
-            self.data.info,
-            self.products,
-            self.factories,
-            lambda: [x],
-            lambda: [x],
-            recipe.seed,
-        ).to(self.device)
+        info, batches = self.data.info, lambda: [x]
+        network = build(stage, recipe, info, self.products, self.factories, batches, batches, recipe.seed)
+        network.to(self.device)
         if self.precision == "float64":
             network.double()
         self.products[stage.name] = Product(stage.name, network)
@@ -117,7 +109,7 @@ class _Watch:
         """Whether the stage would run compiled; of stages that train equal networks the first decides."""
         if self.recipe.compile != "auto":
             return bool(self.recipe.compile)
-        network = json.dumps(stage.network and stage.network.model_dump(), sort_keys=True, default=str)
+        network = str((stage.network, stage.from_, stage.quantize))
         if network not in self.compiles:
             steps = stage.epochs * (self.data.info.sizes["train"] // len(x))
             with autocast(self.precision, self.device):
