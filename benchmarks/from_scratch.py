@@ -1,15 +1,16 @@
 """How fast does an SNN learn beside its ANN twin, from scratch? Test accuracy after few epochs on CIFAR-10.
 
-    python benchmarks/from_scratch.py FOLDER/cifar10.npz  # all cases, three seeds, about five hours
+    python benchmarks/from_scratch.py FOLDER/cifar10.npz  # all cases, three seeds, about three hours with AMX
     python benchmarks/from_scratch.py FOLDER/cifar10.npz --cases conv6 --seeds 0  # a row
 
 10,000 images (``default_rng(0).permutation(50000)[:10000]``), crop and flip, batch 128, one cycle over 4
-epochs, float32, all 10,000 test images; twins differ in nothing but the neurons. Norm statistics are settled
+epochs, all 10,000 test images; twins differ in nothing but the neurons. Norm statistics are settled
 on 1,024 augmented training images before the test, on both sides. Rows are kept one by one in
 ``results/from_scratch.json``, and those that are there are not run again.
 """
 
 import argparse
+import itertools
 import json
 import math
 import textwrap
@@ -41,6 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
     "resnet20": {"network": "resnet20", "width": 1.0, **SGD},
 }
 IMAGES, EPOCHS, BATCH, TIME_STEPS = 10_000, 4, 128, 4
+PRECISIONS = ("bfloat16", "float32")
 TRIED = (
     "`vgg9` ends just below 0.9 of its twin, `spikingformer_2_384` below. One seed moves by up to 2 "
     "points with rounding alone, so one seed shows little. Tried on `vgg9` in bfloat16 (the twin has "
@@ -82,9 +84,12 @@ def created(case: dict[str, Any], time_steps: int | None) -> sd.networks.Network
     return sd.networks.create(case["network"], width=case["width"], time_steps=time_steps, **NORM)
 
 
-def train(case: dict[str, Any], time_steps: int | None, seed: int, data: dict[str, Tensor]) -> dict[str, Any]:
+def train(
+    case: dict[str, Any], time_steps: int | None, seed: int, data: dict[str, Tensor], precision: str
+) -> dict[str, Any]:
     """One row: accuracy of the trained network on all test images, and what it cost."""
     torch.manual_seed(seed)
+    half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
     network = created(case, time_steps)
     x, y = data["x_train"], data["y_train"]
     if time_steps and network.balanced_by == "data":
@@ -98,7 +103,9 @@ def train(case: dict[str, Any], time_steps: int | None, seed: int, data: dict[st
     for _ in range(EPOCHS):
         order = torch.randperm(len(x))
         for picked in order[: batches * BATCH].split(BATCH):
-            loss = F.cross_entropy(network.predict(augmented(x[picked])), y[picked])
+            with half:
+                logits = network.predict(augmented(x[picked]))
+            loss = F.cross_entropy(logits.float(), y[picked])
             chosen.zero_grad()
             loss.backward()
             chosen.step()
@@ -106,7 +113,7 @@ def train(case: dict[str, Any], time_steps: int | None, seed: int, data: dict[st
     seconds = time.perf_counter() - start
     settle(network, [augmented(part) for part in x[:1024].split(BATCH)])
     network.eval()
-    with torch.no_grad():
+    with torch.no_grad(), half:
         guesses = [network.predict(part.float() / 255).argmax(-1) for part in data["x_test"].split(250)]
     accuracy = float((torch.cat(guesses) == data["y_test"]).double().mean())
     return {
@@ -153,38 +160,46 @@ def opened(file: Path, images: int = IMAGES) -> dict[str, Tensor]:
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Means over the seeds that both sides have."""
     lines = [
-        "| network | neuron | momentum | norm statistics of | ANN | SNN, T = 4 | share | seeds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| network | precision | neuron | momentum | norm statistics of | ANN | SNN, T = 4 | share | seeds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name in CASES:
-        seeds = [s for s in range(100) if f"{name}/ann/{s}" in rows and f"{name}/snn/{s}" in rows]
-        if seeds:
-            used = [rows[f"{name}/{side}/{s}"] for side in ("ann", "snn") for s in seeds]
-            ann, snn = (
-                fmean(100 * rows[f"{name}/{side}/{s}"]["accuracy"] for s in seeds) for side in ("ann", "snn")
-            )
-            kind = "Adam's" if CASES[name]["optimizer"] == "adamw" else "classical"
-            if all(row.get("nesterov") for row in used):
-                kind = "Nesterov's"
-            images = " and ".join(sorted({row.get("statistics", "plain") for row in used}))
-            neurons = {{**BEFORE, **rows[f"{name}/snn/{s}"]}["neuron"] for s in seeds}
-            lines.append(
-                f"| `{name}` | {' and '.join(sorted(neurons))} | {kind} | {images} images "
-                f"| {ann:.1f} | {snn:.1f} | {snn / ann:.2f} "
-                f"| {', '.join(map(str, seeds))} |"
-            )
+    for name, precision in itertools.product(CASES, PRECISIONS):
+        sides = [
+            {int(key.split("/")[2]): row for key, row in rows.items() if _is(key, name, side, precision)}
+            for side in ("ann", "snn")
+        ]
+        seeds = sorted(sides[0].keys() & sides[1].keys())
+        if not seeds:
+            continue
+        used = [side[seed] for side in sides for seed in seeds]
+        ann, snn = (fmean(100 * side[seed]["accuracy"] for seed in seeds) for side in sides)
+        kind = "Adam's" if CASES[name]["optimizer"] == "adamw" else "classical"
+        if all(row.get("nesterov") for row in used):
+            kind = "Nesterov's"
+        images = " and ".join(sorted({row.get("statistics", "plain") for row in used}))
+        neurons = {{**BEFORE, **sides[1][seed]}["neuron"] for seed in seeds}
+        lines.append(
+            f"| `{name}` | {precision} | {' and '.join(sorted(neurons))} | {kind} | {images} images "
+            f"| {ann:.1f} | {snn:.1f} | {snn / ann:.2f} | {', '.join(map(str, seeds))} |"
+        )
     return "\n".join(lines)
+
+
+def _is(key: str, name: str, side: str, precision: str) -> bool:
+    """Whether a row's key, NETWORK/SIDE/SEED/PRECISION, is of these."""
+    parts = key.split("/")
+    return [*parts[:2], parts[3]] == [name, side, precision]
 
 
 def page() -> list[str]:
     """The section of docs/results.md."""
     rows = json.loads(RESULTS.read_text())
     return [
-        "`python benchmarks/from_scratch.py FOLDER/cifar10.npz`; 10,000 images of CIFAR-10, 4 epochs, "
-        "one cycle (SGD, lr 0.1; "
-        "`spikingformer_2_384` AdamW, lr 0.001), float32;",
-        "accuracy in percent on all 10,000 test images. `vgg9` and `spikingformer_2_384` at width 0.25, "
-        "`conv6` at 0.5.",
+        "`python benchmarks/from_scratch.py FOLDER/cifar10.npz --precision ...`; 10,000 images of CIFAR-10, "
+        "4 epochs, one cycle (SGD, lr 0.1;",
+        "`spikingformer_2_384` AdamW, lr 0.001); accuracy in percent on all 10,000 test images. `vgg9` and "
+        "`spikingformer_2_384`",
+        "at width 0.25, `conv6` at 0.5.",
         "",
         table(rows),
         "",
@@ -199,6 +214,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--cases", nargs="*", choices=[*CASES], default=[*CASES])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--precision", choices=PRECISIONS, default="bfloat16")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     rows = json.loads(given.out.read_text()) if given.out.exists() else {}
@@ -207,11 +223,11 @@ def main() -> None:
     for seed in given.seeds:
         for name in given.cases:
             for side, time_steps in (("snn", TIME_STEPS), ("ann", None)):
-                kept = rows.get(key := f"{name}/{side}/{seed}")
+                kept = rows.get(key := f"{name}/{side}/{seed}/{given.precision}")
                 wanted = described(CASES[name], created(CASES[name], time_steps))
                 if kept and wanted.items() <= {**BEFORE, **kept}.items():
                     continue
-                row = train(CASES[name], time_steps, seed, data)
+                row = train(CASES[name], time_steps, seed, data, given.precision)
                 row |= {"torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads()}
                 if given.out.exists():  # another process may have written meanwhile
                     rows = json.loads(given.out.read_text())

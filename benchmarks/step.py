@@ -6,7 +6,8 @@
 Each variant lives in a process of its own, so that none profits or suffers from another's allocations; they
 take turns, in random order, two steps a turn, of which the second is timed. Medians, a table and JSON. Before
 anything is timed, all spiking variants must give the same loss in float64. "once": what stands before the
-first neuron runs once for each image; otherwise at every time step. ``--peers users``: as their users run
+first neuron runs once for each image; otherwise at every time step. "ours, taught": with a ResNet-20 as
+teacher and the objectives :data:`TAUGHT`, all that they cost included. ``--peers users``: as their users run
 them, eager and channels first; ``best``: also with channels last and our allocator setting
 (``spikedistill.heap.keep``), which ours and the ANN twin have too, and torch.compile of the whole network
 with the image entering once, wherever these work; one that does not work is a row with its error.
@@ -29,8 +30,15 @@ import torch
 from peers import PEERS, create, reset, swapped
 from torch import Tensor, nn
 
+import spikedistill as sd
 from spikedistill import heap, taps
 from spikedistill.neurons import NormNeuron, compilation
+
+TAUGHT = (  # the form that is best on 10,000 images of CIFAR-10: recipe evidence-unit, arm features
+    {"type": "cross_entropy"},
+    {"type": "weighted_soft_labels", "temperature": 2.0},
+    {"type": "feature_distillation", "aligner": "conv3x3_bn", "stage_exponent": 0.0, "weight": 100.0},
+)
 
 
 class Variant:
@@ -91,6 +99,19 @@ class Variant:
         return time.perf_counter() - start
 
 
+class Taught(Variant):
+    """Ours beside a teacher; only ours can have one here."""
+
+    def __init__(self, student: nn.Module, x: Tensor, half: bool) -> None:
+        teacher = sd.networks.create("resnet20", time_steps=None)
+        terms = sd.Distiller(student, teacher, TAUGHT).setup(x[:2])
+        super().__init__("ours, taught, once", terms, "compiled", half=half)
+
+    def loss(self, call: Callable, x: Tensor, y: Tensor) -> Tensor:
+        total: Tensor = call(x, y).total
+        return total
+
+
 def variants(a: argparse.Namespace, half: bool) -> list[Variant]:
     """All there are for one precision; every network has the same weights."""
     T = a.time_steps
@@ -111,6 +132,7 @@ def variants(a: argparse.Namespace, half: bool) -> list[Variant]:
         Variant("ours fused, once", ours(), "compiled", half=half),
         Variant("ours fused", ours(frames=True), "compiled", frames=True, half=half),
         Variant("ours eager, once", ours(), half=half),
+        *([Taught(ours(), batch(a)[0], half)] if a.taught else []),
         Variant("ANN twin compiled at T*N", ours(None), "whole", half=half, ann_steps=T),
     ]
     if a.peers == "users":
@@ -130,7 +152,7 @@ def check_equal_work(found: list[Variant], x: Tensor, y: Tensor, T: int) -> floa
     """The first loss in float64, equal for all spiking variants."""
     losses = {}
     for v in found:
-        if v.ann_steps:
+        if v.ann_steps or isinstance(v, Taught):
             continue
         state = {k: t.clone() for k, t in v.network.state_dict().items()}
         v.network.double().train()
@@ -155,6 +177,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument(
         "--whole", nargs="*", default=list(PEERS), help="peers to compile whole, with --peers best"
     )
+    p.add_argument("--taught", action="store_true", help="ours with a teacher too (images of 32x32)")
     p.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--only", nargs="*", help="variants whose name contains one of these")

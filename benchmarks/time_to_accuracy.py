@@ -1,7 +1,7 @@
 """Minutes until a network of four steps knows 80 % of CIFAR-10's test images: ours and other libraries.
 
-    python benchmarks/step.py --batch 128 --precision both --peers best --whole SpikingJelly --runs 5 \\
-        --json results/performance/step-conv6-N128.json             # seconds, on an idle machine
+    python benchmarks/step.py --batch 128 --precision both --peers best --whole SpikingJelly --taught \\
+        --runs 5 --json results/performance/step-conv6-N128.json  # seconds, on an idle machine
     python benchmarks/time_to_accuracy.py curves FOLDER/cifar10.npz [--teacher FILE] [--ways ...]
     python benchmarks/time_to_accuracy.py table
 
@@ -31,6 +31,7 @@ import timing
 import torch
 from from_scratch import NORM, augmented, one_cycle, opened
 from peers import PEERS, stepped
+from step import TAUGHT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -99,7 +100,7 @@ def leaky() -> Neuron:
 
 WAYS = {
     "ours": Way("ours fused, once", 8),
-    "ours, taught": Way("ours fused, once", 8, teacher=True),
+    "ours, taught": Way("ours, taught, once", 8, teacher=True),
     "SpikingJelly, users": Way(
         "SpikingJelly", 64, jelly_if, "spiking", rate_squared_error, cosine=True, half=False
     ),
@@ -176,17 +177,18 @@ def curve(name: str, data: dict[str, Tensor], teacher: nn.Module | None, state: 
     if way.neuron is not None:
         equal(way.neuron(), name)
     network = network_of(way).to(memory_format=torch.channels_last)
-    chosen = optimizer_of(way, network)
-    rates = [group["lr"] for group in chosen.param_groups]
-    terms: Any = None
+    learning: Any = network
     if way.teacher:
         assert teacher is not None, "give --teacher"
-        objectives = [{"type": "cross_entropy"}, {"type": "weighted_soft_labels", "temperature": 2.0}]
-        terms = sd.Distiller(network, teacher, objectives).setup(data["x_train"][:2].float() / 255)
+        # What the terms learn, such as a way to the teacher's channels, learns beside the network.
+        learning = sd.Distiller(network, teacher, TAUGHT).setup(data["x_train"][:2].float() / 255)
+        learning = learning.to(memory_format=torch.channels_last)
+    chosen = optimizer_of(way, learning)
+    rates = [group["lr"] for group in chosen.param_groups]
     accuracies: list[float] = []
     if state.exists():
         kept = torch.load(state, weights_only=True)
-        network.load_state_dict(kept["network"])
+        learning.load_state_dict(kept["network"])
         chosen.load_state_dict(kept["optimizer"])
         accuracies = kept["accuracies"]
     x, y = data["x_train"], data["y_train"]
@@ -195,7 +197,7 @@ def curve(name: str, data: dict[str, Tensor], teacher: nn.Module | None, state: 
     while len(accuracies) < min(most, way.epochs) and max(accuracies, default=0.0) < MARK:
         epoch = len(accuracies)
         torch.manual_seed(1 + epoch)  # so that a stopped curve goes on as it would have
-        network.train()
+        learning.train()
         for step, picked in enumerate(torch.randperm(len(x))[: batches * BATCH].split(BATCH)):
             share = factor(way, epoch, (epoch * batches + step) / (batches * way.epochs))
             for group, rate in zip(chosen.param_groups, rates):
@@ -203,7 +205,9 @@ def curve(name: str, data: dict[str, Tensor], teacher: nn.Module | None, state: 
             images = augmented(x[picked])
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 loss = (
-                    terms(images, y[picked]).total if terms else way.loss(network(images).float(), y[picked])
+                    learning(images, y[picked]).total
+                    if way.teacher
+                    else way.loss(network(images).float(), y[picked])
                 )
             chosen.zero_grad()
             loss.backward()
@@ -213,7 +217,7 @@ def curve(name: str, data: dict[str, Tensor], teacher: nn.Module | None, state: 
         state.parent.mkdir(parents=True, exist_ok=True)
         part = state.with_suffix(".part")
         torch.save(
-            {"network": network.state_dict(), "optimizer": chosen.state_dict(), "accuracies": accuracies},
+            {"network": learning.state_dict(), "optimizer": chosen.state_dict(), "accuracies": accuracies},
             part,
         )
         part.replace(state)
