@@ -134,7 +134,7 @@ def compared() -> list[str]:
     ]
     for data, (name, student) in COMPARED.items():
         stages = by_stage(recorded(RECORDS / name))
-        if not stages:
+        if student not in stages:
             continue
         alone, taught = (
             {s: 100 * one["accuracy"] for s, one in stages[n].items()} for n in (BASELINE, student)
@@ -155,7 +155,7 @@ def compared() -> list[str]:
 def summed_up() -> str:
     """How many of the comparisons are won and lost, in words."""
     each = [(by_stage(recorded(RECORDS / name)), student) for name, student in COMPARED.values()]
-    read = [reading(stages, student) for stages, student in each if stages]
+    read = [reading(stages, student) for stages, student in each if student in stages]
     lost = read.count("loss")
     return (
         f"More accuracy with a teacher in {read.count('gain')} of {len(read)} comparisons on real data, less "

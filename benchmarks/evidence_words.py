@@ -148,6 +148,6 @@ NOTES = {  # what the numbers do not say
         "it (76.3, taken; a weight of 1000 in place of 100 does not train); `logits` has one setting. The "
         "teacher was trained on all 50,000 images: its features pass on what it knows of those that the "
         "student does not see, and the student passes its own ANN twin by far. It fires more; after two of "
-        "its four steps it knows 72.2 %, at fewer operations than `alone`. The recipe's other arms: not run."
+        "its four steps it knows 72.2 %. The recipe's other arms: not run."
     ),
 }
