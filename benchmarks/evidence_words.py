@@ -116,9 +116,10 @@ NOTES = {  # what the numbers do not say
     ),
     "compare-evidence-unit": (
         "Weights of each method are those of its recipe `digits-NAME`, tuned for none of these images. One "
-        "seed so far; one seed of `alone` differs from another by 0.6 (deviation). The teacher was trained on "
-        "all 50,000 images. Seconds were taken beside other work: docs/methods.md has the time of a step. Left out, since the "
-        "network has not what the method looks at: attention-maps, hdkd, mdsnn, spike-count."
+        "seed so far; one seed of `alone` differs from another by 0.6 (deviation). The teacher was trained "
+        "on all 50,000 images. Seconds were taken beside other work: docs/methods.md has the time of a "
+        "step. Left out, since the network has not what the method looks at: attention-maps, hdkd, mdsnn, "
+        "spike-count."
     ),
     "evidence-mdsnn": (
         "One seed so far. Four more epochs make up for what 4/4/8 bits cost; of the 4.6 points that 2/2/8 "

@@ -26,7 +26,7 @@ from .networks.outside.adapter import first_tensor
 from .networks.outside.foreign import Foreign
 from .neurons import neuron_of
 from .neurons.over_time import time_mean
-from .numerics import at_least_float32
+from .numerics import at_least_float32, keep_layout
 from .places import (
     INSIDES,
     Tap,
@@ -203,7 +203,7 @@ def _values(
 
 def _unfold(value: Any, N: int, steps: int | None, tap: str, rows: set[int]) -> Tensor:
     """Time to the front; what ran once for all steps is repeated (as a view)."""
-    x = first_tensor(value)
+    x = keep_layout(first_tensor(value))
     # Windows or patches beside the images: their order is the network's own, and would be taken for time.
     if x.shape[0] not in rows:
         raise SpikedistillError(

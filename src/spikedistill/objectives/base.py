@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpikedistillError
-from ..numerics import at_least_float32
+from ..numerics import at_least_float32, keep_layout
 from ..taps import Captures
 from ..typed import checked
 
@@ -102,7 +102,7 @@ class View:
         """
         # Objectives are computed outside of autocast; the convolutions of an adapter go back into it.
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
-            return at_least_float32(adapter(x))
+            return at_least_float32(keep_layout(adapter(x)))
 
     @property
     def mean_logits(self) -> Tensor:
