@@ -7,6 +7,7 @@ import pytest
 
 import spikedistill as sd
 from spikedistill.training.calibration import UNEVEN
+from spikedistill.training.diagnosis import FALLEN, has_fallen
 
 
 @pytest.mark.parametrize(
@@ -63,3 +64,33 @@ def test_a_few_strong_inputs_are_said_once(tmp_path) -> None:
     events = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     warnings = [event["text"] for event in events if event["event"] == "warning"]
     assert warnings.count(UNEVEN) == 1
+
+
+def test_a_training_that_forgets_is_said_once(tmp_path) -> None:
+    recipe = {
+        "data": {"name": "digits", "batch_size": 32},
+        "precision": "float32",
+        "time_steps": 2,
+        "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "schedule": "cosine"},
+        "stages": [
+            {"name": "one", "network": {"name": "vgg5", "width": 0.25, "pools": 2}, "epochs": 4},
+            {
+                "name": "far",
+                "from": "one",
+                "epochs": 3,
+                "optimizer": {"lr": 3.0, "schedule": "constant", "warm_up": 2},
+            },
+        ],
+    }
+    one, far = sd.train(recipe, out=tmp_path / "run").summary.stages
+    assert FALLEN not in one.warnings
+    assert FALLEN in far.warnings
+    events = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert [e["text"] for e in events if e["event"] == "warning"].count(FALLEN) == 1
+
+
+@pytest.mark.parametrize(
+    ("peak", "accuracy", "fell"), [(0.64, 0.5, False), (0.64, 0.39, True), (0.12, 0.05, False)]
+)
+def test_chance_and_a_bad_epoch_are_no_fall(peak: float, accuracy: float, fell: bool) -> None:
+    assert has_fallen(peak, accuracy) is fell

@@ -1,4 +1,4 @@
-"""What was wrong with a step that was not finite: the step is run again, and looked at part by part.
+"""What went wrong: a training that forgets; a step not finite, run again and looked at part by part.
 
 Nothing was applied since (:mod:`.guard`), so the weights are those of the step itself. So are the batches and
 the draws: each pass asks for the batches anew, and draws on from where that leaves the generators.
@@ -17,6 +17,17 @@ LOWER = (
     "Lower the learning rate, add a warm-up or clip the gradient "
     "(optimizer: {lr: ..., warm_up: ..., clip: 1.0}), then resume"
 )
+
+
+FALLEN = (
+    "training forgot what it had learned: its accuracy fell by more than a quarter. The learning rate is too "
+    "high for the sum of the objectives; lower it, or clip gradients (optimizer: {lr: ..., clip: 1.0})"
+)
+
+
+def has_fallen(peak: float, accuracy: float) -> bool:
+    """Whether an epoch's training accuracy lies far below the best epoch's, by more than chance does."""
+    return accuracy < 0.75 * peak and peak - accuracy > 0.1
 
 
 def explain(training: TrainingState, step: int) -> SpikedistillError:

@@ -13,7 +13,7 @@ from ..neurons.shared_norms import synchronize
 from ..optimizer_groups import clip_gradients
 from . import metrics, signals
 from .calibration import UNEVEN, settle
-from .diagnosis import explain
+from .diagnosis import FALLEN, explain, has_fallen
 from .evaluate import Evaluation, evaluate, evaluating, remedy
 from .machine import autocast, peak_memory_mb, saving
 from .optim import learning_rate, set_learning_rate
@@ -215,6 +215,9 @@ class Training(TrainingState):
             line["validation"] = {"loss": validation.loss, "accuracy": validation.accuracy}
             text += f", validation {100 * validation.accuracy:.1f} %"
             self.watch(validation)
+        if has_fallen(self.position.peak, train["accuracy"]):
+            self.say(FALLEN)
+        self.position.peak = max(self.position.peak, train["accuracy"])
         if self.settings.folder is not None and self.rank == 0:
             # Before the checkpoint: a kill in between writes the line twice, and the later one counts; the
             # other way round it would be missing for ever.
@@ -288,9 +291,8 @@ class Training(TrainingState):
         if batches:
             with autocast(self.settings.precision, self.settings.device):
                 together = settle(self.student, batches)
-            if together and UNEVEN not in self.warned:
-                self.warned.add(UNEVEN)
-                self.note(UNEVEN)
+            if together:
+                self.say(UNEVEN)
 
     def plain_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches without shuffling or augmentation."""
@@ -299,6 +301,12 @@ class Training(TrainingState):
         for x, y in self.data.batches(split, max(self.settings.batch_size, 128), device=self.settings.device):
             yield (x.double() if self.settings.precision == "float64" else x), y
 
+    def say(self, warning: str) -> None:
+        """Warn of the whole stage, once; its summary says it, too."""
+        if warning not in self.said:
+            self.said.append(warning)
+            self.note(warning)
+
     def watch(self, found: Evaluation) -> None:
         """Warn once of each layer dead or saturated in two validations running (at first many are)."""
         suspects = {layer.path for layer in found.layers() if layer.warning}
@@ -306,6 +314,6 @@ class Training(TrainingState):
             if layer.warning and layer.path in self.suspects and layer.path not in self.warned:
                 self.warned.add(layer.path)
                 rate = f"{100 * layer.firing_rate:.2f} % (epoch {self.position.epoch})"
-                advice = "" if len(self.warned - {UNEVEN}) > 1 else f"; {remedy(layer.warning, self.student)}"
+                advice = "" if len(self.warned) > 1 else f"; {remedy(layer.warning, self.student)}"
                 self.note(f"layer {layer.path} is {layer.warning}: it fires at {rate}{advice}")
         self.suspects = suspects

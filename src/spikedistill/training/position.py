@@ -18,6 +18,7 @@ class Position:
     step: int = 0
     seconds: float = 0.0
     best: dict[str, Any] | None = None
+    peak: float = 0.0  # the best epoch's training accuracy
     sums: dict[str, float] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     images: int = 0

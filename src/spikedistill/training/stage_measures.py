@@ -14,7 +14,6 @@ from ..networks.outside.foreign import Foreign
 from ..quantization.integer import real_parts
 from ..quantization.preparation import DEFAULTS
 from ..recipe import Recipe, Stage
-from .calibration import UNEVEN
 from .evaluate import evaluate, evaluate_integer, membrane_histograms, remedy
 from .machine import peak_memory_mb
 from .summary import Best, Bits, IntegerSummary, LayerSummary, StageSummary, StepTime
@@ -98,7 +97,7 @@ def stage_summary(
         peak_memory_mb=peak_memory_mb(run.device),
         images_per_second=last.get("images_per_second"),
         step_time=StepTime(**last["step_time"]) if "step_time" in last else None,
-        warnings=_warnings(rows, network) + ([UNEVEN] if training and UNEVEN in training.warned else []),
+        warnings=_warnings(rows, network) + (training.said if training else []),
         **costs,
     )
 

@@ -55,7 +55,8 @@ class TrainingState:
         self.position = Position()
         self.guard = Guard(settings.device, self.world)
         self.channels_last = False
-        self.warned: set[str] = set()
+        self.warned: set[str] = set()  # of these layers
+        self.said: list[str] = []  # of the whole stage
         self.suspects: set[str] = set()
         self.saved, self.saved_step = time.perf_counter(), 0
 
