@@ -29,8 +29,7 @@ def by_stage(records: list[dict[str, Any]]) -> dict[str, Seeds]:
 
 def reading(stages: dict[str, Seeds], student: str) -> str:
     """What the paired interval of ``student`` and ``alone`` shows; a dash for a single seed."""
-    taught, alone = stages[student], stages[BASELINE]
-    interval = paired_interval([100 * (taught[s]["accuracy"] - alone[s]["accuracy"]) for s in sorted(taught)])
+    interval = paired_interval(paired(stages[student], stages[BASELINE]))
     if not interval:
         return "–"
     return "gain" if interval[0] > 0 else "loss" if interval[1] < 0 else "no difference"
@@ -41,10 +40,13 @@ def spread(values: list[float], digits: int) -> str:
     return f"{fmean(values):.{digits}f}{deviation}"
 
 
+def paired(mine: Seeds, theirs: Seeds) -> list[float]:
+    """Differences in points, seed by seed."""
+    return [100 * (mine[s]["accuracy"] - theirs[s]["accuracy"]) for s in sorted(mine.keys() & theirs.keys())]
+
+
 def difference(mine: Seeds, theirs: Seeds) -> str:
-    values = [
-        100 * (mine[s]["accuracy"] - theirs[s]["accuracy"]) for s in sorted(mine.keys() & theirs.keys())
-    ]
+    values = paired(mine, theirs)
     if not values:
         return "–"
     interval = paired_interval(values)
