@@ -160,8 +160,8 @@ def summed_up() -> str:
     lost = read.count("loss")
     most = max(fmean(paired(stages[student], stages[BASELINE])) for stages, student in each)
     return (
-        f"More accuracy with a teacher in {read.count('gain')} of {len(read)} comparisons on real data, by up "
-        f"to {most:.1f} points, less in {lost or 'none'}: [docs/results.md](docs/results.md)."
+        f"More accuracy with a teacher in {read.count('gain')} of {len(read)} comparisons on real data, by "
+        f"up to {most:.1f} points, less in {lost or 'none'}: [docs/results.md](docs/results.md)."
     )
 
 
