@@ -94,3 +94,24 @@ def test_a_training_that_forgets_is_said_once(tmp_path) -> None:
 )
 def test_chance_and_a_bad_epoch_are_no_fall(peak: float, accuracy: float, fell: bool) -> None:
     assert has_fallen(peak, accuracy) is fell
+
+
+def test_operations_far_from_their_aim_are_said(tmp_path) -> None:
+    recipe = {
+        "data": {"name": "digits", "batch_size": 64, "train_samples": 256},
+        "precision": "float32",
+        "time_steps": 2,
+        "stages": [
+            {
+                "name": name,
+                "network": {"name": "vgg5", "width": 0.125, "pools": 2},
+                "epochs": 1,
+                "operations": operations,
+            }
+            for name, operations in (("far", 100), ("near", 10_000_000))
+        ],
+    }
+    far, near = sd.train(recipe, out=tmp_path / "run").summary.stages
+    (line,) = [line for line in far.warnings if "aimed at 100" in line]
+    assert f"{far.synaptic_operations:,.0f} operations" in line
+    assert not [line for line in near.warnings if "aimed at" in line]

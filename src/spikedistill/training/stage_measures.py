@@ -20,6 +20,7 @@ from .summary import Best, Bits, IntegerSummary, LayerSummary, StageSummary, Ste
 from .training_state import TrainingState
 
 PRICED_IMAGES = 128  # images whose spikes are counted for operations and price
+MISSED = 1.15  # of the operations aimed at: more is a miss
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,24 @@ def stage_summary(
         peak_memory_mb=peak_memory_mb(run.device),
         images_per_second=last.get("images_per_second"),
         step_time=StepTime(**last["step_time"]) if "step_time" in last else None,
-        warnings=_warnings(rows, network) + (training.said if training else []),
+        warnings=[
+            *_warnings(rows, network),
+            *(training.said if training else []),
+            *_missed(given.operations, costs.get("synaptic_operations")),
+        ],
         **costs,
     )
+
+
+def _missed(aim: float | None, reached: float | None) -> list[str]:
+    """A line where a stage spends far more operations than its training aimed at."""
+    if not aim or not reached or reached <= MISSED * aim:
+        return []
+    return [
+        f"{reached:,.0f} operations where training aimed at {aim:,.0f}: the aim weighs too little beside the "
+        f"other objectives; give it a weight (objectives: {{type: operations_aim, operations: {aim:.0f}, "
+        "weight: 10} in place of operations)"
+    ]
 
 
 def batches_of(run: Conditions, split: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
