@@ -24,7 +24,18 @@ from typing import Any
 import from_scratch
 import yaml
 from evidence_methods import measured
-from evidence_records import BASELINE, RECORDS, ROOT, by_stage, difference, paired, reading, recorded, spread
+from evidence_records import (
+    BASELINE,
+    RECORDS,
+    ROOT,
+    Seeds,
+    by_stage,
+    difference,
+    paired,
+    reading,
+    recorded,
+    spread,
+)
 from evidence_words import COMMANDS, COMPARED, DRAWN, EARLIER, NOTES, STATISTICS, TITLES
 
 from spikedistill.conversion import time_steps_to_match
@@ -126,16 +137,22 @@ def keep(folders: Iterable[Path]) -> None:
             print(f"{out.relative_to(ROOT)}: {len(record['stages'])} stages")
 
 
+def comparisons() -> list[tuple[str, str, str, dict[str, Seeds]]]:
+    """Those that have been measured: the data, the record's name, the student, and the record by stage."""
+    each = [
+        (data, name, student, by_stage(recorded(RECORDS / name)))
+        for data, (name, student) in COMPARED.items()
+    ]
+    return [one for one in each if one[2] in one[3]]
+
+
 def compared() -> list[str]:
     """A row a data set: what a teacher adds, whether that is shown, and what it costs in operations."""
     lines = [
         "| data | recipe | T | alone [%] | student [%] | difference [points] | operations | seeds | shown |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for data, (name, student) in COMPARED.items():
-        stages = by_stage(recorded(RECORDS / name))
-        if student not in stages:
-            continue
+    for data, name, student, stages in comparisons():
         alone, taught = (
             {s: 100 * one["accuracy"] for s, one in stages[n].items()} for n in (BASELINE, student)
         )
@@ -154,8 +171,7 @@ def compared() -> list[str]:
 
 def summed_up() -> str:
     """How many of the comparisons are won and lost, in words."""
-    found = [(by_stage(recorded(RECORDS / name)), student) for name, student in COMPARED.values()]
-    each = [(stages, student) for stages, student in found if student in stages]
+    each = [(stages, student) for _, _, student, stages in comparisons()]
     read = [reading(stages, student) for stages, student in each]
     lost = read.count("loss")
     most = max(fmean(paired(stages[student], stages[BASELINE])) for stages, student in each)

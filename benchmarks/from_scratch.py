@@ -15,6 +15,7 @@ import json
 import math
 import textwrap
 import time
+from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -164,11 +165,12 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         "| network | precision | neuron | momentum | norm statistics of | ANN | SNN, T = 4 | share | seeds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    found: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
+    for key, row in rows.items():
+        name, side, seed, precision = key.split("/")
+        found[name, precision, side][int(seed)] = row
     for name, precision in itertools.product(CASES, PRECISIONS):
-        sides = [
-            {int(key.split("/")[2]): row for key, row in rows.items() if _is(key, name, side, precision)}
-            for side in ("ann", "snn")
-        ]
+        sides = [found[name, precision, side] for side in ("ann", "snn")]
         seeds = sorted(sides[0].keys() & sides[1].keys())
         if not seeds:
             continue
@@ -186,21 +188,17 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _is(key: str, name: str, side: str, precision: str) -> bool:
-    """Whether a row's key, NETWORK/SIDE/SEED/PRECISION, is of these."""
-    parts = key.split("/")
-    return [*parts[:2], parts[3]] == [name, side, precision]
-
-
 def page() -> list[str]:
     """The section of docs/results.md."""
     rows = json.loads(RESULTS.read_text())
     return [
-        "`python benchmarks/from_scratch.py FOLDER/cifar10.npz --precision ...`; 10,000 images of CIFAR-10, "
-        "4 epochs, one cycle (SGD, lr 0.1;",
-        "`spikingformer_2_384` AdamW, lr 0.001); accuracy in percent on all 10,000 test images. `vgg9` and "
-        "`spikingformer_2_384`",
-        "at width 0.25, `conv6` at 0.5.",
+        *textwrap.wrap(
+            "`python benchmarks/from_scratch.py FOLDER/cifar10.npz --precision ...`; 10,000 images of "
+            "CIFAR-10, 4 epochs, one cycle (SGD, lr 0.1; `spikingformer_2_384` AdamW, lr 0.001); accuracy in "
+            "percent on all 10,000 test images. `vgg9` and `spikingformer_2_384` at width 0.25, `conv6` at "
+            "0.5.",
+            110,
+        ),
         "",
         table(rows),
         "",

@@ -1,4 +1,4 @@
-"""Precision of arithmetic that sums over time, space or batches."""
+"""Precision of arithmetic that sums over time, space or batches; layout of gradients."""
 
 from typing import Any
 

@@ -17,8 +17,6 @@ LOWER = (
     "Lower the learning rate, add a warm-up or clip the gradient "
     "(optimizer: {lr: ..., warm_up: ..., clip: 1.0}), then resume"
 )
-
-
 FALLEN = (
     "training forgot what it had learned: its accuracy fell by more than a quarter. The learning rate is too "
     "high for the sum of the objectives; lower it, or clip gradients (optimizer: {lr: ..., clip: 1.0})"
