@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import spikedistill as sd
+from spikedistill.training import loop
 from spikedistill.training.calibration import UNEVEN
 from spikedistill.training.diagnosis import FALLEN, has_fallen
 
@@ -87,6 +88,33 @@ def test_a_training_that_forgets_is_said_once(tmp_path) -> None:
     assert FALLEN in far.warnings
     events = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert [e["text"] for e in events if e["event"] == "warning"].count(FALLEN) == 1
+
+
+def test_what_was_said_outlives_a_stop(tmp_path, monkeypatch) -> None:
+    """The fall lies before the stop: the epochs after it show none."""
+    recipe = {
+        "data": {"name": "digits", "batch_size": 32, "train_samples": 128},
+        "precision": "float32",
+        "time_steps": 2,
+        "checkpoint": {"seconds": 1e-6},
+        "stages": [
+            {"name": "one", "network": {"name": "vgg5", "width": 0.125, "pools": 2}, "epochs": 3},
+        ],
+    }
+    epochs = []
+
+    def stopped(peak: float, accuracy: float) -> bool:
+        epochs.append(accuracy)
+        if len(epochs) == 2:
+            raise KeyboardInterrupt
+        return len(epochs) == 1
+
+    monkeypatch.setattr(loop, "has_fallen", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sd.train(recipe, out=tmp_path / "run")
+    (stage,) = sd.train(recipe, out=tmp_path / "run").summary.stages
+    assert len(epochs) == 4
+    assert FALLEN in stage.warnings
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@ class TrainingState:
         state = {
             "warned": sorted(self.warned),
             "suspects": sorted(self.suspects),
+            "said": self.said,
             "steps": self.steps,
         }
         checkpoint.save(self.checkpoint_folder, tensors, {"position": self.position.__dict__, **state})
@@ -197,6 +198,7 @@ class TrainingState:
         self.best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")} or None
         self.position = Position(**state["position"])
         self.warned, self.suspects = set(state["warned"]), set(state.get("suspects", ()))
+        self.said = list(state.get("said", ()))
         self.saved_step = self.position.step
         at = self.position
         if at.last is None and at.epoch:  # a checkpoint from before the line was kept in it
