@@ -11,11 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spikedistill as sd
-from spikedistill.neurons import compilation, native
+from spikedistill.neurons import compilation, event_driven, native
 from spikedistill.neurons.event_driven import Conv2d, bits_of, equip
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="there is no C++ compiler")
 EVENT = "_EventConvolutionBackward"
+
+
+@pytest.fixture(autouse=True)
+def units(monkeypatch) -> None:
+    """As on a processor without AMX, which computes spikes alone in bfloat16 too."""
+    monkeypatch.setattr(event_driven, "cpu_bf16_units", lambda: "AVX512-BF16")
 
 
 def spikes(*shape: int, rate: float = 0.1, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -112,6 +118,18 @@ def test_dense_where_it_is_dense() -> None:
         assert convolution(32, 24, 3)(alone).grad_fn.name() != EVENT
     with compilation.uncompiled():
         assert conv(alone).grad_fn.name() != EVENT
+
+
+def test_where_dense_is_faster_at_once(monkeypatch) -> None:
+    few, some = (spikes(8, 32, 12, 12, rate=rate, dtype=torch.bfloat16) for rate in (0.01, 0.05))
+    late = torch.cat([few, spikes(8, 32, 12, 12, rate=0.5, dtype=torch.bfloat16)])
+    assert bits_of(few) is not None
+    assert bits_of(some) is not None
+    assert bits_of(late) is None  # what the first rows do not show
+    monkeypatch.setattr(event_driven, "cpu_bf16_units", lambda: "AMX")
+    assert bits_of(few) is not None
+    assert bits_of(some) is None
+    assert bits_of(some.float()) is not None
 
 
 def test_what_torch_refuses_is_refused() -> None:

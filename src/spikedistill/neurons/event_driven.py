@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..precision import cpu_bf16_units
 from . import compilation, strided
 from .native import library
 
 # Spikes per neuron and step above which a dense convolution is faster (benchmarks/event_driven.py).
 LIMITS = {torch.float32: 0.25, torch.bfloat16: 0.15}
+AMX_LIMIT = 0.02  # of bfloat16 where the processor multiplies matrices of it
 SMALLEST = 1 << 14  # input values; below this the bookkeeping costs more
 LANES = 16  # output channels come in vectors of so many
 Some = TypeVar("Some", bound=nn.Module)
@@ -35,17 +37,23 @@ class Shape(ctypes.Structure):
     ]
 
 
+def limit(dtype: torch.dtype) -> float:
+    """The share of spikes above which this processor's dense convolution is the faster one."""
+    return AMX_LIMIT if dtype == torch.bfloat16 and cpu_bf16_units() == "AMX" else LIMITS[dtype]
+
+
 def bits_of(x: Tensor) -> Tensor | None:
     """Spikes (M, C, H, W), channels last, as bits (M*H*W, words); None: not only 0 and 1, or too many."""
     M, C, H, W = x.shape
     bits = torch.empty(M * H * W, (C + 63) // 64, dtype=torch.int64)
     kind, threads = KINDS[x.dtype], torch.get_num_threads()
-    first = min(M * H * W, 256)  # what is no spikes mostly shows here
-    for rows in (first, M * H * W):
+    most = limit(x.dtype)
+    # What is no spikes, or far too many, mostly shows in the first rows.
+    for rows, bound in ((min(M * H * W, 256), 3 * most), (M * H * W, most)):
         count = library().spikes_to_bits(x.data_ptr(), kind, rows, C, bits.data_ptr(), threads)
-        if count < 0:
+        if not 0 <= count <= bound * rows * C:
             return None
-    return bits if count <= LIMITS[x.dtype] * x.numel() else None
+    return bits
 
 
 class _EventConvolution(torch.autograd.Function):
