@@ -133,7 +133,8 @@ def described(case: dict[str, Any], network: sd.networks.Network) -> dict[str, A
         return how
     spec = network.neuron_spec or {}
     leak = f", decay {spec['decay']:g}" if spec.get("decay") is not None else ""
-    return {**how, "neuron": f"{spec['type'].upper()}{leak}, {spec['reset']} reset"}
+    rate = {"firing_rate": network.firing_rate} if network.firing_rate else {}  # a family's own
+    return {**how, "neuron": f"{spec['type'].upper()}{leak}, {spec['reset']} reset", **rate}
 
 
 def one_cycle(position: float) -> float:
