@@ -167,6 +167,50 @@ def test_a_stages_operations_are_an_objective_and_reached(tmp_path):
     assert len(load(recorded).stages[0].objectives) == 2  # the objective is there once
 
 
+def test_an_aim_is_reached_beside_objectives_of_any_weight(tmp_path):
+    def reached(**given: float) -> float | None:
+        recipe = {
+            "data": {"name": "digits", "batch_size": 32},
+            "precision": "float32",
+            "optimizer": {"name": "sgd", "lr": 0.002, "schedule": "one_cycle"},
+            "stages": [
+                {
+                    "name": "aimed",
+                    "network": {"name": "vgg5", "width": 0.25, "pools": 1, "firing_rate": 0.1},
+                    "epochs": 10,
+                    "objectives": [
+                        {"type": "cross_entropy", "weight": 30.0},
+                        {"type": "operations_aim", "operations": 60_000, **given},
+                    ],
+                }
+            ],
+        }
+        return sd.train(recipe, out=tmp_path / str(given)).summary.stages[0].synaptic_operations
+
+    assert reached(dual_rate=0.0) > 80_000
+    assert 50_000 < reached() < 66_000
+
+
+def test_an_aims_multiplier_rises_above_it_falls_below_and_is_kept():
+    student, x = network(), torch.rand(3, 1, 8, 8)
+    counted = operations.count(layers(student, x)).acs
+    aim = {"type": "operations_aim", "operations": counted / 1.5, "dual_rate": 0.1}
+    distiller = sd.Distiller(student, None, [aim]).setup(x)
+    (name,) = [k for k in distiller.state_dict() if k.endswith("multiplier")]
+    y = torch.zeros(3, dtype=torch.long)
+    values = [float(distiller(x, y).parts["operations_aim"].detach()) for _ in range(3)]
+    expected = [1.5 ** (0.1 * k) * math.log(1.5) for k in range(3)]
+    assert values == pytest.approx(expected, rel=1e-4)
+    with torch.no_grad():
+        distiller(x, y)  # no training step
+    assert float(distiller.state_dict()[name]) == pytest.approx(1.5**0.3, rel=1e-4)
+    distiller.objectives["operations_aim"].operations *= 100
+    distiller(x, y)
+    assert float(distiller.state_dict()[name]) == pytest.approx(1.5**0.3 * 0.5**0.1, rel=1e-4)
+    with pytest.raises(sd.SpikedistillError, match="dual_rate"):
+        sd.Distiller(student, None, [{**aim, "dual_rate": 1.0}])
+
+
 def test_an_ann_has_no_spikes_to_price():
     ann = network(time_steps=None)
     with pytest.raises(SpikedistillError, match=r"energy_regularization.*has spikes for its input"):

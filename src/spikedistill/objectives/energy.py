@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..hardware.layer import Layer
 
 UNITS = {"pJ": 1.0, "nJ": 1e-3, "uJ": 1e-6}
+MOST = 1000.0  # of the multiplier that makes an aim weigh more
 
 
 def reach(layer: "Layer") -> Tensor:
@@ -117,12 +118,14 @@ class EnergyRegularization(Objective):
 
 
 class OperationsAim(Objective):
-    """``log(operations / aim)`` where they are more than the aim, else 0: a price on the surplus alone.
+    """``m log(operations / aim)`` where they are more than the aim, else 0: a price on the surplus alone.
 
     Operations are those of the results table: accumulates of one input over all T steps, means over the
     batch. A percent less is worth the same however far the aim is (the square of the surplus silences
-    networks that start at twice their aim). ``operations``: the aim. A stage's ``operations: 150000`` adds
-    this objective. Ours, not a paper's.
+    networks that start at twice their aim). ``operations``: the aim. ``m``: a multiplier, at first 1, so that
+    the aim is reached beside objectives of any weight: each training batch multiplies it by ``(operations /
+    aim) ** dual_rate`` (dual ascent; a factor beyond 2 or 1/2 counts as that), between 1 and 1,000;
+    ``dual_rate: 0`` keeps it at 1. A stage's ``operations: 150000`` adds this objective. Ours, not a paper's.
 
     Shape: inputs of all convolutions and linear layers (T, N, ...). Units: synaptic operations per input.
 
@@ -132,22 +135,34 @@ class OperationsAim(Objective):
     """
 
     student_taps = ("*@input",)
+    multiplier: Tensor
 
-    def __init__(self, operations: float, weight: Weight = 1.0, name: str | None = None) -> None:
+    def __init__(
+        self, operations: float, dual_rate: float = 0.03, weight: Weight = 1.0, name: str | None = None
+    ) -> None:
         super().__init__(weight, name)
         if not 0 < operations < math.inf:
             raise SpikedistillError(
                 f"operations_aim: operations must be a positive number, found {operations}"
             )
-        self.operations = operations
+        if not 0 <= dual_rate < 1:
+            raise SpikedistillError(f"operations_aim: dual_rate must be from 0 to below 1, found {dual_rate}")
+        self.operations, self.dual_rate = operations, dual_rate
         self.costs: dict[str, Tensor] = {}
+        self.register_buffer("multiplier", torch.ones(()))
 
     def setup(self, setup: Setup) -> None:
         """Read the layers and their fan-outs."""
         self.costs, _, _ = spike_costs(self, setup, lambda _: 1.0)
 
     def forward(self, view: View) -> Tensor:
-        return (charged(self.costs, view) / self.operations).clamp(min=1).log()
+        factor = charged(self.costs, view) / self.operations
+        # A copy: it changes below, in place since processes share it, and backward asks for what it was.
+        loss = self.multiplier.clone() * factor.clamp(min=1).log()
+        if self.training and torch.is_grad_enabled():
+            step = factor.detach().to(self.multiplier).nan_to_num(1.0).clamp(0.5, 2) ** self.dual_rate
+            self.multiplier.mul_(step).clamp_(1, MOST)
+        return loss
 
 
 def spike_costs(

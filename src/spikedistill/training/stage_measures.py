@@ -112,9 +112,9 @@ def _missed(aim: float | None, reached: float | None) -> list[str]:
     if not aim or not reached or reached <= MISSED * aim:
         return []
     return [
-        f"{reached:,.0f} operations where training aimed at {aim:,.0f}: the aim weighs too little beside the "
-        f"other objectives; give it a weight (objectives: {{type: operations_aim, operations: {aim:.0f}, "
-        "weight: 10} in place of operations)"
+        f"{reached:,.0f} operations where training aimed at {aim:,.0f}: train longer, begin nearer "
+        f"(network.firing_rate), or let the aim weigh more at once (objectives: {{type: operations_aim, "
+        f"operations: {aim:.0f}, weight: 10}} in place of operations)"
     ]
 
 
