@@ -145,8 +145,8 @@ NOTES = {  # what the numbers do not say
     ),
     "digits-spike-count": (
         "A loss, not a gain: both read the output spikes of the same network, `alone` by cross-entropy, "
-        "`student` by counts of 0.8 and 0.1 of the steps. With counts of 1 and 0 the same network has 97.1 "
-        "(AdamW; with SGD both are worse). The method is here for chips whose outputs are read as counts."
+        "`student` by counts of 0.8 and 0.1 of the steps. With counts of 1 and 0 the same network has 97.1. "
+        "The method is here for chips whose outputs are read as counts."
     ),
     "digits-lasnn": (
         "On this small network conversion needs 4 to 16 times the student's steps and then passes it; LaSNN "
