@@ -143,6 +143,9 @@ NOTES = {  # what the numbers do not say
         "No difference: both go on from the teacher's weights and pass it. The weight of the maps is ours, "
         "nothing else was tried."
     ),
+    "digits-mdsnn": (
+        "No difference: few bits cost nothing here, so that a teacher has nothing to give back."
+    ),
     "digits-spike-count": (
         "A loss, not a gain: both read the output spikes of the same network, `alone` by cross-entropy, "
         "`student` by counts of 0.8 and 0.1 of the steps. With counts of 1 and 0 the same network has 97.1. "
