@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from ..errors import SpikedistillError
 from ..neurons import NormNeuron
+from .balanced import STREAM_GAIN
 from .base import Common, Network, NeuronChoice
 from .builder import Builder, initialise, scaled
 from .spikformer import TRANSFORMER_NEURON, Block
@@ -134,7 +135,7 @@ class HDKDTeacher(_Stages):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
-        make = Builder(self, neuron, TRANSFORMER_NEURON)
+        make = Builder(self, neuron, TRANSFORMER_NEURON, gain=STREAM_GAIN)
         c = _stages(self, make, TEACHER_BLOCKS, width)
         self.norm = make.norm_neuron(c) if self.spiking else nn.Identity()
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -279,7 +280,7 @@ class HDKDStudent(_Stages):
         super().__init__(**common)
         if image_size < 1:
             raise SpikedistillError(f"image_size must be at least 1, found {image_size}")
-        make = Builder(self, neuron, TRANSFORMER_NEURON)
+        make = Builder(self, neuron, TRANSFORMER_NEURON, gain=STREAM_GAIN)
         c = _stages(self, make, STUDENT_BLOCKS, width)
         heads = max(1, round(HEADS * width))
         # Rounded up, as strided convolutions and ``_even`` do at each halving.

@@ -12,7 +12,7 @@ from typing import Unpack
 
 from torch import Tensor, nn
 
-from .balanced import SUMMED_GAIN
+from .balanced import STREAM_GAIN
 from .base import Common, Network, NeuronChoice
 from .builder import Builder, initialise
 from .spikformer import TRANSFORMER_NEURON, Block, Size, add_heads, pools_of, scaled_heads, split_heads
@@ -104,7 +104,7 @@ class SpikeDrivenTransformer(Network):
     ) -> None:
         super().__init__(**common)
         pools = pools_of(size, pools)
-        make = Builder(self, neuron, TRANSFORMER_NEURON, gain=SUMMED_GAIN)
+        make = Builder(self, neuron, TRANSFORMER_NEURON, gain=STREAM_GAIN)
         channels, heads = scaled_heads(size.channels, size.heads, width)
         depth = depth or size.depth
         branches = 2 * depth + 1
