@@ -143,6 +143,10 @@ NOTES = {  # what the numbers do not say
         "No difference: both go on from the teacher's weights and pass it. The weight of the maps is ours, "
         "nothing else was tried."
     ),
+    "digits-hdkd": (
+        "`hybrid` is the published student, no spikes; `alone` and `student` are its spiking form, ours. The "
+        "weight of the features is a hundredth of the official one, over an eighth of the epochs."
+    ),
     "digits-mdsnn": (
         "No difference: few bits cost nothing here, so that a teacher has nothing to give back."
     ),

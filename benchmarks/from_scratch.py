@@ -45,8 +45,8 @@ CASES: dict[str, dict[str, Any]] = {
 IMAGES, EPOCHS, BATCH, TIME_STEPS = 10_000, 4, 128, 4
 PRECISIONS = ("bfloat16", "float32")
 TRIED = (
-    "`vgg9` ends just below 0.9 of its twin, `spikingformer_2_384` below. One seed moves by up to 2 "
-    "points with rounding alone, so one seed shows little. Tried on `vgg9` in bfloat16 (the twin has "
+    "`vgg9` ends just below 0.9 of its twin. One seed moves by up to 2 points with rounding alone, so one "
+    "seed shows little. Tried on `vgg9` in bfloat16 (the twin has "
     "59.6, 62.3, 61.2 on seeds 0 to 2): the ANN with activations cut at 1, 2 and 3 deviations of the norm "
     "50.0, 58.9, 59.9 (seed 0); cut at 2 and rounded to four levels 58.6, 58.2, the last layer alone "
     "rounded 58.9, 60.7: neither explains what is left. Where spikes carry the values, six tenths of the "
