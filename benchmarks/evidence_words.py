@@ -146,7 +146,8 @@ NOTES = {  # what the numbers do not say
     "digits-hdkd": (
         "No difference shown, if anything a loss: the teacher, of six epochs, knows less than the student "
         "alone, of 25. `hybrid` is the published student, no spikes; `alone` and `student` are its spiking "
-        "form, ours. The weight of the features is a hundredth of the official one, over an eighth of the epochs."
+        "form, ours. The weight of the features is a hundredth of the official one, over an eighth of the "
+        "epochs."
     ),
     "digits-mdsnn": (
         "No difference: few bits cost nothing here, so that a teacher has nothing to give back."
