@@ -29,7 +29,7 @@ FIRING_RATE = 0.16
 # above 1 in plain networks; a residual network has as many layers behind each other as it has blocks, and
 # stays closer to 1.
 # summed: branches of transformers that add spikes to a stream
-# stream: branches that add real values to one
+# stream: branches of transformers that add real values to one
 # soft: plain networks of neurons with soft reset (VGG and SEW networks of 6 to 56 layers: 1.5 to 2)
 PLAIN_GAIN, BLOCK_GAIN, SUMMED_GAIN, STREAM_GAIN, SOFT_GAIN = 2.0, 1.2, 1.2, 1.0, 1.75
 HEAD_INPUT = 0.6

@@ -62,7 +62,7 @@ class Network(nn.Module):
     the class's signature names it all.
 
     ``initialisation``: "balanced" (:mod:`.balanced`) or "plain"; ``firing_rate``: what a balanced start aims
-    at (None: 0.16).
+    at (None: the family's, mostly 0.16).
 
     Shape: image input (N, C, H, W), real or uint8 (levels, divided by 255); frames input (N, F, C, H, W) with
     F a multiple of T (consecutive groups are summed). ``forward`` gives (T, N, K), the ANN twin

@@ -36,7 +36,8 @@ class Builder:
     ``norm_neuron(channels)`` is a :class:`NormNeuron`; ``activation()`` a neuron alone; the first one asked
     for with ``first=True`` is the encoding neuron where the network's stem runs once. ``neuron`` is the
     user's choice, ``default`` the family's. ``residual``: blocks add the spikes that entered them to their
-    last neuron's current; ``gain``: of the gradients' variance in a layer (None: the usual).
+    last neuron's current; ``gain``: of the gradients' variance in a layer (None: the usual); ``firing_rate``:
+    the family's own aim, where the user names none (None: the usual).
 
     A balanced network (``network.initialisation``, see :mod:`.balanced`) starts its norms so that neurons
     fire at the network's firing rate and gradients neither vanish nor explode; where the user names no
@@ -50,8 +51,11 @@ class Builder:
         default: Neuron | None = None,
         residual: bool = False,
         gain: float | None = None,
+        firing_rate: float | None = None,
     ) -> None:
         self.network = network
+        if network.initialisation == "balanced":
+            network.firing_rate = network.firing_rate or firing_rate
         self.prototype = build(neuron, default)
         self.balance: Balance | None = None
         self.width_chosen = False  # whether the surrogate is the balance's, not the user's

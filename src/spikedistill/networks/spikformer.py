@@ -235,10 +235,8 @@ class Spikformer(Network):
         if downsampling not in DOWNSAMPLING:
             raise SpikedistillError(f"downsampling must be 'cml' or 'original', found {downsampling!r}")
         pools = pools_of(size, pools)
-        if ms and self.initialisation == "balanced":
-            # Before the Builder, which reads it.
-            self.firing_rate = self.firing_rate or STREAM_RATE
-        make = Builder(self, neuron, TRANSFORMER_NEURON, gain=STREAM_GAIN if ms else SUMMED_GAIN)
+        gain, rate = (STREAM_GAIN, STREAM_RATE) if ms else (SUMMED_GAIN, None)
+        make = Builder(self, neuron, TRANSFORMER_NEURON, gain=gain, firing_rate=rate)
         channels, heads = scaled_heads(size.channels, size.heads, width)
         self.tokenizer = Tokenizer(make, self.in_channels, channels, pools, downsampling == "cml", ms)
         depth = depth or size.depth

@@ -74,10 +74,8 @@ class SResNet(Network):
         if pooling not in ("max", "avg"):
             raise SpikedistillError(f"pooling must be 'max' or 'avg', found {pooling!r}")
         largest = pooling == "max"
-        if largest and self.initialisation == "balanced":
-            # Before the Builder, which reads it.
-            self.firing_rate = self.firing_rate or RARE
-        make = Builder(self, neuron, LIF(tau=2.0), gain=WIDE if largest else None)
+        gain, rate = (WIDE, RARE) if largest else (None, None)
+        make = Builder(self, neuron, LIF(tau=2.0), gain=gain, firing_rate=rate)
         c = scaled(FILTERS, width)
         self.rows = nn.Identity() if features is None else RowsToChannels()
         self.conv1 = _conv(self.in_channels * (features or 1), c, STEM_KERNEL, dims)
