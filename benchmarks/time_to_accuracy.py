@@ -99,7 +99,7 @@ def leaky() -> Neuron:
 
 
 WAYS = {
-    "ours": Way("ours fused, once", 8),
+    "ours": Way("ours fused, once", 10),
     "ours, taught": Way("ours, taught, once", 8, teacher=True),
     "SpikingJelly, users": Way(
         "SpikingJelly", 64, jelly_if, "spiking", rate_squared_error, cosine=True, half=False
