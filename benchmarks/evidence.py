@@ -329,6 +329,7 @@ def page() -> str:
         said = [NOTES.get(folder.name, ""), STATISTICS if folder.name in EARLIER else ""]
         if any(said):
             out += ["", *textwrap.wrap(" ".join(filter(None, said)), 110)]
+    out += ["", "## From scratch: what was tried", "", *from_scratch.tried()]
     return "\n".join(out) + "\n"
 
 
