@@ -48,9 +48,9 @@ TRIED = RESULTS.with_name("from_scratch_tried.json")
 WORDS = (
     "`vgg9` is at the edge: 0.89 of its twin in float32, 0.90 in bfloat16. Where spikes carry the values, "
     "six tenths of the variance that a norm sees lie between time steps (the network as created, T = 4), "
-    "and a neuron cannot take back what it fired early; cutting or rounding the ANN's activations explains less. "
-    "One seed moves by up to 2 points with rounding alone, so one seed shows little. Neurons, surrogates and "
-    "starts that were tried are at the end of this page."
+    "and a neuron cannot take back what it fired early; cutting or rounding the ANN's activations explains "
+    "less. One seed moves by up to 2 points with rounding alone, so one seed shows little. Neurons, "
+    "surrogates and starts that were tried are at the end of this page."
 )
 # Of rows that do not say.
 BEFORE = {"nesterov": False, "statistics": "plain", "neuron": "LIF, hard reset"}
