@@ -38,6 +38,7 @@ PIECES: dict[str, tuple[str, int]] = {
     "memory-ms_resnet18-float32": ("memory.py --network ms_resnet18 --batch 16", 300),
     "step-conv6-rates": (f"{STEP} --bias 0.5 --runs 7", 300),
     "event_driven": ("event_driven.py", 300),
+    "pooling": ("pooling.py", 120),
     "single_step": ("single_step.py", 120),
     "loader": ("loader.py --runs 9", 180),
     "inference": ("inference.py", 900),
@@ -59,7 +60,8 @@ TINY = {
     "distill.py": "--batch 4 --runs 2",
     "loader.py": "--batch 8 --runs 2", "profile_step.py": "--batch 4",
     "inference.py": "--width 0.25 --batches 1 --time-steps 1 --runs 2 --whole",
-    "event_driven.py": "--batch 4 --runs 2", "single_step.py": "--runs 2",
+    "event_driven.py": "--batch 4 --runs 2", "pooling.py": "--batch 4 --runs 2",
+    "single_step.py": "--runs 2",
     "first.py": "", "processes.py": "--batch 4 --runs 1",
 }  # fmt: skip
 

@@ -134,6 +134,21 @@ def events() -> None:
         table(["neurons that fire", *kinds], lines)
 
 
+def pools() -> None:
+    """Native max pooling over torch's, by the size of its map."""
+    rows = load("pooling").get("rows", {})
+    found: dict[str, dict[str, float]] = {}
+    for name, row in rows.items():
+        way, kind, sizes = name.split(" ", 2)
+        if way == "native":
+            found.setdefault(sizes, {})[kind] = row["median_ms"] / rows[f"torch {kind} {sizes}"]["median_ms"]
+    if found:
+        print("### Native max pooling over torch's, forward and backward\n")
+        kinds = list(next(iter(found.values())))
+        lines = [[sizes, *[f"{found[sizes][kind]:.2f}" for kind in kinds]] for sizes in found]
+        table(["channels, size, kernel, stride, padding", *kinds], lines)
+
+
 def single() -> None:
     """A layer at T = 1 by the size of its map."""
     rows = load("single_step").get("rows", {})
@@ -206,4 +221,5 @@ if __name__ == "__main__":
     inference()
     plain("loader", "training step (conv6)")
     events()
+    pools()
     single()

@@ -18,15 +18,14 @@ from torch.autograd.function import once_differentiable
 
 from ..precision import cpu_bf16_units
 from . import compilation, strided
-from .native import library
+from .native import KINDS, SMALLEST, library
+from .pooling import MaxPool2d
 
 # Spikes per neuron and step above which a dense convolution is faster (benchmarks/event_driven.py).
 LIMITS = {torch.float32: 0.25, torch.bfloat16: 0.15}
 AMX_LIMIT = 0.02  # of bfloat16 where the processor multiplies matrices of it
-SMALLEST = 1 << 14  # input values; below this the bookkeeping costs more
 LANES = 16  # output channels come in vectors of so many
 Some = TypeVar("Some", bound=nn.Module)
-KINDS = {torch.float32: 0, torch.bfloat16: 1}
 
 
 class Shape(ctypes.Structure):
@@ -151,11 +150,14 @@ class Conv2d(strided.Conv2d):
 def equip(network: Some) -> Some:
     """Let convolutions of a network be computed event by event, and safely (:mod:`.strided`); returns it.
 
-    For a module of one's own with ``nn.Conv2d`` between neurons; networks of ``create``, ``spiking`` and
-    ``adopt`` have it. Names, weights and results stay. What enters has to be channels last.
+    Its max poolings become native code too (:mod:`.pooling`). For a module of one's own with layers of torch
+    between neurons; networks of ``create``, ``spiking`` and ``adopt`` have it. Names, weights and results
+    stay. What enters has to be channels last.
     """
     for module in network.modules():
         # Exact types: what another subclass multiplies may be its own.
         if type(module) in (nn.Conv2d, strided.Conv2d):
             module.__class__ = Conv2d
+        elif type(module) is nn.MaxPool2d:
+            module.__class__ = MaxPool2d
     return strided.guard(network)

@@ -10,10 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..files import cache_folder, written_whole
 from ..precision import flags
 
-SOURCES = [Path(__file__).with_name(name) for name in ("event_driven.cpp", "inference.cpp")]
+SOURCES = [Path(__file__).with_name(name) for name in ("event_driven.cpp", "inference.cpp", "pooling.cpp")]
+KINDS = {torch.float32: 0, torch.bfloat16: 1}  # as the sources count them
+SMALLEST = 1 << 14  # input values; below this the bookkeeping costs more
 COMPILERS = (os.environ.get("CXX") or "g++", "g++", "c++", "clang++")
 
 
@@ -71,5 +75,7 @@ def _load(path: Path) -> Any:
     found.convolve.argtypes = [pointer, pointer, pointer, pointer, small, number, pointer, small]
     found.weight_gradient.argtypes = [pointer, pointer, small, pointer, pointer, number, pointer, small]
     found.transpose.argtypes = [pointer, pointer, number, number, small, small]
+    found.max_pool.argtypes = [pointer, pointer, pointer, small, number, pointer, small]
+    found.max_pool_gradient.argtypes = [pointer, pointer, pointer, small, number, pointer, small]
     found.fire.argtypes = [*[pointer] * 6, *[number] * 3, small]
     return found
