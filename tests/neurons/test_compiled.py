@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+import spikedistill as sd
 from spikedistill.neurons import IF, LIF, PLIF, NormNeuron, compilation
 from spikedistill.neurons.surrogate import SURROGATES
 from spikedistill.simulation import Simulation
@@ -100,3 +101,17 @@ def test_twenty_configurations_compile_once_each(dtype):
         run(4, 12, 2)
         assert graphs() == compiled, (surrogate, reset, kind)
     assert compilation.failure() is first_failures is None
+
+
+def test_who_counts_operations_gets_plain_ones() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = sd.networks.create("vgg5", time_steps=2, width=0.25)
+    x = torch.rand(4, 3, 32, 32)
+    counts = []
+    for way in ("compiled", "eager"):
+        with compilation.use(way), FlopCounterMode(display=False) as counter:
+            network(x).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+    assert compilation.failure() is None

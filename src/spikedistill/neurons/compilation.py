@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import torch
 
+from .direct import Calls
+
 Mode = Literal["eager", "uncompiled", "compiled"]
 
 # of the process, not of a thread: recomputation in backward must choose as the forward did
@@ -26,8 +28,8 @@ _broken: str | None = None
 
 def mode() -> Mode:
     """How the next neuron runs: as the innermost context says, else the switches."""
-    # Whoever compiles or traces from outside is given plain operations to follow.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    # Whoever compiles, traces or counts operations from outside is given plain ones to follow.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
         return "eager"
     if _contexts:
         return "eager" if _contexts[-1] == "compiled" and _broken else _contexts[-1]
@@ -111,7 +113,7 @@ class Kernel:
         try:
             with _settings():
                 if self._compiled is None:
-                    self._compiled = torch.compile(self.plain, fullgraph=True, dynamic=True)
+                    self._compiled = Calls(torch.compile(self.plain, fullgraph=True, dynamic=True))
                 out = self._compiled(*args)
             self._seen.add(signature)
             return out
