@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 MOST = 512  # kinds of arguments that are kept for one function
+UNSEEN: Any = object()
 _watching = threading.Lock()
 
 
@@ -38,8 +39,8 @@ class Calls:
             # Threads, gradients, autocast, default type: what the arguments do not say.
             self._known.clear()
             self._state = state_now()
-        if key in self._known:
-            direct = self._known[key]
+        direct = self._known.get(key, UNSEEN)
+        if direct is not UNSEEN:
             return self._compiled(*args) if direct is None else direct(args)
         # Threads that watched each other would put back what is not torch's.
         if not _watching.acquire(blocking=False):
