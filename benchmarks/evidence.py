@@ -36,7 +36,7 @@ from evidence_records import (
     recorded,
     spread,
 )
-from evidence_words import COMMANDS, COMPARED, DRAWN, EARLIER, NOTES, STATISTICS, TITLES
+from evidence_words import COMMANDS, COMPARED, DRAWN, NOTES, TITLES
 
 from spikedistill.conversion import time_steps_to_match
 from spikedistill.report import page as report_page
@@ -159,9 +159,8 @@ def compared() -> list[str]:
         costs = " / ".join(
             count(fmean(one["operations"] for one in stages[n].values())) for n in (BASELINE, student)
         )
-        mark = r" \*" if name in EARLIER else ""
         lines.append(
-            f"| {data} | `{name}`{mark} | {next(iter(stages[student].values()))['T']} "
+            f"| {data} | `{name}` | {next(iter(stages[student].values()))['T']} "
             f"| {spread([*alone.values()], 1)} | {spread([*taught.values()], 1)} "
             f"| {difference(stages[student], stages[BASELINE])} | {costs} | {len(taught)} "
             f"| {reading(stages, student)} |"
@@ -295,9 +294,6 @@ def page() -> str:
         "",
         *compared(),
         "",
-        "\\* With norm statistics of plain training images, as all networks had them once (see below); to be "
-        "repeated.",
-        "",
         "## From scratch, beside the ANN twin",
         "",
         *from_scratch.page(),
@@ -326,9 +322,8 @@ def page() -> str:
         ]
         if folder.name in DRAWN:
             out += ["", f"![{DRAWN[folder.name]}](plots/{folder.name}.svg)"]
-        said = [NOTES.get(folder.name, ""), STATISTICS if folder.name in EARLIER else ""]
-        if any(said):
-            out += ["", *textwrap.wrap(" ".join(filter(None, said)), 110)]
+        if said := NOTES.get(folder.name):
+            out += ["", *textwrap.wrap(said, 110)]
     out += ["", "## From scratch: what was tried", "", *from_scratch.tried()]
     return "\n".join(out) + "\n"
 

@@ -47,13 +47,6 @@ COMMANDS = {  # where it is not "train RECORD"
     "compare-digits-kdsnn": "compare --methods bkdsnn,kdsnn,lasnn,sakd,logits,ckdsnn,sastc --on digits-kdsnn",
 }
 
-# Measured while norm statistics came from plain training images, and augmented in training: to be repeated.
-EARLIER = ("evidence-cifar100",)
-STATISTICS = (
-    "Norm statistics are of plain training images here, as all networks had them once; those of augmented "
-    "images, as in training, gave 1 to 6 points more on CIFAR, students more than `alone`."
-)
-
 NOTES = {  # what the numbers do not say
     "spoken-digits": (
         "No difference: both start from the teacher's weights and end within two points of it, so that "
@@ -92,7 +85,7 @@ NOTES = {  # what the numbers do not say
     "evidence-cifar100": (
         "The student's form was fixed on validation images, one seed, before the test part was read: logits "
         "at temperature 4, 0.9 against 0.1 of cross-entropy, were tried to the fifth epoch (25.5 there, "
-        "`alone` 26.0), then weighted soft labels taken; `alone` has one setting."
+        "`alone` 26.0), then weighted soft labels taken; `alone` has one setting. `feature` has one seed."
     ),
     "dvs128-objects": (
         "Settings were fixed on whole training sessions held out in turn (two folds, two seeds), three a "
@@ -158,7 +151,7 @@ NOTES = {  # what the numbers do not say
         "The method is here for chips whose outputs are read as counts."
     ),
     "digits-lasnn": (
-        "On this small network conversion needs 4 to 16 times the student's steps and then passes it; LaSNN "
+        "On this small network conversion needs 2 to 4 times the student's steps and then passes it; LaSNN "
         "reports 20 times for its deeper ones."
     ),
     "evidence-few": (
