@@ -153,8 +153,8 @@ NOTES = {  # what the numbers do not say
         "The method is here for chips whose outputs are read as counts."
     ),
     "cifar10-demo": (
-        "The student ends 1.8 points behind its own ANN twin; with a twin of 12 epochs and students of 10 the "
-        "three ended at 85.0, 81.3 and 82.2."
+        "The student ends 1.8 points behind its own ANN twin; with a twin of 12 epochs and students of 10 "
+        "the three ended at 85.0, 81.3 and 82.2."
     ),
     "digits-activity": (
         "Equal accuracy with 32 % fewer operations, beside a teacher's logits; Louis et al. report 14.3 % "
