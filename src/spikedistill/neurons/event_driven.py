@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from ..precision import cpu_bf16_units
 from . import compilation, strided
-from .native import KINDS, SMALLEST, library
+from .native import KINDS, library, readable
 from .pooling import MaxPool2d
 
 # Spikes per neuron and step above which a dense convolution is faster (benchmarks/event_driven.py).
@@ -127,13 +127,8 @@ class Conv2d(strided.Conv2d):
 
     def _applies(self, x: Tensor, weight: Tensor) -> bool:
         return (
-            # Subclasses, a tracer's fake tensors among them, may have no memory to point at.
-            type(x) is Tensor
-            and x.dim() == 4
-            and x.dtype in KINDS
-            and x.device.type == weight.device.type == "cpu"
-            and x.numel() >= SMALLEST
-            and x.is_contiguous(memory_format=torch.channels_last)
+            readable(x)
+            and weight.device.type == "cpu"
             and self.groups == 1
             and self.out_channels % LANES == 0
             and x.shape[1] == self.in_channels >= 8

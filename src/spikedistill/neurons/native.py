@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..files import cache_folder, written_whole
 from ..precision import flags
@@ -19,6 +20,19 @@ SOURCES = [Path(__file__).with_name(name) for name in ("event_driven.cpp", "infe
 KINDS = {torch.float32: 0, torch.bfloat16: 1}  # as the sources count them
 SMALLEST = 1 << 14  # input values; below this the bookkeeping costs more
 COMPILERS = (os.environ.get("CXX") or "g++", "g++", "c++", "clang++")
+
+
+def readable(x: Tensor) -> bool:
+    """Whether native code can read a batch of maps, and they are worth it: channels last, on the CPU."""
+    return (
+        # Subclasses, a tracer's fake tensors among them, may have no memory to point at.
+        type(x) is Tensor
+        and x.dim() == 4
+        and x.dtype in KINDS
+        and x.device.type == "cpu"
+        and x.numel() >= SMALLEST
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 @cache

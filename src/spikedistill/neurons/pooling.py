@@ -1,4 +1,4 @@
-"""Max pooling on the CPU, as torch's, several times faster, and with a byte kept where torch keeps eight.
+"""Max pooling on the CPU, as torch's but faster, and with a byte kept where torch keeps eight.
 
 The arithmetic (``pooling.cpp``) is native code (:mod:`.native`); without it, and wherever it does not apply,
 the pooling is torch's.
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from . import compilation
-from .native import KINDS, SMALLEST, library
+from .native import KINDS, library, readable
 
 
 class Window(ctypes.Structure):
@@ -59,23 +59,16 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, H, W) to (N, C, H', W')."""
-        if compilation.mode() == "compiled" and self._applies(x) and library() is not None:
-            sizes = (_one(size) for size in (self.kernel_size, self.stride, self.padding))
-            return _MaxPool.apply(x, *sizes)
+        if compilation.mode() == "compiled" and readable(x) and library() is not None:
+            kernel, stride, pad = (_one(size) for size in (self.kernel_size, self.stride, self.padding))
+            if self._applies(x, kernel, stride, pad):
+                return _MaxPool.apply(x, kernel, stride, pad)
         return super().forward(x)
 
-    def _applies(self, x: Tensor) -> bool:
-        kernel, stride, pad = (_one(size) for size in (self.kernel_size, self.stride, self.padding))
+    def _applies(self, x: Tensor, kernel: int, stride: int, pad: int) -> bool:
         return (
-            # Subclasses, a tracer's fake tensors among them, may have no memory to point at.
-            type(x) is Tensor
-            and x.dim() == 4
-            and x.dtype in KINDS
-            and x.device.type == "cpu"
-            and x.numel() >= SMALLEST
-            and x.is_contiguous(memory_format=torch.channels_last)
             # Sizes that do not fit go to torch, whose refusal says why; a place is kept as a byte.
-            and 0 < kernel < 16
+            0 < kernel < 16
             and stride > 0
             and 0 <= 2 * pad <= kernel
             and min(x.shape[2:]) + 2 * pad >= kernel
