@@ -38,6 +38,7 @@ PIECES: dict[str, tuple[str, int]] = {
     "memory-ms_resnet18-float32": ("memory.py --network ms_resnet18 --batch 16", 300),
     "step-conv6-rates": (f"{STEP} --bias 0.5 --runs 7", 300),
     "event_driven": ("event_driven.py", 300),
+    "event_driven-shapes": ("event_driven.py --shapes --runs 5", 600),
     "pooling": ("pooling.py", 120),
     "single_step": ("single_step.py", 120),
     "loader": ("loader.py --runs 9", 180),

@@ -134,6 +134,24 @@ def events() -> None:
         table(["neurons that fire", *kinds], lines)
 
 
+def shapes() -> None:
+    """The same layer by layer."""
+    rows = load("event_driven-shapes").get("rows", {})
+    for kind in ("float32", "bfloat16"):
+        found: dict[str, dict[str, float]] = {}
+        for name, row in rows.items():
+            way, of, rate, shape = name.split()
+            if (way, of) == ("events", kind):
+                dense = rows[name.replace("events", "dense")]
+                found.setdefault(shape, {})[rate] = row["median_ms"] / dense["median_ms"]
+        if found:
+            print(f"### Event-driven convolutions layer by layer, {kind}\n")
+            rates = list(next(iter(found.values())))
+            lines = [[shape, *[f"{row[rate]:.2f}" for rate in rates]] for shape, row in found.items()]
+            heads = [f"{100 * float(rate):g} %" for rate in rates]
+            table(["channels in, out, map, kernel, stride", *heads], lines)
+
+
 def pools() -> None:
     """Native max pooling over torch's, by the size of its map."""
     rows = load("pooling").get("rows", {})
@@ -221,5 +239,6 @@ if __name__ == "__main__":
     inference()
     plain("loader", "training step (conv6)")
     events()
+    shapes()
     pools()
     single()

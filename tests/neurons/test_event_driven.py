@@ -50,7 +50,8 @@ SIZES = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_it_is_the_convolution(size: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_it_is_the_convolution(size: tuple[int, ...], dtype: torch.dtype, monkeypatch) -> None:
+    monkeypatch.setattr(event_driven, "limit", lambda dtype, weights: 0.25)  # narrow ones too
     C, K, kernel, stride, pad, H, W, M = size
     conv = convolution(C, K, kernel, stride, pad)
     x = spikes(M, C, H, W, dtype=dtype).requires_grad_()
@@ -84,7 +85,7 @@ def test_bits() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         x = spikes(3, 70, 9, 8, dtype=dtype)
         x[0, 5, 0, 0] = -0.0  # a zero
-        bits = bits_of(x)
+        bits = bits_of(x, 0.5)
         assert bits is not None
         shifts = torch.arange(64)
         values = ((bits[:, :, None] >> shifts) & 1).flatten(1)[:, :70]
@@ -120,16 +121,34 @@ def test_dense_where_it_is_dense() -> None:
         assert conv(alone).grad_fn.name() != EVENT
 
 
-def test_where_dense_is_faster_at_once(monkeypatch) -> None:
+def test_where_dense_is_faster_at_once() -> None:
     few, some = (spikes(8, 32, 12, 12, rate=rate, dtype=torch.bfloat16) for rate in (0.01, 0.05))
     late = torch.cat([few, spikes(8, 32, 12, 12, rate=0.5, dtype=torch.bfloat16)])
-    assert bits_of(few) is not None
-    assert bits_of(some) is not None
-    assert bits_of(late) is None  # what the first rows do not show
-    monkeypatch.setattr(event_driven, "cpu_bf16_units", lambda: "AMX")
-    assert bits_of(few) is not None
-    assert bits_of(some) is None
-    assert bits_of(some.float()) is not None
+    assert bits_of(few, 0.15) is not None
+    assert bits_of(some, 0.15) is not None
+    assert bits_of(late, 0.15) is None  # what the first rows do not show
+    assert bits_of(some, 0.02) is None
+    assert bits_of(few, 0.0) is None
+
+
+def test_the_limit_by_precision_size_and_processor(monkeypatch) -> None:
+    half, single = torch.bfloat16, torch.float32
+    for units in (None, "AVX512-BF16", "AMX"):
+        monkeypatch.setattr(event_driven, "cpu_bf16_units", lambda units=units: units)
+        for dtype in (half, single):
+            shares = [event_driven.limit(dtype, 9 * c * c) for c in (16, 32, 64, 512)]
+            assert shares == sorted(shares)  # more weights for a spike: events pay longer
+            assert shares[0] < shares[-1] < 0.5
+        assert event_driven.limit(half, 36_864) < event_driven.limit(single, 36_864)
+    assert event_driven.limit(half, 1 << 22) < 0.05  # AMX
+
+
+def test_few_channels_go_the_dense_way() -> None:
+    """A layer of 16 channels spends more on finding spikes than on their sums, in bfloat16 at any rate."""
+    narrow, wide = convolution(16, 16, 3), convolution(64, 64, 3)
+    with compilation.compiled(), torch.autocast("cpu", torch.bfloat16):
+        assert narrow(spikes(8, 16, 12, 12, rate=0.05)).grad_fn.name() != EVENT
+        assert wide(spikes(8, 64, 12, 12, rate=0.05)).grad_fn.name() == EVENT
 
 
 def test_what_torch_refuses_is_refused() -> None:

@@ -10,6 +10,7 @@ The arithmetic (``event_driven.cpp``; sums in float32, as in a dense convolution
 """
 
 import ctypes
+import math
 from typing import Any, TypeVar
 
 import torch
@@ -21,9 +22,18 @@ from . import compilation, strided
 from .native import KINDS, library, readable
 from .pooling import MaxPool2d
 
-# Spikes per neuron and step above which a dense convolution is faster (benchmarks/event_driven.py).
-LIMITS = {torch.float32: 0.25, torch.bfloat16: 0.15}
-AMX_LIMIT = 0.02  # of bfloat16 where the processor multiplies matrices of it
+# Spikes per neuron and step above which a dense convolution is faster (benchmarks/event_driven.py --shapes),
+# by the number of its weights: for less than the first number the second. In a small layer more time goes
+# into finding the spikes than into their sums.
+LIMITS = {
+    torch.float32: ((7000, 0.1), (math.inf, 0.35)),
+    torch.bfloat16: ((7000, 0.0), (18000, 0.12), (math.inf, 0.18)),
+}
+# Where the processor multiplies matrices of bfloat16.
+AMX_LIMITS = {
+    torch.float32: ((7000, 0.1), (math.inf, 0.25)),
+    torch.bfloat16: ((7000, 0.0), (math.inf, 0.02)),
+}
 LANES = 16  # output channels come in vectors of so many
 Some = TypeVar("Some", bound=nn.Module)
 
@@ -36,17 +46,22 @@ class Shape(ctypes.Structure):
     ]
 
 
-def limit(dtype: torch.dtype) -> float:
-    """The share of spikes above which this processor's dense convolution is the faster one."""
-    return AMX_LIMIT if dtype == torch.bfloat16 and cpu_bf16_units() == "AMX" else LIMITS[dtype]
+def limit(dtype: torch.dtype, weights: int) -> float:
+    """The share of spikes above which this processor's dense convolution of so many weights is faster."""
+    limits = AMX_LIMITS if cpu_bf16_units() == "AMX" else LIMITS
+    return next(share for below, share in limits[dtype] if weights < below)
 
 
-def bits_of(x: Tensor) -> Tensor | None:
-    """Spikes (M, C, H, W), channels last, as bits (M*H*W, words); None: not only 0 and 1, or too many."""
+def bits_of(x: Tensor, most: float) -> Tensor | None:
+    """Spikes (M, C, H, W), channels last, as bits (M*H*W, words).
+
+    None: not only 0 and 1, or more than the share ``most`` of ones.
+    """
+    if not most:
+        return None
     M, C, H, W = x.shape
     bits = torch.empty(M * H * W, (C + 63) // 64, dtype=torch.int64)
     kind, threads = KINDS[x.dtype], torch.get_num_threads()
-    most = limit(x.dtype)
     # What is no spikes, or far too many, mostly shows in the first rows.
     for rows, bound in ((min(M * H * W, 256), 3 * most), (M * H * W, most)):
         count = library().spikes_to_bits(x.data_ptr(), kind, rows, C, bits.data_ptr(), threads)
@@ -118,7 +133,7 @@ class Conv2d(strided.Conv2d):
             half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
             given = x.to(torch.bfloat16) if half else x
             if given.dtype == (torch.bfloat16 if half else weight.dtype) and library() is not None:
-                bits = bits_of(given)
+                bits = bits_of(given, limit(given.dtype, weight.numel()))
                 if bits is not None:
                     return _EventConvolution.apply(
                         given, bits, weight, bias, self.stride[0], int(self.padding[0])

@@ -27,8 +27,9 @@ FILE = "recipe.yaml"
 COMPARISON = "comparison.json"  # of methods (:mod:`.comparison`)
 # Raised where the same recipe comes to train to other numbers: stages of before are then not taken over.
 # 2: norm statistics of augmented images. 3: of batches that differ widely, together. 4: few bits, rounding.
-# 5: features through an adapter, rounding. 6: how transformers start; rounding with AMX.
-NUMBERS = 6
+# 5: features through an adapter, rounding. 6: how transformers start; rounding with AMX. 7: rounding of
+# convolutions that are no longer, or now, computed by events.
+NUMBERS = 7
 # and what may lie in a folder before it is a run's
 OURS = (TWIN, COMPARISON, *LEFTOVERS, ".lock*", "tracking")
 
