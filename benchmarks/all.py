@@ -1,4 +1,4 @@
-"""All measurements of ``docs/performance.md``, one by one, each in a process of its own with a time limit.
+"""All measurements of ``docs/performance_tables.md``, one by one, each a process with a time limit.
 
     python benchmarks/all.py [--only NAME ...] [--avx2] [--again] [--tiny] [--out results/performance]
 

@@ -1,244 +1,292 @@
-"""The tables of ``docs/performance.md`` from the raw figures.
+"""docs/performance_tables.md from the raw figures in results/performance.
 
-    python benchmarks/tables.py [results/performance]
+    python benchmarks/tables.py [--check]  # exit code 1 where the page is not what the figures say
 
-Ratios of medians of one run, milliseconds beside them.
+A section a file, by kind of processor: its command, date, firing rates, and medians with the least of the
+runs in brackets. Nothing on the page is typed by hand but ``KINDS``, ``NOTES`` and the page's first lines.
 """
 
+import argparse
 import json
 import sys
+from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else "results/performance")
+ROOT = Path(__file__).parents[1]
+FOLDER, PAGE = ROOT / "results" / "performance", ROOT / "docs" / "performance_tables.md"
 TWIN, OURS = "ANN twin compiled at T*N", "ours fused, once"
+Figures = dict[str, Any]  # a file of results/performance
+
+HEAD = """# Performance: the tables
+
+Made by `python benchmarks/tables.py` from the raw figures in `results/performance`;
+[performance](performance.md) says what they mean, and how they were taken. Times are medians in milliseconds,
+the least in brackets; ratios are of medians of one run.
+"""
+# By processor, in the page's order: what is added to the names of its tables, and its heading.
+KINDS = {
+    "AVX512-BF16": ("", "CPU with bf16 units", "an AMD EPYC, two virtual cores, AVX512-BF16, no AMX"),
+    "AVX2": (", AVX2 only", "The same CPU, AVX2 only", "kept from using more than AVX2 (`--avx2`)"),
+    "none": (", no bf16 units", "CPU without bf16 units", "an AMD EPYC, two virtual cores, AVX2"),
+    "AMX": (", AMX", "CPU with AMX", "an Intel Xeon, two virtual cores"),
+}
+NOTES = {
+    "event_driven": "Events over dense, forward and backward of `conv6`'s five convolutions behind neurons.",
+    "event_driven-shapes": "Events over dense, by layer: channels in, out, map, kernel, stride; 128 maps.",
+    "pooling": "Native max pooling over torch's, forward and backward of 512 maps.",
+    "single_step": "Forward and backward of norm and neuron at T = 1; maps as batch x channels x sides. "
+    '"Single step" runs up to 131,072 values, "one operation" above.',
+    "methods": "A step with each method: `conv6` at half width with a ResNet-20 as teacher.",
+    "processes": "Images per second, a thread a process, medians (least to most).",
+    "inference": "One image, or a batch.",
+    "step-conv6-N128": "Taught: with a published ResNet-20's form and `evidence-unit`'s terms `features`.",
+}
+ELSEWHERE = ("c_export", "time-to-accuracy")  # on other pages
+FIRST = ("step-conv6", "step-conv6-balanced", "step-conv6-rates", "step-conv6-wide")  # then by name
 
 
-def load(name: str) -> dict[str, Any]:
-    path = FOLDER / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def table(head: list[str], rows: list[list[str]]) -> None:
-    for row in [head, ["---"] * len(head), *rows]:
-        print("| " + " | ".join(row) + " |")
-    print()
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]) + "\n"
 
 
 def ms(row: dict[str, float]) -> str:
     return f"{row['median_ms']:.0f} ({row['least_ms']:.0f})"
 
 
-def step(name: str) -> None:
-    found = load(name)
-    if not found:
-        return
-    rows = found["rows"]
-    print(f"### {name}\n\n`{found['command']}`\n")
-    lines = []
+def ratio(row: dict[str, float], base: dict[str, float]) -> str:
+    return f"{row['median_ms'] / base['median_ms']:.2f}"
+
+
+def step(found: Figures) -> str:
+    """A training step of each variant, beside the compiled twin and ours, in one precision or two."""
+    rows, lines = found["rows"], []
     for variant in dict.fromkeys(v.removesuffix(" bf16") for v in rows):
         line = [variant]
         for suffix in ("", " bf16"):
-            if variant + suffix in rows:
-                row = rows[variant + suffix]
-                line += [ms(row), f"{row['median_ms'] / rows[TWIN + suffix]['median_ms']:.2f}"]
-                line += [f"{row['median_ms'] / rows[OURS + suffix]['median_ms']:.2f}"]
-            else:
-                line += ["-", "-", "-"]
+            row = rows.get(variant + suffix)
+            line += ["-"] * 3 if row is None else [
+                ms(row), ratio(row, rows[TWIN + suffix]), ratio(row, rows[OURS + suffix])
+            ]  # fmt: skip
         lines.append(line)
     lines.sort(key=lambda line: float(line[2]) if line[2] != "-" else 99)
     each = ["ms (least)", "x twin", "x ours"]
-    if any(variant.endswith(" bf16") for variant in rows):
+    both = any(variant.endswith(" bf16") for variant in rows)
+    out = (
         table(["float32, then bf16", *each, *each], lines)
-    else:
-        table(["float32", *each], [line[:4] for line in lines])
+        if both
+        else table(["float32", *each], [line[:4] for line in lines])
+    )
     for variant, error in found.get("errors", {}).items():
-        print(f"{variant} does not run: {error}\n")
+        out += f"\n{variant} does not run: {error}\n"
+    return out
 
 
-def scaling() -> None:
+def first(found: Figures) -> str:
+    """Seconds of the first steps of a process, and what they compile."""
+    columns = found["rows"]
     lines = []
-    for T in (1, 2, 4, 8, 16):
-        found = load("step-conv6" if T == 4 else f"step-conv6-T{T}")
-        if not found:
-            continue
-        rows, line = found["rows"], [str(T)]
-        kinds = {"float32": "", "bf16": " bf16"} if OURS + " bf16" in found["rows"] else {"float32": ""}
-        for suffix in kinds.values():
-            mine = rows[OURS + suffix]["median_ms"]
-            line += [f"{mine:.0f}", f"{mine / rows[TWIN + suffix]['median_ms']:.2f}"]
-            line += [f"{rows[f'SpikingJelly{suffix}']['median_ms'] / mine:.1f}"]
-        lines.append(line)
-    if not lines:
-        return
-    print("### T\n")
-    table(["T", *[f"{kind} {e}" for kind in kinds for e in ("ms", "x twin", "SpikingJelly / ours")]], lines)
+    for what in dict.fromkeys(what for rows in columns.values() for what in rows):
+        cells = [rows.get(what) for rows in columns.values()]
+        told = [f"{c['seconds']:.1f} s, {c['graphs']:.0f}" if isinstance(c, dict) else "-" for c in cells]
+        lines.append([what, *told])
+    return table(["seconds, graphs compiled", *columns], lines)
 
 
-def first() -> None:
-    columns, whats = {}, []
-    for precision in ("float32", "bfloat16"):
-        for name, rows in load(f"first-{precision}").get("rows", {}).items():
-            columns[f"{name}, {precision}"] = rows
-            whats += [w for w in rows if w not in whats]
-    if not columns:
-        return
-    print("### First step\n")
-    lines = []
-    for what in whats:
-        cells = [c.get(what) for c in columns.values()]
-        lines.append(
-            [
-                what,
-                *[f"{c['seconds']:.1f} s, {c['graphs']:.0f}" if isinstance(c, dict) else "-" for c in cells],
-            ]
-        )
-    table(["seconds, graphs compiled", *columns], lines)
+def memory(found: Figures) -> str:
+    """Peak and kept memory of a step."""
+    rows = found["rows"]
+    base = rows["SpikingJelly"]
+    lines = [
+        [v, f"{r['peak_mb']:.0f}", f"{r['peak_mb'] / base['peak_mb']:.2f}", f"{r['saved_mb']:.0f}",
+         f"{r['median_ms']:.0f}"] if "peak_mb" in r else [v, r["error"], "-", "-", "-"]
+        for v, r in rows.items()
+    ]  # fmt: skip
+    return table(["", "peak MB", "x SpikingJelly", "saved MB", "step ms"], lines)
 
 
-def memory() -> None:
-    print("### Memory\n")
-    for path in sorted(FOLDER.glob("memory-*.json")):
-        name = path.stem.removeprefix("memory-")
-        rows = load(path.stem)["rows"]
-        base = rows["SpikingJelly"]
-        lines = [
-            [
-                v,
-                f"{r['peak_mb']:.0f}",
-                f"{r['peak_mb'] / base['peak_mb']:.2f}",
-                f"{r['saved_mb']:.0f}",
-                f"{r['median_ms']:.0f}",
-            ]
-            if "peak_mb" in r
-            else [v, r["error"], "-", "-", "-"]
-            for v, r in rows.items()
-        ]
-        table([name, "peak MB", "x SpikingJelly", "saved MB", "step ms"], lines)
-
-
-def events() -> None:
+def events(found: Figures) -> str:
     """Event-driven convolutions over dense ones, by firing rate."""
-    rows = load("event_driven").get("rows", {})
-    found: dict[str, dict[str, float]] = {}
+    rows, shares = found["rows"], dict[str, dict[str, str]]()
     for name, row in rows.items():
         way, kind, rate = name.split()
         if way == "events":
-            found.setdefault(rate, {})[kind] = row["median_ms"] / rows[f"dense {kind} {rate}"]["median_ms"]
-    if found:
-        print("### Event-driven convolutions over dense ones, forward and backward\n")
-        kinds = list(next(iter(found.values())))
-        lines = [
-            [f"{100 * float(rate):g} %", *[f"{found[rate][kind]:.2f}" for kind in kinds]] for rate in found
-        ]
-        table(["neurons that fire", *kinds], lines)
+            shares.setdefault(rate, {})[kind] = ratio(row, rows[f"dense {kind} {rate}"])
+    kinds = list(next(iter(shares.values())))
+    lines = [[f"{100 * float(rate):g} %", *[row[kind] for kind in kinds]] for rate, row in shares.items()]
+    return table(["neurons that fire", *kinds], lines)
 
 
-def shapes() -> None:
+def shapes(found: Figures) -> str:
     """The same layer by layer."""
-    rows = load("event_driven-shapes").get("rows", {})
-    for kind in ("float32", "bfloat16"):
-        found: dict[str, dict[str, float]] = {}
-        for name, row in rows.items():
-            way, of, rate, shape = name.split()
-            if (way, of) == ("events", kind):
-                dense = rows[name.replace("events", "dense")]
-                found.setdefault(shape, {})[rate] = row["median_ms"] / dense["median_ms"]
-        if found:
-            print(f"### Event-driven convolutions layer by layer, {kind}\n")
-            rates = list(next(iter(found.values())))
-            lines = [[shape, *[f"{row[rate]:.2f}" for rate in rates]] for shape, row in found.items()]
-            heads = [f"{100 * float(rate):g} %" for rate in rates]
-            table(["channels in, out, map, kernel, stride", *heads], lines)
+    rows, shares = found["rows"], dict[str, dict[str, dict[str, str]]]()
+    for name, row in rows.items():
+        way, kind, rate, shape = name.split()
+        if way == "events":
+            dense = rows[name.replace("events", "dense")]
+            shares.setdefault(kind, {}).setdefault(shape, {})[rate] = ratio(row, dense)
+    out = []
+    for kind, by_shape in shares.items():
+        heads = [f"{100 * float(rate):g} %" for rate in next(iter(by_shape.values()))]
+        out.append(table([kind, *heads], [[shape, *row.values()] for shape, row in by_shape.items()]))
+    return "\n".join(out)
 
 
-def pools() -> None:
+def pools(found: Figures) -> str:
     """Native max pooling over torch's, by the size of its map."""
-    rows = load("pooling").get("rows", {})
-    found: dict[str, dict[str, float]] = {}
+    rows, shares = found["rows"], dict[str, dict[str, str]]()
     for name, row in rows.items():
         way, kind, sizes = name.split(" ", 2)
         if way == "native":
-            found.setdefault(sizes, {})[kind] = row["median_ms"] / rows[f"torch {kind} {sizes}"]["median_ms"]
-    if found:
-        print("### Native max pooling over torch's, forward and backward\n")
-        kinds = list(next(iter(found.values())))
-        lines = [[sizes, *[f"{found[sizes][kind]:.2f}" for kind in kinds]] for sizes in found]
-        table(["channels, size, kernel, stride, padding", *kinds], lines)
+            shares.setdefault(sizes, {})[kind] = ratio(row, rows[f"torch {kind} {sizes}"])
+    kinds = list(next(iter(shares.values())))
+    lines = [[sizes, *[row[kind] for kind in kinds]] for sizes, row in shares.items()]
+    return table(["channels, size, kernel, stride, padding", *kinds], lines)
 
 
-def single() -> None:
+def single(found: Figures) -> str:
     """A layer at T = 1 by the size of its map."""
-    rows = load("single_step").get("rows", {})
-    if rows:
-        print("### single step\n")
-        maps = list(dict.fromkeys(name.split()[-1] for name in rows))
-        ways = list(
-            dict.fromkeys(name.removesuffix(f" {maps[0]}") for name in rows if name.endswith(maps[0]))
-        )
-        lines = [[m, *[f"{rows[f'{way} {m}']['median_ms']:.2f}" for way in ways]] for m in maps]
-        table(["ms", *ways], lines)
+    rows = found["rows"]
+    maps = list(dict.fromkeys(name.split()[-1] for name in rows))
+    ways = [name.removesuffix(f" {maps[0]}") for name in rows if name.endswith(maps[0])]
+    lines = [[m, *[f"{rows[f'{way} {m}']['median_ms']:.2f}" for way in ways]] for m in maps]
+    return table(["ms", *ways], lines)
 
 
-def profile() -> None:
+def profile(found: Figures) -> str:
     """Shares of our step."""
-    found = {p: load(f"profile-conv6-{p}").get("rows") for p in ("float32", "bfloat16")}
-    found = {p: rows for p, rows in found.items() if rows}
-    if found:
-        print("### Profile\n")
-        lines = []
-        for part in next(iter(found.values())):
-            line = [part]
-            for rows in found.values():
-                took = rows[part]["median_ms"]
-                line += [f"{took:.0f}", f"{100 * took / rows['a step']['median_ms']:.0f}"]
-            lines.append(line)
-        table(["part of a step", *[word for p in found for word in (f"{p} ms", "%")]], lines)
+    rows = found["rows"]
+    whole = rows["a step"]["median_ms"]
+    lines = [
+        [part, f"{r['median_ms']:.0f}", f"{100 * r['median_ms'] / whole:.0f}"] for part, r in rows.items()
+    ]
+    return table(["part of a step", f"{found['precision']} ms", "%"], lines)
 
 
-def plain(name: str, base: str) -> None:
-    rows = load(name).get("rows")
-    if rows:
-        print(f"### {name}\n")
-        lines = [[v, ms(r), f"{r['median_ms'] / rows[base]['median_ms']:.3f}"] for v, r in rows.items()]
-        table(["", "ms (least)", f"x {base}"], lines)
+def plain(base: str) -> Callable[[Figures], str]:
+    """Each variant and its ratio to one of them."""
 
-
-def inference() -> None:
-    """Milliseconds of a call, a column for each T and batch; what early exit saves."""
-    rows = load("inference").get("rows")
-    if rows:
-        print("### inference\n")
-        names = list(next(iter(rows.values())))
-        lines = [[name, *(f"{part[name]['median_ms']:.3g}" for part in rows.values())] for name in names]
-        table(["ms", *rows], lines)
-    told = load("early-exit").get("early_exit")
-    if told:
-        print(
-            f"Early exit ({told['run']}): {told['mean_steps']:.2f} of {told['time_steps']} steps, "
-            f"{told['time']:.2f} of the time, accuracy {100 * told['accuracy_early']:.1f} against "
-            f"{100 * told['accuracy']:.1f} %"
+    def told(found: Figures) -> str:
+        rows = found["rows"]
+        return table(
+            ["", "ms (least)", f"x {base}"], [[v, ms(r), ratio(r, rows[base])] for v, r in rows.items()]
         )
+
+    return told
+
+
+def inference(found: Figures) -> str:
+    """Milliseconds of a call, a column for each T and batch."""
+    rows = found["rows"]
+    names = list(next(iter(rows.values())))
+    lines = [[name, *(f"{part[name]['median_ms']:.3g}" for part in rows.values())] for name in names]
+    return table(["ms", *rows], lines)
+
+
+def early_exit(found: Figures) -> str:
+    """What stopping as soon as a sample is sure saves."""
+    told = found["early_exit"]
+    return (
+        f"{told['mean_steps']:.2f} of {told['time_steps']} steps and {told['time']:.2f} of the time of one "
+        f"image at confidence {told['confidence']:g}; accuracy {100 * told['accuracy_early']:.1f} %, with "
+        f"all steps {100 * told['accuracy']:.1f} %.\n"
+    )
+
+
+def processes(found: Figures) -> str:
+    """Images per second by number of processes."""
+    spread = [
+        f"{median(each):.0f} ({min(each):.0f} to {max(each):.0f})"
+        for each in found["images_per_second"].values()
+    ]
+    heads = [f"{n} process{'' if n == '1' else 'es'}" for n in found["images_per_second"]]
+    return table(
+        ["images a process and step", *heads, "ratio"],
+        [[str(found["batch"]), *spread, f"{found['ratio']:.2f}"]],
+    )
+
+
+SHOWN: dict[str, Callable[[Figures], str]] = {  # by the beginning of the file's name, the longest first
+    "step-": step, "first-": first, "memory-": memory, "profile-": profile, "distill-": plain("plain"),
+    "methods": plain("plain"), "loader": plain("training step (conv6)"), "event_driven-shapes": shapes,
+    "event_driven": events, "pooling": pools, "single_step": single, "inference": inference,
+    "early-exit": early_exit, "processes": processes,
+}  # fmt: skip
+
+
+def kind(found: Figures) -> str:
+    machine = found["machine"]
+    return machine.get("limited_to") or machine.get("bf16_units") or "none"
+
+
+def rates(found: Figures) -> str:
+    """What share of each layer's neurons fires."""
+    fired = [100 * rate for rate in (found.get("firing_rates") or {}).values()]
+    return f"; {min(fired):.0f} to {max(fired):.0f} % of each layer's neurons fire" if fired else ""
+
+
+def section(name: str, suffix: str, found: Figures) -> str:
+    show = next(SHOWN[start] for start in sorted(SHOWN, key=len, reverse=True) if name.startswith(start))
+    on = date.fromisoformat(found["date"])
+    note = f"{NOTES[name]}\n\n" if name in NOTES else ""
+    about = f"`{found['command']}`; {on.day} {on:%B %Y}{rates(found)}."
+    return f"### {name}{suffix}\n\n{note}{about}\n\n{show(found)}"
+
+
+def scaling(files: dict[str, Figures]) -> str:
+    """A step by T, from the files of several T that began alike."""
+    lines, kinds = [], dict[str, str]()
+    for T in (1, 2, 4, 8, 16):
+        found = files.get("step-conv6" if T == 4 else f"step-conv6-T{T}")
+        if found is None:
+            continue
+        rows, line = found["rows"], [str(T)]
+        kinds = {"float32": "", "bf16": " bf16"} if OURS + " bf16" in rows else {"float32": ""}
+        for suffix in kinds.values():
+            mine = rows[OURS + suffix]
+            line += [f"{mine['median_ms']:.0f}", ratio(mine, rows[TWIN + suffix])]
+            line += [ratio(rows[f"SpikingJelly{suffix}"], mine)]
+        lines.append(line)
+    if len(lines) < 2:
+        return ""
+    heads = [f"{word} {e}" for word in kinds for e in ("ms", "x twin", "SpikingJelly / ours")]
+    return table(["T", *heads], lines)
+
+
+def sections() -> Iterator[str]:
+    yield HEAD
+    by_kind: dict[str, dict[str, Figures]] = {}
+    for path in sorted(FOLDER.glob("**/*.json")):
+        if path.stem not in ELSEWHERE:
+            found = json.loads(path.read_text())
+            by_kind.setdefault(kind(found), {})[path.stem] = found
+    for which, (suffix, heading, what) in KINDS.items():
+        files = by_kind.get(which, {})
+        if not files:
+            continue
+        yield f"## {heading}\n\n{what[0].upper()}{what[1:]}.\n"
+        names = [*[name for name in FIRST if name in files], *sorted(files.keys() - {*FIRST})]
+        for name in names:
+            yield section(name, suffix, files[name])
+        if by_T := scaling(files):
+            yield f"### T{suffix}\n\nThe same step by number of time steps.\n\n{by_T}"
+
+
+def page() -> str:
+    return "\n".join(sections())
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--check", action="store_true")
+    given = p.parse_args()
+    if not given.check:
+        PAGE.write_text(page(), encoding="utf-8")
+    elif PAGE.read_text(encoding="utf-8") != page():
+        sys.exit(f"{PAGE.relative_to(ROOT)} is not what the figures say: run python benchmarks/tables.py")
 
 
 if __name__ == "__main__":
-    for name in (
-        "step-conv6",
-        "step-conv6-rates",
-        "step-conv6-wide",
-        "step-ms_resnet18",
-        "step-conv6-compiled",
-    ):
-        step(name)
-    scaling()
-    profile()
-    first()
-    memory()
-    for precision in ("float32", "bfloat16"):
-        plain(f"distill-{precision}", "plain")
-    inference()
-    plain("loader", "training step (conv6)")
-    events()
-    shapes()
-    pools()
-    single()
+    main()
