@@ -25,7 +25,7 @@ from .networks.function_calls import FunctionCalls
 from .networks.outside.adapter import first_tensor
 from .networks.outside.foreign import Foreign
 from .neurons import neuron_of
-from .neurons.over_time import time_mean
+from .neurons.over_time import time_mean, weighted_sum
 from .numerics import at_least_float32, keep_layout
 from .places import (
     INSIDES,
@@ -46,8 +46,8 @@ class Captures:
     """Captured tensors ``(T, N, ...)`` by tap; aliases and wildcards stay usable as keys.
 
     ``widen``: hand them out in at least float32, whatever precision the network ran in. Where an average over
-    time is all that is wanted, :meth:`mean` and :meth:`means` are cheaper: they widen nothing but the
-    average.
+    time or a sum is all that is wanted, :meth:`mean`, :meth:`means` and :meth:`weighted_sum` are cheaper:
+    they widen nothing but what they give.
     """
 
     tensors: dict[str, Tensor]
@@ -73,6 +73,10 @@ class Captures:
     def means(self, text: str) -> dict[str, Tensor]:
         """The averages over T of all tensors a tap names."""
         return {name: time_mean(x) for name, x in self._named(text)}
+
+    def weighted_sum(self, text: str, weight: Tensor) -> Tensor:
+        """``sum(x * weight)`` of the one tensor a tap names; the weight is of its last dimensions."""
+        return weighted_sum(_only(text, dict(self._named(text))), weight)
 
     def _named(self, text: str) -> list[tuple[str, Tensor]]:
         return [(name, self.tensors[name]) for name in self.names.get(text, [text])]

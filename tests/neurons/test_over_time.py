@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from spikedistill.neurons import compilation
-from spikedistill.neurons.over_time import mean_square, time_mean
+from spikedistill.neurons.over_time import mean_square, time_mean, weighted_sum
 
 MODES = ("uncompiled", pytest.param("compiled", marks=pytest.mark.slow))
 
@@ -57,11 +57,31 @@ def test_mean_square(dtype: torch.dtype, layout: str, other: str, mode: compilat
         assert a.grad.stride() == a.stride()
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("layout", ["as it is", "channels last", "a constant", "a part"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_weighted_sum(dtype: torch.dtype, layout: str, mode: compilation.Mode) -> None:
+    x = inputs(dtype, layout).detach().requires_grad_()
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    for weight in (torch.rand(3, 2, dtype=exact), torch.tensor(2.5, dtype=exact)):
+        with compilation.use(mode):
+            found = weighted_sum(x, weight)
+        assert found.dtype == exact
+        expected = (x.double() * weight.double()).sum()
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
+        # Added to another gradient, as in a network, in the order in which that lies in memory.
+        g, wanted = (torch.autograd.grad(3 * loss + x.square().sum(), x)[0] for loss in (found, expected))
+        torch.testing.assert_close(g, wanted)
+        assert g.stride() == wanted.stride()
+
+
 def test_gradients_by_finite_differences() -> None:
     x = inputs(torch.float64, "channels last").detach().requires_grad_()
     with compilation.uncompiled():
         assert torch.autograd.gradcheck(time_mean, x)
         assert torch.autograd.gradcheck(lambda a: mean_square(a, torch.zeros_like(a)), x)
+        weight = torch.rand(3, 2, dtype=torch.float64)
+        assert torch.autograd.gradcheck(lambda a: weighted_sum(a, weight), x)
 
 
 def test_one_step_is_its_own_mean() -> None:

@@ -142,25 +142,25 @@ def test_operations_beyond_the_aim_are_priced(name):
         sd.Distiller(student, None, [{"type": "operations_aim", "operations": 0.0}])
 
 
-def aimed_at_60k(folder, batch_size, lr, **stage):
+def aimed_at_60k(folder, batch_size, optimizer, **stage):
     """A run of one stage; free it has 160,000 operations."""
     network = {"name": "vgg5", "width": 0.25, "pools": 1, "firing_rate": 0.1}
     recipe = {
         "data": {"name": "digits", "batch_size": batch_size},
         "precision": "float32",
-        "optimizer": {"name": "sgd", "lr": lr, "schedule": "one_cycle"},
-        "stages": [{"name": "aimed", "network": network, "epochs": 10, **stage}],
+        "optimizer": {"schedule": "one_cycle", **optimizer},
+        "stages": [{"name": "aimed", "network": network, **stage}],
     }
     return sd.train(recipe, out=folder)
 
 
 def test_a_stages_operations_are_an_objective_and_reached(tmp_path):
-    run = aimed_at_60k(tmp_path / "run", 64, 0.05, operations=60_000)
+    run = aimed_at_60k(tmp_path / "run", 64, {"name": "adamw", "lr": 0.01}, epochs=10, operations=60_000)
     (aimed,) = run.summary.stages
     assert aimed.operations_aim == 60_000
     assert aimed.objectives == [{"type": "cross_entropy"}, {"type": "operations_aim", "operations": 60_000}]
-    assert 55_000 < aimed.synaptic_operations < 66_000
-    assert aimed.accuracy > 0.85
+    assert 52_000 < aimed.synaptic_operations < 66_000
+    assert aimed.accuracy > 0.9
     recorded = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["recipe"]
     assert recorded["stages"][0]["operations"] == 60_000
     assert len(load(recorded).stages[0].objectives) == 2  # the objective is there once
@@ -170,10 +170,11 @@ def test_an_aim_is_reached_beside_objectives_of_any_weight(tmp_path):
     def reached(**given: float) -> float | None:
         aim = {"type": "operations_aim", "operations": 60_000, **given}
         terms = [{"type": "cross_entropy", "weight": 30.0}, aim]
-        run = aimed_at_60k(tmp_path / str(given), 32, 0.002, objectives=terms)
+        sgd = {"name": "sgd", "lr": 0.001}
+        run = aimed_at_60k(tmp_path / str(given), 32, sgd, epochs=20, objectives=terms)
         return run.summary.stages[0].synaptic_operations
 
-    assert reached(dual_rate=0.0) > 80_000
+    assert reached(dual_rate=0.0) > 75_000
     assert 50_000 < reached() < 66_000
 
 

@@ -69,6 +69,35 @@ def time_mean(x: Tensor) -> Tensor:
     return _TimeMean.apply(x) if _dense(x) else at_least_float32(x).mean(0)
 
 
+class _WeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            mean = _mean_kernel(_rows(x)).as_strided(x.shape[1:], x.stride()[1:])
+            return (_places(mean, weight) * weight).sum() * x.shape[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        # Not written out: it is the same for all steps and samples, and is added to another gradient.
+        return (g * weight).to(ctx.dtype).expand(ctx.shape), None
+
+
+def _places(x: Tensor, weight: Tensor) -> Tensor:
+    """Sums over all dimensions of ``x`` in front of those of ``weight``."""
+    return x.sum(tuple(range(x.dim() - weight.dim())))
+
+
+def weighted_sum(x: Tensor, weight: Tensor) -> Tensor:
+    """``sum(x * weight)`` of (T, N, ...); the weight, a constant, has the last dimensions alone."""
+    if _dense(x):
+        return _WeightedSum.apply(x, weight)
+    return (_places(at_least_float32(x), weight) * weight).sum()
+
+
 class _MeanSquare(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:

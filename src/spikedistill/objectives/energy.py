@@ -198,12 +198,12 @@ def spike_costs(
 
 def charged(costs: dict[str, Tensor], view: View) -> Tensor:
     """The costs of the spikes that are there, all T steps of one input: a mean over the batch."""
-    captured = view.student.all("*@input")
     total = view.logits.new_zeros(())
     for tap, cost in costs.items():
-        x = captured[tap]
+        x = view.student.tensors[tap]
+        kind = torch.promote_types(x.dtype, torch.float32)
         # Module.to passes over a dict, and setup saw captures before they were widened.
-        if cost.device != x.device or cost.dtype != x.dtype:
-            cost = costs[tap] = cost.to(x)
-        total = total + (x * cost).sum() / x.shape[1]
+        if cost.device != x.device or cost.dtype != kind:
+            cost = costs[tap] = cost.to(x.device, kind)
+        total = total + view.student.weighted_sum(tap, cost) / x.shape[1]
     return total
