@@ -117,9 +117,9 @@ NOTES = {  # what the numbers do not say
         "1.4 points. `plain`: an ANN's initial weights and the atan surrogate."
     ),
     "compare-evidence-unit": (
-        "Weights of each method are those of its recipe `digits-NAME`, tuned for none of these images. One "
-        "seed so far; one seed of `alone` differs from another by 0.6 (deviation). The teacher was trained "
-        "on all 50,000 images. Seconds were taken beside other work: docs/methods.md has the time of a "
+        "Weights of each method are those of its recipe `digits-NAME`, tuned for none of these images. "
+        "Intervals are not corrected for the number of methods. The teacher was trained on all 50,000 "
+        "images. Of `sastc`, whose step is the longest, one seed so far. Seconds were taken beside other work: docs/methods.md has the time of a "
         "step. Left out, since the network has not what the method looks at: attention-maps, hdkd, mdsnn, "
         "spike-count."
     ),
