@@ -119,9 +119,9 @@ NOTES = {  # what the numbers do not say
     "compare-evidence-unit": (
         "Weights of each method are those of its recipe `digits-NAME`, tuned for none of these images. "
         "Intervals are not corrected for the number of methods. The teacher was trained on all 50,000 "
-        "images. Of `sastc`, whose step is the longest, one seed so far. Seconds were taken beside other work: docs/methods.md has the time of a "
-        "step. Left out, since the network has not what the method looks at: attention-maps, hdkd, mdsnn, "
-        "spike-count."
+        "images. Of `sastc`, whose step is the longest, one seed so far. Seconds were taken beside other "
+        "work: docs/methods.md has the time of a step. Left out, since the network has not what the method "
+        "looks at: attention-maps, hdkd, mdsnn, spike-count."
     ),
     "evidence-mdsnn": (
         "One seed so far. Four more epochs make up for what 4/4/8 bits cost; of the 4.6 points that 2/2/8 "
