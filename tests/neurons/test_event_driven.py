@@ -121,14 +121,20 @@ def test_dense_where_it_is_dense() -> None:
         assert conv(alone).grad_fn.name() != EVENT
 
 
-def test_where_dense_is_faster_at_once() -> None:
+def test_where_dense_is_faster_at_once(monkeypatch) -> None:
+    def bits(x: Tensor) -> Tensor | None:
+        return bits_of(x, event_driven.limit(x.dtype, 9 * 32 * 32))
+
     few, some = (spikes(8, 32, 12, 12, rate=rate, dtype=torch.bfloat16) for rate in (0.01, 0.05))
     late = torch.cat([few, spikes(8, 32, 12, 12, rate=0.5, dtype=torch.bfloat16)])
-    assert bits_of(few, 0.15) is not None
-    assert bits_of(some, 0.15) is not None
-    assert bits_of(late, 0.15) is None  # what the first rows do not show
-    assert bits_of(some, 0.02) is None
+    assert bits(few) is not None
+    assert bits(some) is not None
+    assert bits(late) is None  # what the first rows do not show
     assert bits_of(few, 0.0) is None
+    monkeypatch.setattr(event_driven, "cpu_bf16_units", lambda: "AMX")
+    assert bits(few) is not None
+    assert bits(some) is None
+    assert bits(some.float()) is not None
 
 
 def test_the_limit_by_precision_size_and_processor(monkeypatch) -> None:

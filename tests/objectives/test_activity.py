@@ -159,7 +159,7 @@ def test_a_stages_operations_are_an_objective_and_reached(tmp_path):
     (aimed,) = run.summary.stages
     assert aimed.operations_aim == 60_000
     assert aimed.objectives == [{"type": "cross_entropy"}, {"type": "operations_aim", "operations": 60_000}]
-    assert 52_000 < aimed.synaptic_operations < 66_000
+    assert 55_000 < aimed.synaptic_operations < 66_000
     assert aimed.accuracy > 0.9
     recorded = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["recipe"]
     assert recorded["stages"][0]["operations"] == 60_000
@@ -174,7 +174,7 @@ def test_an_aim_is_reached_beside_objectives_of_any_weight(tmp_path):
         run = aimed_at_60k(tmp_path / str(given), 32, sgd, epochs=20, objectives=terms)
         return run.summary.stages[0].synaptic_operations
 
-    assert reached(dual_rate=0.0) > 75_000
+    assert reached(dual_rate=0.0) > 80_000
     assert 50_000 < reached() < 66_000
 
 

@@ -47,12 +47,17 @@ def _rows(x: Tensor) -> Tensor:
     return x.as_strided((x.shape[0], x[0].numel()), (x[0].numel(), 1)).data
 
 
+def _mean_of_dense(x: Tensor) -> Tensor:
+    """The mean over T of a dense (T, N, ...), as that lies in memory."""
+    with torch.autocast(x.device.type, enabled=False):
+        return _mean_kernel(_rows(x)).as_strided(x.shape[1:], x.stride()[1:])
+
+
 class _TimeMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.shape, ctx.stride, ctx.dtype = x.shape, x.stride(), x.dtype
-        with torch.autocast(x.device.type, enabled=False):
-            return _mean_kernel(_rows(x)).as_strided(x.shape[1:], x.stride()[1:])
+        return _mean_of_dense(x)
 
     @staticmethod
     @once_differentiable
@@ -74,9 +79,7 @@ class _WeightedSum(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.shape, ctx.dtype = x.shape, x.dtype
-        with torch.autocast(x.device.type, enabled=False):
-            mean = _mean_kernel(_rows(x)).as_strided(x.shape[1:], x.stride()[1:])
-            return (_places(mean, weight) * weight).sum() * x.shape[0]
+        return (_places(_mean_of_dense(x), weight) * weight).sum() * x.shape[0]
 
     @staticmethod
     @once_differentiable
