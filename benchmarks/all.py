@@ -21,6 +21,8 @@ STEP = "step.py --precision both"
 # Name: command, limit in seconds. What the targets name comes first.
 PIECES: dict[str, tuple[str, int]] = {
     "step-conv6": (f"{STEP} --peers best --whole SpikingJelly plain", 900),
+    # What time_to_accuracy.py takes a step of each way to cost.
+    "step-conv6-N128": (f"{STEP} --batch 128 --peers best --whole SpikingJelly --taught --runs 5", 1200),
     "step-conv6-wide": (f"{STEP} --width 2 --runs 7", 420),
     "memory-conv6-bfloat16": ("memory.py --precision bfloat16", 240),
     "memory-conv6-float32": ("memory.py", 240),
@@ -36,7 +38,6 @@ PIECES: dict[str, tuple[str, int]] = {
     "first-float32": ("first.py", 400),
     "memory-ms_resnet18-bfloat16": ("memory.py --network ms_resnet18 --batch 16 --precision bfloat16", 300),
     "memory-ms_resnet18-float32": ("memory.py --network ms_resnet18 --batch 16", 300),
-    "step-conv6-rates": (f"{STEP} --bias 0.5 --runs 7", 300),
     "event_driven": ("event_driven.py", 300),
     "event_driven-shapes": ("event_driven.py --shapes --runs 5", 600),
     "pooling": ("pooling.py", 120),

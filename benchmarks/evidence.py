@@ -37,6 +37,7 @@ from evidence_records import (
     spread,
 )
 from evidence_words import COMMANDS, COMPARED, DRAWN, NOTES, TITLES
+from marked import between
 
 from spikedistill.conversion import time_steps_to_match
 from spikedistill.report import page as report_page
@@ -46,7 +47,6 @@ from spikedistill.training.summary import RunSummary, StageSummary
 
 DRAWINGS = ROOT / "docs" / "plots"
 PAGE, METHODS, README = ROOT / "docs" / "results.md", ROOT / "docs" / "methods.md", ROOT / "README.md"
-BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
 COLUMNS = (
     "stage", "network", "T", "bits", "test accuracy [%]", "against `alone` [points]", "firing rate [%]",
     "operations",
@@ -350,12 +350,6 @@ def drawing(records: list[dict[str, Any]], alt: str) -> str:
     )
 
 
-def between(text: str, lines: list[str]) -> str:
-    """A page with what is between its two marks made anew."""
-    before, rest = text.split(BEGIN, 1)
-    return "\n".join([f"{before}{BEGIN}", *lines, f"{END}{rest.split(END, 1)[1]}"])
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -370,8 +364,8 @@ def main() -> int:
     demo = [*table(recorded(RECORDS / IN_README)), "", summed_up()]
     wanted = {
         PAGE: page(),
-        README: between(README.read_text(), demo),
-        METHODS: between(METHODS.read_text(), measured()),
+        README: between(README.read_text(), "evidence", demo),
+        METHODS: between(METHODS.read_text(), "evidence", measured()),
     }
     for name, alt in DRAWN.items():
         if (RECORDS / name).is_dir():

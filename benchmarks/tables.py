@@ -1,6 +1,6 @@
-"""docs/performance_tables.md from the raw figures in results/performance.
+"""docs/performance_tables.md, and the README's table of speed, from the raw figures in results/performance.
 
-    python benchmarks/tables.py [--check]  # exit code 1 where the page is not what the figures say
+    python benchmarks/tables.py [--check]  # exit code 1 where a page is not what the figures say
 
 A section a file, by kind of processor: its command, date, firing rates, and medians with the least of the
 runs in brackets. Nothing on the page is typed by hand but ``KINDS``, ``NOTES`` and the page's first lines.
@@ -9,14 +9,18 @@ runs in brackets. Nothing on the page is typed by hand but ``KINDS``, ``NOTES`` 
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from marked import between
+
 ROOT = Path(__file__).parents[1]
 FOLDER, PAGE = ROOT / "results" / "performance", ROOT / "docs" / "performance_tables.md"
+README, IN_README = ROOT / "README.md", "step-conv6"
 TWIN, OURS = "ANN twin compiled at T*N", "ours fused, once"
 Figures = dict[str, Any]  # a file of results/performance
 
@@ -45,6 +49,13 @@ NOTES = {
     "step-conv6-N128": "Taught: with a published ResNet-20's form and `evidence-unit`'s terms `features`.",
 }
 ELSEWHERE = ("c_export", "time-to-accuracy")  # on other pages
+COMPARED = {  # of the README's table: row, variants of a step
+    "the same network as an ANN, compiled, at T x N images": (TWIN,),
+    "SpikingJelly, as users run it / channels last / compiled whole": (
+        "SpikingJelly", "SpikingJelly, channels last", "SpikingJelly, compiled whole, once"
+    ),
+    "snnTorch, as users run it / channels last": ("snnTorch", "snnTorch, channels last"),
+}  # fmt: skip
 FIRST = ("step-conv6", "step-conv6-balanced", "step-conv6-rates", "step-conv6-wide")  # then by name
 
 
@@ -278,14 +289,42 @@ def page() -> str:
     return "\n".join(sections())
 
 
+def readme() -> list[str]:
+    """A step beside the twin and the peers that researchers use, and peak memory, as multiples of ours."""
+    found = json.loads((FOLDER / f"{IN_README}.json").read_text())
+    rows, fired, on = found["rows"], sorted(found["firing_rates"].values()), date.fromisoformat(found["date"])
+    ours = {suffix: rows[OURS + suffix] for suffix in ("", " bf16")}
+    lines = [
+        ["ours ({} ms, {} ms)".format(*(f"{row['median_ms']:.0f}" for row in ours.values())), "1.00", "1.00"]
+    ]
+    for what, variants in COMPARED.items():
+        cells = [" / ".join(ratio(rows[v + end], mine) for v in variants) for end, mine in ours.items()]
+        lines.append([what, *cells])
+    kept = [
+        json.loads((FOLDER / f"memory-conv6-{precision}.json").read_text())["rows"]
+        for precision in ("float32", "bfloat16")
+    ]
+    peaks = [f"{row['SpikingJelly']['peak_mb'] / row['ours default']['peak_mb']:.1f}" for row in kept]
+    text = (
+        f"One training step of `conv6` (T = 4, batch 32, 32x32 images, {100 * fired[0]:.0f} to "
+        f"{100 * fired[-1]:.0f} % of neurons firing), medians of interleaved runs on two threads of "
+        f"{KINDS[kind(found)][2].partition(',')[0]} with bf16 units, {on:%B %Y}, times of ours; "
+        "[docs/performance.md](docs/performance.md) has all of them, what was not reached, and the commands:"
+    )
+    lines.append(["SpikingJelly's peak training memory at T = 8", *peaks])
+    return [*textwrap.wrap(text, 110), "", *table(["", "float32", "bf16"], lines).splitlines()]
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--check", action="store_true")
     given = p.parse_args()
-    if not given.check:
-        PAGE.write_text(page(), encoding="utf-8")
-    elif PAGE.read_text(encoding="utf-8") != page():
-        sys.exit(f"{PAGE.relative_to(ROOT)} is not what the figures say: run python benchmarks/tables.py")
+    wanted = {PAGE: page(), README: between(README.read_text(encoding="utf-8"), "speed", readme())}
+    for path, text in wanted.items():
+        if not given.check:
+            path.write_text(text, encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != text:
+            sys.exit(f"{path.relative_to(ROOT)} is not what the figures say: run python benchmarks/tables.py")
 
 
 if __name__ == "__main__":
