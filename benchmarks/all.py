@@ -22,7 +22,13 @@ STEP = "step.py --precision both"
 PIECES: dict[str, tuple[str, int]] = {
     "step-conv6": (f"{STEP} --peers best --whole SpikingJelly plain", 900),
     # What time_to_accuracy.py takes a step of each way to cost.
-    "step-conv6-N128": (f"{STEP} --batch 128 --peers best --whole SpikingJelly --taught --runs 5", 1200),
+    "step-conv6-N128": (
+        f"{STEP} --batch 128 --peers best --whole SpikingJelly --taught"
+        " --only fused taught twin SpikingJelly snnTorch --runs 5",
+        1200,
+    ),
+    # 21 % fire, as in trained networks.
+    "step-conv6-rates": (f"{STEP} --bias 0.1 --runs 7", 420),
     "step-conv6-wide": (f"{STEP} --width 2 --runs 7", 420),
     "memory-conv6-bfloat16": ("memory.py --precision bfloat16", 240),
     "memory-conv6-float32": ("memory.py", 240),

@@ -1,7 +1,6 @@
 """Minutes until a network of four steps knows 80 % of CIFAR-10's test images: ours and other libraries.
 
-    python benchmarks/step.py --batch 128 --precision both --peers best --whole SpikingJelly --taught \\
-        --runs 5 --json results/performance/step-conv6-N128.json  # seconds, on an idle machine
+    python benchmarks/all.py --only step-conv6-N128  # the seconds, on an idle machine
     python benchmarks/time_to_accuracy.py curves FOLDER/cifar10.npz [--teacher FILE] [--ways ...]
     python benchmarks/time_to_accuracy.py table
 
