@@ -22,7 +22,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,20 @@ class Way:
     cosine: bool = False  # from the first step and epoch by epoch; else one cycle
     half: bool = True  # bfloat16 where the processor has units for it
     teacher: bool = False
+    fewer: dict[int, int] = field(default_factory=dict)  # time steps: the first epochs that have so many
 
     @property
     def row(self) -> str:
         """Of ``step.py``, in the precision of this way on this machine."""
         return self.step + " bf16" * (self.half and cpu_bf16_units() is not None)
+
+    def steps(self, epoch: int) -> int:
+        """Time steps of an epoch, counted from 0."""
+        for steps, epochs in self.fewer.items():
+            if epoch < epochs:
+                return steps
+            epoch -= epochs
+        return TIME_STEPS
 
 
 def jelly_if() -> Neuron:
@@ -98,8 +107,9 @@ def leaky() -> Neuron:
 
 
 WAYS = {
-    "ours": Way("ours fused, once", 10),
-    "ours, taught": Way("ours, taught, once", 8, teacher=True),
+    "ours": Way("ours fused, once", 12, fewer={1: 3, 2: 5}),  # a third of the epochs at all four steps
+    "ours, taught": Way("ours, taught, once", 9, teacher=True, fewer={1: 2, 2: 4}),
+    "ours, four steps throughout": Way("ours fused, once", 10),
     "SpikingJelly, users": Way(
         "SpikingJelly", 64, jelly_if, "spiking", rate_squared_error, cosine=True, half=False
     ),
@@ -140,7 +150,7 @@ def peer(neuron: Neuron, name: str) -> Callable[[Tensor], Tensor]:
     return stepped(snntorch.Leaky(0.5, spike_grad=slopes.fast_sigmoid(slope=25)), neuron.gain)
 
 
-def network_of(way: Way) -> nn.Module:
+def network_of(way: Way) -> sd.networks.Network:
     """Before training; peers' begin as torch's layers do."""
     torch.manual_seed(0)
     if way.neuron is None:
@@ -197,6 +207,7 @@ def curve(name: str, data: dict[str, Tensor], teacher: nn.Module | None, state: 
         epoch = len(accuracies)
         torch.manual_seed(1 + epoch)  # so that a stopped curve goes on as it would have
         learning.train()
+        network.time_steps = way.steps(epoch)
         for step, picked in enumerate(torch.randperm(len(x))[: batches * BATCH].split(BATCH)):
             share = factor(way, epoch, (epoch * batches + step) / (batches * way.epochs))
             for group, rate in zip(chosen.param_groups, rates):
@@ -211,6 +222,7 @@ def curve(name: str, data: dict[str, Tensor], teacher: nn.Module | None, state: 
             chosen.zero_grad()
             loss.backward()
             chosen.step()
+        network.time_steps = TIME_STEPS
         accuracies.append(tested(network, data, half, settled=way.neuron is None))
         print(f"{name}: epoch {len(accuracies)}, {100 * accuracies[-1]:.2f} %", flush=True)
         state.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """The one error that users are meant to read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -24,3 +25,12 @@ def nearest(found: str, allowed: Iterable[str], limit: int = 3) -> str:
     if len(names) <= 20:
         return "known: " + ", ".join(names)
     return f"known: {', '.join(names[:20])}, ... ({len(names)} in all)"
+
+
+@contextmanager
+def at(where: str) -> Iterator[None]:
+    """Errors of what stands at ``where`` say so."""
+    try:
+        yield
+    except SpikedistillError as error:
+        raise SpikedistillError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None

@@ -1,8 +1,7 @@
 """The typed recipe: one YAML file says data, stages and hardware; all is checked before anything runs."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self
@@ -22,14 +21,13 @@ from . import own_code
 from .data.config import DataConfig
 from .errors import SpikedistillError, nearest
 from .network_options import NetworkOptions
-from .neurons import TIED
 from .objectives import Objective, ObjectiveOptions, UnseenObjective
-from .overrides import RESERVED, apply_override
+from .overrides import apply_override
 from .quantization import quantize
 from .quantization.options import Options as Quantizer
 from .reading import MAX_YAML_BYTES, parse_yaml, read_text
+from .recipe_checks import check
 from .recipes import shipped
-from .teachers import check_head_names, lessons, shares
 from .typed import Choice, Options, Strict, model_of, read
 
 LARGEST_SEED = 1 << 62  # a run's files hold integers of 64 bits
@@ -121,7 +119,8 @@ class Stage(Strict):
     beside the student (:class:`spikedistill.Distiller`); ``keep_answers``: what teachers give for a training
     input is kept for the epochs after it (data without augmentation; equal but for rounding). ``operations``:
     synaptic operations of one input that training aims at, by an objective of that name
-    (:class:`spikedistill.objectives.OperationsAim`).
+    (:class:`spikedistill.objectives.OperationsAim`). ``time_inheritance``: fewer time steps for the first
+    part of the training (:mod:`spikedistill.time_inheritance`).
     """
 
     name: str
@@ -134,6 +133,7 @@ class Stage(Strict):
     keep_answers: bool = False
     epochs: NonNegativeInt = 1
     time_steps: PositiveInt | None = None
+    time_inheritance: dict[PositiveInt, PositiveFloat] = {}
     objectives: list[SerializeAsAny[ObjectiveOptions]] = []
     optimizer: Optimizer = Optimizer()
     quantize: SerializeAsAny[QuantizeOptions] | None = None
@@ -301,107 +301,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise SpikedistillError(f"{path}: a recipe is a mapping with `stages:`, found {type(tree).__name__}")
     return tree
-
-
-def check(recipe: Recipe) -> None:
-    """What the parts do not say alone: stages that name each other, teachers that objectives need."""
-    if recipe.hardware:
-        from .hardware.pricing import settings
-
-        settings(("hardware", recipe.hardware))
-    before: list[str] = []
-    for stage in recipe.stages:
-        where = f"stages.{stage.name}"
-        if stage.name in RESERVED or stage.name in before or not stage.name.replace("-", "_").isidentifier():
-            why = (
-                "is taken"
-                if stage.name in before
-                else "is reserved"
-                if stage.name in RESERVED
-                else "is not a plain name"
-            )
-            raise SpikedistillError(f"{where}: the stage name {stage.name!r} {why}; choose another")
-        for key, other in (
-            ("from", stage.from_),
-            *(("teacher", name) for name in stage.teachers or {}),
-            ("init.from", stage.init.from_ if stage.init else None),
-            ("convert.from", stage.convert.from_ if stage.convert else None),
-        ):
-            if other is not None and other not in before:
-                raise SpikedistillError(
-                    f"{where}.{key}: no earlier stage {other!r}; {nearest(other, before)}"
-                )
-        if sum(given is not None for given in (stage.network, stage.from_, stage.convert)) != 1:
-            raise SpikedistillError(f"{where}: give exactly one of `network`, `from` and `convert`")
-        if stage.convert is not None and stage.init is not None:
-            raise SpikedistillError(
-                f"{where}.init: a converted network has its weights already; leave `init` out"
-            )
-        _check_objectives(stage, where)
-        _check_steps(recipe, stage, where)
-        before.append(stage.name)
-
-
-@contextmanager
-def at(where: str) -> Iterator[None]:
-    """Errors of what stands at ``where`` say so."""
-    try:
-        yield
-    except SpikedistillError as error:
-        raise SpikedistillError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
-
-
-def _check_objectives(stage: Stage, where: str) -> None:
-    # What own code needs is not known without importing it: the stage goes unchecked.
-    if own_code.is_shut() and any(isinstance(options, UnseenObjective) for options in stage.objectives):
-        return
-    built = stage.terms
-    names = [o.name for o in built]
-    with at(f"{where}.teacher"):
-        if stage.teacher is not None and not stage.teachers:
-            raise SpikedistillError("the list of teachers is empty; name at least one stage")
-        if stage.teacher_heads and stage.teacher is None:
-            raise SpikedistillError("teacher_heads needs a teacher; add `teacher: STAGE`")
-        if stage.teacher_heads:
-            check_head_names(stage.teachers or {})
-    for objective in built:
-        if names.count(objective.name) > 1:
-            raise SpikedistillError(
-                f"{where}.objectives: two are named {objective.name!r}; give one a `name`"
-            )
-        if objective.needs_teacher and stage.teacher is None:
-            raise SpikedistillError(
-                f"{where}.objectives: {objective.name!r} needs a teacher; add `teacher: STAGE`"
-            )
-    if stage.teachers:
-        with at(f"{where}.objectives"):
-            lessons(built, shares(list(stage.teachers), stage.teachers))
-
-
-def _check_steps(recipe: Recipe, stage: Stage, where: str) -> None:
-    """Neurons whose weights belong to one T are run at no other."""
-    first = stage
-    # `from` goes on with the network of another stage, and so with the T its weights are for.
-    while first.from_ is not None:
-        first = recipe.stage(first.from_)
-    kind = _neuron_of(first.network)
-    if kind not in TIED:
-        return
-    T = first.time_steps or recipe.time_steps
-    given = [("time_steps", stage.time_steps), *(("accuracy_at", steps) for steps in stage.accuracy_at)]
-    given += [(f"objectives.{term.name}.time_steps", term.time_steps) for term in stage.terms]
-    for key, steps in given:
-        if steps is not None and steps != T:
-            raise SpikedistillError(
-                f"{where}.{key}: {kind} has weights for T = {T} time steps, found {steps}; leave it out, or "
-                "take sliding_psn, which runs at any T"
-            )
-
-
-def _neuron_of(network: NetworkOptions | None) -> str | None:
-    """Type of the neuron that a recipe names for a spiking network."""
-    neuron = None if network is None or network.get("ann") else network.get("neuron")
-    return str(neuron.get("type", "lif")).lower() if isinstance(neuron, Mapping) else None
 
 
 def schema() -> dict[str, Any]:

@@ -68,6 +68,7 @@ def test_stopped_anywhere_and_continued_equals_uninterrupted(
     tmp_path, recipe, arrays, monkeypatch, left_alone, at
 ):
     recipe["optimizer"] |= {"ema": 0.9, "warm_up": 1}
+    recipe["stages"][1]["time_inheritance"] = {1: 0.4}  # some of the stops lie before, some behind
     recipe["data"]["augment"] = {"crop": 1, "flip": True, "mixup": 0.2}
     whole = train(recipe, data=arrays, out=left_alone, quiet=True)
     monkeypatch.setattr(Settings, "checkpoint_seconds", 0.0, raising=False)

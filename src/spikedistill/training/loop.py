@@ -34,7 +34,9 @@ class Training(TrainingState):
         if self.channels_last:
             self.distiller.to(memory_format=torch.channels_last)
         if self.settings.keep_answers:
-            if self.data.augment == AugmentConfig():
+            if len(self.inheritance.networks) > 1:
+                self.note("keep_answers is left out: a spiking teacher's answers change with its time steps")
+            elif self.data.augment == AugmentConfig():
                 self.distiller.remember(self.data.info.sizes["train"])
             elif self.position.step == 0:
                 self.note("keep_answers is of no use: the data are augmented, no input comes twice")
@@ -44,9 +46,12 @@ class Training(TrainingState):
             # Statistics of the whole batch: several processes train what one would train.
             self.distiller.student = synchronize(self.student)
             model = self.accelerator.prepare_model(self.distiller)
-        with signals.watch.finishing():
-            while self.position.epoch < self.settings.epochs:
-                self.epoch(model)
+        try:
+            with signals.watch.finishing():
+                while self.position.epoch < self.settings.epochs:
+                    self.epoch(model)
+        finally:
+            self.inheritance.end()
         # The average is the product; settled after the swap, since statistics belong to weights.
         if self.average is not None:
             self.average.swap(self.student)
@@ -66,7 +71,10 @@ class Training(TrainingState):
         micro = self.micro
         batches = self.batches(self.position.epoch, self.position.batch * micro)
         while self.position.batch < self.per_epoch:
-            # --- 1. Rate: a function of the position alone, so that a resumed run goes on at the same one.
+            # --- 1. Rate and time steps: functions of the position alone, so that a resumed run goes on at
+            # the same ones.
+            if T := self.inheritance.begin(self.position.step / self.steps):
+                self.progress.note(f"{self.settings.name}: T = {T} from here on")
             self.optimizer.zero_grad(set_to_none=True)
             rate = learning_rate(self.settings.optimizer, self.position.step, self.steps, self.per_epoch)
             set_learning_rate(self.optimizer, rate)
@@ -116,6 +124,7 @@ class Training(TrainingState):
                 clock.last = time.perf_counter()  # writing belongs to no part of a step
                 self.leave(stop)
         self.position.seconds += time.perf_counter() - start
+        self.inheritance.end()
         self.finish_epoch()
 
     def loss(

@@ -190,6 +190,7 @@ class OneSeed:
             memory=self.recipe.memory,
             settle=bool(stage.settle),
             keep_answers=stage.keep_answers,
+            time_inheritance=stage.time_inheritance,
             label=stage.name if self.recipe.seeds == 1 else f"seed-{self.seed}/{stage.name}",
             first_epoch=self.epochs_before(stage),
         )

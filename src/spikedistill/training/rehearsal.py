@@ -17,9 +17,9 @@ from torch import nn
 from .. import networks
 from ..data import Data
 from ..data.stores import Split
-from ..errors import SpikedistillError
+from ..errors import SpikedistillError, at
 from ..randomness import apart
-from ..recipe import Recipe, Stage, at
+from ..recipe import Recipe, Stage
 from .bfloat16 import trainable_precision
 from .machine import available
 from .optim import optimizer

@@ -13,9 +13,9 @@ from .. import own_code
 from ..bibliography import citations
 from ..data import Data
 from ..drawn import drawn
-from ..errors import SpikedistillError
+from ..errors import SpikedistillError, at
 from ..interrupt import going
-from ..recipe import LARGEST_SEED, Recipe, at
+from ..recipe import LARGEST_SEED, Recipe
 from ..recipe import load as load_recipe
 from . import summary
 from .changes import change, edited

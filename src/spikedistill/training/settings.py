@@ -1,6 +1,7 @@
 """What one stage's training is told: how long, how, with which seed, where to write."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -28,5 +29,6 @@ class Settings:
     memory: str = "default"
     settle: bool = True
     keep_answers: bool = False
+    time_inheritance: Mapping[int, float] = field(default_factory=dict)
     label: str = ""
     first_epoch: int = 0

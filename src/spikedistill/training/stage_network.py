@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from .. import finite, networks
 from ..data import DataInfo
 from ..distiller import Distiller
+from ..errors import at
 from ..networks.balancing import balance
 from ..networks.base import Network
 from ..networks.own import FILLED, Own, make, mark, own_of, parameters
 from ..neurons import build as build_neuron
 from ..numerics import fitting
 from ..randomness import apart, seed_everything
-from ..recipe import Recipe, Stage, at
+from ..recipe import Recipe, Stage
 from .calibration import recalibrate
 from .standalone import with_graph
 from .store import Factories, find_stage, load_network, own_target

@@ -16,6 +16,7 @@ from ..data import Data
 from ..distiller import Distiller
 from ..errors import SpikedistillError
 from ..randomness import seed_everything
+from ..time_inheritance import TimeInheritance
 from . import checkpoint, metrics
 from .guard import Guard
 from .optim import MovingAverage, optimizer, restore_by_name, state_by_name
@@ -53,6 +54,7 @@ class TrainingState:
         )
         self.best: dict[str, Tensor] | None = None
         self.position = Position()
+        self.inheritance = TimeInheritance(distiller, settings.time_inheritance)
         self.guard = Guard(settings.device, self.world)
         self.channels_last = False
         self.warned: set[str] = set()  # of these layers

@@ -1,0 +1,134 @@
+"""What the parts of a recipe do not say alone: stages that name each other, teachers, time steps."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from . import own_code
+from .errors import SpikedistillError, at, nearest
+from .network_options import NetworkOptions
+from .neurons import TIED
+from .objectives import UnseenObjective
+from .overrides import RESERVED
+from .teachers import check_head_names, lessons, shares
+from .time_inheritance import check_shares
+
+if TYPE_CHECKING:
+    from .recipe import Recipe, Stage
+
+
+def check(recipe: "Recipe") -> None:
+    """Raise, by path, for the first thing that cannot be."""
+    if recipe.hardware:
+        from .hardware.pricing import settings
+
+        settings(("hardware", recipe.hardware))
+    before: list[str] = []
+    for stage in recipe.stages:
+        where = f"stages.{stage.name}"
+        if stage.name in RESERVED or stage.name in before or not stage.name.replace("-", "_").isidentifier():
+            why = (
+                "is taken"
+                if stage.name in before
+                else "is reserved"
+                if stage.name in RESERVED
+                else "is not a plain name"
+            )
+            raise SpikedistillError(f"{where}: the stage name {stage.name!r} {why}; choose another")
+        for key, other in (
+            ("from", stage.from_),
+            *(("teacher", name) for name in stage.teachers or {}),
+            ("init.from", stage.init.from_ if stage.init else None),
+            ("convert.from", stage.convert.from_ if stage.convert else None),
+        ):
+            if other is not None and other not in before:
+                raise SpikedistillError(
+                    f"{where}.{key}: no earlier stage {other!r}; {nearest(other, before)}"
+                )
+        if sum(given is not None for given in (stage.network, stage.from_, stage.convert)) != 1:
+            raise SpikedistillError(f"{where}: give exactly one of `network`, `from` and `convert`")
+        if stage.convert is not None and stage.init is not None:
+            raise SpikedistillError(
+                f"{where}.init: a converted network has its weights already; leave `init` out"
+            )
+        _check_objectives(stage, where)
+        _check_steps(recipe, stage, where)
+        _check_inheritance(recipe, stage, where)
+        before.append(stage.name)
+
+
+def _check_objectives(stage: "Stage", where: str) -> None:
+    # What own code needs is not known without importing it: the stage goes unchecked.
+    if own_code.is_shut() and any(isinstance(options, UnseenObjective) for options in stage.objectives):
+        return
+    built = stage.terms
+    names = [o.name for o in built]
+    with at(f"{where}.teacher"):
+        if stage.teacher is not None and not stage.teachers:
+            raise SpikedistillError("the list of teachers is empty; name at least one stage")
+        if stage.teacher_heads and stage.teacher is None:
+            raise SpikedistillError("teacher_heads needs a teacher; add `teacher: STAGE`")
+        if stage.teacher_heads:
+            check_head_names(stage.teachers or {})
+    for objective in built:
+        if names.count(objective.name) > 1:
+            raise SpikedistillError(
+                f"{where}.objectives: two are named {objective.name!r}; give one a `name`"
+            )
+        if objective.needs_teacher and stage.teacher is None:
+            raise SpikedistillError(
+                f"{where}.objectives: {objective.name!r} needs a teacher; add `teacher: STAGE`"
+            )
+    if stage.teachers:
+        with at(f"{where}.objectives"):
+            lessons(built, shares(list(stage.teachers), stage.teachers))
+
+
+def _check_steps(recipe: "Recipe", stage: "Stage", where: str) -> None:
+    """Neurons whose weights belong to one T are run at no other."""
+    first = _line(recipe, stage)[-1]
+    kind = _neuron_of(first.network)
+    if kind not in TIED:
+        return
+    T = first.time_steps or recipe.time_steps
+    given = [("time_steps", stage.time_steps), *(("accuracy_at", steps) for steps in stage.accuracy_at)]
+    given += [("time_inheritance", steps) for steps in stage.time_inheritance]
+    given += [(f"objectives.{term.name}.time_steps", term.time_steps) for term in stage.terms]
+    for key, steps in given:
+        if steps is not None and steps != T:
+            raise SpikedistillError(
+                f"{where}.{key}: {kind} has weights for T = {T} time steps, found {steps}; leave it out, or "
+                "take sliding_psn, which runs at any T"
+            )
+
+
+def _check_inheritance(recipe: "Recipe", stage: "Stage", where: str) -> None:
+    """Fewer time steps at first: for spiking networks, and for objectives that are made for one T."""
+    if not stage.time_inheritance:
+        return
+    line = _line(recipe, stage)
+    T = next((one.time_steps for one in line if one.time_steps is not None), recipe.time_steps)
+    with at(f"{where}.time_inheritance"):
+        check_shares(stage.time_inheritance, T)
+        first = line[-1].network
+        if first is not None and first.get("ann"):
+            raise SpikedistillError("an ANN has no time steps; leave it out")
+        for term in stage.terms:
+            if term.time_steps is not None or stage.operations is not None:
+                what = term.name if stage.operations is None else "operations"
+                raise SpikedistillError(
+                    f"{what!r} is about the steps that all have; leave one of the two out"
+                )
+
+
+def _line(recipe: "Recipe", stage: "Stage") -> "list[Stage]":
+    """The stage, the one whose network and T it goes on with, as `from` says, and so on to the first."""
+    line = [stage]
+    while line[-1].from_ is not None:
+        line.append(recipe.stage(line[-1].from_))
+    return line
+
+
+def _neuron_of(network: NetworkOptions | None) -> str | None:
+    """Type of the neuron that a recipe names for a spiking network."""
+    neuron = None if network is None or network.get("ann") else network.get("neuron")
+    return str(neuron.get("type", "lif")).lower() if isinstance(neuron, Mapping) else None
