@@ -27,6 +27,13 @@ PIECES: dict[str, tuple[str, int]] = {
         " --only fused taught twin SpikingJelly snnTorch --runs 5",
         1200,
     ),
+    **{
+        f"step-conv6-N128-T{T}": (
+            f"{STEP} --batch 128 --time-steps {T} --taught --only fused taught twin --runs 5",
+            300,
+        )
+        for T in (1, 2)
+    },
     # 21 % fire, as in trained networks.
     "step-conv6-rates": (f"{STEP} --bias 0.1 --runs 7", 420),
     "step-conv6-wide": (f"{STEP} --width 2 --runs 7", 420),

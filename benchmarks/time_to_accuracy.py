@@ -249,25 +249,51 @@ def tested(network: nn.Module, data: dict[str, Tensor], half: bool, settled: boo
     return float((torch.cat(guesses) == data["y_test"]).double().mean())
 
 
-def seconds() -> dict[str, float]:
-    """Of a step, by row of ``step.py``."""
-    return {name: row["median_ms"] / 1e3 for name, row in json.loads(STEPS.read_text())["rows"].items()}
+def epochs(way: Way, images: int = 50_000) -> list[float]:
+    """Seconds of each epoch of the schedule, by the steps measured with as many time steps."""
+    rows = {
+        T: json.loads((STEPS if T == TIME_STEPS else STEPS.with_name(f"{STEPS.stem}-T{T}.json")).read_text())
+        for T in {TIME_STEPS, *way.fewer}
+    }
+    return [
+        rows[way.steps(epoch)]["rows"][way.row]["median_ms"] / 1e3 * (images // BATCH)
+        for epoch in range(way.epochs)
+    ]
 
 
-def table(images: int = 50_000) -> str:
+def within(costs: list[float]) -> int:
+    """How many epochs begin and end before the cap."""
+    return sum(minutes <= CAP for minutes in ends(costs))
+
+
+def ends(costs: list[float]) -> list[float]:
+    """Minutes from the start to the end of each epoch."""
+    return [sum(costs[: i + 1]) / 60 for i in range(len(costs))]
+
+
+def table() -> str:
     """A row a way: seconds an epoch, epochs and minutes to the mark, best accuracy on the way."""
-    costs, curves = seconds(), json.loads(RESULTS.read_text())["curves"]
+    curves = json.loads(RESULTS.read_text())["curves"]
     lines = [
         f"| | seconds an epoch | epochs to {100 * MARK:.0f} % | minutes | best until then |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for name, accuracies in curves.items():
-        epoch = costs[WAYS[name].row] * (images // BATCH)
-        within = accuracies[: max(1, int(CAP * 60 // epoch))]
-        reached = next((i for i, a in enumerate(within, 1) if a >= MARK), None)
-        done = len(within) == int(CAP * 60 // epoch)
-        minutes = f"{reached * epoch / 60:.1f}" if reached else f"> {CAP:.0f}" if done else "not finished"
-        lines.append(f"| {name} | {epoch:.0f} | {reached or '–'} | {minutes} | {100 * max(within):.1f} % |")
+    for name in [name for name in WAYS if name in curves]:
+        costs = epochs(WAYS[name])
+        seen = curves[name][: within(costs)]
+        reached = next((i for i, a in enumerate(seen, 1) if a >= MARK), None)
+        spread = " / ".join(dict.fromkeys(f"{cost:.0f}" for cost in costs))
+        # What lies beyond the curve has not been trained, and what lies beyond the cap is not looked at.
+        minutes = (
+            f"{ends(costs)[reached - 1]:.1f}"
+            if reached
+            else "not finished"
+            if len(seen) < within(costs)
+            else f"not in {len(costs)} epochs, {ends(costs)[-1]:.0f} minutes"
+            if within(costs) == len(costs)
+            else f"> {CAP:.0f}"
+        )
+        lines.append(f"| {name} | {spread} | {reached or '–'} | {minutes} | {100 * max(seen):.1f} % |")
     return "\n".join(lines)
 
 
@@ -289,10 +315,9 @@ def main() -> None:
     if given.teacher:
         norm = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
         teacher = load_weights(sd.networks.create("resnet20", time_steps=None, **norm), given.teacher)
-    costs = seconds()
     for name in given.ways:
-        most = int(CAP * 60 // (costs[WAYS[name].row] * (len(data["x_train"]) // BATCH)))
-        curve(name, data, teacher, given.states / f"{name.replace(', ', '-')}.pt", max(1, most))
+        state = given.states / f"{name.replace(', ', '-')}.pt"
+        curve(name, data, teacher, state, max(1, within(epochs(WAYS[name], len(data["x_train"])))))
 
 
 if __name__ == "__main__":
