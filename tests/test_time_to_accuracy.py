@@ -22,18 +22,40 @@ def test_the_curve_of_a_peer_is_of_its_own_neuron(name):
         time_to_accuracy.equal(wrong, name)
 
 
-def test_a_way_that_does_not_get_there_in_an_hour_says_so(tmp_path, monkeypatch):
-    steps, results = tmp_path / "steps.json", tmp_path / "curves.json"
-    step = 600 / 390  # ten minutes an epoch of 390 steps
-    rows = {way.row: {"median_ms": 1e3 * step} for way in time_to_accuracy.WAYS.values()}
-    steps.write_text(time_to_accuracy.json.dumps({"rows": rows}))
-    curves = {"ours": [0.5, 0.81], "SpikingJelly, users": [0.3] * 6, "snnTorch, users": [0.3] * 2}
-    curves["SpikingJelly, best"] = [0.3] * 6 + [0.9]  # after the hour
-    results.write_text(time_to_accuracy.json.dumps({"curves": curves}))
-    monkeypatch.setattr(time_to_accuracy, "STEPS", steps)
-    monkeypatch.setattr(time_to_accuracy, "RESULTS", results)
-    minutes = [line.split("|")[4].strip() for line in time_to_accuracy.table().splitlines()[2:]]
-    assert minutes == ["20.0", "> 60", "not finished", "> 60"]
+@pytest.fixture
+def told(tmp_path, monkeypatch):
+    """The column of minutes, by curves and the minutes of an epoch of 390 steps by T."""
+    monkeypatch.setattr(time_to_accuracy, "STEPS", tmp_path / "steps.json")
+    monkeypatch.setattr(time_to_accuracy, "RESULTS", tmp_path / "curves.json")
+
+    def minutes(curves, **by_steps):
+        for name, epoch in by_steps.items():
+            step = {"median_ms": 1e3 * epoch * 60 / 390}
+            rows = {way.row: step for way in time_to_accuracy.WAYS.values()}
+            path = tmp_path / f"steps{'' if name == 'T4' else f'-{name}'}.json"
+            path.write_text(time_to_accuracy.json.dumps({"rows": rows}))
+        (tmp_path / "curves.json").write_text(time_to_accuracy.json.dumps({"curves": curves}))
+        lines = (line.split("|") for line in time_to_accuracy.table().splitlines()[2:])
+        return {line[1].strip(): line[4].strip() for line in lines}
+
+    return minutes
+
+
+def test_a_way_that_does_not_get_there_in_an_hour_says_so(told):
+    curves = {
+        "ours": [0.4] * 3 + [0.6] * 5 + [0.81],  # three epochs of one step, five of two, one of four
+        "SpikingJelly, users": [0.3] * 6,
+        "snnTorch, users": [0.3] * 2,
+        "SpikingJelly, best": [0.3] * 6 + [0.9],  # after the hour
+    }
+    assert told(curves, T1=3, T2=5, T4=10) == {
+        "ours": "44.0",
+        "SpikingJelly, users": "> 60",
+        "snnTorch, users": "not finished",
+        "SpikingJelly, best": "> 60",
+    }
+    curves = {"ours, four steps throughout": [0.79] * 10}
+    assert told(curves, T4=2.5) == {"ours, four steps throughout": "not in 10 epochs, 25 minutes"}
 
 
 def test_the_time_of_the_taught_way_is_of_a_step_with_its_teacher():
