@@ -20,7 +20,7 @@ from marked import between
 
 ROOT = Path(__file__).parents[1]
 FOLDER, PAGE = ROOT / "results" / "performance", ROOT / "docs" / "performance_tables.md"
-README, IN_README = ROOT / "README.md", "step-conv6"
+README, IN_README = ROOT / "README.md", "step-conv6-N128"
 TWIN, OURS = "ANN twin compiled at T*N", "ours fused, once"
 Figures = dict[str, Any]  # a file of results/performance
 
@@ -37,6 +37,7 @@ KINDS = {
     "none": (", no bf16 units", "CPU without bf16 units", "an AMD EPYC, two virtual cores, AVX2"),
     "AMX": (", AMX", "CPU with AMX", "an Intel Xeon, two virtual cores"),
 }
+TAUGHT = "Taught: with a published ResNet-20's form and `evidence-unit`'s terms `features`."
 NOTES = {
     "event_driven": "Events over dense, forward and backward of `conv6`'s five convolutions behind neurons.",
     "event_driven-shapes": "Events over dense, by layer: channels in, out, map, kernel, stride; 128 maps.",
@@ -46,7 +47,9 @@ NOTES = {
     "methods": "A step with each method: `conv6` at half width with a ResNet-20 as teacher.",
     "processes": "Images per second, a thread a process, medians (least to most).",
     "inference": "One image, or a batch.",
-    "step-conv6-N128": "Taught: with a published ResNet-20's form and `evidence-unit`'s terms `features`.",
+    "step-conv6-N128": TAUGHT,
+    "step-conv6-N128-T1": TAUGHT,
+    "step-conv6-N128-T2": TAUGHT,
 }
 ELSEWHERE = ("c_export", "time-to-accuracy")  # on other pages
 COMPARED = {  # of the README's table: row, variants of a step
@@ -56,7 +59,13 @@ COMPARED = {  # of the README's table: row, variants of a step
     ),
     "snnTorch, as users run it / channels last": ("snnTorch", "snnTorch, channels last"),
 }  # fmt: skip
-FIRST = ("step-conv6", "step-conv6-balanced", "step-conv6-rates", "step-conv6-wide")  # then by name
+FIRST = (
+    "step-conv6",
+    "step-conv6-balanced",
+    "step-conv6-N128",
+    "step-conv6-rates",
+    "step-conv6-wide",
+)  # then by name
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -298,18 +307,22 @@ def readme() -> list[str]:
         ["ours ({} ms, {} ms)".format(*(f"{row['median_ms']:.0f}" for row in ours.values())), "1.00", "1.00"]
     ]
     for what, variants in COMPARED.items():
-        cells = [" / ".join(ratio(rows[v + end], mine) for v in variants) for end, mine in ours.items()]
+        cells = [
+            " / ".join(ratio(rows[v + end], mine) if v + end in rows else "–" for v in variants)
+            for end, mine in ours.items()
+        ]
         lines.append([what, *cells])
     kept = [
         json.loads((FOLDER / f"memory-conv6-{precision}.json").read_text())["rows"]
         for precision in ("float32", "bfloat16")
     ]
     peaks = [f"{row['SpikingJelly']['peak_mb'] / row['ours default']['peak_mb']:.1f}" for row in kept]
+    batch, rates = found["settings"]["batch"], f"{100 * fired[0]:.0f} to {100 * fired[-1]:.0f}"
     text = (
-        f"One training step of `conv6` (T = 4, batch 32, 32x32 images, {100 * fired[0]:.0f} to "
-        f"{100 * fired[-1]:.0f} % of neurons firing), medians of interleaved runs on two threads of "
-        f"{KINDS[kind(found)][2].partition(',')[0]} with bf16 units, {on:%B %Y}, times of ours; "
-        "[docs/performance.md](docs/performance.md) has all of them, what was not reached, and the commands:"
+        f"One training step of `conv6` (T = 4, batch {batch}, 32x32 images, {rates} % of neurons firing), "
+        f"medians of interleaved runs on two threads of {KINDS[kind(found)][2].partition(',')[0]} with bf16 "
+        f"units, {on:%B %Y}, times of ours; [docs/performance.md](docs/performance.md) has all of them, what "
+        "was not reached, and the commands:"
     )
     lines.append(["SpikingJelly's peak training memory at T = 8", *peaks])
     return [*textwrap.wrap(text, 110), "", *table(["", "float32", "bf16"], lines).splitlines()]

@@ -1,6 +1,6 @@
 """Minutes until a network of four steps knows 80 % of CIFAR-10's test images: ours and other libraries.
 
-    python benchmarks/all.py --only step-conv6-N128  # the seconds, on an idle machine
+    python benchmarks/all.py --only N128  # the seconds, on an idle machine
     python benchmarks/time_to_accuracy.py curves FOLDER/cifar10.npz [--teacher FILE] [--ways ...]
     python benchmarks/time_to_accuracy.py table
 
