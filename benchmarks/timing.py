@@ -103,7 +103,9 @@ def show(rows: Mapping[str, Mapping[str, float]], base: str | None = None) -> No
 def write(path: Path | None, **content: Any) -> None:
     """The raw figures as JSON, with machine, date and command."""
     if path is not None:
-        command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+        # Where somebody keeps their data says nothing to others.
+        given = [f"FOLDER/{Path(a).name}" if Path(a).is_absolute() else a for a in sys.argv[1:]]
+        command = shlex.join(["python", os.path.relpath(sys.argv[0]), *given])
         about = {"command": command, "date": date.today().isoformat(), "machine": machine()}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({**about, **content}, indent=1) + "\n")
