@@ -48,7 +48,7 @@ NOTES = {
     "processes": "Images per second, a thread a process, medians (least to most).",
     "inference": "One image, or a batch.",
     "time-to-accuracy": "Training until 80 % of CIFAR-10's test images are known: epochs of one curve a way, "
-    "times the steps of `step-conv6-N128`; seconds an epoch of one, two and four time steps where it has them.",
+    "times the steps of `step-conv6-N128`; seconds an epoch at one, two and four time steps.",
     "step-conv6-N128": TAUGHT,
     "step-conv6-N128-T1": TAUGHT,
     "step-conv6-N128-T2": TAUGHT,
