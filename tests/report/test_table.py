@@ -1,11 +1,15 @@
 import io
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 from synthetic import run
 
 from spikedistill.report import table
+from spikedistill.report.table import against_alone
 from spikedistill.training.summary import merge
+from spikedistill.training.summary_models import Difference
 
 
 @pytest.mark.parametrize(
@@ -79,3 +83,37 @@ def test_colours_in_a_terminal() -> None:
     assert "\x1b[" in text
     assert "[bold]a title" in text
     assert "quantized" in text
+
+
+def difference(stage: str, low: float | None = 0.02, **more: Any) -> Difference:
+    kept = {
+        "figure": "accuracy",
+        "baseline": "alone",
+        "mean": 0.0252,
+        "high": low and 0.0304,
+        "values": [0.0],
+    }
+    return Difference(**{**kept, "stage": stage, "low": low, **more})
+
+
+def said(*found: Difference) -> list[str]:
+    return against_alone(SimpleNamespace(differences=list(found)))
+
+
+def test_of_stages_with_an_interval_beside_the_one_alone():
+    line = "points against alone, paired by seed, with the 95 % interval: student +2.52 [+2.00, +3.04]"
+    others = [
+        difference("student", baseline="teacher"),
+        difference("student", figure="firing_rate"),
+        difference("quantized", low=None),
+    ]
+    assert said(difference("student"), *others) == [line]
+    assert said(*others) == []
+
+
+def test_of_many_the_page_tells():
+    assert said(*(difference(f"arm{i}") for i in range(6))) == []
+
+
+def test_one_seed_has_no_difference():
+    assert against_alone(SimpleNamespace()) == []

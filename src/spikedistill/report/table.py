@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from ..conversion import time_steps_to_match
 from ..own_code import is_address
 from ..terminal import Table, energy, show
+from ..training.contest import BASELINE
 from ..training.summary import (
     Bits,
     Spread,
@@ -23,6 +24,7 @@ HEADINGS = (
     "Stage", "Test accuracy [%]", "T", "Firing rate [%]", "Operations / image", "Bits w/m/n", "Energy [µJ]",
     "Equal-bit ANN [µJ]", "Least ratio",
 )  # fmt: skip
+MOST_IN_A_LINE = 5
 # Each estimate, where it stands in ``hardware`` and where its ANN twin's does (SpikeSim prices an ANN's dense
 # figures).
 ESTIMATES = (
@@ -78,12 +80,27 @@ def shown(summary: Summary) -> Table:
 
 
 def lines_below(summary: Summary) -> list[str]:
-    """What favours each SNN least, how conversions compare, and warnings."""
+    """What a teacher adds, what favours each SNN least, how conversions compare, and warnings."""
     return [
+        *against_alone(summary),
         *least_favourable(summary),
         *conversions(summary),
         *(f"warning: {warning}" for warning in all_warnings(summary)),
     ]
+
+
+def against_alone(summary: Summary) -> list[str]:
+    """Accuracy beside that of the stage that learned alone, where there is one and several seeds."""
+    found = [
+        f"{one.stage} {100 * one.mean:+.2f} [{100 * one.low:+.2f}, {100 * one.high:+.2f}]"
+        for one in getattr(summary, "differences", [])
+        if one.figure == "accuracy" and one.baseline == BASELINE
+        if one.low is not None and one.high is not None
+    ]
+    # Of more the page has a drawing, and a comparison its own table.
+    if not found or len(found) > MOST_IN_A_LINE:
+        return []
+    return [f"points against {BASELINE}, paired by seed, with the 95 % interval: {', '.join(found)}"]
 
 
 def caption(summary: Summary) -> str:
