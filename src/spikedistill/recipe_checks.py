@@ -7,7 +7,7 @@ from . import own_code
 from .errors import SpikedistillError, at, nearest
 from .network_options import NetworkOptions
 from .neurons import TIED
-from .objectives import UnseenObjective
+from .objectives import OperationsAim, UnseenObjective
 from .overrides import RESERVED
 from .teachers import check_head_names, lessons, shares
 from .time_inheritance import check_shares
@@ -113,7 +113,8 @@ def _check_inheritance(recipe: "Recipe", stage: "Stage", where: str) -> None:
         if first is not None and first.get("ann"):
             raise SpikedistillError("an ANN has no time steps; leave it out")
         for term in stage.terms:
-            if term.time_steps is not None or stage.operations is not None:
+            # Of operations, however they were asked for: those of fewer steps are not those aimed at.
+            if term.time_steps is not None or isinstance(term, OperationsAim):
                 what = term.name if stage.operations is None else "operations"
                 raise SpikedistillError(
                     f"{what!r} is about the steps that all have; leave one of the two out"

@@ -99,6 +99,11 @@ PSN = {"name": "vgg5", "neuron": {"type": "psn"}}
         ({1: 0.5, 2: 0.5}, {}, "whose sum is below 1"),
         ({1: 0.5}, {"network": {"name": "vgg5", "ann": True}}, "an ANN has no time steps"),
         ({1: 0.5}, {"operations": 1000}, "'operations' is about the steps that all have"),
+        (
+            {1: 0.5},
+            {"objectives": [{"type": "cross_entropy"}, {"type": "operations_aim", "operations": 1000}]},
+            "'operations_aim' is about the steps that all have",
+        ),
         ({1: 0.5}, {"network": PSN}, "psn has weights for T = 4 time steps, found 1"),
         (
             {1: 0.5},
