@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..training.contest import BASELINE
-from ..training.summary import MultiSummary, Summary
+from ..training.summary import BASELINE, MultiSummary, Summary
 from . import chip, plots
 from .parts import Figure, Group, Section, Study, Table
 from .sections import against_time

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from ..conversion import time_steps_to_match
 from ..own_code import is_address
 from ..terminal import Table, energy, show
-from ..training.contest import BASELINE
 from ..training.summary import (
+    BASELINE,
     Bits,
     Spread,
     StageSpread,

@@ -15,14 +15,14 @@ from ..files import write_text
 from ..methods import chosen
 from ..recipe import Recipe
 from ..terminal import amount
-from .contest import BASELINE, base, generated, student_of
+from .contest import base, generated, student_of
 from .cost import seconds_each
 from .rehearsal import rehearse
 from .reuse import beside, finished
 from .run import Run, folder_of, name_of, opened
 from .run import run as run_recipe
 from .run_folder import COMPARISON, FILE, refuse_foreign
-from .summary import StageSpread, StageSummary, Summary, spread
+from .summary import BASELINE, StageSpread, StageSummary, Summary, spread
 from .verdict import judge, sentence
 
 Say = Callable[[str], None]

@@ -11,8 +11,9 @@ from ..errors import SpikedistillError
 from ..methods import Method
 from ..overrides import apply_override
 from ..recipe import Recipe, Stage, load, shipped
+from .summary import BASELINE
 
-BASELINE, TEACHER = "alone", "teacher"
+TEACHER = "teacher"
 # What one method may have other than another: of a stage's keys, none of these is shared.
 APART = ("name", "objectives", "teacher", "teacher_heads", "from")
 # For data without a recipe: what small images of a new kind are tried with first.

@@ -32,6 +32,7 @@ from .summary_models import (  # noqa: F401 - public here
 )
 
 FILE = "summary.json"
+BASELINE = "alone"  # the stage that learned without what the others have
 PAIRED = ("accuracy", "firing_rate", "synaptic_operations", "energy_pj")
 
 
