@@ -54,6 +54,8 @@ def keys_of(recipe: Any) -> list[str]:
         keys += NEURONS.get(str(neuron.get("type")).lower(), ()) if isinstance(neuron, Mapping) else ()
         if stage.time_inheritance:
             keys.append("deng2022temporal")
+        if stage.backpropagation == "rate_based":
+            keys.append("yu2024advancing")
         if stage.init is not None and stage.init.method == "threshold_balancing":
             keys.append("diehl2015fast")
         if stage.convert is not None:

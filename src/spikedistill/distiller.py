@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from .neurons.strided import guard
 from .numerics import at_least_float32
 from .objectives import Objective, Setup, View, build
 from .randomness import apart, seed_everything
+from .rate_based import Backpropagation, check_student, check_terms
 from .taps import Captures, Tap
 from .teachers import Shares, Teachers, check_head_names, learning_head, lessons, named, shares
 
@@ -64,6 +65,11 @@ class Distiller(nn.Module):
     teacher's frozen features (part ``teacher_head``, weight 1), and its logits, without gradient, are the
     teacher's. Where the teacher has other classes than the student the copy begins anew. The teachers
     themselves do not change.
+
+    ``backpropagation``: "through_time", or "rate_based" (:mod:`spikedistill.neurons.rates`): the student's
+    steps run without a graph and its firing rates are learned from, at a memory and a time for backward that
+    do not grow with T. Captures and logits of the student then have one step, their average. For networks
+    whose layers between neurons are linear (or max pooling), and objectives of averages; others are refused.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class Distiller(nn.Module):
         objectives: Sequence[Objective | Mapping[str, Any]] = (),
         teacher_weights: Shares = None,
         teacher_heads: bool = False,
+        backpropagation: Backpropagation = "through_time",
     ) -> None:
         super().__init__()
         self.student = student
@@ -96,6 +103,12 @@ class Distiller(nn.Module):
         self._learning: dict[str, str] = {}  # teacher -> the tap of what its classifier reads
         self._answers: dict[str, Answers] = {}
         self._asks_heads = teacher_heads
+        if backpropagation not in get_args(Backpropagation):
+            allowed = " or ".join(map(repr, get_args(Backpropagation)))
+            raise SpikedistillError(f"backpropagation must be {allowed}, found {backpropagation!r}")
+        self.rate_based = backpropagation == "rate_based"
+        if self.rate_based:
+            check_terms(self.terms)
         if teacher_heads:
             check_head_names(self._teachers)
             self.teacher_heads = nn.ModuleDict()
@@ -146,6 +159,8 @@ class Distiller(nn.Module):
         # Two samples tell all shapes, at a fraction of a batch's time and memory.
         batch_size, x = x.shape[0], x[:2]
         student = self.student
+        if self.rate_based:
+            check_student(student, x)
         self._student_taps = _resolve(self.terms, student, "student", x)
         for asked, teacher in self._asked().items():
             theirs = [one.term for one in self._lessons.values() if one.teacher == asked]
@@ -236,7 +251,9 @@ class Distiller(nn.Module):
         if self._student_taps is None:
             self.setup(x)
         assert self._student_taps is not None
-        logits, mine = taps.run_resolved(self.student, x, self._student_taps, self.time_steps)
+        logits, mine = taps.run_resolved(
+            self.student, x, self._student_taps, self.time_steps, self.rate_based
+        )
         taught = {}
         if self._teacher_taps:
             # The student's forward ends here: without this the teacher's time would be booked with it.

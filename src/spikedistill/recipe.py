@@ -25,6 +25,7 @@ from .objectives import Objective, ObjectiveOptions, UnseenObjective
 from .overrides import apply_override
 from .quantization import quantize
 from .quantization.options import Options as Quantizer
+from .rate_based import Backpropagation
 from .reading import MAX_YAML_BYTES, parse_yaml, read_text
 from .recipe_checks import check
 from .recipes import shipped
@@ -120,7 +121,8 @@ class Stage(Strict):
     input is kept for the epochs after it (data without augmentation; equal but for rounding). ``operations``:
     synaptic operations of one input that training aims at, by an objective of that name
     (:class:`spikedistill.objectives.OperationsAim`). ``time_inheritance``: fewer time steps for the first
-    part of the training (:mod:`spikedistill.time_inheritance`).
+    part of the training (:mod:`spikedistill.time_inheritance`). ``backpropagation``: through time, or
+    rate-based (:mod:`spikedistill.neurons.rates`).
     """
 
     name: str
@@ -134,6 +136,7 @@ class Stage(Strict):
     epochs: NonNegativeInt = 1
     time_steps: PositiveInt | None = None
     time_inheritance: dict[PositiveInt, PositiveFloat] = {}
+    backpropagation: Backpropagation = "through_time"
     objectives: list[SerializeAsAny[ObjectiveOptions]] = []
     optimizer: Optimizer = Optimizer()
     quantize: SerializeAsAny[QuantizeOptions] | None = None

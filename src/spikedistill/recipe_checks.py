@@ -9,6 +9,7 @@ from .network_options import NetworkOptions
 from .neurons import TIED
 from .objectives import OperationsAim, UnseenObjective
 from .overrides import RESERVED
+from .rate_based import check_terms
 from .teachers import check_head_names, lessons, shares
 from .time_inheritance import check_shares
 
@@ -53,6 +54,7 @@ def check(recipe: "Recipe") -> None:
         _check_objectives(stage, where)
         _check_steps(recipe, stage, where)
         _check_inheritance(recipe, stage, where)
+        _check_backpropagation(recipe, stage, where)
         before.append(stage.name)
 
 
@@ -119,6 +121,16 @@ def _check_inheritance(recipe: "Recipe", stage: "Stage", where: str) -> None:
                 raise SpikedistillError(
                     f"{what!r} is about the steps that all have; leave one of the two out"
                 )
+
+
+def _check_backpropagation(recipe: "Recipe", stage: "Stage", where: str) -> None:
+    """What a recipe says of it; the network itself is looked at when it is made."""
+    if stage.backpropagation != "rate_based":
+        return
+    with at(f"{where}.backpropagation"):
+        check_terms(stage.terms)
+        if recipe.memory == "lean":
+            raise SpikedistillError("rate_based keeps no time steps anyway; leave out memory: lean")
 
 
 def _line(recipe: "Recipe", stage: "Stage") -> "list[Stage]":

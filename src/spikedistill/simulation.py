@@ -22,7 +22,8 @@ class Simulation:
     ``insides`` names the neuron internals somebody asked for, as ``(path, call, what)`` with ``what`` one of
     ``"spikes"``, ``"membrane"``, ``"current"``; they are found in ``captured`` afterwards. ``state``
     (streaming only) maps ``"path#k"`` to the membrane a neuron starts from; ``state_out`` collects where it
-    ended. ``step`` is the index of the first time step, more than 0 only when streaming.
+    ended. ``step`` is the index of the first time step, more than 0 only when streaming. ``tape``: of
+    rate-based backpropagation, which makes two passes of one (:mod:`.neurons.rates`).
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Simulation:
         *,
         insides: Iterable[tuple[str, int, str]] = (),
         state: dict[str, Any] | None = None,
+        tape: Any = None,
     ) -> None:
         self.network = network
         self.time_steps = time_steps
@@ -41,6 +43,7 @@ class Simulation:
         self.step: int = state["step"] if state else 0
         self.streaming = state is not None
         self.recomputing = False
+        self.tape = tape
         self.captured: dict[tuple[str, int, str], Tensor] = {}
         self._calls: dict[int, int] = {}
         self._paths: dict[int, str] | None = None

@@ -26,6 +26,7 @@ from .networks.outside.adapter import first_tensor
 from .networks.outside.foreign import Foreign
 from .neurons import neuron_of
 from .neurons.over_time import time_mean, weighted_sum
+from .neurons.rates import pass_of_rates, spiking_pass
 from .numerics import at_least_float32, keep_layout
 from .places import (
     INSIDES,
@@ -147,12 +148,18 @@ class Recording:
 
 
 def run(
-    network: nn.Module, x: Tensor, taps: Iterable[Tap] = (), time_steps: int | None = None
+    network: nn.Module,
+    x: Tensor,
+    taps: Iterable[Tap] = (),
+    time_steps: int | None = None,
+    rate_based: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One simulation of ``network`` on ``x``, with captures.
 
     Returns logits (T, N, K), an ANN's with T = 1 (or the number of frames where it sees event frames one by
     one), and the captures ``(T, N, ...)`` by tap. An ANN made for images sees each event frame.
+    ``rate_based``: what is given is rates, averages over all steps, T = 1, to be learned from by rate-based
+    backpropagation (:mod:`.neurons.rates`).
     """
     taps = list(taps)
     N, frames = x.shape[0], 1
@@ -163,8 +170,16 @@ def run(
         x = x.transpose(0, 1).flatten(0, 1)
     steps = time_steps if own is not None and time_steps else simulation.steps_for(network, own)
     insides = [(t.path, t.call, t.what) for t in taps if t.what in INSIDES]
-    with Recording(network, taps) as recording, Simulation(network, steps, insides=insides) as sim:
+    with ExitStack() as stack:
+        tape = None
+        if rate_based:
+            tape, steps = spiking_pass(network, x, steps), 1
+            stack.enter_context(pass_of_rates(network))
+        recording = stack.enter_context(Recording(network, taps))
+        sim = stack.enter_context(Simulation(network, steps, insides=insides, tape=tape))
         out = first_tensor(network(x))
+        if tape is not None:
+            tape.finish()
     logits = out if out.dim() == 3 else out.unflatten(0, (-1, N))
     found = recording.found
     # Hooks see the codes that flow; insides come from the neurons, which hand out real units.
@@ -234,10 +249,15 @@ def captures(
 
 
 def run_resolved(
-    network: nn.Module, x: Tensor, resolved: dict[str, list[Tap]], time_steps: int | None = None
+    network: nn.Module,
+    x: Tensor,
+    resolved: dict[str, list[Tap]],
+    time_steps: int | None = None,
+    rate_based: bool = False,
 ) -> tuple[Tensor, Captures]:
     """:func:`run` for taps that :func:`resolve` has turned into places before."""
-    logits, tensors = run(network, x, [t for taps in resolved.values() for t in taps], time_steps)
+    places = [t for taps in resolved.values() for t in taps]
+    logits, tensors = run(network, x, places, time_steps, rate_based)
     modules = dict(network.named_modules())
     thresholds = {}
     for taps in resolved.values():

@@ -41,6 +41,7 @@ CASES: dict[str, tuple[dict, str | None]] = {
     "selective_alignment": ({}, "ann"),
     "cumulative_consistency": ({"weight": 0.3}, None),
     "attention_map_distillation": ({}, "ann"),
+    "enhanced_self_distillation": ({}, None),
 }
 WITHOUT_CROSS_ENTROPY = ("cross_entropy", "temporal_efficient_training", "spike_count")
 

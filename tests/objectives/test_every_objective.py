@@ -1,8 +1,10 @@
 """What holds for every objective: gradients, batch order, bf16, names, documented YAML."""
 
 import copy
+import math
 import re
 import typing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import yaml
 from cases import CASES, digits, distiller, networks, options
 
 import spikedistill as sd
+from spikedistill import taps
 from spikedistill.errors import SpikedistillError
 from spikedistill.objectives import TYPES, build
 
@@ -62,6 +65,36 @@ def test_the_order_of_the_batch_does_not_matter(case):
         assert abs(float((first - second).detach())) > 1e-12
     else:
         torch.testing.assert_close(first, second, rtol=1e-10, atol=1e-12)
+
+
+def test_those_of_rates_see_averages_alone():
+    """Their value on captures of all steps is that on the steps' average; of the others it is not."""
+    found = {}
+    for case in CASES:
+        x, y = batch()
+        d = distiller(case).double().setup(x.double()).train()
+        d.student.eval()
+        logits, mine = taps.run_resolved(d.student, x.double(), d._student_taps, d.time_steps)
+        taught = {name: d._taught(name, x.double(), y) for name in d._teacher_taps}
+        averages = replace(mine, tensors={k: v.mean(0, keepdim=True) for k, v in mine.tensors.items()})
+        values = []
+        for z, captures in ((logits, mine), (logits.mean(0, keepdim=True), averages)):
+            torch.manual_seed(0)
+            try:
+                values.append(float(d.losses(z, captures, taught, y, 0.0).total.detach()))
+            except (SpikedistillError, RuntimeError, IndexError, ValueError):
+                values.append(math.nan)
+        same = math.isclose(*values, rel_tol=1e-9)
+        if d.terms[0].of_rates:
+            assert same, case
+        found[case] = d.terms[0].of_rates
+    assert {c for c, rates in found.items() if rates} >= {
+        "cross_entropy",
+        "blurred_feature",
+        "feature_distillation",
+    }
+    assert not found["temporal_efficient_training"]
+    assert not found["logit_distillation"]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -13,6 +13,7 @@ from spikedistill.objectives import (
     ActivationMapDistillation,
     AttentionMapDistillation,
     CumulativeConsistency,
+    EnhancedSelfDistillation,
     NoiseSmoothedDistillation,
     SelectiveAlignment,
     StableSpike,
@@ -433,3 +434,48 @@ def test_a_map_that_the_classifier_does_not_read_is_refused():
     distiller = sd.Distiller(student, teacher, [{"type": "activation_map_distillation"}])
     with pytest.raises(sd.SpikedistillError, match="do not read the average of tap 'before_head'"):
         distiller.setup(torch.rand(4, 1, 8, 8))
+
+
+# Enhanced self-distillation
+
+
+def enhanced(target, maps, z, term):
+    """The loss of branches that are averages over places and a linear layer, sample by sample."""
+    rates = [m.mean(0) for m in maps]
+    outputs = [b(r) for b, r in zip(term.branches, rates)] + [z.mean(0)]
+    hard = sum(-sum(softmax(o[n])[int(target[n])].log() for n in range(N)) / N for o in outputs[:-1])
+    soft, taught = 0.0, 0
+    for n in range(N):
+        right = [o[n].detach() for o in outputs if int(o[n].argmax()) == int(target[n])]
+        if right:
+            teacher = sum(right) / len(right)
+            soft, taught = soft + sum(kl(teacher, o[n], term.temperature) for o in outputs), taught + 1
+    return hard + term.soft * term.temperature**2 * soft / max(taught, 1), taught
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_enhanced_self_distillation(wrong):
+    maps = [random(T, N, C, s, s, seed=s).abs().requires_grad_() for s in (8, 4, 2)]
+    z = logits()
+    term = EnhancedSelfDistillation(soft=0.4, temperature=3.0)
+    seen = captures({f"s{i}": m for i, m in enumerate(maps)}, stages=["s0", "s1", "s2"])
+    view = view_of(z, Y, student=seen)
+    ready(term, view)
+    term.eval()
+    if wrong:  # no output is right for any sample
+        decided = torch.stack([*(b(m.mean(0)) for b, m in zip(term.branches, maps)), z.mean(0)]).argmax(-1)
+        view.target = torch.tensor([next(k for k in range(K) if k not in d) for d in decided.T.tolist()])
+    want, taught = enhanced(view.target, maps, z, term)
+    assert (taught == 0) == wrong
+    inputs = [*maps[:2], *([] if wrong else [z])]
+    same(term(view), want, *inputs)
+    assert len(term.branches) == 2
+    # Branches end where the last stage does: at its channels, strides as between the stages.
+    shapes = [tuple(block(m.mean(0)).shape[1:]) for block, m in zip([b[0] for b in term.branches], maps)]
+    assert shapes == [(C, 4, 4), (C, 2, 2)]
+
+
+def test_enhanced_self_distillation_needs_two_stages():
+    one = view_of(logits(), Y, student=captures({"s0": random(T, N, C, 4, 4)}, stages=["s0"]))
+    with pytest.raises(SpikedistillError, match="one stage"):
+        ready(EnhancedSelfDistillation(), one)

@@ -59,18 +59,22 @@ class Stop(Exception):
 
 @pytest.fixture(scope="module")
 def left_alone(tmp_path_factory):
-    """Where the uninterrupted run lies: trained by the first that asks, found finished by the others."""
-    return tmp_path_factory.mktemp("left_alone") / "run"
+    """Where uninterrupted runs lie: trained by the first that asks, found finished by the others."""
+    return tmp_path_factory.mktemp("left_alone")
 
 
-@pytest.mark.parametrize("at", [1, 4, 7, 16, 19])
+@pytest.mark.parametrize(
+    ("at", "way"),
+    [*((at, "through_time") for at in (1, 4, 7, 16, 19)), (7, "rate_based"), (19, "rate_based")],
+)
 def test_stopped_anywhere_and_continued_equals_uninterrupted(
-    tmp_path, recipe, arrays, monkeypatch, left_alone, at
+    tmp_path, recipe, arrays, monkeypatch, left_alone, at, way
 ):
+    recipe["stages"][1]["backpropagation"] = way
     recipe["optimizer"] |= {"ema": 0.9, "warm_up": 1}
     recipe["stages"][1]["time_inheritance"] = {1: 0.4}  # some of the stops lie before, some behind
     recipe["data"]["augment"] = {"crop": 1, "flip": True, "mixup": 0.2}
-    whole = train(recipe, data=arrays, out=left_alone, quiet=True)
+    whole = train(recipe, data=arrays, out=left_alone / way, quiet=True)
     monkeypatch.setattr(Settings, "checkpoint_seconds", 0.0, raising=False)
     steps = 0
     original = loop.Training.save

@@ -159,14 +159,23 @@ class Network(nn.Module):
 
     def _run(self, x: Tensor, sim: Simulation) -> Tensor:
         self.check(x, sim)
-        folded = self.fold(x, sim)
-        out = self.body(folded)
+        out = self.body(self._entering(x, sim))
         if self.spiking:
             self._check_time(out, x.shape[0], sim)
             return out.unflatten(0, (sim.time_steps, -1))
         if self.input == "frames":
             return out.unflatten(0, (x.shape[1], -1)).mean(0)
         return out
+
+    def _entering(self, x: Tensor, sim: Simulation) -> Tensor:
+        if sim.tape is None:
+            return self.fold(x, sim)
+        # Spikes of an encoding are drawn once: the pass of rates takes what the first saw, on average.
+        if not sim.tape.recording:
+            return sim.tape.take(self)[0]
+        folded = self.fold(x, sim)
+        sim.tape.keep(self, sim.tape.average(folded))
+        return folded
 
     def check(self, x: Tensor, sim: Simulation) -> None:
         """Refuse an input of the wrong form, in words."""

@@ -84,6 +84,19 @@ class _View:
         return y.view(*lead, *self.places, self.C).movedim(-1, len(lead)).data
 
 
+def _affine(
+    weight: Tensor | None, bias: Tensor | None, batch: Batch | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """``(a, b)`` of a norm, where there is one, as kernels take them."""
+    if weight is None or bias is None:
+        return None, None
+    a, b = at_least_float32(weight.data), at_least_float32(bias.data)
+    if batch is None:
+        return a, b
+    a = a * batch.rstd
+    return a, b - batch.mean * a
+
+
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -91,12 +104,7 @@ class _Fused(torch.autograd.Function):
         plan: Plan, batch: Batch | None, last: bool,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         view = _View(x, plan, last)
-        a, b = None, None
-        if weight is not None and bias is not None:
-            a, b = at_least_float32(weight.data), at_least_float32(bias.data)
-            if batch is not None:
-                a = a * batch.rstd
-                b = b - batch.mean * a
+        a, b = _affine(weight, bias, batch)
         n = x.shape[0] if plan.encode else x.shape[0] // plan.T
         ctx.mode = view.mode
         with torch.autocast(x.device.type, enabled=False), use(ctx.mode):
@@ -278,3 +286,29 @@ def run(
     )  # fmt: skip
     weight, bias = affine if affine is not None else (None, None)
     return _Fused.apply(x, weight, bias, residual, k, plan, batch, last)
+
+
+def rates(
+    x: Tensor, T: int, encode: bool, decay: Number, gain: Number, initial: float, constants: Constants, *,
+    affine: tuple[Tensor, Tensor] | None = None, batch: Batch | None = None, residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Spikes as :func:`run` gives them, their mean over T, and its derivative by a current at every step.
+
+    Without a graph, for neurons off the grid. Shape: spikes (T*N, C, ...), the others (N, C, ...).
+    """
+    x, last = dense(x)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    k = numbers(decay, gain, initial, constants, dtype, x.device)
+    plan = Plan.of(
+        constants, T, encode, norm=affine is not None, channels_last=last or affine is None,
+        residual=residual is not None,
+    )  # fmt: skip
+    view = _View(x, plan, last)
+    with torch.autocast(x.device.type, enabled=False), use(view.mode):
+        res = None if residual is None else view.inward(_like(residual, last))
+        a, b = _affine(*affine, batch) if affine is not None else (None, None)
+        spikes, rate, slope = kernels(plan).rates(view.inward(x, not encode), a, b, res, k.data)
+    n = len(x) if encode else len(x) // T
+    one = torch.Size((n, *x.shape[1:]))
+    all_steps = view.outward(spikes, torch.Size((T * n, *x.shape[1:])))
+    return all_steps, view.outward(rate, one), view.outward(slope, one)

@@ -234,6 +234,7 @@ class Kernels:
 
     ``forward(x, a, b, residual, k)`` -> spikes, charged membranes or None.
     ``gradients(x, a, b, residual, k, g_spikes, g_charged, center, gain)`` -> :data:`Gradients`.
+    ``rates(x, a, b, residual, k)`` -> spikes, their mean over T, its derivative by a current at every step.
     Plans that differ only in what a kernel does not use share it.
     """
 
@@ -242,6 +243,7 @@ class Kernels:
         seen = plan.surrogate if plan.smooth else Surrogate()
         self.forward = _forward(replace(plan, learned=False, detach_reset=True, surrogate=seen))
         self.gradients = _gradients(plan)
+        self.rates = _rates(plan)
 
 
 @cache
@@ -278,6 +280,40 @@ def _gradients(p: Plan) -> Kernel:
         return ops.gradients(x, a, b, residual, k, g_spikes, g_charged, center, gain)
 
     return Kernel(gradients, f"gradients_{_gradients.cache_info().currsize}")
+
+
+@cache
+def _rates(p: Plan) -> Kernel:
+    """Forward in time, beside each step, the derivatives eH, eV by a current that is added at every step:
+
+        eH_t = gain + decay * eV_{t-1};  eS_t = sg(H_t - threshold) * eH_t
+        eV_t = (1 - S_t) eH_t - H_t eS_t (hard) | eH_t - subtracted * eS_t (soft) | eH_t (none)
+
+    the second terms unless the reset is detached. For neurons off the grid.
+    """
+    ops = _Arithmetic(p)
+
+    def rates(
+        x: Tensor, a: _Optional, b: _Optional, residual: _Optional, k: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        spikes, wide, slopes = [], [], []
+        v, ev = k[INITIAL], torch.zeros_like(k[INITIAL])
+        for t in range(p.T):
+            h = ops.charge(v, ops.current(x, a, b, residual, t), k)
+            u = h - k[THRESHOLD]
+            s = ops.spike(u, k)
+            eh = k[GAIN] + k[DECAY] * ev
+            es = ops.surrogate(u, k) * eh
+            v = ops.after(h, u, k)
+            ev = eh * (1 - s) if p.reset == "hard" else eh
+            if p.reset is not None and not p.detach_reset:
+                ev = ev - (h if p.reset == "hard" else k[SUBTRACTED]) * es
+            spikes.append(s.to(x.dtype))
+            wide.append(s)
+            slopes.append(es)
+        return torch.stack(spikes), (add(wide) / p.T).to(x.dtype), (add(slopes) / p.T).to(x.dtype)
+
+    return Kernel(rates, f"rates_{_rates.cache_info().currsize}")
 
 
 def add(values: list[Tensor]) -> Tensor:

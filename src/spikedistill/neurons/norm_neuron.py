@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from .. import simulation
 from ..errors import SpikedistillError
 from ..numerics import at_least_float32
-from . import fused
+from . import fused, rates
 from .modules import Neuron
 from .simulate import simulate
 from .sync import BatchStatistics, is_distributed, update_running
@@ -66,6 +66,10 @@ class NormNeuron(BatchStatistics, nn.Module):
         """What charges the neuron: norm, then residual (on integer codes when quantized)."""
         if self.grid is not None:
             return self.grid(x, *self.affine(*self.statistics(x)), residual)
+        kept = rates.tape() if self.training else None
+        if kept is not None and not kept.recording:
+            y = kept.normalised(self, x)
+            return y if residual is None else y + residual
         if self.training and self.sync and is_distributed():
             a, b = (v.view(-1, *[1] * (x.dim() - 2)) for v in self.affine(*self.statistics(x)))
             y = (a * x + b).to(x.dtype)
@@ -77,6 +81,8 @@ class NormNeuron(BatchStatistics, nn.Module):
             # Only 1 / sqrt(var + eps) comes back; rounding may put a variance of 0 below 0.
             var = (invstd.detach() ** -2 - self.eps).clamp(min=0)
             self.track(mean.detach(), var, x.numel() // self.channels)
+            if kept is not None:
+                kept.keep(self, mean, invstd)
         else:
             y = F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
@@ -103,6 +109,8 @@ class NormNeuron(BatchStatistics, nn.Module):
         with torch.no_grad():
             mean, var, n = self._read(*fused.moments(x), x.numel() // self.channels)
             rstd = torch.rsqrt(var + self.eps)
+        if (kept := rates.tape()) is not None:
+            kept.keep(self, mean, rstd)
         batch = fused.Batch(mean, rstd, n, self.sync and is_distributed())
         return (self.weight, self.bias), batch, residual
 

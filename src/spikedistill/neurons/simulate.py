@@ -5,13 +5,15 @@ run as one operation (:mod:`.fused`); currents, or states that stream, and they 
 neuron by its own ``simulate`` (the equations of :mod:`.dynamics`).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from .. import simulation
 from ..errors import SpikedistillError
-from . import fused, packing, single_step
+from . import fused, packing, rates, single_step
 from .dynamics import Constants, Number
 
 
@@ -22,6 +24,7 @@ class Firing(Protocol):
     encode: bool
     smooth: bool
     initial: float
+    detach_reset: bool
     grid: Any
 
     @property
@@ -30,6 +33,8 @@ class Firing(Protocol):
     def gain(self) -> Number: ...
     @property
     def constants(self) -> Constants: ...
+    @property
+    def leaky(self) -> bool: ...
     @property
     def standard(self) -> bool: ...
     @property
@@ -72,6 +77,10 @@ def simulate(
         )
     # Calls are counted in the order of execution, so that a module used twice has two states.
     k = sim.call(owner) if sim else 0
+    if sim is not None and sim.tape is not None:
+        spikes = _of_rates(sim.tape, current, neuron, owner, norm, residual, T)
+        _capture(sim, owner, k, neuron, current, spikes, None, T)
+        return spikes
     state = sim.initial(owner, k) if sim else None
     shape = neuron.state_shape((current.shape[0] // (1 if neuron.encode else T), *current.shape[1:]))
     if state is not None and state.shape != shape:
@@ -116,6 +125,50 @@ def simulate(
     if sim is not None:
         _capture(sim, owner, k, neuron, current, spikes, charged, T)
     return spikes
+
+
+def _of_rates(
+    tape: rates.Tape, current: Tensor, neuron: Firing, owner: nn.Module, norm: Charging | None,
+    residual: Tensor | None, T: int,
+) -> Tensor:  # fmt: skip
+    """Rate-based backpropagation: spikes (T*N, ...) in its first pass, the rate (N, ...) in its second."""
+    if not tape.recording:
+        return tape.rate(owner, current if norm is None else norm.current(current, residual))
+    constant = neuron.encode and residual is not None  # as in simulate
+    if norm is not None and (constant or not norm.fusable(current) or not neuron.fusable(current)):
+        current, norm, residual = norm.current(current, residual), None, None
+    with _reset_attached(neuron):
+        if neuron.fusable(current):
+            affine, batch = None, None
+            if norm is not None:
+                affine, batch, residual = norm.for_fused(current, residual)
+            spikes, *kept = fused.rates(
+                current, T, neuron.encode, neuron.decay, neuron.gain, neuron.initial, neuron.constants,
+                affine=affine, batch=batch, residual=residual,
+            )  # fmt: skip
+        else:
+
+            def spikes_of(leaf: Tensor) -> Tensor:
+                steps = leaf if neuron.encode else leaf.unflatten(0, (T, -1))
+                return neuron.simulate(steps, None, T, False)[0].flatten(0, 1)
+
+            spikes, *kept = rates.differentiated(current, spikes_of, tape.samples)
+    tape.keep(owner, *kept)
+    return spikes
+
+
+@contextmanager
+def _reset_attached(neuron: Firing) -> Iterator[None]:
+    """A neuron without a leak is differentiated through its reset within this context.
+
+    With a detached one the derivative of its rate grows with every step, and gradients with every layer.
+    """
+    held = neuron.detach_reset
+    neuron.detach_reset = held and neuron.leaky
+    try:
+        yield
+    finally:
+        neuron.detach_reset = held
 
 
 def _capture(

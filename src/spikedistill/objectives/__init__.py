@@ -18,6 +18,7 @@ from .base import Objective, Schedule, Setup, View, type_name
 from .blurred import BlurredFeature
 from .cumulative_consistency import CumulativeConsistency
 from .energy import EnergyRegularization, OperationsAim
+from .enhanced_self_distillation import EnhancedSelfDistillation
 from .entropy import EntropyRegularization
 from .features import FeatureDistillation
 from .full_range import FullRangeDistillation
@@ -64,6 +65,7 @@ TYPES: dict[str, type[Objective]] = {
         SelectiveAlignment,
         CumulativeConsistency,
         AttentionMapDistillation,
+        EnhancedSelfDistillation,
     )
 }
 TYPES |= own_code.installed("objectives")
@@ -158,6 +160,7 @@ __all__ = [
     "CrossEntropy",
     "CumulativeConsistency",
     "EnergyRegularization",
+    "EnhancedSelfDistillation",
     "EntropyRegularization",
     "FeatureDistillation",
     "FullRangeDistillation",

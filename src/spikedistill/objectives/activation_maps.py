@@ -122,6 +122,7 @@ class NoiseSmoothedDistillation(Objective):
 
     cites = ("liu2026closer",)
     needs_teacher = True
+    of_rates = True
 
     def __init__(
         self,

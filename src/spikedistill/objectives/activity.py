@@ -39,6 +39,7 @@ class ActivityRegularization(Objective):
     """
 
     cites = ("louis2024reducing",)
+    of_rates = True
 
     def __init__(
         self,
@@ -90,6 +91,7 @@ class LogitsRegularization(Objective):
     """
 
     cites = ("louis2024reducing",)
+    of_rates = True
 
     def __init__(self, norm: Norm = "l2", weight: Weight = 1.0, name: str | None = None) -> None:
         super().__init__(weight, name)

@@ -56,6 +56,7 @@ class AttentionTransfer(Objective):
 
     cites = ("hong2023lasnn", "zagoruyko2017paying")
     needs_teacher = True
+    of_rates = True
 
     def __init__(
         self,

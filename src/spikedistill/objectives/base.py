@@ -120,7 +120,9 @@ class Objective(nn.Module):
     """One term of the loss. Subclasses declare what they read and give a scalar.
 
     ``student_taps``, ``teacher_taps``: taps as text. ``needs_teacher``: whether it cannot do without.
-    ``time_steps``: a longer simulation than the network's own, of which it then sees all steps. ``teacher``:
+    ``time_steps``: a longer simulation than the network's own, of which it then sees all steps.
+    ``of_rates``: whether it is a function of averages over time alone, so that it can be learned from rates
+    (:mod:`spikedistill.neurons.rates`); an option may decide, then the constructor sets it. ``teacher``:
     the one of several that it learns from (a recipe's key of each objective); None: each of them. ``cites``:
     keys of the papers in ``citations.bib``. Adapters are built in ``setup``; they train with the student and
     are gone at inference.
@@ -131,6 +133,7 @@ class Objective(nn.Module):
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     time_steps: int | None = None
+    of_rates: bool = False
     teacher: str | None = None
 
     def __init__(self, weight: Weight = 1.0, name: str | None = None) -> None:

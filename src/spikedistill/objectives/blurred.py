@@ -89,6 +89,7 @@ class BlurredFeature(Objective):
         if not 0 <= blur_ratio < 1:
             raise refuse(self, f"blur_ratio must be in [0, 1), found {blur_ratio}")
         self.blur_ratio, self.blur, self.clip, self.over = blur_ratio, blur, clip, over
+        self.of_rates = over == "mean"
         self.tap, self.teacher_tap = tap, teacher_tap or tap
         self.student_taps, self.teacher_taps = (self.tap,), (self.teacher_tap,)
         self.align: nn.Module = nn.Identity()

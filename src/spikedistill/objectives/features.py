@@ -52,6 +52,7 @@ class FeatureDistillation(Objective):
 
     cites = ("elassiouti2024hdkd",)
     needs_teacher = True
+    of_rates = True
 
     def __init__(
         self,

@@ -53,6 +53,8 @@ class CrossEntropy(Objective):
     YAML: ``{type: cross_entropy, label_smoothing: 0.1}``
     """
 
+    of_rates = True
+
     def __init__(
         self, label_smoothing: float = 0.0, tap: str = "logits", weight: Weight = 1.0, name: str | None = None
     ) -> None:
@@ -110,6 +112,7 @@ class LogitDistillation(Objective):
         super().__init__(weight, name)
         self.temperature = checked_temperature(self, temperature)
         self.over, self.hard, self.reduction, self.tap = over, hard, reduction, tap
+        self.of_rates = over == "mean"
         self.student_taps = () if tap == "logits" else (tap,)
         if hard or reduction == "elements" or tap != "logits":
             self.cites = ("hinton2015distilling", "touvron2021deit")

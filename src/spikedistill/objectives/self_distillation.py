@@ -70,6 +70,7 @@ class SpatialSelfDistillation(Objective):
     """
 
     cites = ("zuo2024self",)
+    of_rates = True
 
     def __init__(
         self, tap: str = "stage2", temperature: float = 2.0, weight: Weight = 1.0, name: str | None = None

@@ -51,6 +51,7 @@ class WeightedSoftLabels(Objective):
 
     cites = ("zhou2021rethinking", "xu2024bkdsnn")
     needs_teacher = True
+    of_rates = True
 
     def __init__(
         self,

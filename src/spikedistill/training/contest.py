@@ -15,7 +15,7 @@ from .summary import BASELINE
 
 TEACHER = "teacher"
 # What one method may have other than another: of a stage's keys, none of these is shared.
-APART = ("name", "objectives", "teacher", "teacher_heads", "from")
+APART = ("name", "objectives", "teacher", "teacher_heads", "from", "backpropagation")
 # For data without a recipe: what small images of a new kind are tried with first.
 DEFAULT: dict[str, Any] = {
     "time_steps": 4,

@@ -178,7 +178,10 @@ def _own(
 
 def distiller_of(stage: Stage, network: nn.Module, teachers: Mapping[str, nn.Module]) -> Distiller:
     """What trains a stage's network; ``teachers`` by the names of their stages."""
-    return Distiller(network, dict(teachers) or None, stage.objectives, stage.teachers, stage.teacher_heads)
+    return Distiller(
+        network, dict(teachers) or None, stage.objectives, stage.teachers, stage.teacher_heads,
+        stage.backpropagation,
+    )  # fmt: skip
 
 
 def initialise(
