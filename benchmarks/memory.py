@@ -5,10 +5,11 @@
 
 A step on two images comes before, so that what libraries load or compile at first use is not counted. Beside
 it the bytes of saved tensors, counted by hooks (ours: by the packer's), and the time of a step. Variants:
-ours in default, packed and lean memory, each with the allocator setting that such a run has
-(``spikedistill.heap``); SpikingJelly's neurons in the same network, as they are and through its ``memopt``
-(level 1, the highest that runs on a CPU, on units of convolution, norm and neuron or on residual blocks; all
-of them checkpointed, spikes compressed), with the allocator as the system has it.
+ours in default, packed and lean memory and rate-based (backward keeps nothing of single steps), each with the
+allocator setting that such a run has (``spikedistill.heap``); SpikingJelly's neurons in the same network, as
+they are and through its ``memopt`` (level 1, the highest that runs on a CPU, on units of convolution, norm
+and neuron or on residual blocks; all of them checkpointed, spikes compressed), with the allocator as the
+system has it.
 """
 
 import json
@@ -21,7 +22,14 @@ from typing import Any
 
 import timing
 
-VARIANTS = ("ours default", "ours packed", "ours lean", "SpikingJelly", "SpikingJelly memopt")
+VARIANTS = (
+    "ours default",
+    "ours packed",
+    "ours lean",
+    "ours rate-based",
+    "SpikingJelly",
+    "SpikingJelly memopt",
+)
 
 
 def _memory(name: str) -> float:
@@ -54,17 +62,18 @@ def measure(variant: str, name: str, batch: int, T: int, half: bool) -> dict[str
     import torch
     from peers import create, reset, swapped
 
-    from spikedistill import heap
+    from spikedistill import heap, taps
     from spikedistill.neurons import compilation
     from spikedistill.neurons.packing import _packers
     from spikedistill.training.machine import saving
 
-    ours = variant.startswith("ours")
+    ours, on_rates = variant.startswith("ours"), variant.endswith("rate-based")
+    memory = variant.split()[-1] if ours and not on_rates else "default"
     network: Any = create(name, T, frames=not ours)
     images = torch.rand(batch, 3, 32, 32)
     labels = torch.randint(10, (batch,))
     if ours:
-        heap.suit(variant.split()[-1])
+        heap.suit(memory)
         network.to(memory_format=torch.channels_last)
         images = images.to(memory_format=torch.channels_last)
     else:
@@ -80,14 +89,18 @@ def measure(variant: str, name: str, batch: int, T: int, half: bool) -> dict[str
         saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 
+    def logits(x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = taps.run(network, x, rate_based=True)[0] if on_rates else network(x)
+        return out
+
     def forward(n: int) -> torch.Tensor:
         nonlocal packed
         reset(network)
         with (
-            saving(variant.split()[-1] if ours else "default", network),
+            saving(memory, network),
             torch.autocast("cpu", torch.bfloat16, enabled=half),
         ):
-            loss = torch.nn.functional.cross_entropy(network(images[:n]).float().mean(0), labels[:n])
+            loss = torch.nn.functional.cross_entropy(logits(images[:n]).float().mean(0), labels[:n])
             packed = _packers[-1].bytes if _packers else 0
             return loss
 

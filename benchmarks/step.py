@@ -6,7 +6,8 @@
 Each variant lives in a process of its own, so that none profits or suffers from another's allocations; they
 take turns, in random order, two steps a turn, of which the second is timed. Medians, a table and JSON. Before
 anything is timed, all spiking variants must give the same loss in float64. "once": what stands before the
-first neuron runs once for each image; otherwise at every time step. "ours, taught": with a ResNet-20 as
+first neuron runs once for each image; otherwise at every time step. "ours, rate-based": a pass of spikes
+without a graph, and one of their rates, whose gradients are others. "ours, taught": with a ResNet-20 as
 teacher and the objectives :data:`TAUGHT`, all that they cost included. ``--peers users``: as their users run
 them, eager and channels first; ``best``: also with channels last and our allocator setting
 (``spikedistill.heap.keep``), which ours and the ANN twin have too, and torch.compile of the whole network
@@ -97,13 +98,11 @@ class Variant:
         return time.perf_counter() - start
 
 
-class Taught(Variant):
-    """Ours beside a teacher; only ours can have one here."""
+class Distilled(Variant):
+    """Ours by way of a distiller: beside a teacher, or learning from rates."""
 
-    def __init__(self, student: nn.Module, x: Tensor, half: bool) -> None:
-        teacher = sd.networks.create("resnet20", time_steps=None)
-        terms = sd.Distiller(student, teacher, TAUGHT).setup(x[:2])
-        super().__init__("ours, taught, once", terms, "compiled", half=half)
+    def __init__(self, name: str, distiller: sd.Distiller, x: Tensor, half: bool) -> None:
+        super().__init__(name, distiller.setup(x[:2]), "compiled", half=half)
 
     def loss(self, call: Callable, x: Tensor, y: Tensor) -> Tensor:
         total: Tensor = call(x, y).total
@@ -126,11 +125,19 @@ def variants(a: argparse.Namespace, half: bool) -> list[Variant]:
         network = swapped(ours(frames=not once), name, T)
         return Variant(name + suffix, network, way, frames=not once, half=half, last=last)
 
+    def on_rates() -> sd.Distiller:
+        return sd.Distiller(ours(), None, backpropagation="rate_based")
+
+    def taught() -> sd.Distiller:
+        return sd.Distiller(ours(), sd.networks.create("resnet20", time_steps=None), TAUGHT)
+
+    x = batch(a)[0]
     out = [
         Variant("ours fused, once", ours(), "compiled", half=half),
         Variant("ours fused", ours(frames=True), "compiled", frames=True, half=half),
         Variant("ours eager, once", ours(), half=half),
-        *([Taught(ours(), batch(a)[0], half)] if a.taught else []),
+        Distilled("ours rate-based, once", on_rates(), x, half),
+        *([Distilled("ours, taught, once", taught(), x, half)] if a.taught else []),
         Variant("ANN twin compiled at T*N", ours(None), "whole", half=half, ann_steps=T),
     ]
     if a.peers == "users":
@@ -150,7 +157,7 @@ def check_equal_work(found: list[Variant], x: Tensor, y: Tensor, T: int) -> floa
     """The first loss in float64, equal for all spiking variants."""
     losses = {}
     for v in found:
-        if v.ann_steps or isinstance(v, Taught):
+        if v.ann_steps or isinstance(v, Distilled):
             continue
         state = {k: t.clone() for k, t in v.network.state_dict().items()}
         v.network.double().train()

@@ -72,6 +72,7 @@ class Way:
     cosine: bool = False  # from the first step and epoch by epoch; else one cycle
     half: bool = True  # bfloat16 where the processor has units for it
     teacher: bool = False
+    rate_based: bool = False
     fewer: dict[int, int] = field(default_factory=dict)  # time steps: the first epochs that have so many
 
     @property
@@ -108,6 +109,7 @@ def leaky() -> Neuron:
 
 WAYS = {
     "ours": Way("ours fused, once", 12, fewer={1: 3, 2: 5}),  # a third of the epochs at all four steps
+    "ours, rate-based": Way("ours rate-based, once", 9, rate_based=True, fewer={2: 4}),
     "ours, taught": Way("ours, taught, once", 9, teacher=True, fewer={1: 2, 2: 4}),
     "ours, four steps throughout": Way("ours fused, once", 10),
     "SpikingJelly, users": Way(
@@ -191,7 +193,11 @@ def curve(name: str, data: dict[str, Tensor], teacher: nn.Module | None, state: 
         assert teacher is not None, "give --teacher"
         # What the terms learn, such as a way to the teacher's channels, learns beside the network.
         learning = sd.Distiller(network, teacher, TAUGHT).setup(data["x_train"][:2].float() / 255)
-        learning = learning.to(memory_format=torch.channels_last)
+    if way.rate_based:
+        learning = sd.Distiller(network, None, backpropagation="rate_based").setup(
+            data["x_train"][:2].float() / 255
+        )
+    learning = learning.to(memory_format=torch.channels_last)
     chosen = optimizer_of(way, learning)
     rates = [group["lr"] for group in chosen.param_groups]
     accuracies: list[float] = []
@@ -216,7 +222,7 @@ def curve(name: str, data: dict[str, Tensor], teacher: nn.Module | None, state: 
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 loss = (
                     learning(images, y[picked]).total
-                    if way.teacher
+                    if learning is not network
                     else way.loss(network(images).float(), y[picked])
                 )
             chosen.zero_grad()
