@@ -55,6 +55,7 @@ def test_signatures():
         "objectives",
         "teacher_weights",
         "teacher_heads",
+        "backpropagation",
     ]
     assert parameters(sd.train)[:3] == ["recipe", "networks", "data"]
     assert parameters(sd.load) == ["folder", "stage", "network", "best"]

@@ -58,18 +58,24 @@ def test_a_way_that_does_not_get_there_in_an_hour_says_so(told):
     assert told(curves, T4=2.5) == {"ours, four steps throughout": "not in 10 epochs, 25 minutes"}
 
 
-def test_the_time_of_the_taught_way_is_of_a_step_with_its_teacher():
+@pytest.mark.parametrize("way", ["ours, taught", "ours, rate-based"])
+def test_the_time_of_a_distilled_way_is_of_a_step_of_its_own_kind(monkeypatch, way):
     import step
 
     x, y = torch.rand(4, 3, 32, 32), torch.arange(4)
-    network = step.sd.networks.create("conv6", width=0.25, time_steps=2)
-    variant = step.Taught(network, x, half=False)
-    assert time_to_accuracy.WAYS["ours, taught"].step == variant.name
+    monkeypatch.setattr(
+        "sys.argv", ["step", "--taught", "--width", "0.25", "--time-steps", "2", "--batch", "4"]
+    )
+    named = {v.name: v for v in step.variants(step.arguments(), half=False)}
+    variant = named[time_to_accuracy.WAYS[way].step]
+    assert variant.network.rate_based == (way == "ours, rate-based")
     variant.prepare(x, y, torch.device("cpu"), 2)
-    before = [p.clone() for p in variant.network.objectives.parameters()]
+    # What the terms of a teacher learn, learns too.
+    learning = variant.network.objectives if way == "ours, taught" else variant.network.student
+    before = [p.clone() for p in learning.parameters()]
     variant.step(y)
     assert before
-    assert any(not torch.equal(a, b) for a, b in zip(before, variant.network.objectives.parameters()))
+    assert any(not torch.equal(a, b) for a, b in zip(before, learning.parameters()))
 
 
 def test_what_the_terms_of_the_taught_way_learn_is_trained_and_kept(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from spikedistill import taps
 from spikedistill.neurons import compilation, dynamics, fused
 from spikedistill.neurons.dynamics import Constants
 from spikedistill.neurons.surrogate import Surrogate
+from spikedistill.recipe import load
 
 ENTROPY = [{"type": "cross_entropy"}]
 SIGMOID = Surrogate("sigmoid")
@@ -276,7 +277,7 @@ def test_another_way_in_the_second_pass_is_refused(first):
 def test_a_recipe_that_cannot_be_is_refused_by_path(stage, more, said):
     one = {"name": "a", "network": {"name": "vgg5"}, "backpropagation": "rate_based", **stage}
     with pytest.raises(sd.SpikedistillError, match=rf"stages\.a\.backpropagation: .*{said}"):
-        sd.recipe.load({"data": {"name": "digits"}, "stages": [one], **more})
+        load({"data": {"name": "digits"}, "stages": [one], **more})
 
 
 def test_a_recipe_cites_its_paper():

@@ -25,12 +25,16 @@ train(yaml.safe_load(open(f"{folder}/tiny.yaml")), data=arrays, out=f"{folder}/t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("memory", ["default", "lean"])
-def test_two_processes_train_what_one_trains(tmp_path: Path, recipe: dict, arrays: dict, memory: str) -> None:
+@pytest.mark.parametrize(
+    ("memory", "way"), [("default", "through_time"), ("lean", "through_time"), ("default", "rate_based")]
+)
+def test_two_processes_train_what_one_trains(
+    tmp_path: Path, recipe: dict, arrays: dict, memory: str, way: str
+) -> None:
     """Gradients accumulated over 2 batches, clipped, averaged weights: the same network from batch halves."""
     recipe |= {"precision": "float64", "memory": memory}
     recipe["optimizer"] |= {"accumulate": 2, "ema": 0.8, "clip": 0.5, "warm_up": 1}
-    recipe["stages"][1]["epochs"] = 2
+    recipe["stages"][1] |= {"epochs": 2, "backpropagation": way}
     one = train(recipe, data=arrays, out=tmp_path / "one", device="cpu", quiet=True)
     recipe["data"]["batch_size"] //= 2  # of each process
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))

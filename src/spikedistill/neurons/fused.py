@@ -18,6 +18,7 @@ from . import inference
 from .compilation import Mode, mode, use
 from .dynamics import Constants, Number
 from .kernels import DECAY, GAIN, Plan, into, kernels, statistics, through, totals
+from .sync import summed
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _backward(
             g_weight = q * batch.rstd
             # Weight and bias keep the sums of this process; x is also in the statistics that all others use.
             if batch.shared:
-                s, q = _summed(torch.stack([s, q]))
+                s, q = summed(torch.stack([s, q]))
             k1, k2 = a * s / batch.n, a * q * batch.rstd.square() / batch.n
     g_residual = g.to(residual.dtype) if need_residual else None
     if not need_x or not plan.norm:
@@ -180,13 +181,6 @@ def _backward(
         return through[last](over, x, *vectors), g_weight, g_bias, g_residual, gk
     into[last](over, x, *vectors)
     return g, g_weight, g_bias, g_residual, gk
-
-
-def _summed(values: Tensor) -> Tensor:
-    import torch.distributed as dist
-
-    dist.all_reduce(values)
-    return values
 
 
 @lru_cache(maxsize=1024)

@@ -71,8 +71,11 @@ class NormNeuron(BatchStatistics, nn.Module):
             y = kept.normalised(self, x)
             return y if residual is None else y + residual
         if self.training and self.sync and is_distributed():
-            a, b = (v.view(-1, *[1] * (x.dim() - 2)) for v in self.affine(*self.statistics(x)))
+            mean, var = self.statistics(x)
+            a, b = (v.view(-1, *[1] * (x.dim() - 2)) for v in self.affine(mean, var))
             y = (a * x + b).to(x.dtype)
+            if kept is not None:
+                kept.keep(self, mean, torch.rsqrt(var + self.eps))
         elif self.training:
             # Without running statistics: track() moves them, and knows of recomputing and constant currents.
             y, mean, invstd = torch.native_batch_norm(

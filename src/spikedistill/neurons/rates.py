@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from .. import simulation
 from ..errors import SpikedistillError
 from ..numerics import at_least_float32
+from .shared_norms import shares
+from .sync import shared_moments, summed
 
 Values = tuple[Tensor, ...]
 # Not linear, but of one tensor and without weights: the rate is known, the derivative is that at the rates.
@@ -52,19 +54,42 @@ class _Normalised(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, eps: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        eps: float,
+        shared: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, rstd)
-        ctx.eps = eps
+        ctx.eps, ctx.shared = eps, shared
         return F.batch_norm(x, mean, rstd**-2, weight, bias, False, 0.0, 0.0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
+        if ctx.shared:
+            return *_through_shared(grads[0], x, weight, mean, rstd), None, None, None, None
         gx, g_weight, g_bias = torch.ops.aten.native_batch_norm_backward(
             grads[0], x, weight, None, None, mean, rstd, True, ctx.eps, list(ctx.needs_input_grad[:3])
         )
-        return gx, g_weight, g_bias, None, None, None
+        return gx, g_weight, g_bias, None, None, None, None
+
+
+def _through_shared(
+    g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch norm's backward where its statistics are those of all processes."""
+    channel, dims = (-1, *[1] * (x.dim() - 2)), [d for d in range(x.dim()) if d != 1]
+    wide = at_least_float32(g)
+    normal = (at_least_float32(x) - mean.view(channel)) * rstd.view(channel)
+    s, q = wide.sum(dims), (wide * normal).sum(dims)
+    # Weight and bias keep the sums of this process; x is also in the statistics that all others use.
+    all_s, all_q, n = summed(torch.stack([s, q, torch.full_like(s, x.numel() / x.shape[1])]))
+    centred = wide - (all_s / n).view(channel) - normal * (all_q / n).view(channel)
+    return ((weight * rstd).view(channel) * centred).to(x.dtype), q, s
 
 
 class Tape:
@@ -106,7 +131,7 @@ class Tape:
         weight, bias = norm.weight, norm.bias
         if weight is None:  # a norm without an affine map
             weight, bias = torch.ones_like(mean), torch.zeros_like(mean)
-        return _Normalised.apply(x, weight, bias, mean, rstd, norm.eps)
+        return _Normalised.apply(x, weight, bias, mean, rstd, norm.eps, shares(norm))
 
 
 def _other_way(module: nn.Module) -> SpikedistillError:
@@ -125,7 +150,9 @@ def tape() -> Tape | None:
 def differentiated(
     current: Tensor, spikes_of: Callable[[Tensor], Tensor], samples: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Spikes (T*N, ...) of any neuron, their rate and its derivative (N, ...), by the neuron's own backward.
+    """Spikes (T*N, ...) of any neuron, their rate and its derivative (N, ...), by its own backward pass.
+
+    Of a neuron that sees its own current alone.
 
     ``spikes_of``: differentiable, from the current (T*N, ...), or a constant one (N, ...), to (T*N, ...).
     """
@@ -183,6 +210,8 @@ def _watched_norm(norm: Any, own: Callable[[Tensor], Tensor]) -> Callable[[Tenso
         if not kept.recording:
             return kept.normalised(norm, x)
         var, mean = torch.var_mean(at_least_float32(x), [d for d in range(x.dim()) if d != 1], unbiased=False)
+        if shares(norm):
+            mean, var, _ = shared_moments(mean, var, x.numel() // x.shape[1])
         kept.keep(norm, mean, torch.rsqrt(var + norm.eps))
         return own(x)
 

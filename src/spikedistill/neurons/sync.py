@@ -35,6 +35,14 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def summed(values: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    import torch.distributed as dist
+
+    dist.all_reduce(values)
+    return values
+
+
 def shared_moments(mean: Tensor, var: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance and count (a float) over all processes, from each one's own; differentiable.
 
