@@ -24,12 +24,12 @@ PIECES: dict[str, tuple[str, int]] = {
     # What time_to_accuracy.py takes a step of each way to cost.
     "step-conv6-N128": (
         f"{STEP} --batch 128 --peers best --whole SpikingJelly --taught"
-        " --only fused taught twin SpikingJelly snnTorch --runs 5",
+        " --only fused rate-based taught twin SpikingJelly snnTorch --runs 5",
         1200,
     ),
     **{
         f"step-conv6-N128-T{T}": (
-            f"{STEP} --batch 128 --time-steps {T} --taught --only fused taught twin --runs 5",
+            f"{STEP} --batch 128 --time-steps {T} --taught --only fused rate-based taught twin --runs 5",
             300,
         )
         for T in (1, 2)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .errors import SpikedistillError
 from .networks.base import Network
 from .networks.operations import MOVES, Node
+from .networks.outside.foreign import Foreign
 from .neurons import layers
 from .neurons.rates import POOLINGS
 from .objectives import Objective
@@ -37,7 +38,7 @@ def check_terms(terms: Iterable[Objective]) -> None:
 
 def check_student(student: nn.Module, x: Tensor) -> None:
     """Raise, by path, for a network whose rates do not follow from rates: its input is ``x``."""
-    if not isinstance(student, Network) or not student.spiking:
+    if not isinstance(student, Network) or isinstance(student, Foreign) or not student.spiking:
         raise SpikedistillError(
             "rate-based backpropagation is for spiking networks of ours, found "
             f"{type(student).__name__}" + INSTEAD

@@ -232,6 +232,8 @@ def refused(network, words, objectives=ENTROPY, x=None):
 def test_what_has_no_rates_is_refused_by_name():
     refused(made("conv6", T=None).float(), "for spiking networks of ours, found VGG")
     refused(nn.Conv2d(3, 4, 3), "for spiking networks of ours, found Conv2d")
+    flat = nn.Sequential(nn.Flatten(2), nn.Linear(3 * 16 * 16, 5))
+    refused(sd.foreign(flat, time_steps=2), "for spiking networks of ours, found Foreign")
     refused(made(neuron={"type": "plif"}).float(), r"stage1\.1: what PLIF learns itself")
     refused(
         made("vgg9", dropout=0.3).float(),
