@@ -30,6 +30,13 @@ TITLES = {
     "digits-operations": "8x8 digits: what spikes buy",
     "evidence-mdsnn": "Few bits: what the full-precision SNN gives back",
     "evidence-time-inheritance": "Fewer time steps at first, on 10,000 images of CIFAR-10",
+    "evidence-rate-based": "Rate-based backpropagation on 10,000 images of CIFAR-10",
+    "parallel-cifar10": "Parallel quantized neurons beside LIF on 10,000 images of CIFAR-10",
+    "digits-enhanced-self-distillation": "8x8 digits: enhanced self-distillation, learned from rates",
+    "digits-ckdsnn": "8x8 digits: activation maps and smoothed logits (CKDSNN)",
+    "digits-seal-kd": "8x8 digits: each step aligned (SeAl-KD)",
+    "digits-logits-regularization": "8x8 digits: small logits",
+    "digits-sastc": "8x8 digits: every layer with every layer (SASTC)",
 }
 
 COMPARED = {  # a student with a teacher, a record and its stage, and the same network alone

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from spikedistill.neurons import IF, LIF, PLIF, NormNeuron, compilation
 from spikedistill.neurons.dynamics import Grid
+from spikedistill.neurons.rates import Tape
 from spikedistill.simulation import Simulation
 
 T, N, C, SIZE = 3, 3, 8, (6, 5)
@@ -40,6 +41,7 @@ class Case:
     last: bool = True  # channels last
     residual: bool = False
     membrane: bool = False
+    rates: bool = False  # the two passes of rate-based backpropagation
     training: bool = True
     size: tuple[int, ...] = SIZE
     grid: Grid | None = None
@@ -88,6 +90,14 @@ def cases() -> dict[str, Case]:
         "alone, membrane": Case(norm=False, membrane=True),
         "alone, PLIF": Case(PLIF, norm=False),
     }
+    found |= {
+        "rates, hard": Case(rates=True),
+        "rates, soft, channels first": Case(options={"reset": "soft"}, rates=True, last=False),
+        "rates, residual": Case(options=triangle, rates=True, residual=True),
+        "rates, encode": Case(options={"encode": True}, rates=True),
+        "rates, no leak": Case(IF, {"initial": 0.5, "reset": "soft"}, rates=True),
+        "rates, alone": Case(options={"reset": None}, norm=False, rates=True),
+    }
     for name, grid in GRIDS.items():
         found[name] = Case(options={"reset": "soft"}, norm=False, grid=grid)
     found["grid, hard, encode"] = Case(options={"encode": True}, norm=False, grid=GRIDS["grid, bits"])
@@ -110,19 +120,27 @@ def drawn(case: Case, seed: int, device: str, dtype: torch.dtype) -> list[Tensor
     return found
 
 
-def results(
-    layer: nn.Module, given: list[Tensor], way: Any, membrane: bool
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Spikes, membranes and all gradients by name; and the charged membranes, whether asked or not."""
+def results(layer: nn.Module, given: list[Tensor], way: Any, case: Case) -> dict[str, Tensor]:
+    """Spikes, membranes or rates, and all gradients by name."""
+    membrane = case.membrane
     leaves = [x.detach().clone().requires_grad_() for x in given]
     layer.zero_grad()
     insides = [("", 0, "membrane")] if membrane else []
-    with compilation.use(way), Simulation(layer, T, insides=insides) as sim:
-        out = layer(*leaves)
+    if case.rates:
+        tape = Tape(N)
+        with compilation.use(way), torch.no_grad(), Simulation(layer, T, tape=tape):
+            spikes = layer(*leaves)
+        tape.recording = False
+        leaves = [tape.average(leaf.detach()).requires_grad_() for leaf in leaves]
+        with compilation.use(way), Simulation(layer, 1, tape=tape) as sim:
+            out = layer(*leaves)
+    else:
+        with compilation.use(way), Simulation(layer, T, insides=insides) as sim:
+            spikes = out = layer(*leaves)
     torch.manual_seed(99)
     weights = torch.randint(-8, 9, out.shape).to(out.device) / 8  # which every type holds
     loss = (out.double() * weights).sum()
-    found = {"spikes": out}
+    found = {"spikes": spikes, "out": out}
     for h in sim.captured.values():
         found["membranes"] = h
         if membrane:
@@ -131,7 +149,7 @@ def results(
     found |= {name: leaf.grad for name, leaf in zip(("current", "residual"), leaves) if leaf.grad is not None}
     found |= {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
     found |= {name: b for name, b in layer.named_buffers() if b.is_floating_point()}
-    return {name: value.detach() for name, value in found.items()}, found.get("membranes", out)
+    return {name: value.detach() for name, value in found.items()}
 
 
 def safe(case: Case, layer: nn.Module, given: list[Tensor]) -> bool:
@@ -159,8 +177,7 @@ def compare(case: Case, device: str, dtype: torch.dtype, way: str) -> dict[str, 
         probe = copy.deepcopy(reference)
         if safe(case, probe, wide):
             break
-    theirs, _ = results(reference, wide, "eager", case.membrane)
-    mine, _ = results(layer, given, way, case.membrane)
+    theirs, mine = results(reference, wide, "eager", case), results(layer, given, way, case)
     if set(mine) != set(theirs):
         return {"ok": False, "error": f"gradients of {sorted(set(mine) ^ set(theirs))} are missing"}
     differ = 0 if case.options.get("smooth") else int((mine["spikes"].double() != theirs["spikes"]).sum())
