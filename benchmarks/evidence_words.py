@@ -133,9 +133,11 @@ NOTES = {  # what the numbers do not say
     "compare-evidence-unit": (
         "Weights of each method are those of its recipe `digits-NAME`, tuned for none of these images. "
         "Intervals are not corrected for the number of methods. The teacher was trained on all 50,000 "
-        "images. Of `sastc`, whose step is the longest, one seed so far. Seconds were taken beside other "
+        "images. Seeds 1 and 2 of `sastc` were trained later, with limits of event-driven convolutions that "
+        "round otherwise, beside an `alone` of their own (61.0 and 59.1): against these and seed 0's it gains "
+        "1.8 [+1.6, +2.0]. Seconds were taken beside other "
         "work: docs/methods.md has the time of a step. Left out, since the network has not what the method "
-        "looks at: attention-maps, hdkd, mdsnn, spike-count."
+        "looks at: attention-maps, hdkd, mdsnn, spike-count; enhanced-self-distillation has not been run."
     ),
     "evidence-mdsnn": (
         "One seed so far. Four more epochs make up for what 4/4/8 bits cost; of the 4.6 points that 2/2/8 "
