@@ -134,8 +134,8 @@ NOTES = {  # what the numbers do not say
         "Weights of each method are those of its recipe `digits-NAME`, tuned for none of these images. "
         "Intervals are not corrected for the number of methods. The teacher was trained on all 50,000 "
         "images. Seeds 1 and 2 of `sastc` were trained later, with limits of event-driven convolutions that "
-        "round otherwise, beside an `alone` of their own (61.0 and 59.1): against these and seed 0's it gains "
-        "1.8 [+1.6, +2.0]. Seconds were taken beside other "
+        "round otherwise, beside an `alone` of their own (61.0 and 59.1): against these and seed 0's it "
+        "gains 1.8 [+1.6, +2.0]. Seconds were taken beside other "
         "work: docs/methods.md has the time of a step. Left out, since the network has not what the method "
         "looks at: attention-maps, hdkd, mdsnn, spike-count; enhanced-self-distillation has not been run."
     ),
