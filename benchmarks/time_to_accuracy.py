@@ -261,6 +261,12 @@ def epochs(way: Way, images: int = 50_000) -> list[float]:
         T: json.loads((STEPS if T == TIME_STEPS else STEPS.with_name(f"{STEPS.stem}-T{T}.json")).read_text())
         for T in {TIME_STEPS, *way.fewer}
     }
+    missing = [T for T in {*map(way.steps, range(way.epochs))} if way.row not in rows[T]["rows"]]
+    if missing:
+        raise SystemExit(
+            f"{way.row!r} was not timed at T = {missing[0]}; first, on an idle machine: python "
+            "benchmarks/all.py --only N128 --again"
+        )
     return [
         rows[way.steps(epoch)]["rows"][way.row]["median_ms"] / 1e3 * (images // BATCH)
         for epoch in range(way.epochs)
