@@ -129,6 +129,7 @@ NOTES = {  # what the numbers do not say
         "more. `activity` (which has a teacher's logits too) needs less than half the operations. "
         "Left out, since the student's two stages do not fit the teacher's three or the network has not what "
         "the method looks at: attention-maps, bkdsnn, hdkd, kdsnn, lasnn, mdsnn, sakd, spike-count."
+        " `enhanced-self-distillation` was run later, through time, as all others here."
     ),
     "digits-operations": (
         "`aim-...`: a stage's `operations`, which its training aims at; reached are the operations of the "
