@@ -36,7 +36,7 @@ PIECES: dict[str, tuple[str, int]] = {
     },
     "step-conv6-rate-based": (f"{STEP} --batch 128 --only fused rate-based twin --runs 7", 420),
     "step-conv6-rate-based-T16": (f"{STEP} --time-steps 16 --only fused rate-based twin --runs 7", 420),
-    # 21 % fire, as in trained networks.
+    # 17 to 19 % fire, as in trained networks.
     "step-conv6-rates": (f"{STEP} --bias 0.1 --runs 7", 420),
     "step-conv6-wide": (f"{STEP} --width 2 --runs 7", 420),
     "memory-conv6-bfloat16": ("memory.py --precision bfloat16", 240),

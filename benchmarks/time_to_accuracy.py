@@ -192,11 +192,11 @@ def curve(name: str, data: dict[str, Tensor], teacher: nn.Module | None, state: 
     if way.teacher:
         assert teacher is not None, "give --teacher"
         # What the terms learn, such as a way to the teacher's channels, learns beside the network.
-        learning = sd.Distiller(network, teacher, TAUGHT).setup(data["x_train"][:2].float() / 255)
+        learning = sd.Distiller(network, teacher, TAUGHT)
     if way.rate_based:
-        learning = sd.Distiller(network, None, backpropagation="rate_based").setup(
-            data["x_train"][:2].float() / 255
-        )
+        learning = sd.Distiller(network, None, backpropagation="rate_based")
+    if learning is not network:
+        learning.setup(data["x_train"][:2].float() / 255)
     learning = learning.to(memory_format=torch.channels_last)
     chosen = optimizer_of(way, learning)
     rates = [group["lr"] for group in chosen.param_groups]

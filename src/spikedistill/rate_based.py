@@ -24,7 +24,7 @@ LINEAR = MOVES | {
     "average_pool", "adaptive_average_pool",
 }  # fmt: skip
 KNOWN = {"neuron", "norm_neuron"}  # the first pass leaves their rates
-INSTEAD = "; leave out backpropagation: rate_based"
+LEAVE_OUT = "leave out backpropagation: rate_based"
 
 
 def check_terms(terms: Iterable[Objective]) -> None:
@@ -32,7 +32,7 @@ def check_terms(terms: Iterable[Objective]) -> None:
     for term in terms:
         if not term.of_rates or any("@membrane" in tap or "@current" in tap for tap in term.student_taps):
             raise SpikedistillError(
-                f"objective {term.name!r} is about single time steps, and rates have none" + INSTEAD
+                f"objective {term.name!r} is about single time steps, and rates have none; " + LEAVE_OUT
             )
 
 
@@ -41,21 +41,22 @@ def check_student(student: nn.Module, x: Tensor) -> None:
     if not isinstance(student, Network) or isinstance(student, Foreign) or not student.spiking:
         raise SpikedistillError(
             "rate-based backpropagation is for spiking networks of ours, found "
-            f"{type(student).__name__}" + INSTEAD
+            f"{type(student).__name__}; " + LEAVE_OUT
         )
     if student.quantization is not None:
         raise SpikedistillError(
-            "rate-based backpropagation: a quantized network's learned scales would get no gradient" + INSTEAD
+            "rate-based backpropagation: a quantized network's learned scales would get no gradient; "
+            + LEAVE_OUT
         )
     for path, neuron in layers(student).items():
         if any(True for _ in neuron.parameters()):
             raise SpikedistillError(
                 f"rate-based backpropagation: {path}: what {type(neuron).__name__} learns itself would get "
-                "no gradient; take if or lif" + INSTEAD.replace("; ", ", or ")
+                "no gradient; take if or lif, or " + LEAVE_OUT
             )
     for node, why in _unfit(graph_of(student, x)):
         raise SpikedistillError(
-            f"rate-based backpropagation: {node.place}: {node.kind}{node.at} {why}" + INSTEAD
+            f"rate-based backpropagation: {node.place}: {node.kind}{node.at} {why}; " + LEAVE_OUT
         )
 
 

@@ -26,7 +26,7 @@ from .networks.outside.adapter import first_tensor
 from .networks.outside.foreign import Foreign
 from .neurons import neuron_of
 from .neurons.over_time import time_mean, weighted_sum
-from .neurons.rates import pass_of_rates, spiking_pass
+from .neurons.rates import spiking_pass, watched
 from .numerics import at_least_float32, keep_layout
 from .places import (
     INSIDES,
@@ -174,7 +174,7 @@ def run(
         tape = None
         if rate_based:
             tape, steps = spiking_pass(network, x, steps), 1
-            stack.enter_context(pass_of_rates(network))
+            stack.enter_context(watched(network))
         recording = stack.enter_context(Recording(network, taps))
         sim = stack.enter_context(Simulation(network, steps, insides=insides, tape=tape))
         out = first_tensor(network(x))

@@ -56,6 +56,8 @@ class NormNeuron(BatchStatistics, nn.Module):
         neuron = self.neuron
         copies = simulation.steps(neuron.time_steps) if isinstance(neuron, Neuron) and neuron.encode else 1
         update_running(self, mean, var, n * copies)
+        if (kept := rates.tape()) is not None:
+            kept.keep(self, mean, torch.rsqrt(var + self.eps))
 
     def affine(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """``(a, b)`` with ``norm(x) = a * x + b``."""
@@ -71,11 +73,8 @@ class NormNeuron(BatchStatistics, nn.Module):
             y = kept.normalised(self, x)
             return y if residual is None else y + residual
         if self.training and self.sync and is_distributed():
-            mean, var = self.statistics(x)
-            a, b = (v.view(-1, *[1] * (x.dim() - 2)) for v in self.affine(mean, var))
+            a, b = (v.view(-1, *[1] * (x.dim() - 2)) for v in self.affine(*self.statistics(x)))
             y = (a * x + b).to(x.dtype)
-            if kept is not None:
-                kept.keep(self, mean, torch.rsqrt(var + self.eps))
         elif self.training:
             # Without running statistics: track() moves them, and knows of recomputing and constant currents.
             y, mean, invstd = torch.native_batch_norm(
@@ -84,8 +83,6 @@ class NormNeuron(BatchStatistics, nn.Module):
             # Only 1 / sqrt(var + eps) comes back; rounding may put a variance of 0 below 0.
             var = (invstd.detach() ** -2 - self.eps).clamp(min=0)
             self.track(mean.detach(), var, x.numel() // self.channels)
-            if kept is not None:
-                kept.keep(self, mean, invstd)
         else:
             y = F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
@@ -112,8 +109,6 @@ class NormNeuron(BatchStatistics, nn.Module):
         with torch.no_grad():
             mean, var, n = self._read(*fused.moments(x), x.numel() // self.channels)
             rstd = torch.rsqrt(var + self.eps)
-        if (kept := rates.tape()) is not None:
-            kept.keep(self, mean, rstd)
         batch = fused.Batch(mean, rstd, n, self.sync and is_distributed())
         return (self.weight, self.bias), batch, residual
 

@@ -148,7 +148,7 @@ def tape() -> Tape | None:
 
 
 def differentiated(
-    current: Tensor, spikes_of: Callable[[Tensor], Tensor], samples: int
+    current: Tensor, spikes_of: Callable[[Tensor], Tensor], tape: Tape
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes (T*N, ...) of any neuron, their rate and its derivative (N, ...), by its own backward pass.
 
@@ -160,30 +160,23 @@ def differentiated(
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
         leaf = current.detach().requires_grad_()
         spikes = spikes_of(leaf)
-        share = torch.full_like(spikes, samples / len(spikes))
+        share = torch.full_like(spikes, tape.samples / len(spikes))
         (slope,) = torch.autograd.grad(spikes, leaf, share)
     spikes = spikes.detach()
-    return spikes, spikes.unflatten(0, (-1, samples)).mean(0), slope.unflatten(0, (-1, samples)).sum(0)
+    return spikes, tape.average(spikes), slope.unflatten(0, (-1, tape.samples)).sum(0)
 
 
 def spiking_pass(network: nn.Module, x: Tensor, time_steps: int | None) -> Tape:
     """The first pass, without a graph; running statistics follow here and not in the second."""
     kept = Tape(len(x))
-    with torch.no_grad(), simulation.Simulation(network, time_steps, tape=kept), _watched(network):
+    with torch.no_grad(), simulation.Simulation(network, time_steps, tape=kept), watched(network):
         network(x)
     kept.recording = False
     return kept
 
 
 @contextmanager
-def pass_of_rates(network: nn.Module) -> Iterator[None]:
-    """Modules of torch's that have a part in the second pass know it within this context."""
-    with _watched(network):
-        yield
-
-
-@contextmanager
-def _watched(network: nn.Module) -> Iterator[None]:
+def watched(network: nn.Module) -> Iterator[None]:
     """Norms that stand alone and max poolings keep, or take, what the tape of the running pass says."""
     norms = nn.modules.batchnorm._BatchNorm
     changed = [m for m in network.modules() if isinstance(m, (norms, *POOLINGS))]
@@ -191,8 +184,8 @@ def _watched(network: nn.Module) -> Iterator[None]:
     try:
         for module in changed:
             own: Any = module.forward
-            watched = _watched_norm if isinstance(module, norms) else _watched_pooling
-            setattr(module, "forward", watched(module, own))  # noqa: B010
+            make = _watched_norm if isinstance(module, norms) else _watched_pooling
+            setattr(module, "forward", make(module, own))  # noqa: B010
         yield
     finally:
         for module, held in zip(changed, before, strict=True):

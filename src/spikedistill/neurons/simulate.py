@@ -152,7 +152,7 @@ def _of_rates(
                 steps = leaf if neuron.encode else leaf.unflatten(0, (T, -1))
                 return neuron.simulate(steps, None, T, False)[0].flatten(0, 1)
 
-            spikes, *kept = rates.differentiated(current, spikes_of, tape.samples)
+            spikes, *kept = rates.differentiated(current, spikes_of, tape)
     tape.keep(owner, *kept)
     return spikes
 

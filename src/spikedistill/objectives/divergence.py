@@ -6,10 +6,15 @@ from torch.nn import functional as F
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0, dim: int = -1) -> Tensor:
     """``KL(softmax(teacher/tau) || softmax(student/tau))`` along ``dim``, mean over all other dimensions."""
+    return divergences(student, teacher, temperature, dim).mean()
+
+
+def divergences(student: Tensor, teacher: Tensor, temperature: float = 1.0, dim: int = -1) -> Tensor:
+    """The same, not averaged: without ``dim``."""
     # Not detached: stable_spike teaches both sides. Who wants a fixed teacher detaches it before.
     log_p = F.log_softmax(teacher / temperature, dim)
     log_q = F.log_softmax(student / temperature, dim)
-    return (log_p.exp() * (log_p - log_q)).sum(dim).mean()
+    return (log_p.exp() * (log_p - log_q)).sum(dim)
 
 
 def soft_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

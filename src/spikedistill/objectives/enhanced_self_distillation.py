@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import Objective, Setup, View, Weight, refuse
+from .divergence import divergences
 from .logits import checked_temperature
 from .pairs import as_map
 
@@ -95,10 +96,8 @@ class EnhancedSelfDistillation(Objective):
         outputs = torch.stack([*made, view.mean_logits])
         target = view.target if view.target.dim() == 1 else view.target.argmax(-1)
         teacher, taught = right_on_average(outputs.detach(), target)
-        log_p = F.log_softmax(teacher / self.temperature, -1)
-        distances = log_p.exp() * (log_p - F.log_softmax(outputs / self.temperature, -1))
         # A product and not a selection: its size would depend on the data, and a GPU would have to wait.
-        each = distances.sum((0, 2)) * taught
+        each = divergences(outputs, teacher, self.temperature).sum(0) * taught
         return hard + self.soft * self.temperature**2 * each.sum() / taught.sum().clamp(min=1)
 
 
