@@ -241,6 +241,14 @@ def test_what_has_no_rates_is_refused_by_name():
         x=torch.rand(4, 3, 32, 32),
     )
     refused(made("spikformer_4_256").float(), "matmul", x=torch.rand(4, 3, 32, 32))
+
+    class Rectified(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    rectified = Two(time_steps=4)
+    rectified.norm1 = Rectified(6)
+    refused(rectified, "norm1: batch_norm .*does not give for an average", x=torch.rand(4, 4, 2, 8, 8))
     quantized = sd.quantize(made().float(), calibration=[torch.rand(4, 3, 16, 16)])
     refused(quantized, "learned scales")
     for term in (
