@@ -108,6 +108,31 @@ def test_learned_scales_are_steady_whatever_their_size(optimizer: str, options: 
     assert all(g["weight_decay"] == 0 for g in groups if g["name"].startswith("learned scales"))
 
 
+@pytest.mark.parametrize("kind", ["sliding_psn", "masked_psn", "psn"])
+def test_weights_over_time_do_not_run_away_under_a_large_loss(kind: str) -> None:
+    """A loss of about 20, as logit distillation at temperature 4 has, at SGD's usual rate of 0.1."""
+    torch.manual_seed(0)
+    network = sd.networks.create("conv6", in_channels=1, width=0.25, time_steps=4, neuron={"type": kind})
+    own = {n: p for n, p in network.named_parameters() if "neuron" in n and n.endswith((".weight", ".bias"))}
+    assert len(own) >= 12
+    groups = {g["name"]: g for g in sd.parameter_groups(network, 0.1, 0.1)}
+    assert {id(p) for p in groups["weights over time"]["params"]} == {id(p) for p in own.values()}
+    assert groups["weights over time"]["lr_factor"] == 0.01
+    assert groups["weights over time"]["weight_decay"] == 0
+    for adam in ("adam", "adamw"):
+        slow = {g["name"]: g for g in sd.parameter_groups(network, 1e-3, 0.1, adam)}["weights over time"]
+        assert (slow["lr_factor"], slow["weight_decay"]) == (1.0, 0.0)
+    start = {n: p.detach().clone() for n, p in own.items()}
+    optimizer = torch.optim.SGD(groups.values(), momentum=0.9, nesterov=True)
+    x, y = torch.rand(64, 1, 16, 16), torch.arange(64) % 10
+    for _ in range(15):
+        optimizer.zero_grad()
+        (8 * nn.functional.cross_entropy(network(x).mean(0), y)).backward()
+        optimizer.step()
+    most = max(float((p.detach() - start[n]).abs().max()) for n, p in own.items())
+    assert 0.001 < most < 0.3
+
+
 def test_an_unknown_optimizer_is_named() -> None:
     with pytest.raises(sd.SpikedistillError, match=r"unknown optimizer 'adamv'.*adamw"):
         sd.parameter_groups(nn.Linear(2, 2), 0.1, optimizer="adamv")

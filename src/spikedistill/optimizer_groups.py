@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .errors import SpikedistillError, nearest
 from .neurons import Neuron, NormNeuron
+from .neurons.parallel import Parallel
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, NormNeuron)
@@ -16,6 +17,10 @@ SCALES_RATE = 0.1
 # Adam moves every parameter by the rate itself, whatever its size: a unit of 1/256 would be gone in 40 steps
 # at 1e-3. So a scale moves by no more than twice its size times the rate: 10 % in 50 steps there.
 SCALES_PACE = 2.0
+# A parallel neuron's weight over time scales every channel of its layer, so its gradient is the sum of all of
+# theirs: at the whole rate of SGD a loss of 20 drives it from 0.5 to 2 in 150 steps. A hundredth is about
+# what the mean over a layer's channels would do. Adam's steps do not grow with the gradient.
+OVER_TIME_RATE = 0.01
 
 
 def parameter_groups(
@@ -29,10 +34,11 @@ def parameter_groups(
 
     ``weights`` are decayed; ``vectors`` (norms, biases, other vectors, neurons' parameters) are not;
     ``learned scales`` of a quantized network learn at a tenth of the rate, undecayed; with Adam and AdamW
-    each is a group of its own, ``learned scales: PATH``, at no more than twice its size times the rate. A
-    linear layer whose ``input_factor`` is c (a balanced network's classifier and hidden linear layers) is a
-    group named by its path, whose weight learns exactly as if the layer's input were multiplied by c and the
-    weight divided by it:
+    each is a group of its own, ``learned scales: PATH``, at no more than twice its size times the rate.
+    ``weights over time`` of parallel neurons, and their biases, are undecayed and with SGD learn at a
+    hundredth of the rate. A linear layer whose ``input_factor`` is c (a balanced network's classifier and
+    hidden linear layers) is a group named by its path, whose weight learns exactly as if the layer's input
+    were multiplied by c and the weight divided by it:
 
         SGD     lr c^2    decay / c^2
         Adam    lr c      decay / c^2    eps / c
@@ -57,6 +63,8 @@ def parameter_groups(
             rate, decay = SCALES_RATE, 0.0
             if optimizer != "sgd":
                 rate = min(rate, SCALES_PACE * float(parameter.detach().abs().mean()))
+        elif name == "weights over time":
+            rate, decay = OVER_TIME_RATE if optimizer == "sgd" else 1.0, 0.0
         elif name == "vectors":
             decay = 0.0
         elif factor != 1:
@@ -105,6 +113,8 @@ def _named(network: nn.Module, apart: bool) -> Iterator[tuple[str, nn.Parameter,
             # First: by their dimensions they would be vectors or weights, and learn at the whole rate.
             if key in LEARNED_SCALES:
                 yield f"learned scales: {path}.{key}" if apart else "learned scales", parameter, 1.0
+            elif isinstance(module, Parallel):
+                yield "weights over time", parameter, 1.0
             elif parameter.dim() < 2 or isinstance(module, (*_NORMS, Neuron)):
                 yield "vectors", parameter, 1.0
             # The bias is added after the input's factor, so it keeps the plain rate, among the vectors.

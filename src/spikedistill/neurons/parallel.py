@@ -223,14 +223,15 @@ class _Tied(Parallel):
 class PSN(_Tied):
     """The parallel spiking neuron: W (T, T) and b (T,) learned, every step sees all steps.
 
-    ``init``: of W, ``uniform`` (the paper's: Kaiming, +-1/sqrt(T)) or ``exponential`` (causal, 1/2 per step
-    back). Tied to its T: another one, and streaming, are errors. Shape: (T*N, ...) to (T*N, ...); with
-    ``encode`` (N, ...) to (T*N, ...).
+    ``init``: of W, ``exponential`` (causal, 1/2 per step back) or the paper's ``uniform`` (Kaiming,
+    +-1/sqrt(T)), with which a step whose weights come out small starts silent in its whole layer. Tied to its
+    T: another one, and streaming, are errors. Shape: (T*N, ...) to (T*N, ...); with ``encode`` (N, ...) to
+    (T*N, ...).
     """
 
     kind = "psn"
 
-    def __init__(self, *, init: Init = "uniform", **common: Unpack[Common]) -> None:
+    def __init__(self, *, init: Init = "exponential", **common: Unpack[Common]) -> None:
         super().__init__(init, **common)
         self.reset_parameters()
 
@@ -257,7 +258,7 @@ class MaskedPSN(_Tied):
         anneal: int = 0,
         mask_start: float = 0.0,
         *,
-        init: Init = "uniform",
+        init: Init = "exponential",
         **common: Unpack[Common],
     ) -> None:
         super().__init__(init, **common)
