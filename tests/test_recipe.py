@@ -11,6 +11,8 @@ from spikedistill import Distiller, SpikedistillError, bibliography, networks, o
 from spikedistill.training.run import train
 from spikedistill.training.run_folder import claim
 
+KD = {"type": "logit_distillation"}
+
 
 @pytest.fixture
 def tree() -> dict:
@@ -300,3 +302,51 @@ def test_a_training_builds_objectives_of_its_own(tree):
     first, second = (Distiller(student, teacher, stage.objectives).terms for _ in range(2))
     assert not {id(o) for o in first} & {id(o) for o in (*second, *stage.terms)}
     assert stage.terms[0] is stage.terms[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"objectives": []}, "no objective learns from 'teacher'"),
+        ({"objectives": [{"type": "cross_entropy"}], "teacher_heads": True}, "no objective learns from"),
+        ({"objectives": [], "teacher": None, "keep_answers": True}, "keep_answers needs a teacher"),
+        (
+            {"teacher": ["teacher", "other"], "objectives": [KD | {"teacher": "other"}]},
+            "no objective learns from 'teacher'",
+        ),
+    ],
+)
+def test_a_teacher_that_teaches_nothing_is_refused(tree, more, said):
+    tree["stages"].insert(1, {**tree["stages"][0], "name": "other"})
+    tree["stages"][2].update(more)
+    refused(tree, "stages.student.teacher", said)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": "adam", "momentum": 0.8}, "momentum: name adam does not know it, only sgd"),
+        ({"name": "adamw", "nesterov": True}, "nesterov: name adamw does not know it"),
+        ({"name": "sgd", "betas": [0.8, 0.9]}, "betas: name sgd does not know it, only adam and adamw"),
+        ({"schedule": "constant", "min_lr": 0.01}, "min_lr: schedule constant does not know it"),
+        ({"schedule": "cosine", "gamma": 0.5}, "gamma: schedule cosine does not know it, only step"),
+        ({"warm_up_lr": 0.01}, "warm_up_lr: there is no warm-up"),
+        ({"nesterov": True, "momentum": 0.0}, "nesterov: Nesterov's momentum needs one"),
+    ],
+)
+def test_what_an_optimizer_would_not_hear_is_refused(tree, given, said):
+    tree["optimizer"] = given
+    refused(tree, f"optimizer.{said}")
+    tree["optimizer"] = {"schedule": "step", "gamma": 0.5, "momentum": 0.8}
+    tree["stages"][1]["optimizer"] = given
+    refused(tree, f"stages.student.optimizer.{said}")
+
+
+def test_an_optimizer_of_another_name_or_schedule_inherits_in_peace(tree):
+    tree["optimizer"] = {"schedule": "step", "gamma": 0.5, "momentum": 0.8}
+    tree["stages"][0]["optimizer"] = {"schedule": "cosine"}
+    tree["stages"][1]["optimizer"] = {"name": "adam", "lr": 0.001}
+    recipe.load(tree)
+    # As a run's record has it: defaults written out ask for nothing.
+    tree["optimizer"] = recipe.Optimizer(name="adam").model_dump()
+    recipe.load(tree)

@@ -112,6 +112,7 @@ def test_wrong_use_is_refused_in_words():
         ({"a": a, "b": b}, [KD], {"teacher_weights": {"a": 1.0}}, "none for teacher 'b'"),
         ({"a": a}, [KD], {"teacher_weights": {"x": 1.0}}, "no teacher 'x'"),
         ([a, b], [KD], {"teacher_weights": [1.0, -1.0]}, "at least 0"),
+        ([a, b], [KD], {"teacher_weights": [1.0, float("nan")]}, "at least 0"),
         ({"a": a}, [KD | {"teacher": "aa"}], {}, "'logit_distillation': no teacher 'aa'; did you mean 'a'"),
         ({"a": a}, [{"type": "cross_entropy", "teacher": "a"}], {}, "'cross_entropy' takes no teacher"),
         (

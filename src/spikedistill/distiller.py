@@ -191,6 +191,7 @@ class Distiller(nn.Module):
                 student=mine.cut(steps), teacher=taught.captures if taught else None, logits=logits[:steps],
                 teacher_logits=taught.logits if taught else None, batch_size=batch_size, time_steps=own,
             )  # fmt: skip
+            term.check_steps(len(given.logits))
             with apart():
                 # Seeded for each: an objective more or less leaves the adapters of the others as they were.
                 seed_everything(seed, "adapters", term.name)
@@ -248,6 +249,7 @@ class Distiller(nn.Module):
         Shape: ``x`` as the student takes it, ``y`` (N,) class numbers or (N, K) probabilities; ``progress``
         in 0..1 drives the weights' schedules.
         """
+        finite.check_filled([x], "Distiller")
         if self._student_taps is None:
             self.setup(x)
         assert self._student_taps is not None
@@ -284,6 +286,7 @@ class Distiller(nn.Module):
                     logits[:steps],
                     at_least_float32(theirs.logits) if theirs else None, progress, T, autocast,
                 )  # fmt: skip
+                term.check_steps(len(view.logits))  # the student's T may have been set anew
                 parts[term.name] = term(view)
                 total = total + term.weight(progress) * share * parts[term.name]
             for name, one in taught.items():

@@ -55,10 +55,10 @@ class Optimizer(Options):
     """Optimizer and learning-rate schedule of a stage.
 
     ``schedule``: "cosine" (to ``min_lr``), "step" (times ``gamma`` every ``step_epochs`` epochs), "one_cycle"
-    (up for ``one_cycle_up`` of the way, then cosine down) or "constant"; before it, ``warm_up`` epochs rise
-    linearly from ``warm_up_lr``. No weight decay on norms, biases and neuron parameters. ``clip``: largest
-    gradient norm. ``ema``: decay of an exponential moving average of the weights, which then is the stage's
-    product.
+    (up for ``one_cycle_up`` of the way, then cosine down to ``min_lr``) or "constant"; before it, ``warm_up``
+    epochs rise linearly from ``warm_up_lr``. No weight decay on norms, biases and neuron parameters.
+    ``clip``: largest gradient norm. ``ema``: decay of an exponential moving average of the weights, which
+    then is the stage's product.
     """
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"

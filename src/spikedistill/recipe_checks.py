@@ -14,7 +14,7 @@ from .teachers import check_head_names, lessons, shares
 from .time_inheritance import check_shares
 
 if TYPE_CHECKING:
-    from .recipe import Recipe, Stage
+    from .recipe import Optimizer, Recipe, Stage
 
 
 def check(recipe: "Recipe") -> None:
@@ -23,6 +23,7 @@ def check(recipe: "Recipe") -> None:
         from .hardware.pricing import settings
 
         settings(("hardware", recipe.hardware))
+    _check_optimizer(recipe.optimizer, recipe.optimizer, "optimizer")
     before: list[str] = []
     for stage in recipe.stages:
         where = f"stages.{stage.name}"
@@ -55,6 +56,7 @@ def check(recipe: "Recipe") -> None:
         _check_steps(recipe, stage, where)
         _check_inheritance(recipe, stage, where)
         _check_backpropagation(recipe, stage, where)
+        _check_optimizer(recipe.optimizer_of(stage), stage.optimizer, f"{where}.optimizer")
         before.append(stage.name)
 
 
@@ -67,8 +69,9 @@ def _check_objectives(stage: "Stage", where: str) -> None:
     with at(f"{where}.teacher"):
         if stage.teacher is not None and not stage.teachers:
             raise SpikedistillError("the list of teachers is empty; name at least one stage")
-        if stage.teacher_heads and stage.teacher is None:
-            raise SpikedistillError("teacher_heads needs a teacher; add `teacher: STAGE`")
+        for key in ("teacher_heads", "keep_answers"):
+            if getattr(stage, key) and stage.teacher is None:
+                raise SpikedistillError(f"{key} needs a teacher; add `teacher: STAGE`")
         if stage.teacher_heads:
             check_head_names(stage.teachers or {})
     for objective in built:
@@ -82,7 +85,13 @@ def _check_objectives(stage: "Stage", where: str) -> None:
             )
     if stage.teachers:
         with at(f"{where}.objectives"):
-            lessons(built, shares(list(stage.teachers), stage.teachers))
+            asked = [one.teacher for one in lessons(built, shares(list(stage.teachers), stage.teachers))]
+        for name in stage.teachers:
+            if name not in asked:
+                raise SpikedistillError(
+                    f"{where}.teacher: no objective learns from {name!r}; add one that does, such as "
+                    "logit_distillation, or leave the teacher out"
+                )
 
 
 def _check_steps(recipe: "Recipe", stage: "Stage", where: str) -> None:
@@ -121,6 +130,7 @@ def _check_inheritance(recipe: "Recipe", stage: "Stage", where: str) -> None:
                 raise SpikedistillError(
                     f"{what!r} is about the steps that all have; leave one of the two out"
                 )
+            term.check_steps(min(stage.time_inheritance))
 
 
 def _check_backpropagation(recipe: "Recipe", stage: "Stage", where: str) -> None:
@@ -131,6 +141,28 @@ def _check_backpropagation(recipe: "Recipe", stage: "Stage", where: str) -> None
         check_terms(stage.terms)
         if recipe.memory == "lean":
             raise SpikedistillError("rate_based keeps no time steps anyway; leave out memory: lean")
+
+
+_ONLY_OF = {
+    "momentum": ("name", "sgd"), "nesterov": ("name", "sgd"), "betas": ("name", "adam", "adamw"),
+    "min_lr": ("schedule", "cosine", "one_cycle"), "gamma": ("schedule", "step"),
+    "step_epochs": ("schedule", "step"), "one_cycle_up": ("schedule", "one_cycle"),
+}  # fmt: skip
+
+
+def _check_optimizer(optimizer: "Optimizer", given: Mapping[str, object], where: str) -> None:
+    """What was asked for and would not be heard; a default, as a run's record has it, asks for nothing."""
+    for key, (of, *values) in _ONLY_OF.items():
+        found, default = getattr(optimizer, key), type(optimizer).model_fields[key].default
+        if key in given and found != default and getattr(optimizer, of) not in values:
+            raise SpikedistillError(
+                f"{where}.{key}: {of} {getattr(optimizer, of)} does not know it, only "
+                f"{' and '.join(values)}; leave it out"
+            )
+    if "warm_up_lr" in given and optimizer.warm_up_lr and not optimizer.warm_up:
+        raise SpikedistillError(f"{where}.warm_up_lr: there is no warm-up; give warm_up, or leave it out")
+    if optimizer.nesterov and not optimizer.momentum:
+        raise SpikedistillError(f"{where}.nesterov: Nesterov's momentum needs one; give momentum above 0")
 
 
 def _line(recipe: "Recipe", stage: "Stage") -> "list[Stage]":

@@ -1,6 +1,7 @@
 """One teacher or several, all frozen; a copy of a teacher's classifier may learn beside the student."""
 
 import copy
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -55,8 +56,8 @@ def shares(names: Sequence[str], weights: Shares) -> dict[str, float]:
             raise SpikedistillError(f"teacher_weights: no teacher {name!r}; {nearest(name, names)}")
     if missing := [name for name in names if name not in weights]:
         raise SpikedistillError(f"teacher_weights: none for teacher {missing[0]!r}; give one each")
-    if min(weights.values(), default=0.0) < 0:
-        raise SpikedistillError(f"teacher_weights must be at least 0, found {dict(weights)}")
+    if not all(0 <= weight < math.inf for weight in weights.values()):
+        raise SpikedistillError(f"teacher_weights must be numbers of at least 0, found {dict(weights)}")
     return dict(weights)
 
 

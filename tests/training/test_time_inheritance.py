@@ -87,6 +87,9 @@ def test_answers_of_a_teacher_that_follows_are_not_kept(tmp_path, recipe, arrays
         assert torch.equal(a, b)
 
 
+NEED_TWO = (
+    "stable_spike", "temporal_consistency", "cumulative_consistency", "strong_weak_distillation",
+)  # fmt: skip
 STAGE = {"name": "a", "network": {"name": "vgg5"}, "epochs": 2}
 PSN = {"name": "vgg5", "neuron": {"type": "psn"}}
 
@@ -110,6 +113,7 @@ PSN = {"name": "vgg5", "neuron": {"type": "psn"}}
             {"objectives": [{"type": "temporal_self_distillation", "time_steps": 8}]},
             "'temporal_self_distillation' is about the steps",
         ),
+        *(({1: 0.5}, {"objectives": [{"type": name}]}, f"'{name}': found 1 time step") for name in NEED_TWO),
     ],
 )
 def test_what_cannot_be_is_refused_by_path(shares, more, said):
@@ -131,3 +135,18 @@ def test_a_network_of_frames_is_refused():
     frames = sd.networks.create("dvs_gesture_cnn", width=0.25, time_steps=4)
     with pytest.raises(sd.SpikedistillError, match="takes frames"):
         TimeInheritance(sd.Distiller(frames, None, [{"type": "cross_entropy"}]), {1: 0.5})
+
+
+@pytest.mark.parametrize("name", [*NEED_TWO, "selective_alignment"])
+def test_one_step_is_refused_at_setup_and_where_a_loop_of_ones_own_sets_it(name):
+    more = {"alpha": 0.0} if name == "selective_alignment" else {}  # no teacher: the other steps alone
+    torch.manual_seed(0)
+    student = sd.networks.create("vgg5", in_channels=1, width=0.125, pools=1, time_steps=2)
+    x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
+    distiller = sd.Distiller(student, None, [{"type": name, **more}])
+    assert torch.isfinite(distiller(x, y).total)
+    student.time_steps = 1
+    with pytest.raises(sd.SpikedistillError, match=f"'{name}': found 1 time step and nothing to compare"):
+        distiller(x, y)
+    with pytest.raises(sd.SpikedistillError, match=f"'{name}': found 1 time step"):
+        sd.Distiller(student, None, [{"type": name, **more}]).setup(x)

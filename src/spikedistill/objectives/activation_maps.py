@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from .base import Objective, Setup, View, Weight, refuse
 from .divergence import soft_divergence
 from .heads import check_reads, classifier
-from .logits import check_logits, checked_temperature
+from .logits import check_classes, check_logits, checked_temperature
 from .pairs import as_map
 
 
@@ -139,8 +139,9 @@ class NoiseSmoothedDistillation(Objective):
         self.noise, self.reading = noise, reading
 
     def setup(self, setup: Setup) -> None:
-        """Check that both have the same classes."""
+        """Check that both have the same classes, and more than one."""
         check_logits(self, setup)
+        check_classes(self, setup)
 
     def forward(self, view: View) -> Tensor:
         z, teacher, tau = view.mean_logits, view.teacher_mean_logits, self.temperature

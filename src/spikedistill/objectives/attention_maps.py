@@ -122,7 +122,7 @@ def matched(
         raise refuse(
             objective,
             f"the student attends to {mine.shape[-1]} tokens and the teacher to {theirs.shape[-1]}; "
-            "give networks with equal maps (`pools`, `image_size`)",
+            "give networks with equal maps (a Spikformer's `pools`, an HDKD network's `image_size`)",
         )
     if mine.shape[1] != theirs.shape[1]:
         mine, theirs = mine.mean(1, keepdim=True), theirs.mean(1, keepdim=True)

@@ -121,11 +121,11 @@ class Objective(nn.Module):
 
     ``student_taps``, ``teacher_taps``: taps as text. ``needs_teacher``: whether it cannot do without.
     ``time_steps``: a longer simulation than the network's own, of which it then sees all steps.
-    ``of_rates``: whether it is a function of averages over time alone, so that it can be learned from rates
-    (:mod:`spikedistill.neurons.rates`); an option may decide, then the constructor sets it. ``teacher``:
-    the one of several that it learns from (a recipe's key of each objective); None: each of them. ``cites``:
-    keys of the papers in ``citations.bib``. Adapters are built in ``setup``; they train with the student and
-    are gone at inference.
+    ``least_steps``: how many time steps it must see. ``of_rates``: whether it is a function of averages over
+    time alone, so that it can be learned from rates (:mod:`spikedistill.neurons.rates`); an option may
+    decide, then the constructor sets it. ``teacher``: the one of several that it learns from (a recipe's key
+    of each objective); None: each of them. ``cites``: keys of the papers in ``citations.bib``. Adapters are
+    built in ``setup``; they train with the student and are gone at inference.
     """
 
     cites: tuple[str, ...] = ()
@@ -133,6 +133,7 @@ class Objective(nn.Module):
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     time_steps: int | None = None
+    least_steps: int = 1
     of_rates: bool = False
     teacher: str | None = None
 
@@ -147,6 +148,14 @@ class Objective(nn.Module):
         # Only its own: an inherited constructor has been wrapped in the class that defines it.
         if "__init__" in vars(cls):
             cls.__init__ = _within_choices(cls.__init__)  # type: ignore[method-assign]
+
+    def check_steps(self, T: int) -> None:
+        """Refuse fewer time steps than it needs."""
+        if self.least_steps > T:
+            raise refuse(
+                self,
+                f"found {T} time step and nothing to compare it with; give it at least {self.least_steps}",
+            )
 
     def setup(self, setup: Setup) -> None:
         """Build adapters from the captured shapes; raises for captures that cannot be matched."""

@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from .base import Objective, Setup, View, Weight
+from .base import Objective, View, Weight
 from .divergence import soft_cross_entropy
 from .logits import checked_temperature
-from .temporal_consistency import check_steps
 
 
 def cumulative_means(logits: Tensor) -> Tensor:
@@ -36,14 +35,11 @@ class CumulativeConsistency(Objective):
     """
 
     cites = ("sun2026many",)
+    least_steps = 2
 
     def __init__(self, temperature: float = 1.0, weight: Weight = 1.0, name: str | None = None) -> None:
         super().__init__(weight, name)
         self.temperature = checked_temperature(self, temperature)
-
-    def setup(self, setup: Setup) -> None:
-        """Check that there are steps to compare."""
-        check_steps(self, setup)
 
     def forward(self, view: View) -> Tensor:
         z = cumulative_means(view.logits)

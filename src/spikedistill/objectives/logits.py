@@ -42,6 +42,12 @@ def check_logits(objective: Objective, setup: Setup) -> None:
         )
 
 
+def check_classes(objective: Objective, setup: Setup) -> None:
+    """Refuse a student of one class, whose logits have no spread."""
+    if setup.logits.shape[-1] < 2:
+        raise refuse(objective, "the student has 1 class, and it compares classes; give it at least 2")
+
+
 class CrossEntropy(Objective):
     """Cross-entropy of the time-averaged logits: ``CE(mean_t z_t, y)``.
 
@@ -91,7 +97,8 @@ class LogitDistillation(Objective):
 
     Shape: logits (T, N, K), teacher (T', N, K).
 
-    Raises: SpikedistillError when the numbers of classes differ.
+    Raises: SpikedistillError when the numbers of classes differ, and for a temperature or reduction of
+    ``hard`` labels.
 
     YAML: ``{type: logit_distillation, temperature: 4.0, over: mean, weight: 1.0}``
     """
@@ -111,6 +118,10 @@ class LogitDistillation(Objective):
     ) -> None:
         super().__init__(weight, name)
         self.temperature = checked_temperature(self, temperature)
+        if hard and (reduction == "elements" or temperature != 4.0):
+            raise refuse(
+                self, "hard labels know neither temperature nor reduction; leave these out, or hard: true"
+            )
         self.over, self.hard, self.reduction, self.tap = over, hard, reduction, tap
         self.of_rates = over == "mean"
         self.student_taps = () if tap == "logits" else (tap,)

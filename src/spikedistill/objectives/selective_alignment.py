@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import View, Weight
+from .base import Setup, View, Weight
 from .divergence import soft_divergence
+from .logits import check_classes
 from .step_targets import StepTargets
 
 
@@ -76,6 +77,13 @@ class SelectiveAlignment(StepTargets):
         name: str | None = None,
     ) -> None:
         super().__init__(alpha, beta, temperature, weight, name)
+        if not self.alpha:
+            self.least_steps = 2  # the other steps are all there is to learn from
+
+    def setup(self, setup: Setup) -> None:
+        """Check that both have the same classes, and more than one."""
+        super().setup(setup)
+        check_classes(self, setup)
 
     def forward(self, view: View) -> Tensor:
         z = view.logits

@@ -6,10 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import Objective, Setup, View, Weight
+from .base import Objective, View, Weight
 from .divergence import divergence
 from .logits import checked_temperature
-from .temporal_consistency import check_steps
 
 
 def confidence(logits: Tensor) -> Tensor:
@@ -49,6 +48,7 @@ class StrongWeakDistillation(Objective):
     """
 
     cites = ("ding2025synergy",)
+    least_steps = 2
 
     def __init__(
         self,
@@ -61,10 +61,6 @@ class StrongWeakDistillation(Objective):
         super().__init__(weight, name)
         self.direction, self.form = direction, form
         self.temperature = checked_temperature(self, temperature)
-
-    def setup(self, setup: Setup) -> None:
-        """Check that there are steps to compare."""
-        check_steps(self, setup)
 
     def forward(self, view: View) -> Tensor:
         z = view.logits

@@ -5,7 +5,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from .base import Objective, Setup, View, Weight, refuse
+from .base import Objective, View, Weight
 from .divergence import soft_divergence
 from .logits import checked_temperature
 
@@ -34,22 +34,11 @@ class TemporalConsistency(Objective):
     """
 
     cites = ("zhao2024improving",)
+    least_steps = 2
 
     def __init__(self, temperature: float = 4.0, weight: Weight = 1.0, name: str | None = None) -> None:
         super().__init__(weight, name)
         self.temperature = checked_temperature(self, temperature)
 
-    def setup(self, setup: Setup) -> None:
-        """Check that there are steps to compare."""
-        check_steps(self, setup)
-
     def forward(self, view: View) -> Tensor:
         return consistency_loss(view.logits, self.temperature)
-
-
-def check_steps(objective: Objective, setup: Setup) -> None:
-    """Refuse a student with one time step."""
-    if setup.logits.shape[0] < 2:
-        raise refuse(
-            objective, "the student has 1 time step and nothing to compare it with; give it at least 2"
-        )
