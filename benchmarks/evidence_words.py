@@ -143,8 +143,8 @@ NOTES = {  # what the numbers do not say
         "round otherwise, beside an `alone` of their own (61.0 and 59.1): against these and seed 0's it "
         "gains 1.8 [+1.6, +2.0]. Seconds were taken beside other "
         "work: docs/methods.md has the time of a step. Left out, since the network has not what the method "
-        "looks at: attention-maps, hdkd, mdsnn, spike-count; of enhanced-self-distillation, "
-        "run later and through time, one seed so far, whose own `alone` has 60.4."
+        "looks at: attention-maps, hdkd, mdsnn, spike-count. Enhanced self-distillation was run "
+        "later and through time, beside an `alone` of its own of 60.4, 61.0 and 59.1."
     ),
     "evidence-mdsnn": (
         "One seed so far. Four more epochs make up for what 4/4/8 bits cost; of the 4.6 points that 2/2/8 "
