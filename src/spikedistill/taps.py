@@ -179,7 +179,7 @@ def run(
         sim = stack.enter_context(Simulation(network, steps, insides=insides, tape=tape))
         out = first_tensor(network(x))
         if tape is not None:
-            tape.finish()
+            tape.finish(out)
     logits = out if out.dim() == 3 else out.unflatten(0, (-1, N))
     found = recording.found
     # Hooks see the codes that flow; insides come from the neurons, which hand out real units.

@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import spikedistill as sd
 from spikedistill import taps
@@ -293,3 +294,52 @@ def test_a_recipe_that_cannot_be_is_refused_by_path(stage, more, said):
 def test_a_recipe_cites_its_paper():
     one = {"name": "a", "network": {"name": "vgg5"}, "backpropagation": "rate_based"}
     assert any("yu2024advancing" in entry for entry in sd.citations({"stages": [one]}))
+
+
+@pytest.mark.parametrize("kind", ["drop path", "noise"])
+def test_what_draws_in_training_alone_is_refused_by_what_it_gives(kind):
+    class Draws(nn.Module):  # an identity in eval mode, in which networks are looked at
+        def forward(self, x):
+            if not self.training:
+                return x
+            return x + torch.randn_like(x) if kind == "noise" else x * (torch.rand(len(x), 1, 1, 1) < 0.5)
+
+    class Drawn(Two):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.draws = Draws()
+
+        def body(self, x):
+            x = self.neuron1(self.norm1(self.conv1(x)))
+            return self.head(self.draws(self.norm2(self.conv2(self.pool(x)))).mean((2, 3)))
+
+    x, y = random(6, 4, 2, 8, 8), torch.arange(6) % 5
+    distiller = sd.Distiller(Drawn(time_steps=4).double(), None, ENTROPY, backpropagation="rate_based")
+    distiller.setup(x).train()
+    with pytest.raises(sd.SpikedistillError, match="ends at other logits than the average"):
+        distiller(x, y)
+    distiller.student.draws.eval()
+    distiller(x, y).total.backward()
+
+
+@pytest.mark.parametrize("way", ["rate_based", "through_time"])
+def test_a_checkpoint_that_loses_the_simulation_is_refused(way):
+    class Twice(Two):
+        def second(self, x):
+            return self.norm2(self.conv2(x))
+
+        def body(self, x):
+            x = self.pool(self.neuron1(self.norm1(self.conv1(x))))
+            again = torch.is_grad_enabled() and x.requires_grad
+            x = checkpoint(self.second, x, use_reentrant=True) if again else self.second(x)
+            return self.head(x.mean((2, 3)))
+
+    x, y = random(6, 4, 2, 8, 8), torch.arange(6) % 5
+    network = Twice(time_steps=4).double()
+    distiller = sd.Distiller(network, None, ENTROPY, backpropagation=way).setup(x).train()
+    if way == "through_time":
+        distiller(x, y).total.backward()  # at the T that it was made with nothing is lost
+        network.time_steps = 2
+    losses = distiller(x, y)
+    with pytest.raises(sd.SpikedistillError, match=r"torch\.utils\.checkpoint computes it a second time"):
+        losses.total.backward()

@@ -1,5 +1,6 @@
 """Own code that adds, joins, pools and multiplies: turned ResNets and DenseNets, transformers, sresnet8."""
 
+import dataclasses
 import pytest
 import torch
 from lively import assert_equal, awake, check, events, images
@@ -403,6 +404,12 @@ class Calling(sd.IF):
         return super().forward(0.5 * current)
 
 
+class Eager(sd.LIF):
+    @property
+    def constants(self):
+        return dataclasses.replace(super().constants, threshold=0.5)
+
+
 class Shifted(NormNeuron):
     def affine(self, mean, var):
         a, b = super().affine(mean, var)
@@ -412,7 +419,7 @@ class Shifted(NormNeuron):
 @pytest.mark.parametrize("options", [{}, {"scheme": "mint"}], ids=str)
 @pytest.mark.parametrize(
     "neuron, method",
-    [(Doubled(), "simulate"), (Calling(), "forward"), (SignedIF(), "simulate")],
+    [(Doubled(), "simulate"), (Calling(), "forward"), (SignedIF(), "simulate"), (Eager(), "constants")],
 )
 def test_neurons_with_equations_of_their_own_are_refused_by_path(neuron, method, options):
     network = sd.networks.create("vgg5", width=0.125)

@@ -95,10 +95,13 @@ def _through_shared(
 class Tape:
     """What a pass of spikes leaves for the pass of rates, in the order of the calls."""
 
+    finished = 0  # second passes of this process
+
     def __init__(self, samples: int) -> None:
         self.samples = samples
         self._kept: list[tuple[nn.Module, Values]] = []
         self.recording = True
+        self.logits: Tensor | None = None  # of the first pass, averaged
 
     def keep(self, module: nn.Module, *values: Tensor) -> None:
         """In the first pass: what the same call finds in the second."""
@@ -111,10 +114,24 @@ class Tape:
             raise _other_way(module)
         return values
 
-    def finish(self) -> None:
-        """Behind the second pass; raises where calls of the first had none beside them."""
+    def finish(self, logits: Tensor) -> None:
+        """Behind the second pass: raises where it went another way than the first, or ends elsewhere."""
         if self._kept:
             raise _other_way(self._kept[0][0])
+        # To look makes a GPU wait, so there it is done now and then.
+        Tape.finished += 1
+        if self.logits is None or (logits.device.type != "cpu" and Tape.finished % 100 != 1):
+            return
+        found, known = (at_least_float32(v.detach()).flatten(0, -2) for v in (logits, self.logits))
+        size = float(known.abs().max())
+        rounding = 1e-3 if logits.dtype in (torch.float32, torch.float64) else 0.1
+        # Where numbers are not finite the training's own guard says of what.
+        if float((found - known).abs().max()) > rounding * max(size, 1.0):
+            raise SpikedistillError(
+                "rate-based backpropagation: the pass of rates ends at other logits than the average of the "
+                "spikes' pass: some layer draws at random in training (DropPath, noise), or is not linear; "
+                "leave it out, or leave out backpropagation: rate_based"
+            )
 
     def average(self, x: Tensor) -> Tensor:
         """Over the steps of (T*N, ...); before the first neuron an image (N, ...) passes once."""
@@ -170,7 +187,8 @@ def spiking_pass(network: nn.Module, x: Tensor, time_steps: int | None) -> Tape:
     """The first pass, without a graph; running statistics follow here and not in the second."""
     kept = Tape(len(x))
     with torch.no_grad(), simulation.Simulation(network, time_steps, tape=kept), watched(network):
-        network(x)
+        logits: Tensor = network(x)
+    kept.logits = kept.average(logits.flatten(0, -2))
     kept.recording = False
     return kept
 

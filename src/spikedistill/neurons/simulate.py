@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from .. import simulation
@@ -68,6 +69,13 @@ def simulate(
     the neuron is ``norm.current(current, residual)``.
     """
     sim = simulation.current()
+    if sim is None:
+        _check_alone(owner)
+    elif not torch.compiler.is_compiling():
+        # What running alone would not give again.
+        owner.__dict__["_needs_simulation"] = sim.tape is not None or sim.time_steps not in (
+            None, neuron.time_steps,
+        )  # fmt: skip
     T = simulation.steps(neuron.time_steps)
     if not neuron.encode and current.shape[0] % T:
         raise SpikedistillError(
@@ -125,6 +133,16 @@ def simulate(
     if sim is not None:
         _capture(sim, owner, k, neuron, current, spikes, charged, T)
     return spikes
+
+
+def _check_alone(owner: nn.Module) -> None:
+    """Refuse to be computed a second time in backward where the simulation that was running is gone."""
+    if owner.__dict__.get("_needs_simulation") and torch._C._current_graph_task_id() != -1:
+        raise SpikedistillError(
+            f"{type(owner).__name__}: torch.utils.checkpoint computes it a second time in backward, where "
+            "its time steps are no longer known; make the network with the T that it runs at, or take "
+            "a recipe's memory: lean in place of checkpoint"
+        )
 
 
 def _of_rates(

@@ -64,7 +64,7 @@ class Reader(PoolReader):
         if isinstance(neuron, Parallel):
             parts.append((neuron, None, ("forward", "simulate", "matrix", "matrix_bias", "whole")))
         elif isinstance(neuron, Neuron):
-            parts.append((neuron, Neuron, ("forward", "simulate")))
+            parts.append((neuron, Neuron, ("forward", "simulate", "constants")))
         for part, kind, methods in parts:
             if name := own_code(part, kind, *methods):
                 where = "" if part is module else f"holds a neuron ({type(part).__name__}) that "
