@@ -171,6 +171,10 @@ def test_overrides_address_stages_and_objectives_by_name(tree):
         ("student=1", "names a stage but none of its keys"),
         ("student.objectives.kd.weight=1", "no objective 'kd'"),
         ("time_steps.x=1", "has no keys"),
+        ("student.settle=maybe", r"settle: found 'maybe'; input should be 'auto', or true or false"),
+        ("data.train_samples=few", "train_samples: found 'few'; .*number.*, or a whole number"),
+        ("student.network.neuron.threshold=high", "neuron lif: .*threshold: 'high': a value of another type"),
+        ("student.network.neuron.tau=slow", "neuron lif: .*tau: 'slow': a value of another type"),
     ],
 )
 def test_bad_overrides_are_refused(tree, override, words):

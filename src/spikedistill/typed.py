@@ -206,8 +206,21 @@ def words(error: ValidationError, where: str = "", given: Any = None) -> str:
         return ours if path and ours.startswith(path) else f"{path or 'recipe'}: {ours}"
     if first["type"] == "missing":
         return f"{path}: missing; it has no default"
+    # Where one of several types may stand each of them complains, at a place that ends with its tag.
+    several = [
+        e for e in error.errors() if e["loc"][:-1] == first["loc"][:-1] and e["input"] is first["input"]
+    ]
+    if len(several) > 1:
+        path = place(first["loc"][:-1], where, given)
     message = first["msg"].removeprefix("Value error, ")
-    return f"{path}: found {first['input']!r}; {message[0].lower()}{message[1:]}"
+    others = dict.fromkeys(
+        _KIND.get(e["type"], e["msg"]).removeprefix("Input should be ") for e in several[1:]
+    )
+    rest = "".join(f", or {other}" for other in others)
+    return f"{path}: found {first['input']!r}; {message[0].lower()}{message[1:]}{rest}"
+
+
+_KIND = {"bool_parsing": "true or false", "int_parsing": "a whole number", "float_parsing": "a number"}
 
 
 def _sentence(complaint: Any) -> str | None:

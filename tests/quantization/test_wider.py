@@ -1,6 +1,7 @@
 """Own code that adds, joins, pools and multiplies: turned ResNets and DenseNets, transformers, sresnet8."""
 
 import dataclasses
+
 import pytest
 import torch
 from lively import assert_equal, awake, check, events, images

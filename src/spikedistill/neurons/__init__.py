@@ -41,7 +41,13 @@ def build(neuron: "nn.Module | Mapping[str, Any] | None", default: Neuron | None
     for key in options:
         if key not in allowed:
             raise SpikedistillError(f"neuron {kind}: unknown option {key!r}; {nearest(key, allowed)}")
-    made = cls(**options)
+    try:
+        made = cls(**options)
+    except SpikedistillError:
+        raise
+    except (TypeError, ValueError) as error:  # text where a number belongs
+        found = ", ".join(f"{key}: {value!r}" for key, value in options.items())
+        raise SpikedistillError(f"neuron {kind}: {found}: a value of another type ({error})") from error
     if isinstance(made, Neuron):
         made.recipe_type = kind
     return made
