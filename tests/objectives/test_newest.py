@@ -477,3 +477,22 @@ def test_one_class_is_refused_by_what_compares_classes():
     for term in (NoiseSmoothedDistillation(), SelectiveAlignment()):
         with pytest.raises(SpikedistillError, match="the student has 1 class"):
             ready(term, view)
+
+
+def test_a_hidden_layer_before_the_classifier_is_refused_of_any_teacher():
+    torch.manual_seed(0)
+    hidden = [nn.Linear(8, 8), nn.ReLU()]
+    for between, fits in (([], True), (hidden, False)):
+        teacher = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *between,
+            nn.Linear(8, 10),
+        )  # fmt: skip
+        student = sd.networks.create("vgg5", in_channels=1, width=0.125, pools=1, time_steps=2)
+        term = ActivationMapDistillation(teacher_tap="1")
+        distiller = sd.Distiller(student, teacher, [term])
+        x = torch.rand(4, 1, 8, 8)
+        if fits:
+            distiller.setup(x)
+        else:
+            with pytest.raises(SpikedistillError, match="the classifier's weights do not read the average"):
+                distiller.setup(x)
