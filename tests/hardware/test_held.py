@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 import spikedistill as sd
 from spikedistill.hardware import Config, Layer, at_bits, layers, memory, operations, price, spikesim, twin
@@ -156,6 +157,90 @@ def test_norms_are_priced_as_they_are_kept():
     assert sum(layer.norm_memory_bits for layer in norms) == kept
     smaller = [replace(layer, norm_stored_bits=None) for layer in found]
     assert 8 * (operations.footprint(found) - operations.footprint(smaller)) == kept - kept * 16 / 48
+
+
+def without_norms(bias, residual=False):
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.conv = (nn.Conv2d(c, 8, 3, padding=1, bias=bias) for c in (1, 8))
+            self.first, self.second, self.pool = nn.ReLU(), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+            self.head = nn.Linear(8, 10, bias=bias)
+
+        def forward(self, x):
+            x = self.stem(x)
+            y = self.conv(self.first(x))
+            return self.head(self.pool(self.second(y + x if residual else y)).flatten(1))
+
+    torch.manual_seed(0)
+    return sd.spiking(Small(), time_steps=3, example=digits(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        (name, given)
+        for given in ({}, {"scheme": "mint"}, {"unit": "weights"})
+        for name in ("vgg9", "resnet20", "biased norms", "bias", "no bias", "stream")
+        if name != "stream" or not given  # folded schemes refuse streams
+    ],
+)
+def test_norms_and_rescalings_are_those_of_the_integer_network(name, given, monkeypatch):
+    """As many multiplications, as many stored bits, with norms, with rescaled layers, folded or not."""
+    options = {"weight_bits": 4, "membrane_bits": 4, "norm_bits": 8, "calibration": [digits()]} | given
+    if name in ("vgg9", "resnet20"):
+        network = quantized(name, **given)
+    elif name == "biased norms":
+        model = nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)
+        )
+        network = sd.quantize(sd.spiking(model, time_steps=3, example=digits(2)), **options).eval()
+    else:
+        network = sd.quantize(without_norms(name != "no bias", name == "stream"), **options).eval()
+    integer, multiplied, rescale = sd.to_integer(network), [], executor.rescale
+
+    def counted(acc, *rest):
+        multiplied.append(acc.numel())
+        return rescale(acc, *rest)
+
+    monkeypatch.setattr(executor, "rescale", counted)
+    integer.steps(digits(8))
+    found = layers(network, digits(8))
+    rows = {row.name: row for row in operations.count(found).layers}
+    norms = [layer for layer in found if layer.kind == "norm"]
+    scaled = [layer for layer in norms if not layer.norm_folded]
+    assert len(scaled) == len(multiplied)
+    assert sum(rows[layer.name].normalisations for layer in scaled) == sum(multiplied) / 8
+    assert bool(scaled) != bool(given)
+    kept = sum(
+        8 * t.element_size() * t.numel()
+        for key, t in integer.tensors.items()
+        if key.endswith((".M", ".B", ".bias"))
+    )
+    biases = sum(32 * layer.out_channels for layer in found if layer.bias)
+    assert sum(layer.norm_memory_bits for layer in norms) + biases == kept
+    # a rescaling reads its layer's sums and charges the neuron behind
+    sums = {layer.name: layer.accumulator_bits for layer in found}
+    assert all(layer.accumulator_bits == sums[layer.inputs[0]] is not None for layer in norms)
+    neurons = [layer for layer in found if layer.kind == "neuron"]
+    assert all(layer.potential_bits is not None for layer in neurons)
+
+
+def test_a_folded_norm_is_an_addition():
+    found = layers(quantized(scheme="mint"), digits())
+    norms = [layer for layer in found if layer.kind == "norm"]
+    assert norms
+    assert all(operations.norm_energy(layer) == add_energy(layer.potential_bits) for layer in norms)
+    report = {row.name: row.energy_pj for row in spikesim.evaluate(found).layers}
+    for layer in norms:
+        values = layer.out_channels * layer.out_size[0] * layer.out_size[1] * layer.runs
+        assert report[layer.name] == pytest.approx(values * add_energy(layer.potential_bits))
+    for changed in (at_bits(found), twin(found)):
+        assert not any(layer.norm_folded for layer in changed)
+    for layer in twin(found):
+        if layer.kind == "norm":
+            assert layer.norm_stored_bits == 48
+            assert operations.norm_energy(layer) == pytest.approx(multiply_energy(8, 4) + add_energy(4))
 
 
 def test_other_bits_and_the_twin_forget_what_was_seen():

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import nn
 
 import spikedistill as sd
 from spikedistill.hardware import Layer, at_bits, floorline, layers, memory, operations, price, twin
@@ -99,6 +100,36 @@ def test_the_price_is_of_what_the_integer_network_keeps_and_computes(name, kind,
         layer = weighted[path]
         runs = T if layer.input_kind == "real" and layer.runs == 1 else layer.runs  # steps see an image anew
         assert count == pytest.approx(runs * layer.passes), path
+
+
+def test_rescaled_sums_are_rescaled_again(monkeypatch):
+    """Layers without norms: the sums that are made again pass their multiplier again."""
+    torch.manual_seed(0)
+    x = torch.rand(4, 1, 8, 8)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(512, 3),
+    )  # fmt: skip
+    neuron = {"type": "sliding_psn", "order": 3}
+    network = sd.spiking(model, time_steps=T, example=x, neuron=neuron)
+    network = sd.quantize(network, weight_bits=4, calibration=[x]).eval()
+    found = {layer.name: layer for layer in layers(network, x)}
+    multiplied, rescale = [], executor.rescale
+
+    def counted(acc, *rest):
+        multiplied.append(acc.numel() / len(x))
+        return rescale(acc, *rest)
+
+    monkeypatch.setattr(executor, "rescale", counted)
+    integer, state = sd.to_integer(network), None
+    for _ in range(T):
+        _, _, state = integer.step(x, state)
+    conv = next(layer for layer in found.values() if layer.passes > 1)
+    assert found[f"{conv.name}.rescale"].passes == conv.passes
+    rows = {row.name: row for row in operations.count(list(found.values())).layers}
+    # stepwise the stem sees its image, and rescales its sums, at each step
+    again = (T - 1) * 512
+    assert sum(row.normalisations for row in rows.values()) + again == sum(multiplied)
 
 
 def test_neurons_that_see_all_steps_keep_all_inputs(monkeypatch):

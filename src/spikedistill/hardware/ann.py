@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from . import memory, operations, spikesim
 from .config import Config
 from .events import at_rate
+from .held import MULTIPLIER_BITS
 from .layer import Layer
 
 
@@ -29,6 +30,9 @@ def twin(layers: Sequence[Layer]) -> list[Layer]:
         if layer.kind == "other" and layer.spikes_out is not None:
             changed |= {"kind": "neuron", "neuron": "relu"}  # a neuron of unknown equations
         changed |= {"accumulator_bits": None, "potential_bits": None}
+        if layer.norm_folded:  # into weights that count this SNN's membranes
+            stored = (layer.norm_stored_bits or 0) + MULTIPLIER_BITS
+            changed |= {"norm_folded": False, "norm_stored_bits": stored}
         if layer.kind == "neuron" or layer.neuron is not None:
             changed |= {"neuron": "relu", "leaky": False, "terms": 0.0, "temporal_weights": 0}
             changed |= {"kept_steps": 0, "kept_values": 0, "kept_bits": 0, "current_bits": None}

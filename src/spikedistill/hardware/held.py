@@ -15,7 +15,7 @@ from ..quantization.layers import CodedLayer
 from ..quantization.quantized import Quantization
 from .layer import Layer
 
-STORED_NORM_BITS = 16 + 32  # an integer network's file keeps a multiplier as int16 and an offset as int32
+MULTIPLIER_BITS, OFFSET_BITS = 16, 32  # a channel's, as an integer network's file keeps them
 
 
 def signed_bits(low: int, high: int) -> int:

@@ -72,7 +72,9 @@ class Layer:
     branch; ``operator``: class or function that it was read from. ``accumulator_bits``: of the sums that a
     weight layer makes (or a norm reads), ``potential_bits``: of the charged membrane H that a neuron compares
     (or a weight layer charges), as measured in the integer network; None where there is none.
-    ``norm_stored_bits``: of a norm's two values a channel as they are kept. 32 bits mean floating point.
+    ``norm_stored_bits``: of a norm's two values a channel as they are kept, beside the layer's bias.
+    ``norm_folded``: of a norm its offset alone is added, what it multiplies by is in the weights. 32 bits
+    mean floating point.
 
     Of a neuron with weights over time and no membrane (`past`): ``terms``, products in one H, averaged over
     steps (0: it has a membrane); ``temporal_weights``, how many weights, of ``weight_bits``; ``kept_steps``
@@ -103,6 +105,7 @@ class Layer:
     accumulator_bits: int | None = None
     potential_bits: int | None = None
     norm_stored_bits: int | None = None
+    norm_folded: bool = False
     spikes_in: float | None = None
     nonzero_in: float | None = None
     spikes_out: float | None = None
@@ -143,7 +146,7 @@ class Layer:
             "input_max": ((self.input_max,), 0, LARGEST_INPUT),
             "accumulator_bits": ((self.accumulator_bits or 1,), 1, LARGEST_BITS),
             "potential_bits": ((self.potential_bits or 1,), 1, LARGEST_BITS),
-            "norm_stored_bits": ((self.norm_stored_bits or 1,), 1, LARGEST_BITS),
+            "norm_stored_bits": ((self.norm_stored_bits or 0,), 0, LARGEST_BITS),
             "current_bits": ((self.current_bits or 1,), 1, LARGEST_BITS),
             "kept_bits": ((self.kept_bits,), 0, LARGEST_BITS),
             "kept_steps": ((self.kept_steps,), 0, LARGEST),
@@ -188,7 +191,8 @@ class Layer:
     @property
     def norm_memory_bits(self) -> int:
         """Bits of the values that a norm keeps: two a channel, as kept, else of ``norm_bits`` each."""
-        return self.out_channels * (self.norm_stored_bits or 2 * self.norm_bits)
+        kept = 2 * self.norm_bits if self.norm_stored_bits is None else self.norm_stored_bits
+        return self.out_channels * kept
 
     @property
     def kept_memory_bits(self) -> int:

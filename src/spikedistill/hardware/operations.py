@@ -194,10 +194,14 @@ def addition_energy(layer: Layer) -> float:
 
 
 def norm_energy(layer: Layer) -> float:
-    """Energy of one normalised value, pJ: a sum times a value of ``norm_bits``, added to the potential."""
-    bits, floating = layer.norm_bits, layer.norm_bits >= 32
+    """Energy of one normalised value, pJ: a sum times a value of ``norm_bits``, added to the potential.
+
+    Of a folded norm the addition alone, of integers.
+    """
+    bits, floating = layer.norm_bits, layer.norm_bits >= 32 and not layer.norm_folded
     read, written = layer.accumulator_bits or layer.membrane_bits, layer.potential_bits or layer.membrane_bits
-    return multiply_energy(bits, read, floating) + add_energy(written, floating)
+    product = 0.0 if layer.norm_folded else multiply_energy(bits, read, floating)
+    return product + add_energy(written, floating)
 
 
 def footprint(layers: Sequence[Layer]) -> float:

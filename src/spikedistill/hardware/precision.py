@@ -44,6 +44,7 @@ def at_bits(
             "accumulator_bits": None,
             "potential_bits": None,
             "norm_stored_bits": None,
+            "norm_folded": False,
             "current_bits": None,
         }
         if layer.terms:

@@ -1,6 +1,5 @@
 """What a network asks of a chip: its layers, from the traced graph, activity measured on a batch."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
@@ -14,8 +13,10 @@ from ..networks.base import Network
 from ..networks.graph import Graph, trace
 from ..networks.operations import MOVES, Node
 from ..neurons import Neuron, NormNeuron, Parallel
+from ..quantization.folded import FoldedLayer
+from ..quantization.quantized import Quantization
 from .events import measure
-from .held import STORED_NORM_BITS, Widths, with_potentials
+from .held import MULTIPLIER_BITS, OFFSET_BITS, Widths, with_potentials
 from .held import measure as measure_widths
 from .layer import InputKind, Layer
 from .past import past
@@ -79,7 +80,7 @@ def layers(network: nn.Module, batch: Tensor, image_bits: int = 8) -> list[Layer
     found: list[Layer] = []
     for node in graph:
         for layer in reader.read(node):
-            if node.name in inputs and layer.input_kind != "real":
+            if layer.kind in ("conv", "linear") and layer.input_kind != "real":
                 x = _as_maps(inputs[node.name], layer)
                 layer = replace(layer, events=measure(layer, x, graph.batch))
             if layer.kind in ("neuron", "other") and layer.neuron != "relu" and node.name in fired:
@@ -124,8 +125,8 @@ class _Reader:
             isinstance(network, Network) and network.input == "image" and network.encoding == "direct"
         )
         self.input = _Value("real", bits=image_bits) if direct_image else _Value("unknown")
-        self.quantization = quantization = getattr(network, "quantization", None)
-        self.precision: Callable[[str | None, str], int | None] | None = getattr(quantization, "bits", None)
+        self.quantization: Quantization | None = getattr(network, "quantization", None)
+        self.parts: dict[str | None, Any] = dict(self.quantization.parts) if self.quantization else {}
 
     def read(self, node: Node) -> list[Layer]:
         """Layers of one node, and its output noted."""
@@ -199,7 +200,7 @@ class _Reader:
 
     def _weights(self, node: Node, module: nn.Module, given: _Value) -> tuple[list[Layer], _Value]:
         seen = self.seen[node.name]
-        value = given.observed(seen)
+        value, part = given.observed(seen), self.parts.get(node.path)
         # the first dimension is runs times images: T times as long where time was unfolded before
         shape, out = node.in_shapes[0], node.shape
         common: dict[str, Any] = {
@@ -209,7 +210,8 @@ class _Reader:
             "input_max": value.max,
             "spikes_in": seen.total / self.graph.batch if value.kind != "real" else None,
             "nonzero_in": seen.nonzero / self.graph.batch,
-            "bias": module.bias is not None,
+            # folded weights leave an offset, which a norm's row counts where there is one
+            "bias": module.bias is not None or (isinstance(part, FoldedLayer) and part.norm is None),
             "weight_bits": self._bits(node, "weight_bits", 32),
             "membrane_bits": self._bits(node, "membrane_bits", 32),
             "accumulator_bits": self.widths.accumulators.get(node.name),
@@ -234,7 +236,10 @@ class _Reader:
         layer = self._base(
             node, _name(node), in_channels=channels[0], out_channels=channels[1], **geometry, **common
         )
-        return [layer], _Value("real", bits=self._real_bits(node))
+        made = [layer]
+        if part is not None and part.rescale is not None:
+            made.append(replace(self._norm(node, f"{layer.name}.rescale"), inputs=(layer.name,)))
+        return made, _Value("real", bits=self._real_bits(node))
 
     def _norm_neuron(self, node: Node, module: NormNeuron) -> tuple[list[Layer], _Value]:
         name = _name(node)
@@ -268,7 +273,7 @@ class _Reader:
         current = self.widths.currents.get(node.name)
         kept = past(node, neuron, self.graph, self.steps, self._levels, current, self.quantization)
         if kept.source is not None:
-            again = [_name(kept.source)]
+            again = [_name(kept.source), f"{_name(kept.source)}.rescale"]
             again += [_name(node)] if isinstance(node.module, NormNeuron) else []
             self.passes |= {layer: max(kept.terms, self.passes.get(layer, 1.0)) for layer in again}
         return self._base(
@@ -286,14 +291,27 @@ class _Reader:
         return self._base(node, name, kind="neuron", neuron="relu")
 
     def _norm(self, node: Node, name: str) -> Layer:
+        """A norm, or of a quantized layer without one the rescaling in its place."""
         bits = self._bits(node, "norm_bits", 32)
-        rescales = (
-            getattr(getattr(node.module, "grid", node.module), "rescale", None) is not None and bits < 32
-        )
+        part, stored = self.parts.get(node.path), None
+        folded = part is not None and part.rescale is None
+        if part is not None:
+            multiplier = 0 if folded else MULTIPLIER_BITS if bits < 32 else 32
+            # a layer's bias is in the offset, and its row has counted it
+            stored = multiplier + (0 if self._biased(node, part) else OFFSET_BITS)
         return self._base(
             node, name, kind="norm", norm_bits=bits, membrane_bits=self._bits(node, "membrane_bits", 32),
-            norm_stored_bits=STORED_NORM_BITS if rescales else None,
+            norm_stored_bits=stored, norm_folded=folded,
         )  # fmt: skip
+
+    def _biased(self, node: Node, part: Any) -> bool:
+        """Whether the layer whose sums a norm or rescaling reads has a bias."""
+        if part.rescale is not None:
+            return part.rescale.source.bias() is not None
+        assert self.quantization is not None
+        plan = self.quantization.plan
+        layer: Any = self.graph[plan.op(str(node.path)).inputs[0]].module
+        return layer.bias is not None
 
     def _pool(self, node: Node) -> Layer:
         return self._base(node, _name(node), kind="pool", in_size=_hw(node.in_shapes[0]))
@@ -339,7 +357,7 @@ class _Reader:
         return self._base(node, _name(node), kind="other")
 
     def _bits(self, node: Node, what: str, default: int) -> int:
-        found = self.precision(node.path, what) if self.precision is not None else None
+        found = self.quantization.bits(node.path, what) if self.quantization is not None else None
         return default if found is None else int(found)
 
     def _real_bits(self, node: Node) -> int:
