@@ -1,6 +1,7 @@
 """Neurons with weights over time: what is priced is what the integer network keeps and computes, stepwise."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -142,11 +143,13 @@ def test_neurons_that_see_all_steps_keep_all_inputs(monkeypatch):
     assert (layer.current_bits, layer.potential_bits) == (currents["stage2.4"], potentials["stage2.4"])
 
 
-def test_the_rule_is_the_same_before_quantization():
+@pytest.mark.parametrize(
+    ("name", "options"), [("sew_resnet20", {}), ("vgg5", {"pools": 1, "pooling": "avg"})]
+)
+def test_the_rule_is_the_same_before_quantization(name, options):
     x = torch.rand(4, 3, 8, 8)
-    network = sd.networks.create(
-        "sew_resnet20", width=0.25, time_steps=T, neuron={"type": "sliding_psn", "order": 3}
-    )
+    neuron = {"type": "sliding_psn", "order": 3}
+    network = sd.networks.create(name, width=0.25, time_steps=T, neuron=neuron, **options)
     sd.balance(network, x)
     before = layers(network, x)
     after = layers(sd.quantize(network, calibration=[x]).eval(), x)
@@ -155,6 +158,34 @@ def test_the_rule_is_the_same_before_quantization():
         [tuple(getattr(layer, key) for key in kept) for layer in found] for found in (before, after)
     )
     assert mine == theirs
+    assert any(layer.passes > 1 for layer in before)
+
+
+def test_sums_of_pooled_spikes_are_made_again_in_every_model():
+    """Behind an average pool inputs are real to a layer, and kept as the spikes that they sum."""
+    x = torch.rand(4, 3, 8, 8)
+    network = quantized("vgg5", x, pools=1, pooling="avg")
+    found = layers(network, x)
+    again = next(layer for layer in found if layer.kind == "conv" and layer.passes > 1)
+    assert again.input_kind == "real"
+    once = [replace(layer, passes=1.0) for layer in found]
+    for model in (operations.count, memory.estimate, floorline.evaluate):
+        many, single = (
+            next(row for row in model(there).layers if row.name == again.name) for there in (found, once)
+        )
+        for term in ("macs", "synaptic_pj", "operations_pj", "addressing_pj", "parameters_pj", "synops"):
+            if hasattr(single, term):
+                assert getattr(many, term) == pytest.approx(again.passes * getattr(single, term)), term
+
+
+def test_a_mean_of_means_sums_all_their_spikes():
+    x = torch.rand(2, 1, 8, 8)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.AvgPool2d(2), nn.Flatten(),
+        nn.Linear(16, 3),
+    )  # fmt: skip
+    network = sd.spiking(model, time_steps=T, example=x)
+    assert layers(network, x)[-1].input_bits == (4 * 4).bit_length()
 
 
 CONV = Layer(

@@ -164,7 +164,8 @@ def _wholes(layers: Sequence[Layer], notes: list[str]) -> list[_Whole]:
             events = synaptic_events(layer)
             if events is None:
                 notes.append(f"{layer.name}: spikes not measured, every input counts as active")
-            synops = (synops * layer.input_max if events is None else events) * layer.passes
+            synops = synops * layer.input_max if events is None else events
+        synops *= layer.passes
         mine = neurons[layer.name]
         dense = float(layer.outputs_per_run * layer.runs)
         sent = [n.spikes_out for n in mine if n.spikes_out is not None]

@@ -164,14 +164,15 @@ def _operations(layer: Layer, counts: dict[str, float], address_bits: int, bits:
 
 
 def _real(layer: Layer, config: MemoryConfig, ann: bool) -> dict[str, float]:
-    outputs = float(layer.outputs_per_run * layer.runs)
-    macs = float(layer.macs * layer.runs)
-    inputs = float(layer.inputs_per_run * layer.runs)
+    runs = layer.runs * layer.passes  # sums made again do all of it again
+    outputs = float(layer.outputs_per_run * runs)
+    macs = float(layer.macs * runs)
+    inputs = float(layer.inputs_per_run * runs)
     counts = {"macs": macs, "weight_reads": macs, "bias_reads": outputs if layer.bias else 0.0}
     counts["adds"] = outputs if layer.bias or config.adds_without_bias else 0.0
     if layer.kind == "conv":
         counts["input_reads"] = macs
-        counts["address_adds"] = inputs + outputs + layer.out_channels * layer.taps * layer.runs
+        counts["address_adds"] = inputs + outputs + layer.out_channels * layer.taps * runs
     else:
         counts["input_reads"] = inputs
         counts["address_adds"] = macs if config.dense_linear_addresses == "product" else inputs + outputs

@@ -1,8 +1,8 @@
 """What a neuron with weights over time keeps of the past, and what it computes again: in place of membranes.
 
-Where the layer before it reads spikes, these are kept as bits and the layer's sums (and the norm behind them)
-are computed again for every step that a potential reaches back to; else (an image, a sum, a residual) the
-currents themselves are kept. The rule is that of the integer network
+Where the layer before it reads spikes, or pooled sums of them, these are kept as bits and the layer's sums
+(and the norm behind them) are computed again for every step that a potential reaches back to; else (an image,
+a sum, a residual) the currents themselves are kept. The rule is that of the integer network
 (:func:`spikedistill.quantization.temporal.history`). Behind a constant image nothing is kept.
 """
 
@@ -47,7 +47,7 @@ def past(
     current_bits: int | None,
     quantization: Quantization | None,
 ) -> Past:  # fmt: skip
-    """What the neuron at ``node`` keeps. ``levels``: the largest spike count by tensor name, None if real."""
+    """What the neuron at ``node`` keeps. ``levels``: largest (pooled) spike count by tensor, None if real."""
     # a neuron that is not causal needs every step's current before its first spike
     count, steps = terms(neuron, T), neuron.taps - 1 if neuron.causal else T
     outputs = prod(node.shape[1:])

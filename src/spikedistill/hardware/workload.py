@@ -28,11 +28,15 @@ SMALL = 8
 
 @dataclass(frozen=True)
 class _Value:
-    """What a tensor holds. ``unknown``: nothing in the graph tells; then values on a real batch decide."""
+    """What a tensor holds. ``unknown``: nothing in the graph tells; then values on a real batch decide.
+
+    ``sums``: of means of spikes or small integers the largest sum behind one, None for other real values.
+    """
 
     kind: InputKind | Literal["unknown"]
     bits: int = 32
     max: int = 1
+    sums: int | None = None
 
     def observed(self, seen: "Seen") -> "_Value":
         """Structure first: what is real by structure stays real whatever its values happen to be."""
@@ -147,7 +151,8 @@ class _Reader:
         for kind in ("real", "unknown", "integers", "spikes"):
             same = [value for value in values if value.kind == kind]
             if same:
-                return replace(same[0], bits=max(v.bits for v in same), max=max(v.max for v in same))
+                bits, high = max(v.bits for v in same), max(v.max for v in same)
+                return replace(same[0], bits=bits, max=high, sums=same[0].sums if len(values) == 1 else None)
         return _Value("unknown")
 
     def _layers(self, node: Node) -> tuple[list[Layer], _Value]:
@@ -285,7 +290,9 @@ class _Reader:
 
     def _levels(self, name: str) -> int | None:
         value = self.holds.get(name)
-        return value.max if value is not None and value.kind in ("spikes", "integers") else None
+        if value is None:
+            return None
+        return value.max if value.kind in ("spikes", "integers") else value.sums
 
     def _relu(self, node: Node, name: str) -> Layer:
         return self._base(node, name, kind="neuron", neuron="relu")
@@ -321,19 +328,20 @@ class _Reader:
         window = prod(node.settings["kernel"]) if node.op == "average_pool" else None
         if node.in_shapes[0] == node.shape and window in (None, 1):
             return given
-        if given.kind in ("spikes", "integers"):
+        most = given.max if given.kind in ("spikes", "integers") else given.sums
+        if most is not None:
             before, after = node.in_shapes[0], node.shape
             values = window or -(-prod(before) // prod(after))
             if window is None and len(before) == len(after) == 4:
                 # An adaptive pool's windows differ by one value along an axis that does not divide.
                 values = prod(-(-a // b) + (a % b > 0) for a, b in zip(before[2:], after[2:]))
-            return _Value("real", bits=(given.max * values).bit_length())
+            return _Value("real", bits=(most * values).bit_length(), sums=most * values)
         return _Value("real", bits=given.bits)
 
     def _sum(self, node: Node, given: _Value) -> tuple[list[Layer], _Value]:
         terms = [name for name in node.inputs if name in self.holds]
         if len(terms) < 2:
-            return [], given  # a constant is added: a gate's 1 - s, or a bias
+            return [], replace(given, sums=None)  # a constant is added: a gate's 1 - s, or a bias
         if given.kind == "real":
             return [self._add(node, _name(node), given)], given
         high = sum(self.holds[name].max for name in terms)
