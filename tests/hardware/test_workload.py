@@ -1,6 +1,7 @@
 """Layers read from networks, hand-counted; and against SpikingJelly's counters."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -140,6 +141,70 @@ def test_fan_out_counts_edges_exactly() -> None:
     ones = torch.ones(1, 2, 7, 6)
     assert layer.connections == nn.functional.conv2d(ones, torch.ones(3, 2, 3, 3), stride=2, padding=1).sum()
     assert layer.fan_out == layer.connections / (2 * 7 * 6)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "circular", "reflect", "replicate"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "padding": 1}, {"kernel_size": 2, "padding": "same"},
+        {"kernel_size": (4, 3), "padding": "same", "groups": 2}, {"kernel_size": 3, "padding": (2, 0)},
+        {"kernel_size": 3, "padding": "valid", "stride": 2},
+        {"kernel_size": 2, "padding": "same", "dilation": (3, 1)},
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_padding_is_counted_as_the_module_pads(mode: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, bias=False, padding_mode=mode, **options)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), IF(threshold=0.1, time_steps=1), conv).eval()
+    x = torch.rand(4, 3, 7, 6)
+    with torch.no_grad():
+        spikes = net[:2](x)
+        nn.init.ones_(conv.weight)
+        uses = conv(spikes)
+    assert spikes.sum() > 0
+    found = by_name(layers(net, x))["2"]
+    assert operations.synaptic_events(found) == pytest.approx(float(uses.sum()) / 4)
+
+
+def test_padding_along_one_axis_is_counted_as_the_module_pads() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv1d(4, 6, 4, padding="same", padding_mode="circular")
+    net = nn.Sequential(nn.Conv1d(3, 4, 1), IF(threshold=0.1, time_steps=1), conv).eval()
+    x = torch.rand(4, 3, 9)
+    with torch.no_grad():
+        spikes = float(net[:2](x).sum())
+    # on a ring every spike meets every tap
+    events = operations.synaptic_events(by_name(layers(net, x))["2"])
+    assert events == pytest.approx(spikes * 4 * 6 / 4)
+    assert spikes > 0
+
+
+class Enlarged(Network):
+    """Spikes, and the image, enlarged by a function and by a module."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__(num_classes=5, in_channels=2, time_steps=3)
+        self.mode, self.conv, self.neuron = mode, nn.Conv2d(2, 4, 1), IF(threshold=0.1, encode=True)
+        self.larger, self.second = nn.Upsample(scale_factor=2, mode=mode), nn.Conv2d(4, 3, 1)
+        self.head = nn.Linear(3 * 16 * 16, 5)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = nn.functional.interpolate(x, None, 2.0, self.mode)
+        return self.head(self.second(self.larger(self.neuron(self.conv(x)))).flatten(1))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear", "bicubic"])
+def test_interpolation_is_listed_and_repetition_is_a_move(mode: str) -> None:
+    found = layers(Enlarged(mode).eval(), torch.rand(2, 2, 4, 4))
+    named = by_name(found)
+    arithmetic = mode.startswith("bi")
+    others = [layer.operator for layer in found if layer.kind == "other"]
+    assert others == (["interpolate", "Upsample"] if arithmetic else [])
+    assert named["second"].input_kind == ("real" if arithmetic else "spikes")
+    assert (named["conv"].input_kind, named["conv"].input_bits) == ("real", 8)
+    assert len(operations.count(found).unpriced) == len(others)
 
 
 def test_what_is_not_supported_is_listed() -> None:

@@ -5,6 +5,7 @@ from math import prod
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import finite
@@ -18,7 +19,7 @@ from ..quantization.quantized import Quantization
 from .events import measure
 from .held import MULTIPLIER_BITS, OFFSET_BITS, Widths, with_potentials
 from .held import measure as measure_widths
-from .layer import InputKind, Layer
+from .layer import Events, InputKind, Layer
 from .past import past
 from .seen import Seen, look, watch
 
@@ -85,8 +86,7 @@ def layers(network: nn.Module, batch: Tensor, image_bits: int = 8) -> list[Layer
     for node in graph:
         for layer in reader.read(node):
             if layer.kind in ("conv", "linear") and layer.input_kind != "real":
-                x = _as_maps(inputs[node.name], layer)
-                layer = replace(layer, events=measure(layer, x, graph.batch))
+                layer = replace(layer, events=_events(layer, node.module, inputs[node.name], graph.batch))
             if layer.kind in ("neuron", "other") and layer.neuron != "relu" and node.name in fired:
                 layer = replace(layer, spikes_out=fired[node.name] / graph.batch)
             found.append(layer)
@@ -101,11 +101,20 @@ def layers(network: nn.Module, batch: Tensor, image_bits: int = 8) -> list[Layer
     return with_potentials(found)
 
 
-def _as_maps(x: Tensor, layer: Layer) -> Tensor:
-    """Any input as (M, C, H, W): features of a linear layer become channels at one site each."""
+def _events(layer: Layer, module: Any, x: Tensor, images: int) -> Events:
+    """What a layer's input touches; features of a linear layer are channels at one site each."""
     if layer.kind == "linear":
-        return x.reshape(-1, layer.in_channels, 1, 1)
-    return x.unsqueeze(2) if x.dim() == 3 else x
+        return measure(layer, x.reshape(-1, layer.in_channels, 1, 1), images)
+    # padded as the module does it: values that come round an edge are spikes too, and sides may differ
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    x = F.pad(x, module._reversed_padding_repeated_twice, mode)
+    x = x.unsqueeze(2) if x.dim() == 3 else x
+    return measure(replace(layer, in_size=_hw(x.shape), padding=(0, 0)), x, images)
+
+
+def _placed(node: Node) -> bool:
+    """Whether values are but put to other places: an interpolation between them is arithmetic."""
+    return node.op != "upsample" or node.settings["mode"].startswith("nearest")
 
 
 def _name(node: Node) -> str:
@@ -177,14 +186,16 @@ class _Reader:
             return self._sum(node, given)
         if op == "sum":
             return [self._add(node, _name(node), given, node.in_shapes[0])], self._mean(node, given)
-        if op in MOVES:
+        if op in MOVES and _placed(node):
             return [], given
         if op in ("multiply", "scale") and given.kind in ("spikes", "integers"):
             return [], given  # SEW's AND and IAND of spikes: gates without arithmetic
         # made of parameters alone, whatever the image: no work of an inference
         if not any(name in self.holds for name in node.inputs):
             return [], _Value("unknown")
-        return [self._other(node)], _Value("unknown")
+        # between real values lie values like them
+        between = op == "upsample" and given.kind == "real"
+        return [self._other(node)], _Value("real", bits=given.bits) if between else _Value("unknown")
 
     def _base(self, node: Node, name: str, **given: Any) -> Layer:
         shape = node.shape

@@ -29,7 +29,7 @@ Operation = Literal[
 ]  # fmt: skip
 
 # What readers ask of an operation beside its form; a new one is entered where it belongs.
-MOVES: frozenset[Operation] = frozenset({  # values to other places, without arithmetic
+MOVES: frozenset[Operation] = frozenset({  # values to other places, without arithmetic (upsample: nearest)
     "pass", "cast", "reshape", "permute", "slice", "split", "unbind", "concat", "stack", "repeat", "expand",
     "pad", "upsample",
 })  # fmt: skip
@@ -116,6 +116,7 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {  # by position, behind the tensor
     ),
     "mean": ("dim", "keepdim"),
     "sum": ("dim", "keepdim"),
+    "upsample": ("size", "scale_factor", "mode"),
     "pad": ("pad", "mode", "value"),
     "split": ("size", "dim"),
     "concat": ("dim",),
@@ -153,7 +154,7 @@ class Node:
       first)
     - scale (a product with a number, or a quotient by one): factor
     - mean, sum: dims. permute: dims, the order of the axes. concat: dim. split: dim, sizes. slice: index
-    - pad: pad, mode, value. cast: dtype, None where the call does not say it
+    - upsample: mode. pad: pad, mode, value. cast: dtype, None where the call does not say it
     """
 
     name: str
@@ -306,6 +307,10 @@ def _slice(node: Node, given: dict[str, Any]) -> dict[str, Any]:
     return {"index": index}
 
 
+def _upsample(node: Node, given: dict[str, Any]) -> dict[str, Any]:
+    return {"mode": given.get("mode", "nearest")}
+
+
 def _pad(node: Node, given: dict[str, Any]) -> dict[str, Any]:
     pad = given["padding"] if node.module is not None else given["pad"]
     return {"pad": list(pad), "mode": given.get("mode", "constant"), "value": given.get("value") or 0}
@@ -327,6 +332,7 @@ _SETTINGS: dict[str, Callable[[Node, dict[str, Any]], dict[str, Any]]] = {
     "concat": _concat,
     "split": _split,
     "slice": _slice,
+    "upsample": _upsample,
     "pad": _pad,
     "cast": _cast,
 }
