@@ -348,3 +348,15 @@ def test_a_compiler_that_fails_is_reported_once_and_replaced(monkeypatch):
 def test_a_residual_of_another_shape_is_refused():
     with pytest.raises(SpikedistillError, match="residual"):
         NormNeuron(C, LIF())(torch.zeros(4, C, 2, 2), torch.zeros(1, C, 2, 2))
+
+
+def test_what_inference_mode_kept_can_be_learned_with():
+    neuron, norm = LIF(decay=0.37, time_steps=2), NormNeuron(8, LIF(decay=0.43, time_steps=2))
+    x, given = torch.rand(4, 8, dtype=torch.float64), torch.rand(4, 8)
+    with torch.inference_mode():
+        neuron(x)
+        norm.eval()(given.bfloat16())
+    for module, value in ((neuron, x), (norm.train(), given)):
+        value.requires_grad_()
+        module(value).sum().backward()
+        assert value.grad is not None

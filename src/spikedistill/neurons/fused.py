@@ -185,8 +185,10 @@ def _backward(
 
 @lru_cache(maxsize=1024)
 def _numbers(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    # Kept, since each is a transfer to the device; shared by all calls, so never changed in place.
-    return torch.tensor(values, dtype=dtype, device=device)
+    # Kept, since each is a transfer to the device; shared by all calls, so never changed in place. Also by
+    # calls that learn: a tensor of inference mode could not be saved for their backward.
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def numbers(
