@@ -60,7 +60,7 @@ def bits_of(x: Tensor, most: float) -> Tensor | None:
     if not most:
         return None
     M, C, H, W = x.shape
-    bits = torch.empty(M * H * W, (C + 63) // 64, dtype=torch.int64)
+    bits = torch.empty(M * H * W, (C + 63) // 64, dtype=torch.int64, device=x.device)
     kind, threads = KINDS[x.dtype], torch.get_num_threads()
     # What is no spikes, or far too many, mostly shows in the first rows.
     for rows, bound in ((min(M * H * W, 256), 3 * most), (M * H * W, most)):
@@ -79,11 +79,12 @@ class _EventConvolution(torch.autograd.Function):
         M, _, H, W = x.shape
         Ho, Wo = ((n + 2 * pad - k) // stride + 1 for n, k in ((H, kh), (W, kw)))
         shape = Shape(H, W, C, Ho, Wo, K, kh, kw, stride, pad)
-        out = torch.empty((M, K, Ho, Wo), dtype=x.dtype, memory_format=torch.channels_last)
+        out = torch.empty((M, K, Ho, Wo), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         kind, threads = KINDS[x.dtype], torch.get_num_threads()
         # Channels last, a weight lies as (K, kh kw C): one transposition gives the rows that spikes pick.
         last = weight.detach().float().contiguous(memory_format=torch.channels_last)
-        rows = torch.empty(kh, kw, C, K)
+        # Said each time: torch's default type and device may be others, and a pointer tells neither.
+        rows = torch.empty(kh, kw, C, K, dtype=torch.float32, device=x.device)
         library().transpose(last.data_ptr(), rows.data_ptr(), K, kh * kw * C, kind, threads)
         # Rounded to the spikes' type first, as a dense convolution in it would take the bias.
         b = None if bias is None else bias.detach().to(x.dtype).float().contiguous()
@@ -105,7 +106,9 @@ class _EventConvolution(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             if ctx.needs_input_grad[0]:
                 # Of the input only the sizes are asked; torch would fill an expanded one.
-                empty = torch.empty(ctx.input, dtype=g.dtype, memory_format=torch.channels_last)
+                empty = torch.empty(
+                    ctx.input, dtype=g.dtype, device=g.device, memory_format=torch.channels_last
+                )
                 gx, _, _ = torch.ops.aten.convolution_backward(
                     g, empty, weight.to(g.dtype), None, [s.stride] * 2, [s.pad] * 2, [1, 1], False, [0, 0], 1,
                     [True, False, False],
@@ -113,7 +116,10 @@ class _EventConvolution(torch.autograd.Function):
             if ctx.needs_input_grad[2]:
                 # Each thread takes whole images and has room of its own: more of them would only cost memory.
                 threads = min(torch.get_num_threads(), g.shape[0])
-                gw, room = torch.empty(s.K, s.kh, s.kw, s.C), torch.empty(threads, weight.numel())
+                gw, room = (
+                    torch.empty(shape, dtype=torch.float32, device=g.device)
+                    for shape in ((s.K, s.kh, s.kw, s.C), (threads, weight.numel()))
+                )
                 library().weight_gradient(
                     bits.data_ptr(), g.data_ptr(), KINDS[g.dtype], gw.data_ptr(), room.data_ptr(), g.shape[0],
                     ctypes.byref(s), threads,

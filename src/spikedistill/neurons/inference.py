@@ -5,6 +5,7 @@ time, and a layer costs a call, however small it is.
 """
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,10 +48,12 @@ def run(
         float(decay), float(gain), c.threshold, initial, c.subtracted, RESETS[c.reset], T, int(encode)
     )
     n, places = x.shape[0] * (T if encode else 1), x.shape[2:]
+    # Said each time: torch's default type and device may be others, and a pointer tells neither.
+    like: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
     if channels_last and places:
-        out = torch.empty(n, *places, x.shape[1]).movedim(-1, 1)
+        out = torch.empty(n, *places, x.shape[1], **like).movedim(-1, 1)
     else:
-        out = torch.empty(n, *x.shape[1:])
+        out = torch.empty(n, *x.shape[1:], **like)
     norm = (None, None) if affine is None else (v.float().contiguous() for v in affine)
     # Named until the call is over: a pointer alone keeps no converted copy alive.
     given = [x, *norm, None if residual is None else residual.float(), out]

@@ -192,7 +192,7 @@ class _Tied(Parallel):
             _uniform(weight)
         else:
             with torch.no_grad():
-                weight.copy_(band(0.5 ** torch.arange(T - 1, -1, -1.0, device=weight.device), T))
+                weight.copy_(band(_halves(T, weight), T))
         self.weight = nn.Parameter(weight, learns)
         self.bias = nn.Parameter(torch.zeros(T, **like), learns)
 
@@ -326,7 +326,7 @@ class SlidingPSN(Parallel):
             if self.init == "uniform":
                 _uniform(self.weight.view(1, -1))
             else:
-                self.weight.copy_(0.5 ** torch.arange(self.order - 1, -1, -1.0, device=self.weight.device))
+                self.weight.copy_(_halves(self.order, self.weight))
 
     @property
     def taps(self) -> int:
@@ -336,6 +336,11 @@ class SlidingPSN(Parallel):
         before = self.order - 1
         W = band(self.weight, T + before)[before:]
         return W if history else W[:, before:]
+
+
+def _halves(count: int, like: Tensor) -> Tensor:
+    """(..., 1/4, 1/2, 1), of the weights' type whatever torch's default is."""
+    return 0.5 ** torch.arange(count - 1, -1, -1, dtype=like.dtype, device=like.device)
 
 
 def band(weight: Tensor, T: int) -> Tensor:

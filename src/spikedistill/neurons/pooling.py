@@ -27,8 +27,8 @@ class _MaxPool(torch.autograd.Function):
         M, C, H, W = x.shape
         Ho, Wo = ((n + 2 * pad - kernel) // stride + 1 for n in (H, W))
         window = Window(H, W, C, Ho, Wo, kernel, stride, pad)
-        out = torch.empty((M, C, Ho, Wo), dtype=x.dtype, memory_format=torch.channels_last)
-        codes = torch.empty(out.numel(), dtype=torch.uint8) if ctx.needs_input_grad[0] else None
+        out = torch.empty((M, C, Ho, Wo), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        codes = out.new_empty(out.numel(), dtype=torch.uint8) if ctx.needs_input_grad[0] else None
         library().max_pool(
             x.data_ptr(), out.data_ptr(), None if codes is None else codes.data_ptr(), KINDS[x.dtype], M,
             ctypes.byref(window), torch.get_num_threads(),
@@ -44,7 +44,7 @@ class _MaxPool(torch.autograd.Function):
         (codes,) = ctx.saved_tensors
         w: Window = ctx.window
         g = g.contiguous(memory_format=torch.channels_last)
-        gx = torch.empty(ctx.shape, dtype=g.dtype, memory_format=torch.channels_last)
+        gx = torch.empty(ctx.shape, dtype=g.dtype, device=g.device, memory_format=torch.channels_last)
         library().max_pool_gradient(
             g.data_ptr(), codes.data_ptr(), gx.data_ptr(), KINDS[g.dtype], g.shape[0], ctypes.byref(w),
             torch.get_num_threads(),
