@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .. import finite, networks, simulation
 from ..errors import SpikedistillError, nearest
+from ..networks.balancing import take_balance
 from ..networks.base import Network
 from ..networks.graph import trace
 from ..networks.outside.adapter import Wrapped
@@ -193,15 +194,20 @@ def spiking_form(ann: nn.Module, time_steps: int, neuron: Neuron, example: Tenso
 
 
 def copy_weights(network: nn.Module, ann: nn.Module) -> None:
-    """All weights and statistics of equal names; raises where one is missing or differs in shape."""
+    """All weights and statistics of equal names; raises where one is missing or differs in shape.
+
+    From a spiking network also what its neurons have learned, where they are of one type and shape, and its
+    balance: thresholds (of networks made with the same one) and input factors.
+    """
     theirs = ann.state_dict()
     if not isinstance(ann, Network) and isinstance(network, Wrapped):
         theirs = {f"model.{k}": v for k, v in theirs.items()}
+    modules = dict(ann.named_modules())
     own = {
         f"{p}.{n}"
         for p, m in network.named_modules()
-        if isinstance(m, Neuron)
-        for n, _ in m.named_parameters()
+        if isinstance(m, Neuron) and not _alike(m, modules.get(p))
+        for n in m.state_dict()
     }
     # An ANN has no weights of neurons (a PLIF's w), and a plain module no normalisation of its own.
     optional = own | {"mean", "std"}
@@ -216,6 +222,16 @@ def copy_weights(network: nn.Module, ann: nn.Module) -> None:
                 f"({nearest(name, theirs)})"
             )
     network.load_state_dict({**mine, **{k: theirs[k] for k in mine if k in theirs and k not in own}})
+    if isinstance(ann, Network) and ann.spiking and isinstance(network, Network) and network.spiking:
+        take_balance(network, ann)
+
+
+def _alike(neuron: Neuron, other: nn.Module | None) -> bool:
+    """Whether a neuron can take what the other has learned: of one type, and all of it of its shapes."""
+    if type(other) is not type(neuron):
+        return False
+    theirs = other.state_dict()
+    return all(n in theirs and theirs[n].shape == value.shape for n, value in neuron.state_dict().items())
 
 
 def _learned(ann: nn.Module) -> dict[str, QCFS]:

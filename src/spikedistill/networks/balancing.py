@@ -16,6 +16,7 @@ from .base import Network
 from .mean_field import crossing
 
 SAMPLES = 20_000  # neurons whose currents are looked at in each layer
+RECORDED = ("thresholds", "input_factors")  # what ``network.config`` keeps of a balance
 _NORMS = (nn.modules.batchnorm._BatchNorm, NormNeuron)
 
 
@@ -207,3 +208,33 @@ def restore_balance(network: nn.Module, config: Mapping[str, Any]) -> None:
         neuron.move_threshold(threshold)  # a bias of parallel neurons is in the file
     for path, factor in dict(config.get("input_factors") or {}).items():
         modules[path].input_factor = factor
+    if isinstance(network, Network):
+        # Its own record says them too: it may be saved again.
+        for key in RECORDED:
+            if config.get(key):
+                network.config[key] = {**network.config.get(key, {}), **config[key]}
+
+
+def take_balance(network: Network, source: Network) -> None:
+    """Thresholds and input factors of the spiking network ``source``, whose weights ``network`` has taken.
+
+    Weights are as large as these ask. Thresholds stay where the two were made with different ones.
+    """
+    theirs = dict(source.named_modules())
+    alike = _threshold_option(network) == _threshold_option(source)
+    moved: dict[str, dict[str, float]] = {key: {} for key in RECORDED}
+    for path, module in network.named_modules():
+        other = theirs.get(path)
+        if isinstance(module, Neuron) and isinstance(other, Neuron):
+            if alike and other.threshold != module.threshold:
+                moved["thresholds"][path] = other.threshold
+        elif isinstance(module, nn.Linear):
+            factor = float(getattr(other, "input_factor", 1.0))
+            if factor != getattr(module, "input_factor", 1.0):
+                moved["input_factors"][path] = factor
+    restore_balance(network, moved)
+
+
+def _threshold_option(network: Network) -> float | None:
+    """The threshold that a network's neurons were asked for; None where it cannot be said."""
+    return None if network.neuron_spec is None else network.neuron_spec.get("threshold")

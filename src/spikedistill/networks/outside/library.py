@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...errors import SpikedistillError, nearest
 from ...finite import faulty, mask_names, words
+from ..balancing import RECORDED
 from ..base import IMAGENET_MEAN, IMAGENET_STD, Initialisation, Network
 from .adapter import Wrapped, input_channels, own_size, published, statistics
 
@@ -206,7 +207,7 @@ def from_name(
             "neuron": network.config["spiking"]["neuron"] if time_steps is not None else None,
             "initialisation": initialisation, "firing_rate": firing_rate,
         },
-        **{key: network.config[key] for key in ("thresholds", "input_factors") if key in network.config},
+        **{key: network.config[key] for key in RECORDED if key in network.config},
     }  # fmt: skip
     return network
 

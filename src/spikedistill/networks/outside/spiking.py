@@ -182,6 +182,7 @@ def spiking(
             }
         }  # fmt: skip
         network.initialisation, network.firing_rate = initialisation, firing_rate
+        network.neuron_spec = prototype.spec()
         if initialisation == "balanced":
             balance(network, given)
         return equip(network.train(model.training))
