@@ -127,6 +127,8 @@ def restore(network: nn.Module, config: Mapping[str, Any]) -> nn.Module:
     for path, values in made.get("neurons", {}).items():
         neuron = layers(network)[path]
         neuron.threshold, neuron.initial = float(values["threshold"]), float(values["initial"])
+    if isinstance(network, Network) and made:
+        network.config["conversion"] = dict(made)  # it may be saved again
     return network
 
 
