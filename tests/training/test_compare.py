@@ -24,6 +24,7 @@ from spikedistill.training.reuse import finished, stage_keys
 from spikedistill.training.run import opened
 from spikedistill.training.verdict import judge, sentence
 
+KD = [{"type": "logit_distillation"}]
 STUDENT = {"name": "conv6", "width": 0.125}
 RECIPE = {
     "title": "mine",
@@ -34,7 +35,7 @@ RECIPE = {
     "seeds": 2,
     "stages": [
         {"name": "grown-up", "network": {**STUDENT, "ann": True}, "epochs": 1},
-        {"name": "student", "network": STUDENT, "teacher": "grown-up", "epochs": 1},
+        {"name": "student", "network": STUDENT, "teacher": "grown-up", "epochs": 1, "objectives": KD},
     ],
 }
 

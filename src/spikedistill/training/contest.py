@@ -28,7 +28,13 @@ DEFAULT: dict[str, Any] = {
     },
     "stages": [
         {"name": TEACHER, "network": {"name": "conv6", "ann": True}, "epochs": 20},
-        {"name": "student", "network": {"name": "conv6"}, "teacher": TEACHER, "epochs": 20},
+        {
+            "name": "student",
+            "network": {"name": "conv6"},
+            "teacher": TEACHER,
+            "epochs": 20,
+            "objectives": [{"type": "logit_distillation"}],
+        },
     ],
 }
 
