@@ -153,8 +153,8 @@ class Switches(Strict):
     it, not those that are stored between steps; where H was not measured nothing changes.
     """
     norm: bool = True
-    """A norm costs a multiplication and an addition an output and stores two values a channel; the published
-    code has none.
+    """A norm costs a multiplication (none where it is folded) and an addition an output and stores its
+    values; the published code has none.
     """
     sram_energy: bool = True
     """The published SRAM array energy is the array's area; no value is published, so the RRAM array's energy
