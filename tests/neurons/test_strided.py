@@ -1,6 +1,10 @@
 """1x1 convolutions with a stride: gradients of torch's values, by no gradient that oneDNN gets wrong."""
 
 import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -81,6 +85,46 @@ class Strided(nn.Module):
     def forward(self, x):
         x = torch.relu(self.norm(self.stem(x)))
         return self.head(torch.relu(self.conv(x) + self.short(x)).mean((2, 3)))
+
+
+class Made(nn.Conv2d):
+    """One that says itself how it is made again."""
+
+    def __reduce_ex__(self, protocol):
+        return type(self), (self.in_channels, self.out_channels, 1, 2), self.__dict__
+
+
+def _saved(network: nn.Module) -> Any:
+    file = io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "torch": _saved,
+    "deepcopy": copy.deepcopy,
+    **{
+        f"pickle {i}": lambda m, i=i: pickle.loads(pickle.dumps(m, i))
+        for i in range(pickle.HIGHEST_PROTOCOL + 1)
+    },
+}
+
+
+@pytest.mark.parametrize("copied", COPIES)
+@pytest.mark.parametrize("cls", [Strided.Own, Made, nn.Conv2d])
+def test_what_is_guarded_can_be_stored(cls, copied):
+    network, x = sd.equip(nn.Sequential(cls(4, 8, 1, 2))), torch.rand(2, 4, 9, 7)
+    network[0].note = "kept"
+    again = COPIES[copied](COPIES[copied](network))
+    assert type(again[0]) is type(network[0])
+    assert again[0].note == "kept"
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), network.parameters(), strict=True))
+    with _Faulty() as faulty:
+        y = again(x)
+        y.sum().backward()
+    assert (faulty.found, faulty.seen) == (0, 1)
+    assert torch.equal(y, network(x))
 
 
 def _networks():

@@ -70,4 +70,18 @@ def _guarded(cls: Any) -> type[nn.Module]:
     own: Any = nn.Conv1d if issubclass(cls, nn.Conv1d) else nn.Conv2d
     if cls._conv_forward is not own._conv_forward:
         return cls
-    return type(cls.__name__, (_Picking, cls), {"__module__": cls.__module__})
+
+    def reduced(self: Any, protocol: Any) -> Any:
+        # By the guarded class's name pickle finds the one it was made from: that one is named instead.
+        rebuild, args, *rest = cls.__reduce_ex__(self, protocol)
+        return _rebuilt, tuple(cls if v is guarded else v for v in (rebuild, *args)), *rest
+
+    guarded = type(cls.__name__, (_Picking, cls), {"__module__": cls.__module__, "__reduce_ex__": reduced})
+    return guarded
+
+
+def _rebuilt(rebuild: Any, *args: Any) -> Any:
+    part = rebuild(*args)
+    if not isinstance(part, _Picking):
+        part.__class__ = _guarded(type(part))
+    return part
