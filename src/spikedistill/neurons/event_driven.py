@@ -136,9 +136,11 @@ class Conv2d(strided.Conv2d):
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if compilation.mode() == "compiled" and self._applies(x, weight):
             # Autocast acts in torch's convolution, which is not called here: its cast is made by hand.
-            half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-            given = x.to(torch.bfloat16) if half else x
-            if given.dtype == (torch.bfloat16 if half else weight.dtype) and library() is not None:
+            autocast = torch.is_autocast_enabled("cpu")
+            dtype = torch.get_autocast_dtype("cpu") if autocast else weight.dtype
+            given = x.to(torch.bfloat16) if autocast and dtype == torch.bfloat16 else x
+            # Autocast to a type that the native code does not know: torch's convolution.
+            if given.dtype == dtype and library() is not None:
                 bits = bits_of(given, limit(given.dtype, weight.numel()))
                 if bits is not None:
                     return _EventConvolution.apply(
