@@ -3,6 +3,7 @@
 import copy
 import logging
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,34 @@ def test_it_is_the_convolution(size: tuple[int, ...], dtype: torch.dtype, monkey
     torch.testing.assert_close(found[0].double(), wanted[0], **close)
     for a, b in zip(found[1:], wanted[1:], strict=True):  # sums in float32, whatever the precision
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("images", [3, 70])  # all at once; in several parts
+def test_large_strides_take_no_memory_for_inputs_that_there_are_not(images: int) -> None:
+    """Of patches there are few outputs to an image: room for as many images as fit by these was gigabytes."""
+    script = f"""
+import resource
+import torch
+import spikedistill as sd
+from spikedistill.neurons import compilation, event_driven
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10  # Linux: in KiB
+
+torch.manual_seed(0)
+conv = sd.equip(torch.nn.Conv2d(16, 16, 32, 32, bias=False))
+x = (torch.rand({images}, 16, 64, 64) < 0.05).float().contiguous(memory_format=torch.channels_last)
+with compilation.compiled():
+    y = conv(x)
+assert y.grad_fn.name() == {EVENT!r}
+g = torch.randint(-4, 5, y.shape).float()  # whole numbers: sums are exact
+expected = torch.nn.grad.conv2d_weight(x, conv.weight.shape, g, 32)
+before = peak()
+y.backward(g)
+assert torch.equal(conv.weight.grad, expected)
+assert peak() - before < 200, peak() - before
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_rectangular_kernels() -> None:
@@ -155,6 +184,16 @@ def test_few_channels_go_the_dense_way() -> None:
     with compilation.compiled(), torch.autocast("cpu", torch.bfloat16):
         assert narrow(spikes(8, 16, 12, 12, rate=0.05)).grad_fn.name() != EVENT
         assert wide(spikes(8, 64, 12, 12, rate=0.05)).grad_fn.name() == EVENT
+
+
+def test_autocast_decides_the_type_whatever_the_rate() -> None:
+    conv = convolution(64, 64, 3)
+    for cast in (torch.bfloat16, torch.float16):
+        with compilation.compiled(), torch.autocast("cpu", cast):
+            for rate in (0.02, 0.6):
+                assert conv(spikes(8, 64, 12, 12, rate=rate)).dtype == cast
+    with compilation.compiled(), pytest.raises(RuntimeError, match="same"):
+        conv.bfloat16()(spikes(8, 64, 12, 12))
 
 
 def test_what_torch_refuses_is_refused() -> None:

@@ -218,6 +218,8 @@ extern "C" void convolve(const uint64_t* bits, const float* weights, const float
     }
 }
 
+constexpr int64_t INPUTS = 1 << 21;  // that a thread sorts at once: 12 bytes for each, where outputs alone would not bound them
+
 // The weights' gradient (kh, kw, C, K) from some images whose output gradients lie in L2, widened and framed by zeros.
 //
 // Spikes are sorted by channel and by where they stand to the stride: all of one kind meet the same rows of the kernel, so that
@@ -230,10 +232,12 @@ struct Gradient {
     std::vector<float> g;
     std::vector<int32_t> start, key, at, sorted;
 
-    explicit Gradient(const Shape& s)
+    Gradient(const Shape& s, int64_t most)
         : s(s), I((s.kh - 1) / s.stride), J((s.kw - 1) / s.stride),
           Hp(I + std::max((s.H - 1 + s.pad) / s.stride + 1, s.Ho)), Wp(J + std::max((s.W - 1 + s.pad) / s.stride + 1, s.Wo)),
-          kinds(s.stride * s.stride), images(std::max<int64_t>(1, 100000 / (int64_t(Hp) * Wp * s.K))),
+          kinds(s.stride * s.stride),
+          images(std::max<int64_t>(
+              1, std::min({most, 100000 / (int64_t(Hp) * Wp * s.K), INPUTS / (int64_t(s.H) * s.W * s.C)}))),
           g(images * Hp * Wp * s.K), start(s.C * kinds + 1), key(images * s.H * s.W * s.C), at(key.size()), sorted(key.size()) {}
 
     void frame(const void* from, int dtype, int64_t m) {
@@ -311,11 +315,11 @@ extern "C" void weight_gradient(const uint64_t* bits, const void* g, int dtype, 
     const int64_t pixels = int64_t(s.Ho) * s.Wo * s.K * (dtype ? 2 : 4);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int part = 0; part < threads; ++part) {
-        Gradient work(s);
+        const int64_t begin = M * part / threads, end = M * (part + 1) / threads;
+        Gradient work(s, end - begin);
         float* mine = room + part * size;
         std::memset(mine, 0, size * sizeof(float));
-        const int64_t end = M * (part + 1) / threads;
-        for (int64_t m = M * part / threads; m < end; m += work.images) {
+        for (int64_t m = begin; m < end; m += work.images) {
             const int64_t count = std::min(work.images, end - m);
             if (!work.sort(bits + m * s.H * s.W * words, count)) continue;
             for (int64_t i = 0; i < count; ++i) work.frame((const char*)g + (m + i) * pixels, dtype, i);
