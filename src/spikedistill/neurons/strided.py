@@ -82,6 +82,7 @@ def _guarded(cls: Any) -> type[nn.Module]:
 
 def _rebuilt(rebuild: Any, *args: Any) -> Any:
     part = rebuild(*args)
-    if not isinstance(part, _Picking):
-        part.__class__ = _guarded(type(part))
+    own: Any = type(part)
+    if not issubclass(own, _Picking):
+        part.__class__ = _guarded(own)
     return part
