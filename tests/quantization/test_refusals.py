@@ -164,3 +164,9 @@ def test_integer_input_of_the_wrong_form():
         integer(torch.rand(2, 1, 8, 8))
     with pytest.raises(SpikedistillError, match=r"of \[3, 8, 8\], found \(2, 3, 16, 16\)"):
         integer(torch.rand(2, 3, 16, 16))
+
+
+def test_a_compiled_network_is_told_from_one_that_is_none():
+    network = networks.create("vgg5", time_steps=2)
+    with pytest.raises(SpikedistillError, match="give its _orig_mod"):
+        quantize(torch.compile(network, backend="eager"))

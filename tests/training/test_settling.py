@@ -198,3 +198,22 @@ def test_a_loop_of_ones_own_settles_from_its_loader():
         sd.settle(network, [])
     with pytest.raises(sd.SpikedistillError, match="settle: batch 1 has no image"):
         sd.settle(network, [uneven()[0], torch.zeros(0, 3, 16, 16)])
+
+
+def test_one_input_left_over_is_settled_with_the_batch_before():
+    network = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, momentum=0.3))
+    same, x = copy.deepcopy(network), torch.rand(9, 4)
+    sd.settle(network, x.split(4))
+    recalibrate(same, [x[:4], x[4:]])
+    assert all(torch.equal(a, b) for a, b in zip(network.buffers(), same.buffers(), strict=True))
+    with pytest.raises(sd.SpikedistillError, match="give batches of two inputs or more"):
+        sd.settle(network, x[:1])
+    assert network[1].momentum == 0.3
+
+
+def test_a_compiled_network_is_settled_before_its_first_call():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    same, x = copy.deepcopy(network), torch.rand(8, 3, 6, 6)
+    sd.settle(torch.compile(network, backend="eager"), x)
+    sd.settle(same, x)
+    assert all(torch.equal(a, b) for a, b in zip(network.buffers(), same.buffers(), strict=True))

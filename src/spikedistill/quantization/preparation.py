@@ -111,6 +111,11 @@ DEFAULTS = {
 
 def _example(network: Network, batches: list[Tensor], o: Options) -> Tensor:
     if not isinstance(network, Network):
+        if isinstance(getattr(network, "_orig_mod", None), Network):
+            raise SpikedistillError(
+                "quantize takes the network itself, found what torch.compile made of it; give its _orig_mod, "
+                "and compile the quantized one"
+            )
         raise SpikedistillError(
             f"quantize takes a network of sd.networks or sd.spiking, found {type(network).__name__}; "
             "turn your own with sd.spiking(model)"

@@ -14,6 +14,7 @@ from ..errors import SpikedistillError
 from ..networks.base import Network
 from ..neurons import NormNeuron
 from ..neurons.shared_norms import shares
+from ..neurons.sync import is_distributed
 from ..randomness import apart, seed_everything, seed_of
 from .evaluate import evaluating
 
@@ -77,8 +78,11 @@ def settle(
     the training's loader; read until ``images`` of them are seen. All else (weights, flags, ranges) stays.
 
     Returns whether the batches differed so widely that all were measured together (:func:`recalibrate`).
-    Raises :class:`SpikedistillError` without a batch, and for one that is empty or holds NaN.
+    Raises :class:`SpikedistillError` without a batch, for one that is empty or holds NaN, and for one of a
+    single input where a norm would see one value per channel.
     """
+    # What torch.compile made of a network holds the network itself: its norms are moved by plain passes.
+    network = getattr(network, "_orig_mod", network)
     first = next(network.parameters(), None)
     given: list[Tensor] = []
     for batch in [batches] if isinstance(batches, Tensor) else batches:
@@ -89,6 +93,11 @@ def settle(
     if not given:
         raise SpikedistillError("settle: there is no batch; give inputs as in training")
     finite.check_batches(given, "settle")
+    # What a loader leaves over may be one input, which alone has no variance. Not of several processes: those
+    # that share statistics have to make as many passes each.
+    last = [x.shape for x in given[-2:]]
+    if len(last) == 2 and last[1] == (1, *last[0][1:]) and not is_distributed():
+        given[-2:] = [torch.cat(given[-2:])]
     together = recalibrate(network, given)
     # Last: the shifts follow the statistics that were just measured.
     if (requantize := getattr(network, "requantize", None)) is not None:
@@ -119,16 +128,19 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor], time_steps: int |
     with evaluating(network), simulation.time_steps(network, time_steps or own or 1):
         for m in norms:
             m.train()
-        for i, x in enumerate(batches):
-            average = norms[0].running_var.clone()
-            for m in norms:
-                # Makes the running average a plain mean of the batches, the first replacing what was there.
-                # torch's momentum=None would go on counting from num_batches_tracked, the training before.
-                m.momentum = 1 / (i + 1)
-            _forward(network, x, i)
-            variances.append(average + (norms[0].running_var - average) * (i + 1))
-        for m, momentum in zip(norms, momenta, strict=True):
-            m.momentum = momentum
+        try:
+            for i, x in enumerate(batches):
+                average = norms[0].running_var.clone()
+                for m in norms:
+                    # Makes the running average a plain mean of the batches, the first replacing what was
+                    # there. torch's momentum=None would go on counting from num_batches_tracked, the training
+                    # before.
+                    m.momentum = 1 / (i + 1)
+                _forward(network, x, i)
+                variances.append(average + (norms[0].running_var - average) * (i + 1))
+        finally:
+            for m, momentum in zip(norms, momenta, strict=True):
+                m.momentum = momentum
         # Of the first: behind others, layers that fire rarely differ from batch to batch on any data.
         together = len(variances) > 1 and _spread(variances) > SPREAD
         if together:
@@ -140,7 +152,15 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor], time_steps: int |
 
 def _forward(network: nn.Module, x: Tensor, i: int) -> None:
     torch.manual_seed(seed_of("recalibrate", i))
-    network(x)
+    try:
+        network(x)
+    except ValueError as error:
+        if len(x) > 1 or "more than 1 value per channel" not in str(error):
+            raise
+        raise SpikedistillError(
+            "norm statistics: a batch of one input gives a norm one value per channel, which has no "
+            "variance; give batches of two inputs or more"
+        ) from error
 
 
 def _spread(variances: list[Tensor]) -> float:
