@@ -1,12 +1,14 @@
 """Fused arithmetic, run operation by operation, against an independent autograd loop and plain equations."""
 
+import contextlib
+
 import pytest
 import torch
 from neuron_loop import NAMES, RESETS, loop
 from torch import nn
 
 from spikedistill.errors import SpikedistillError
-from spikedistill.neurons import IF, LIF, PLIF, NormNeuron, compilation, fused
+from spikedistill.neurons import IF, LIF, PLIF, NormNeuron, SlidingPSN, compilation, fused
 from spikedistill.neurons.dynamics import Constants, Grid, round_ste
 from spikedistill.neurons.surrogate import Surrogate
 from spikedistill.simulation import Simulation
@@ -98,6 +100,26 @@ def compare(
 @pytest.mark.parametrize("name", NAMES)
 def test_every_surrogate_and_reset(name, reset, detach):
     compare(name=name, reset=reset, detach=detach)
+
+
+@pytest.mark.parametrize("form", ["plain", "fused", "over time"])
+@pytest.mark.parametrize("smooth", [False, True])
+def test_a_stretched_surrogate_is_the_wider_one(form, smooth):
+    """Beside the surrogate, so that layers of many widths share compiled code; a power of two: exactly."""
+    kind = SlidingPSN if form == "over time" else LIF
+    one = kind(surrogate=Surrogate("rectangle", 0.75), time_steps=T, smooth=smooth)
+    other = kind(surrogate=Surrogate("rectangle", 1.5), time_steps=T, smooth=smooth)
+    one.stretch = 2.0
+    x = tensor(T * N, C)
+    found = []
+    with compilation.eager() if form == "plain" else contextlib.nullcontext():
+        for neuron in (one, other):
+            with Simulation(None, T):
+                spikes = neuron(x)
+            assert is_fused(spikes) == (form == "fused")
+            found.append((spikes, *gradients([spikes], [x])))
+    assert found[0][1].abs().sum() > 0
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("membrane", [True, False])

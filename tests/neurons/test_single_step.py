@@ -16,6 +16,8 @@ KINDS = {"lif": LIF, "counting": IF, "learned": PLIF}
 
 def layer(kind: str, encode: bool) -> NormNeuron:
     neuron = KINDS[kind](time_steps=1, encode=encode, **NEURONS[kind])
+    if kind == "counting":
+        neuron.stretch = 1.7
     found = NormNeuron(4, neuron).double()
     torch.manual_seed(1)
     for p in (found.weight, found.bias):

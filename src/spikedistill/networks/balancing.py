@@ -16,7 +16,7 @@ from .base import Network
 from .mean_field import crossing
 
 SAMPLES = 20_000  # neurons whose currents are looked at in each layer
-RECORDED = ("thresholds", "input_factors")  # what ``network.config`` keeps of a balance
+RECORDED = ("thresholds", "stretches", "input_factors")  # what ``network.config`` keeps of a balance
 _NORMS = (nn.modules.batchnorm._BatchNorm, NormNeuron)
 
 
@@ -31,7 +31,8 @@ def balance(
     which are not tracked), layer by layer: a layer's current is multiplied by the factor at which it fires as
     wanted. The factor lands in the norm in front of the neuron (weight and bias), or, where the current is a
     sum or comes from no norm, in the neuron's threshold, which ``network.config`` records. Neurons without a
-    surrogate of the user's choice get the rectangular one that suits them. Last, the classifier learns as if
+    surrogate of the user's choice get the rectangular one that suits them; its width follows the threshold.
+    Last, the classifier learns as if
     its input were as large as an ANN's (``input_factor``, see :func:`spikedistill.parameter_groups`), and its
     weight is multiplied alike; not where a neuron reads it, whose spikes are the logits.
 
@@ -56,14 +57,13 @@ def balance(
     neurons = {name: m for name, m in network.named_modules() if isinstance(m, Neuron)}
     if not neurons:
         raise SpikedistillError("this network has no neurons to balance; an ANN needs no balance")
-    thresholds: dict[str, float] = dict(network.config.get("thresholds", {}))
     residual = _Residuals(network)
     head = _head(network)
     order: list[object] = []  # neurons and the classifier, as they are called
     for name, neuron in neurons.items():
         norm = owners.get(id(neuron))
         # On the instance: its class, which others share, stays as it is.
-        neuron.__dict__["simulate"] = _Fit(name, neuron, norm, rate, residual, thresholds, order)
+        neuron.__dict__["simulate"] = _Fit(network, name, neuron, norm, rate, residual, order)
     flags = {m: m.training for m in network.modules()}
     head_input: list[Tensor] = []
 
@@ -93,8 +93,6 @@ def balance(
             hook.remove()
         for k, v in network.named_buffers():
             v.copy_(frozen[k])
-    if thresholds:
-        network.config["thresholds"] = thresholds
     # Of a spiking head the last in order is its neuron: the logits are its spikes.
     if head is not None and order[-1] is head:
         _balance_head(network, head, head_input[0])
@@ -125,11 +123,11 @@ class _Fit:
     """Stands in for a neuron's ``simulate`` in one pass: finds the factor, applies it, gives its spikes."""
 
     def __init__(
-        self, name: str, neuron: Neuron, norm: NormNeuron | None, rate: float, residuals: _Residuals,
-        thresholds: dict[str, float], order: list[object],
+        self, network: Network, name: str, neuron: Neuron, norm: NormNeuron | None, rate: float,
+        residuals: _Residuals, order: list[object],
     ) -> None:  # fmt: skip
-        self.name, self.neuron, self.norm, self.rate = name, neuron, norm, rate
-        self.residuals, self.thresholds, self.order = residuals, thresholds, order
+        self.network, self.name, self.neuron, self.norm, self.rate = network, name, neuron, norm, rate
+        self.residuals, self.order = residuals, order
         self.done = False
 
     def __call__(
@@ -141,6 +139,8 @@ class _Fit:
         if not self.done:
             self.done = True
             factor = self.factor(current.detach(), T)
+            if not self.neuron.surrogate_chosen:
+                suit(self.neuron, balance_of(self.neuron, self.rate).width)
             if self.norm is not None and id(self.norm) not in self.residuals.received:
                 self.norm.weight.mul_(factor)
                 self.norm.bias.mul_(factor)
@@ -148,13 +148,9 @@ class _Fit:
                 current = current * factor
             else:
                 # All that the current is measured against: the spikes are those of ``factor`` times it.
-                self.neuron.move_threshold(self.neuron.threshold / factor)
+                _move(self.network, self.name, self.neuron, self.neuron.threshold / factor)
                 if isinstance(self.neuron, Parallel):
                     self.neuron.bias.div_(factor)
-                self.thresholds[self.name] = self.neuron.threshold
-            if not self.neuron.surrogate_chosen:
-                width = balance_of(self.neuron, self.rate).width
-                self.neuron.surrogate, self.neuron.surrogate_chosen = Surrogate("rectangle", width), True
         return simulate(self.neuron, current, state, T, membrane)
 
     def factor(self, current: Tensor, T: int) -> float:
@@ -179,6 +175,26 @@ class _Fit:
         return crossing(lambda f: rate_of(f) < rate, low, high, halvings=20) if rate > 0 else 1.0
 
 
+def suit(neuron: Neuron, width: float) -> None:
+    """Give a neuron whose user named no surrogate the rectangular one of that width."""
+    neuron.surrogate = neuron.suited = Surrogate("rectangle", width)
+    neuron.surrogate_chosen = True
+
+
+def _move(network: Network, path: str, neuron: Neuron, threshold: float) -> None:
+    """Another threshold, which the record keeps; a width that suited the old one moves along."""
+    # Currents are as large as the threshold that suits them: another part of them would lie in the old width.
+    if neuron.surrogate == neuron.suited:
+        neuron.stretch *= threshold / neuron.threshold
+        _keep(network, "stretches", path, neuron.stretch)
+    neuron.move_threshold(threshold)
+    _keep(network, "thresholds", path, threshold)
+
+
+def _keep(network: Network, key: str, path: str, value: float) -> None:
+    network.config[key] = {**network.config.get(key, {}), path: value}
+
+
 def _head(network: Network) -> nn.Linear | None:
     """The classifier: the network's own, else its last linear layer."""
     found = dict(network.named_modules()).get(network.head_path)
@@ -197,15 +213,18 @@ def _balance_head(network: Network, head: nn.Linear, x: Tensor) -> None:
     head.weight.mul_(factor / before)
     head.input_factor = factor  # type: ignore[assignment]
     path = next(name for name, m in network.named_modules() if m is head)
-    network.config["input_factors"] = {**network.config.get("input_factors", {}), path: factor}
+    _keep(network, "input_factors", path, factor)
 
 
 def restore_balance(network: nn.Module, config: Mapping[str, Any]) -> None:
-    """Thresholds and input factors that :func:`balance` found, from a network's record."""
+    """Thresholds, stretched surrogates, input factors that :func:`balance` found, from a network's record."""
     modules = dict(network.named_modules())
     for path, threshold in dict(config.get("thresholds") or {}).items():
         neuron = modules[path]
         neuron.move_threshold(threshold)  # a bias of parallel neurons is in the file
+    for path, stretch in dict(config.get("stretches") or {}).items():
+        neuron = modules[path]
+        neuron.stretch, neuron.suited = stretch, neuron.surrogate
     for path, factor in dict(config.get("input_factors") or {}).items():
         modules[path].input_factor = factor
     if isinstance(network, Network):
@@ -222,17 +241,16 @@ def take_balance(network: Network, source: Network) -> None:
     """
     theirs = dict(source.named_modules())
     alike = _threshold_option(network) == _threshold_option(source)
-    moved: dict[str, dict[str, float]] = {key: {} for key in RECORDED}
     for path, module in network.named_modules():
         other = theirs.get(path)
         if isinstance(module, Neuron) and isinstance(other, Neuron):
             if alike and other.threshold != module.threshold:
-                moved["thresholds"][path] = other.threshold
+                _move(network, path, module, other.threshold)
         elif isinstance(module, nn.Linear):
             factor = float(getattr(other, "input_factor", 1.0))
             if factor != getattr(module, "input_factor", 1.0):
-                moved["input_factors"][path] = factor
-    restore_balance(network, moved)
+                module.input_factor = factor  # type: ignore[assignment]
+                _keep(network, "input_factors", path, factor)
 
 
 def _threshold_option(network: Network) -> float | None:

@@ -126,6 +126,12 @@ class Constants:
     smooth: bool = False
     grid: Grid | None = None
     reset_by: float = 1.0
+    stretch: float = 1.0  # of the surrogate; beside it, so that layers of many widths share compiled code
+
+    @property
+    def scale(self) -> float:
+        """What one unit of ``H - threshold`` is to the surrogate."""
+        return (1.0 if self.grid is None else self.grid.unit) / self.stretch
 
     @property
     def subtracted(self) -> float:
@@ -144,11 +150,10 @@ def step(
     if c.grid is not None:
         h = c.grid.charge(v, current)
         threshold: float = c.grid.threshold
-        spike = fire(h - threshold, c.surrogate, c.smooth, c.grid.unit)
     else:
         h = decay * v + gain * current
         threshold = c.threshold
-        spike = fire(h - threshold, c.surrogate, c.smooth)
+    spike = fire(h - threshold, c.surrogate, c.smooth, c.scale)
     s = spike.detach() if c.detach_reset else spike
     if c.reset == "hard":
         # A product, not a choice by S >= 1: S may be smooth, or carry a gradient of its own (detach_reset).

@@ -197,7 +197,7 @@ def numbers(
     """A neuron's numbers as one tensor, in the order of :mod:`.kernels`; differentiable in decay and gain."""
     g = c.grid
     if g is None:
-        rest = (c.threshold, initial, 1.0, 0.0, 0.0, 1.0, c.subtracted)
+        rest = (c.threshold, initial, c.scale, 0.0, 0.0, 1.0, c.subtracted)
     else:
         # Without bits no kernel reads the two limits.
         half = 2 ** ((g.bits or 1) - 1)
@@ -205,7 +205,7 @@ def numbers(
         rest = (
             float(g.threshold),
             start,
-            g.unit,
+            c.scale,
             -float(half),
             float(half - 1),
             float(1 << g.shift),

@@ -55,6 +55,7 @@ class Plan:
     membrane: bool
     learned: bool  # decay and gain receive gradients
     at_threshold: bool = True  # a soft reset subtracts just the threshold
+    scaled: bool = False  # the surrogate reads H in units of its own
 
     @classmethod
     def of(
@@ -70,6 +71,7 @@ class Plan:
         return cls(
             T, encode, c.reset, c.surrogate, c.detach_reset, c.smooth, kind, leak_first,
             norm, channels_last, residual, membrane, learned, c.reset != "soft" or c.subtracted == threshold,
+            c.grid is not None or c.scale != 1,
         )  # fmt: skip
 
 
@@ -131,7 +133,7 @@ class _Arithmetic:
 
     def spike(self, u: Tensor, k: Tensor) -> Tensor:
         if self.p.smooth:
-            return self.p.surrogate.primitive(u if self.p.grid is None else u * k[UNIT])
+            return self.p.surrogate.primitive(u * k[UNIT] if self.p.scaled else u)
         return torch.where(u >= 0, 1.0, 0.0).to(u.dtype)
 
     def after(self, h: Tensor, u: Tensor, k: Tensor) -> Tensor:
@@ -162,7 +164,7 @@ class _Arithmetic:
         return g * k[DECAY] if self.p.grid and self.p.leak_first else g
 
     def surrogate(self, u: Tensor, k: Tensor) -> Tensor:
-        if self.p.grid is None:
+        if not self.p.scaled:
             return self.p.surrogate.derivative(u)
         return self.p.surrogate.derivative(u * k[UNIT]) * k[UNIT]
 
@@ -241,7 +243,10 @@ class Kernels:
     def __init__(self, plan: Plan) -> None:
         # Forward asks for no derivative: surrogates share its kernel unless they are fired smoothly.
         seen = plan.surrogate if plan.smooth else Surrogate()
-        self.forward = _forward(replace(plan, learned=False, detach_reset=True, surrogate=seen))
+        scaled = plan.scaled and plan.smooth
+        self.forward = _forward(
+            replace(plan, learned=False, detach_reset=True, surrogate=seen, scaled=scaled)
+        )
         self.gradients = _gradients(plan)
         self.rates = _rates(plan)
 

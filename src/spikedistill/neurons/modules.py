@@ -35,6 +35,8 @@ class Neuron(nn.Module):
     grid: Grid | None = None  # set by quantization: then current, H and V are integer codes
     recipe_type: str | None = None  # under which a recipe asked for it
     seldom: Mapping[str, Any] = {"encode": False, "reset_by": 1.0}  # left out of a record where they are so
+    suited: Surrogate | None = None  # the surrogate that a balance chose; its width is told in thresholds
+    stretch = 1.0  # what the surrogate's width is multiplied by, after the threshold that a balance moved
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -99,6 +101,7 @@ class Neuron(nn.Module):
             self.smooth,
             self.grid,
             self.reset_by,
+            self.stretch,
         )
 
     @property

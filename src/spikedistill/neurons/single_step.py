@@ -14,7 +14,6 @@ from .. import simulation
 from ..numerics import at_least_float32
 from .compilation import mode
 from .dynamics import Constants, Number
-from .surrogate import Surrogate
 from .sync import is_distributed
 
 MOST_VALUES = 1 << 17  # with more, the compiled operation's fewer passes over memory win
@@ -51,21 +50,20 @@ class _Fires(torch.autograd.Function):
     """``[u >= 0]`` for ``u = gain * x + start - threshold``, with the surrogate's gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, gain: float, start: float, threshold: float, s: Surrogate, dtype: torch.dtype
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gain: float, start: float, c: Constants, dtype: torch.dtype) -> Tensor:
         h = x if gain == 1 else x * gain
-        u = (h if start == 0 else h + start) - threshold
+        u = (h if start == 0 else h + start) - c.threshold
         ctx.save_for_backward(u)
-        ctx.gain, ctx.surrogate = gain, s
+        ctx.gain, ctx.surrogate, ctx.scale = gain, c.surrogate, c.scale
         return (u >= 0).to(dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (u,) = ctx.saved_tensors
-        g = ctx.surrogate.derivative(u).mul_(grads[0])
-        return g if ctx.gain == 1 else g.mul_(ctx.gain), None, None, None, None, None
+        g = ctx.surrogate.derivative(u if ctx.scale == 1 else u * ctx.scale).mul_(grads[0])
+        factor = ctx.gain * ctx.scale
+        return g if factor == 1 else g.mul_(factor), None, None, None, None
 
 
 def run(
@@ -84,5 +82,5 @@ def run(
             norm.num_batches_tracked += 1
     if residual is not None:
         x = x + residual
-    spikes: Tensor = _Fires.apply(x, gain, decay * initial, c.threshold, c.surrogate, dtype)
+    spikes: Tensor = _Fires.apply(x, gain, decay * initial, c, dtype)
     return spikes

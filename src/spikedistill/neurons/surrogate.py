@@ -136,7 +136,8 @@ class _Fire(torch.autograd.Function):
 def fire(u: Tensor, surrogate: Surrogate, smooth: bool = False, scale: float = 1.0) -> Tensor:
     """``[u >= 0]`` with the surrogate's gradient, or with ``smooth`` the surrogate's primitive itself.
 
-    ``scale`` is the value of one unit of ``u`` where ``u`` is an integer code (quantized membranes).
+    ``scale`` is the value of one unit of ``u``: where that is an integer code (quantized membranes), or the
+    surrogate is stretched.
     """
     if smooth:
         return surrogate.primitive(u * scale if scale != 1.0 else u)

@@ -11,10 +11,10 @@ from torch.overrides import TorchFunctionMode
 
 from ... import simulation
 from ...errors import SpikedistillError
-from ...neurons import IF, Neuron, NormNeuron, Repeat, Surrogate, build
+from ...neurons import IF, Neuron, NormNeuron, Repeat, build
 from ...neurons.event_driven import equip
 from ..balanced import balance_of, check_options
-from ..balancing import balance
+from ..balancing import balance, suit
 from ..base import Initialisation, Input, Network
 from ..graph import trace
 from .adapter import Wrapped, first_tensor, input_channels, published, statistics
@@ -142,8 +142,7 @@ def spiking(
     check_options(initialisation, firing_rate)
     if initialisation == "balanced" and not prototype.surrogate_chosen:
         # Here and not in ``balance``: the record below holds the prototype with it.
-        width = balance_of(prototype, firing_rate).width
-        prototype.surrogate, prototype.surrogate_chosen = Surrogate("rectangle", width), True
+        suit(prototype, balance_of(prototype, firing_rate).width)
     model = copy.deepcopy(model)
     notes = _prepare(model)
     example = _example(model, example, input_size)
