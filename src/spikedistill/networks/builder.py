@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ..errors import SpikedistillError
 from ..neurons import IF, LIF, QCFS, Neuron, NormNeuron, Parallel, Repeat, Surrogate, build
 from .balanced import HEAD_INPUT, Balance, attention_threshold, balance_of
-from .balancing import suit
 from .base import Network
 
 # A 3x3 max-pool over neighbours on a map, which are correlated, is one over about six independent values:
@@ -75,8 +74,10 @@ class Builder:
             self.balance = balance_of(self.prototype, network.firing_rate, residual, gain)
             self.width_chosen = neuron is None or not self.prototype.surrogate_chosen
             if self.width_chosen:
-                # balance() would else give it a plain network's width; this one knows blocks and gain.
-                suit(self.prototype, self.balance.width)
+                # balance() would else replace it by a plain network's width; this one knows blocks and gain,
+                # and is the evidence's: it stays where a threshold moves.
+                self.prototype.surrogate = Surrogate("rectangle", self.balance.width)
+                self.prototype.surrogate_chosen = True
 
     @property
     def threshold(self) -> float:
