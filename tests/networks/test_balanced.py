@@ -72,6 +72,22 @@ def test_rates_and_gradients_are_balanced(name: str, neuron: str, T: int) -> Non
     assert all(middle / 8 < g < middle * 8 for g in gradients), gradients
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("svgg11", {}), ("vgg9", {"hidden": 256}), ("resnet19", {}), ("resnet19", {"neuron": {"type": "lif"}})],
+)
+def test_hidden_linear_layers_are_balanced_by_measurement(name: str, options: dict) -> None:
+    """The form assumes small rates of a global pool: of one place, or behind max-pools, they are not."""
+    network = sd.networks.create(name, width=0.25, **options)
+    assert network.balanced_by == "data"
+    x = smooth(24, 3, 32)
+    sd.balance(network, x)  # as recipes do
+    rates, _ = measured(network, x)
+    assert all(0.08 < rate < 0.30 for rate in rates.values()), rates
+    plain = sd.networks.create(name, width=0.25, initialisation="plain", **options)
+    assert plain.balanced_by == "form"
+
+
 @pytest.mark.parametrize("name", ["vgg9", "conv6", "dvs_gesture_cnn", "spike_driven_2_256"])
 def test_a_spiking_classifier_fires(name: str) -> None:
     network = sd.networks.create(name, width=0.5, head="spiking", time_steps=4).train()

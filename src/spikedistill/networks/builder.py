@@ -191,8 +191,8 @@ class Builder:
 
         What a global pool gives are rates of a few percent, on which torch's initial weights leave that
         neuron silent; in a plain SNN they start 16 thresholds as large (ours: on digits svgg11 hardly learns
-        without). In a balanced one its bias takes back what equal rates would add, and it learns as if its
-        inputs were that much larger.
+        without). In a balanced one its bias takes back what equal rates would add, it learns as if its inputs
+        were that much larger, and recipes balance it by measurement.
         """
         out = nn.Linear(c_in, c_out)
         if self.balance is None:
@@ -200,6 +200,8 @@ class Builder:
                 with torch.no_grad():
                     out.weight.mul_(16 * self.threshold)
             return out
+        # How much is pooled depends on the images' size, and max-pools before it fire more: only data tell.
+        self.network.balanced_by = "data"
         # Rates of a pooled map differ by about half of their mean from channel to channel and image to image.
         rate, scale = self.balance.rate, self.balance.scale
         with torch.no_grad():
