@@ -46,7 +46,10 @@ def parameter_groups(
 
     Each group has ``name``, ``params``, ``lr``, ``lr_factor``, ``input_factor``, ``weight_decay``, and
     ``eps`` for Adam and AdamW. A schedule sets ``group["lr"] = rate * group["lr_factor"]``; torch's own
-    schedulers scale every group alike and keep the factors. :func:`clip_gradients` knows them too.
+    schedulers that scale every group's rate keep the factors. Where they take a rate as a number, all groups
+    would get that one: OneCycleLR takes ``max_lr=[g["lr"] for g in groups]``, CyclicLR such lists for
+    ``base_lr`` and ``max_lr``, ReduceLROnPlateau for ``min_lr``; CosineAnnealingLR keeps factors with
+    ``eta_min=0`` alone. :func:`clip_gradients` knows them too.
 
         optimizer = torch.optim.SGD(sd.parameter_groups(network, 0.1, weight_decay=5e-4), momentum=0.9)
 
