@@ -274,6 +274,22 @@ def test_files_keep_the_width_that_followed_a_threshold(tmp_path) -> None:
     }
 
 
+def test_a_loop_of_ones_own_keeps_the_balance_with_the_config(tmp_path) -> None:
+    """As docs/networks.md says."""
+    from spikedistill.networks.balancing import restore_balance
+
+    x = smooth(16, 3, 32)
+    network = sd.balance(sd.networks.create("resnet20", width=0.25), x).eval()
+    torch.save({"weights": network.state_dict(), "config": network.config}, tmp_path / "snn.pt")
+    saved = torch.load(tmp_path / "snn.pt")
+    again = sd.networks.create(saved["config"]["name"], **saved["config"]["options"]).eval()
+    again.load_state_dict(saved["weights"])
+    assert not torch.equal(again.predict(x), network.predict(x))
+    restore_balance(again, saved["config"])
+    assert torch.equal(again.predict(x), network.predict(x))
+    assert measured(again, x) == measured(network, x)
+
+
 def test_a_width_of_the_users_choice_stays() -> None:
     x = smooth(16, 3, 16)
     neuron = LIF(surrogate={"name": "rectangle", "alpha": 0.7})
