@@ -212,8 +212,12 @@ def test_one_input_left_over_is_settled_with_the_batch_before():
 
 
 def test_a_compiled_network_is_settled_before_its_first_call():
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
-    same, x = copy.deepcopy(network), torch.rand(8, 3, 6, 6)
+    ann, x = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()),
+        torch.rand(8, 3, 6, 6),
+    )
+    network = sd.spiking(nn.Sequential(ann, nn.Linear(64, 4)), 2, example=x)
+    same = copy.deepcopy(network)
     sd.settle(torch.compile(network, backend="eager"), x)
     sd.settle(same, x)
     assert all(torch.equal(a, b) for a, b in zip(network.buffers(), same.buffers(), strict=True))
