@@ -31,10 +31,10 @@ def balance(
     which are not tracked), layer by layer: a layer's current is multiplied by the factor at which it fires as
     wanted. The factor lands in the norm in front of the neuron (weight and bias), or, where the current is a
     sum or comes from no norm, in the neuron's threshold, which ``network.config`` records. Neurons without a
-    surrogate of the user's choice get the rectangular one that suits them; its width follows the threshold.
-    Last, the classifier learns as if
-    its input were as large as an ANN's (``input_factor``, see :func:`spikedistill.parameter_groups`), and its
-    weight is multiplied alike; not where a neuron reads it, whose spikes are the logits.
+    surrogate of the user's choice get the rectangular one that suits them; its width follows the threshold
+    (families have theirs from the start, and keep it). Last, the classifier learns as if its input were as
+    large as an ANN's (``input_factor``, see :func:`spikedistill.parameter_groups`), and its weight is
+    multiplied alike; not where a neuron reads it, whose spikes are the logits.
 
     ``batch``: images (N, C, H, W) or frames, as the network takes them; of several batches the first counts.
     ``firing_rate``: spikes a neuron and step (None: the network's own aim, else 0.16).
