@@ -52,8 +52,8 @@ def test_a_spikingjelly_checkpoint_is_distilled_by_a_recipe_to_four_bits_and_int
             {"name": "teacher", "network": {"name": "foreign"}, "epochs": 1},
             {"name": "student", "network": {"name": "mine"}, "teacher": "teacher", "epochs": 1,
             "objectives": distil},
-            {"name": "small", "from": "student", "teacher": "student", "quantize": {"weight_bits": 4},
-            "epochs": 1},
+            {"name": "small", "from": "student", "teacher": "student", "objectives": distil,
+            "quantize": {"weight_bits": 4}, "epochs": 1},
         ],
     }  # fmt: skip
     data = {"x_train": x, "y_train": y, "x_test": x[:16], "y_test": y[:16]}

@@ -84,7 +84,10 @@ def test_a_turned_network_has_the_same_logits_taps_and_gradients():
     for one in (network, made):
         one.train()(x).sum().backward()
     wanted = {k: p.grad for k, p in network.named_parameters() if p.grad is not None}
-    assert all(torch.equal(p.grad, wanted[k]) for k, p in made.named_parameters() if k in wanted)
+    assert {k for k, p in made.named_parameters() if p.grad is not None} == set(wanted)
+    for k, p in made.named_parameters():
+        if k in wanted:  # a stretched surrogate is described as the wider one: equal but for rounding
+            torch.testing.assert_close(p.grad, wanted[k], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [k for k in KINDS if k != "hdkd_teacher"])

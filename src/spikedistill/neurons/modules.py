@@ -140,7 +140,10 @@ class Neuron(nn.Module):
             value = self._spec_value(name)
             if name in self.seldom and value == self.seldom[name]:
                 continue
-            out[name] = {"name": value.name, "alpha": value.alpha} if isinstance(value, Surrogate) else value
+            if isinstance(value, Surrogate):
+                # Only a rectangle is stretched, whose alpha is its width.
+                value = {"name": value.name, "alpha": value.alpha * self.stretch}
+            out[name] = value
         return out
 
     def _spec_value(self, name: str) -> Any:
