@@ -140,14 +140,14 @@ class Neuron(nn.Module):
             value = self._spec_value(name)
             if name in self.seldom and value == self.seldom[name]:
                 continue
-            if isinstance(value, Surrogate):
-                # Only a rectangle is stretched, whose alpha is its width.
-                value = {"name": value.name, "alpha": value.alpha * self.stretch}
-            out[name] = value
+            out[name] = {"name": value.name, "alpha": value.alpha} if isinstance(value, Surrogate) else value
         return out
 
     def _spec_value(self, name: str) -> Any:
-        return getattr(self, name)
+        value = getattr(self, name)
+        # Only a rectangle is stretched, whose alpha is its width.
+        stretched = name == "surrogate" and self.stretch != 1
+        return Surrogate(value.name, value.alpha * self.stretch) if stretched else value
 
     def forward(self, current: Tensor) -> Tensor:
         """Current (T*N, ...) to spikes (T*N, ...); with ``encode`` from a constant current (N, ...)."""
