@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from spikedistill.networks.mean_field import normals
 from spikedistill.neurons import MaskedPSN, native
 
 # Modules and inputs are made first, then the default is another. Each result beside the plain equations'.
@@ -92,3 +93,17 @@ def test_weights_over_time_have_their_own_type() -> None:
     finally:
         torch.set_default_dtype(held)
     assert torch.equal(neuron.weight, MaskedPSN(time_steps=40, order=30).weight)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_balance_is_the_same_whatever_the_default_type(kind: torch.dtype) -> None:
+    normals.cache_clear()
+    want = normals(4, 1)
+    normals.cache_clear()
+    torch.set_default_dtype(kind)
+    try:
+        found = normals(4, 1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        normals.cache_clear()
+    assert torch.equal(found, want)

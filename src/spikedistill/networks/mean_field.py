@@ -32,9 +32,15 @@ ITERATIONS = 5
 @lru_cache(maxsize=64)
 def normals(count: int, seed: int) -> Tensor:
     """``(count, SAMPLES)`` normal samples, equally spread; the same on every call, in any random state."""
-    engine = torch.quasirandom.SobolEngine(count, scramble=True, seed=seed)
+    # The engine's points have torch's default type, and the cache would keep coarse ones for good.
+    own = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        uniform = torch.quasirandom.SobolEngine(count, scramble=True, seed=seed).draw(SAMPLES)
+    finally:
+        torch.set_default_dtype(own)
     # erfinv is infinite at both ends.
-    uniform = engine.draw(SAMPLES).double().clamp(1e-5, 1 - 1e-5)
+    uniform = uniform.double().clamp(1e-5, 1 - 1e-5)
     return (torch.erfinv(2 * uniform - 1) * math.sqrt(2)).t().contiguous()
 
 
