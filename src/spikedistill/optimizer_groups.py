@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SpikedistillError, nearest
-from .neurons import Neuron, NormNeuron
-from .neurons.parallel import Parallel
+from .neurons import Neuron, NormNeuron, Parallel
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, NormNeuron)

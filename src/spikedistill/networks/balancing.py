@@ -191,6 +191,12 @@ def _move(network: Network, path: str, neuron: Neuron, threshold: float) -> None
     _keep(network, "thresholds", path, threshold)
 
 
+def _set_input_factor(network: Network, path: str, linear: nn.Linear, factor: float) -> None:
+    """How much larger its input counts for the learning rates, which the record keeps."""
+    linear.input_factor = factor  # type: ignore[assignment]
+    _keep(network, "input_factors", path, factor)
+
+
 def _keep(network: Network, key: str, path: str, value: float) -> None:
     network.config[key] = {**network.config.get(key, {}), path: value}
 
@@ -211,9 +217,8 @@ def _balance_head(network: Network, head: nn.Linear, x: Tensor) -> None:
     factor = max(1.0, HEAD_INPUT / size) if size > 0 else before
     # A balanced start has multiplied the weight by ``before`` already.
     head.weight.mul_(factor / before)
-    head.input_factor = factor  # type: ignore[assignment]
     path = next(name for name, m in network.named_modules() if m is head)
-    _keep(network, "input_factors", path, factor)
+    _set_input_factor(network, path, head, factor)
 
 
 def restore_balance(network: nn.Module, config: Mapping[str, Any]) -> None:
@@ -249,8 +254,7 @@ def take_balance(network: Network, source: Network) -> None:
         elif isinstance(module, nn.Linear):
             factor = float(getattr(other, "input_factor", 1.0))
             if factor != getattr(module, "input_factor", 1.0):
-                module.input_factor = factor  # type: ignore[assignment]
-                _keep(network, "input_factors", path, factor)
+                _set_input_factor(network, path, module, factor)
 
 
 def _threshold_option(network: Network) -> float | None:

@@ -141,7 +141,7 @@ class Parallel(Neuron):
                 h, threshold = self.grid.charge(W, past, b), self.grid.threshold
             else:
                 h, threshold = product(W.to(wide.dtype), past, b.to(wide.dtype)), self.threshold
-            spikes = fire(h - threshold, self.surrogate, self.smooth, self.unit / self.stretch)
+            spikes = fire(h - threshold, self.surrogate, self.smooth, self.constants.scale)
         # Counted from the front: with one tap [-(taps - 1):] would be everything and not nothing.
         last = past[past.shape[0] - (self.taps - 1) :].transpose(0, 1) if streaming else wide[-1]
         return spikes.to(current.dtype), h if membrane else None, last
