@@ -27,11 +27,15 @@ from .mean_field import MOST_STEPS, MeanField, crossing, normals
 FIRING_RATE = 0.16
 # What a layer (a residual block) multiplies the gradients' variance by. Pools and strides take back what is
 # above 1 in plain networks; a residual network has as many layers behind each other as it has blocks, and
-# stays closer to 1.
+# its gradients neither grow nor shrink.
+# soft: plain networks of neurons with soft reset (VGG of 6 to 10 layers: 1.5 to 2)
+# deep: plain networks of more than ``DEEP`` layers (VGG-16; T = 1 to 16, hard and soft reset)
+# sew: branches that add spikes behind the neurons (20 to 56 layers, hard and soft reset: 1.2 to 1.5)
 # summed: branches of transformers that add spikes to a stream
 # stream: branches of transformers that add real values to one
-# soft: plain networks of neurons with soft reset (VGG and SEW networks of 6 to 56 layers: 1.5 to 2)
-PLAIN_GAIN, BLOCK_GAIN, SUMMED_GAIN, STREAM_GAIN, SOFT_GAIN = 2.0, 1.2, 1.2, 1.0, 1.75
+PLAIN_GAIN, SOFT_GAIN, DEEP_GAIN, BLOCK_GAIN = 2.0, 1.75, 2.3, 1.0
+DEEP = 10
+SEW_GAIN, SUMMED_GAIN, STREAM_GAIN = 1.5, 1.2, 1.0
 HEAD_INPUT = 0.6
 
 

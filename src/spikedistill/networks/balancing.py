@@ -9,15 +9,14 @@ from torch import Tensor, nn
 
 from .. import finite
 from ..errors import SpikedistillError
-from ..neurons import Neuron, NormNeuron, Parallel, Surrogate, eager
-from ..randomness import apart
+from ..neurons import Neuron, NormNeuron, Parallel, Surrogate
 from .balanced import FIRING_RATE, HEAD_INPUT, balance_of, check_firing_rate
 from .base import Network
+from .gradients import batch_statistics, gradient_tilt, level
 from .mean_field import crossing
 
 SAMPLES = 20_000  # neurons whose currents are looked at in each layer
 RECORDED = ("thresholds", "stretches", "input_factors")  # what ``network.config`` keeps of a balance
-_NORMS = (nn.modules.batchnorm._BatchNorm, NormNeuron)
 
 
 @torch.no_grad()
@@ -32,9 +31,10 @@ def balance(
     wanted. The factor lands in the norm in front of the neuron (weight and bias), or, where the current is a
     sum or comes from no norm, in the neuron's threshold, which ``network.config`` records. Neurons without a
     surrogate of the user's choice get the rectangular one that suits them; its width follows the threshold
-    (families have theirs from the start, and keep it). Last, the classifier learns as if its input were as
-    large as an ANN's (``input_factor``, see :func:`spikedistill.parameter_groups`), and its weight is
-    multiplied alike; not where a neuron reads it, whose spikes are the logits.
+    (families have theirs from the start, and keep it). All of these widths get one factor where gradients of
+    the first layers are 16 times larger or smaller than those of the last. The classifier learns as if its
+    input were as large as an ANN's (``input_factor``, see :func:`spikedistill.parameter_groups`), and its
+    weight is multiplied alike; not where a neuron reads it, whose spikes are the logits.
 
     ``batch``: images (N, C, H, W) or frames, as the network takes them; of several batches the first counts.
     ``firing_rate``: spikes a neuron and step (None: the network's own aim, else 0.16).
@@ -64,7 +64,6 @@ def balance(
         norm = owners.get(id(neuron))
         # On the instance: its class, which others share, stays as it is.
         neuron.__dict__["simulate"] = _Fit(network, name, neuron, norm, rate, residual, order)
-    flags = {m: m.training for m in network.modules()}
     head_input: list[Tensor] = []
 
     def seen(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -72,30 +71,20 @@ def balance(
         order.append(head)
 
     hook = None if head is None else head.register_forward_pre_hook(seen)
-    # Norms in training mode move their running statistics; they are put back.
-    frozen = {k: v.clone() for k, v in network.named_buffers()}
     try:
-        network.eval()
-        for module in network.modules():
-            # A fresh network's running statistics are 0 and 1. Norms alone: dropout would blur rates.
-            if isinstance(module, _NORMS):
-                module.train()
         # Eager: the fused arithmetic would pass ``simulate`` by.
-        with eager(), apart():
+        with batch_statistics(network):
             network(x)
     finally:
-        for module, flag in flags.items():
-            module.training = flag
         for neuron in neurons.values():
             neuron.__dict__.pop("simulate", None)
         residual.remove()
         if hook is not None:
             hook.remove()
-        for k, v in network.named_buffers():
-            v.copy_(frozen[k])
     # Of a spiking head the last in order is its neuron: the logits are its spikes.
     if head is not None and order[-1] is head:
         _balance_head(network, head, head_input[0])
+    _balance_widths(network, x)
     return network
 
 
@@ -199,6 +188,29 @@ def _set_input_factor(network: Network, path: str, linear: nn.Linear, factor: fl
 
 def _keep(network: Network, key: str, path: str, value: float) -> None:
     network.config[key] = {**network.config.get(key, {}), path: value}
+
+
+def _balance_widths(network: Network, x: Tensor) -> None:
+    """One factor on all widths that suit their neurons, where the first layers' gradients ask for it."""
+    suited = {
+        name: m
+        for name, m in network.named_modules()
+        if isinstance(m, Neuron) and m.suited is not None and m.surrogate == m.suited
+    }
+    if not suited:
+        return
+    before = {name: m.stretch for name, m in suited.items()}
+
+    def tilt(factor: float) -> float:
+        for name, neuron in suited.items():
+            neuron.stretch = before[name] * factor
+        return gradient_tilt(network, x)
+
+    factor = level(tilt)
+    for name, neuron in suited.items():
+        neuron.stretch = before[name] * factor
+        if factor != 1:
+            _keep(network, "stretches", name, neuron.stretch)
 
 
 def _head(network: Network) -> nn.Linear | None:

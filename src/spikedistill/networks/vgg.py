@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import SpikedistillError
 from ..neurons import LIF, Neuron
+from .balanced import DEEP, DEEP_GAIN
 from .base import Common, Network, NeuronChoice
 from .builder import Builder, initialise, scaled, usual_neuron
 
@@ -66,7 +67,8 @@ class VGG(Network):
             raise SpikedistillError(f"pools must be a whole number from 0, found {pools!r}")
         if pools is not None and pools > (most := layers.count("M")):
             raise SpikedistillError(f"pools must be at most {most}, so many has this network; found {pools}")
-        make = Builder(self, neuron, default or usual_neuron(head))
+        deep = sum(layer != "M" for layer in layers) > DEEP
+        make = Builder(self, neuron, default or usual_neuron(head), gain=DEEP_GAIN if deep else None)
         blocks: list[nn.Module] = []
         stages: list[list[nn.Module]] = [[]]
         c, pooled = self.in_channels, 0
