@@ -75,10 +75,14 @@ class Way:
     rate_based: bool = False
     fewer: dict[int, int] = field(default_factory=dict)  # time steps: the first epochs that have so many
 
-    @property
-    def row(self) -> str:
+    def from_rates(self, steps: int) -> bool:
+        """Whether an epoch of so many time steps learns from rates: of one step there is no average."""
+        return self.rate_based and steps > 1
+
+    def row(self, steps: int) -> str:
         """Of ``step.py``, in the precision of this way on this machine."""
-        return self.step + " bf16" * (self.half and cpu_bf16_units() is not None)
+        step = "ours fused, once" if self.rate_based and steps == 1 else self.step
+        return step + " bf16" * (self.half and cpu_bf16_units() is not None)
 
     def steps(self, epoch: int) -> int:
         """Time steps of an epoch, counted from 0."""
@@ -109,7 +113,7 @@ def leaky() -> Neuron:
 
 WAYS = {
     "ours": Way("ours fused, once", 12, fewer={1: 3, 2: 5}),  # a third of the epochs at all four steps
-    "ours, rate-based": Way("ours rate-based, once", 9, rate_based=True, fewer={2: 4}),
+    "ours, rate-based": Way("ours rate-based, once", 10, rate_based=True, fewer={1: 4, 2: 4}),
     "ours, taught": Way("ours, taught, once", 9, teacher=True, fewer={1: 2, 2: 4}),
     "ours, four steps throughout": Way("ours fused, once", 10),
     "SpikingJelly, users": Way(
@@ -222,7 +226,7 @@ def curve(name: str, data: dict[str, Tensor], teacher: nn.Module | None, state: 
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 loss = (
                     learning(images, y[picked]).total
-                    if learning is not network
+                    if way.teacher or way.from_rates(network.time_steps)
                     else way.loss(network(images).float(), y[picked])
                 )
             chosen.zero_grad()
@@ -261,15 +265,15 @@ def epochs(way: Way, images: int = 50_000) -> list[float]:
         T: json.loads((STEPS if T == TIME_STEPS else STEPS.with_name(f"{STEPS.stem}-T{T}.json")).read_text())
         for T in {TIME_STEPS, *way.fewer}
     }
-    missing = [T for T in {*map(way.steps, range(way.epochs))} if way.row not in rows[T]["rows"]]
+    missing = [T for T in {*map(way.steps, range(way.epochs))} if way.row(T) not in rows[T]["rows"]]
     if missing:
         raise SystemExit(
-            f"{way.row!r} was not timed at T = {missing[0]}; first, on an idle machine: python "
+            f"{way.row(missing[0])!r} was not timed at T = {missing[0]}; first, on an idle machine: python "
             "benchmarks/all.py --only N128 --again"
         )
     return [
-        rows[way.steps(epoch)]["rows"][way.row]["median_ms"] / 1e3 * (images // BATCH)
-        for epoch in range(way.epochs)
+        rows[T]["rows"][way.row(T)]["median_ms"] / 1e3 * (images // BATCH)
+        for T in map(way.steps, range(way.epochs))
     ]
 
 
