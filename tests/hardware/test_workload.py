@@ -207,6 +207,33 @@ def test_interpolation_is_listed_and_repetition_is_a_move(mode: str) -> None:
     assert len(operations.count(found).unpriced) == len(others)
 
 
+class Same(Network):
+    """Even kernels that keep the map's size: their far sides are padded by one more."""
+
+    def __init__(self) -> None:
+        super().__init__(num_classes=3, in_channels=2, time_steps=2)
+        self.conv, self.neuron = nn.Conv2d(2, 4, (2, 3), padding="same"), IF(threshold=0.1, encode=True)
+        self.second = nn.Conv2d(4, 4, (4, 2), padding="same", dilation=(1, 3))
+        self.head = nn.Linear(4 * 6 * 5, 3)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.neuron(self.conv(x))).flatten(1))
+
+
+def test_an_even_kernel_that_keeps_the_size_is_counted_at_every_place() -> None:
+    named = by_name(layers(Same().eval(), torch.rand(2, 2, 6, 5)))
+    for name, rows, columns in (("conv", (2, 0), (3, 1)), ("second", (4, 1), (2, 1))):
+        layer = named[name]
+        assert layer.positions == layer.out_size == (6, 5)
+        assert layer.macs == 6 * 5 * layer.weights
+        dilation = layer.dilation[1]
+        pairs = [
+            sum(0 <= o + k * d - before < n for o in range(n) for k in range(kernel))
+            for n, d, (kernel, before) in ((6, 1, rows), (5, dilation, columns))
+        ]
+        assert layer.connections == pairs[0] * pairs[1] * layer.in_channels * layer.out_channels
+
+
 def test_what_is_not_supported_is_listed() -> None:
     class Odd(Plain):
         def body(self, x: Tensor) -> Tensor:

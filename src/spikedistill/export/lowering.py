@@ -130,7 +130,7 @@ class GraphBuilder:
         if m.padding_mode != "zeros":
             raise _Refused(f"padding_mode={m.padding_mode!r}; formats know zeros only")
         padding, dilation = node.settings["padding"], node.settings["dilation"]
-        if m.padding == "same" and any(d * (k - 1) % 2 for d, k in zip(dilation, m.kernel_size)):
+        if any(node.settings["far_padding"]):
             raise _Refused("padding='same' with an even kernel pads one side more; formats pad both alike")
         weight, bias = self.weights(m)
         weight, padding = _square(_dense(weight, m.groups), padding, dilation)

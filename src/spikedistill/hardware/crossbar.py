@@ -120,15 +120,10 @@ def _of_layer(coded: CodedLayer, config: Config, x: Tensor, codes: Tensor) -> Te
         return out.view(*x.shape[:-1], -1)
     one_dimensional = isinstance(layer, nn.Conv1d)
     maps, kernel = (x.unsqueeze(2), codes.unsqueeze(2)) if one_dimensional else (x, codes)
-    pads = layer.padding
-    if isinstance(pads, str):
-        pads = tuple(
-            d * (k - 1) // 2 if pads == "same" else 0 for k, d in zip(layer.kernel_size, layer.dilation)
-        )
     fill = (1, 0, 1) if one_dimensional else ()
     stride, padding, dilation = (
         (fill[i], value[0]) if fill else tuple(value)
-        for i, value in enumerate((layer.stride, pads, layer.dilation))
+        for i, value in enumerate((layer.stride, layer.padding, layer.dilation))
     )
     out = accumulate(maps, kernel, bits, config, coded.bound_in, stride, padding, dilation, layer.groups)
     return out.squeeze(2) if one_dimensional else out

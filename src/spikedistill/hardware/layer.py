@@ -64,17 +64,18 @@ class Layer:
     """One layer: geometry, precision, kind of input, measured activity (per image), its place in the graph.
 
     ``in_size`` and ``out_size`` are (H, W); ``out_size`` may be a size after pooling, which `positions`
-    ignores. ``executions``: runs per inference, T or, where the input never changes, 1. ``input_bits``: bits
-    of a real input value; ``input_max``: largest value of a small-integer input. ``spikes_in``: sum of the
-    input's values, ``nonzero_in`` the number of values that are not 0, ``spikes_out`` the spikes of the layer
-    (of its ``neuron``), None where not measured. ``neuron``: the neuron that the layer feeds one to one, when
-    it is no layer of its own. ``inputs``: names of the layers that feed this one; ``shortcut``: on a residual
-    branch; ``operator``: class or function that it was read from. ``accumulator_bits``: of the sums that a
-    weight layer makes (or a norm reads), ``potential_bits``: of the charged membrane H that a neuron compares
-    (or a weight layer charges), as measured in the integer network; None where there is none.
-    ``norm_stored_bits``: of a norm's two values a channel as they are kept, beside the layer's bias.
-    ``norm_folded``: of a norm its offset alone is added, what it multiplies by is in the weights. 32 bits
-    mean floating point.
+    ignores. ``far_padding``: rows and columns that the far sides have beyond ``padding``, as those of an
+    even kernel with padding `same`. ``executions``: runs per inference, T or, where the input never
+    changes, 1. ``input_bits``: bits of a real input value; ``input_max``: largest value of a
+    small-integer input. ``spikes_in``: sum of the input's values, ``nonzero_in`` the number of values
+    that are not 0, ``spikes_out`` the spikes of the layer (of its ``neuron``), None where not measured.
+    ``neuron``: the neuron that the layer feeds one to one, when it is no layer of its own. ``inputs``:
+    names of the layers that feed this one; ``shortcut``: on a residual branch; ``operator``: class or
+    function that it was read from. ``accumulator_bits``: of the sums that a weight layer makes (or a norm
+    reads), ``potential_bits``: of the charged membrane H that a neuron compares (or a weight layer
+    charges), as measured in the integer network; None where there is none. ``norm_stored_bits``: of a
+    norm's two values a channel as they are kept, beside the layer's bias. ``norm_folded``: of a norm its
+    offset alone is added, what it multiplies by is in the weights. 32 bits mean floating point.
 
     Of a neuron with weights over time and no membrane (`past`): ``terms``, products in one H, averaged over
     steps (0: it has a membrane); ``temporal_weights``, how many weights, of ``weight_bits``; ``kept_steps``
@@ -90,6 +91,7 @@ class Layer:
     kernel_size: Pair = (1, 1)
     stride: Pair = (1, 1)
     padding: Pair | None = None
+    far_padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     groups: int = 1
     in_size: Pair = (1, 1)
@@ -133,6 +135,7 @@ class Layer:
             "kernel_size": (self.kernel_size, 1, LARGEST_KERNEL),
             "stride": (self.stride, 1, LARGEST),
             "padding": (self.padding or (0,), 0, LARGEST_KERNEL),
+            "far_padding": (self.far_padding, 0, LARGEST_KERNEL),
             "dilation": (self.dilation, 1, LARGEST),
             "groups": ((self.groups,), 1, LARGEST),
             "in_size": (self.in_size, 1, LARGEST),
@@ -209,8 +212,8 @@ class Layer:
         """Output positions (H, W) that the layer itself computes, before any pooling."""
         if self.kind not in ("conv", "pool"):
             return self.in_size
-        axes = zip(self.in_size, self.kernel_size, self.stride, self.pads, self.dilation)
-        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)  # type: ignore[return-value]
+        axes = zip(self.in_size, self.kernel_size, self.stride, self.pads, self.far_padding, self.dilation)
+        return tuple((n + 2 * p + far - d * (k - 1) - 1) // s + 1 for n, k, s, p, far, d in axes)
 
     @property
     def typed_size(self) -> tuple[int, int]:

@@ -109,7 +109,7 @@ def _events(layer: Layer, module: Any, x: Tensor, images: int) -> Events:
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     x = F.pad(x, module._reversed_padding_repeated_twice, mode)
     x = x.unsqueeze(2) if x.dim() == 3 else x
-    return measure(replace(layer, in_size=_hw(x.shape), padding=(0, 0)), x, images)
+    return measure(replace(layer, in_size=_hw(x.shape), padding=(0, 0), far_padding=(0, 0)), x, images)
 
 
 def _placed(node: Node) -> bool:
@@ -243,6 +243,7 @@ class _Reader:
                 "kernel_size": _two(node.settings["kernel"], 1),
                 "stride": _two(node.settings["stride"], 1),
                 "padding": _two(node.settings["padding"], 0),
+                "far_padding": _two(node.settings["far_padding"], 0),
                 "dilation": _two(node.settings["dilation"], 1),
                 "groups": module.groups,
                 "in_size": _hw(shape),

@@ -227,10 +227,12 @@ def _axes(value: Any, node: Node) -> tuple[int, ...]:
 def _conv(node: Node, given: dict[str, Any]) -> dict[str, Any]:
     found = {"kernel": given["kernel_size"], "stride": given["stride"], "dilation": given["dilation"]}
     padding = given["padding"]
-    if isinstance(padding, str):  # of an even kernel one side gets more; this is the other's
-        spans = zip(found["kernel"], found["dilation"])
-        padding = [d * (k - 1) // 2 if padding == "same" else 0 for k, d in spans]
-    return {**found, "padding": tuple(padding)}
+    far = [0 for _ in found["kernel"]]
+    if isinstance(padding, str):
+        # Of an even kernel the far side gets one more.
+        spans = [d * (k - 1) if padding == "same" else 0 for k, d in zip(found["kernel"], found["dilation"])]
+        padding, far = [span // 2 for span in spans], [span % 2 for span in spans]
+    return {**found, "padding": tuple(padding), "far_padding": tuple(far)}
 
 
 def _pool(node: Node, given: dict[str, Any]) -> dict[str, Any]:
