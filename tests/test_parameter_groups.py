@@ -136,3 +136,12 @@ def test_weights_over_time_do_not_run_away_under_a_large_loss(kind: str) -> None
 def test_an_unknown_optimizer_is_named() -> None:
     with pytest.raises(sd.SpikedistillError, match=r"unknown optimizer 'adamv'.*adamw"):
         sd.parameter_groups(nn.Linear(2, 2), 0.1, optimizer="adamv")
+
+
+def test_a_reparametrised_classifier_is_named(caplog) -> None:
+    """weight_norm makes the weight of two parameters: no exact rate is left, and none is lost in silence."""
+    network = sd.networks.create("conv6", width=0.25)
+    nn.utils.parametrizations.weight_norm(network.get_submodule(network.head_path))
+    groups = sd.parameter_groups(network, 0.1)
+    assert network.head_path not in {group["name"] for group in groups}
+    assert [r.getMessage() for r in caplog.records if r.getMessage().startswith(f"{network.head_path}: ")]

@@ -1,5 +1,6 @@
 """Parameter groups of an optimizer: what is decayed, and what learns at a rate of its own."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from .errors import SpikedistillError, nearest
 from .neurons import Neuron, NormNeuron, Parallel
 
+log = logging.getLogger("spikedistill")
 OptimizerName = Literal["sgd", "adam", "adamw"]
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, NormNeuron)
 LEARNED_SCALES = ("weight_scale", "membrane_unit")  # a quantized network's parameters that are no weights
@@ -107,6 +109,13 @@ def _named(network: nn.Module, apart: bool) -> Iterator[tuple[str, nn.Parameter,
     seen: set[int] = set()
     for path, module in network.named_modules():
         factor = float(getattr(module, "input_factor", 1.0))
+        if factor != 1 and "weight" not in dict(module.named_parameters(recurse=False)):
+            log.warning(
+                "%s: its weight is made of other parameters (weight_norm and its kind); they learn at the "
+                "plain rate, not as if the layer's input were %.3g times larger, as a balanced start has it",
+                path,
+                factor,
+            )
         for key, parameter in module.named_parameters(recurse=False):
             # A shared weight has two paths; in two groups torch refuses it.
             if id(parameter) in seen or not parameter.requires_grad:

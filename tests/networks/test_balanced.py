@@ -414,3 +414,17 @@ def test_spiking_classifiers_come_with_lif() -> None:
     for name in ("vgg5", "resnet20"):
         assert sd.networks.create(name, head="spiking").neuron_spec["type"] == "lif"
         assert sd.networks.create(name).neuron_spec["type"] == "if"
+
+
+class ChannelLIF(LIF):
+    @property
+    def decay(self):
+        return torch.full((64, 1, 1), 0.5)
+
+
+def test_a_decay_for_each_channel_is_refused_by_name() -> None:
+    with pytest.raises(sd.SpikedistillError, match=r"ChannelLIF.decay has 64 values.*initialisation: plain"):
+        sd.networks.create("conv6", neuron=ChannelLIF())
+    network = sd.networks.create("conv6", neuron=ChannelLIF(), initialisation="plain")
+    with pytest.raises(sd.SpikedistillError, match="64 values"):
+        sd.balance(network, torch.rand(2, 3, 32, 32))

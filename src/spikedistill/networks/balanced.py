@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from ..errors import SpikedistillError
 from ..neurons import Neuron, build
@@ -58,6 +59,7 @@ def balance_of(
     neuron: Neuron, rate: float | None = None, residual: bool = False, gain: float | None = None
 ) -> Balance:
     """Balance of a network of such neurons at ``time_steps``; ``rate``, ``gain``: None for the default."""
+    check_neuron(neuron)
     gain = gain or (BLOCK_GAIN if residual else SOFT_GAIN if neuron.reset == "soft" else PLAIN_GAIN)
     if neuron.rebuilds:
         # Cached by what the neuron is: modules equal only themselves, and each site has its own.
@@ -114,6 +116,17 @@ def attention_threshold(neuron: Neuron, rate: float, mean: float) -> float:
     probe = copy.deepcopy(neuron)
     probe.time_steps = min(neuron.time_steps, MOST_STEPS)
     return _threshold_of(probe, rate, mean, 0.6 * mean)
+
+
+def check_neuron(neuron: Neuron) -> None:
+    """Refuse a neuron of the user's with a decay or gain for each channel: layers differ in their number."""
+    for name in ("decay", "gain"):
+        value = getattr(neuron, name)
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise SpikedistillError(
+                f"{type(neuron).__name__}.{name} has {value.numel()} values; a balanced start is found for "
+                "neurons with one: set initialisation: plain"
+            )
 
 
 def check_firing_rate(firing_rate: float | None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import finite
 from ..errors import SpikedistillError
 from ..neurons import Neuron, NormNeuron, Parallel, Surrogate
-from .balanced import FIRING_RATE, HEAD_INPUT, balance_of, check_firing_rate
+from .balanced import FIRING_RATE, HEAD_INPUT, balance_of, check_firing_rate, check_neuron
 from .base import Network
 from .gradients import batch_statistics, gradient_tilt, level
 from .mean_field import crossing
@@ -38,8 +38,8 @@ def balance(
 
     ``batch``: images (N, C, H, W) or frames, as the network takes them; of several batches the first counts.
     ``firing_rate``: spikes a neuron and step (None: the network's own aim, else 0.16).
-    Raises :class:`SpikedistillError` for a network without neurons, a rate outside of 0 to 0.5, and a batch
-    that is empty or holds NaN.
+    Raises :class:`SpikedistillError` for a network without neurons, neurons with a decay for each channel, a
+    rate outside of 0 to 0.5, and a batch that is empty or holds NaN.
     """
     check_firing_rate(firing_rate)
     rate = firing_rate or getattr(network, "firing_rate", None) or FIRING_RATE
@@ -57,6 +57,8 @@ def balance(
     neurons = {name: m for name, m in network.named_modules() if isinstance(m, Neuron)}
     if not neurons:
         raise SpikedistillError("this network has no neurons to balance; an ANN needs no balance")
+    for neuron in neurons.values():
+        check_neuron(neuron)
     residual = _Residuals(network)
     head = _head(network)
     order: list[object] = []  # neurons and the classifier, as they are called
