@@ -12,7 +12,7 @@ from ..neurons import NormNeuron, eager
 from ..randomness import apart
 from .base import Network
 
-SAMPLES = 16
+SAMPLES, VALUES = 16, 2**18  # at most as many, of that many values over all steps: a graph is kept of them
 TILT = math.log(16)  # what the first layers may have beyond the last ones, or lack
 RANGE = math.log(8)  # of the factor on all widths
 HALVINGS = 6
@@ -48,17 +48,21 @@ def gradient_tilt(network: Network, x: Tensor) -> float:
     """Logarithm of |w| |gradient| at the first layer over that at the last, by a line through all layers'.
 
     Of convolutions and linear layers that learn, in the order in which the network holds them; for equally
-    likely labels on ``x``. 0 with fewer than three of them.
+    likely labels on ``x``. 0 with fewer than three of them, infinite where they overflow.
     """
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m.weight.requires_grad]
     weights = [m.weight for m in layers]
     if len(weights) < 3:
         return 0.0
+    steps = (network.time_steps or 1) if network.input == "image" else 1
+    samples = max(2, min(SAMPLES, VALUES // (x[0].numel() * steps)))
     with torch.enable_grad(), batch_statistics(network):
-        logits = network.predict(x[:SAMPLES])
+        logits = network.predict(x[:samples])
         loss = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device) % logits.shape[1])
         found = torch.autograd.grad(loss, weights, allow_unused=True)
     sizes = [float(w.norm() * g.norm()) for w, g in zip(weights, found, strict=True) if g is not None]
+    if not all(map(math.isfinite, sizes)):
+        return math.inf
     logarithms = torch.tensor([math.log(max(size, 1e-30)) for size in sizes], dtype=torch.float64)
     places = torch.linspace(-0.5, 0.5, len(sizes), dtype=torch.float64)
     return -float((places * logarithms).sum() / places.square().sum())
