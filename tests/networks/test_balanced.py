@@ -9,10 +9,8 @@ from torch.nn import functional as F
 
 import spikedistill as sd
 from spikedistill import taps
-from spikedistill.networks import balanced
-from spikedistill.networks.balanced import FIRING_RATE, balance_of
-from spikedistill.networks.mean_field import MeanField
-from spikedistill.neurons import IF, LIF, Neuron, NormNeuron
+from spikedistill.networks.balanced import FIRING_RATE
+from spikedistill.neurons import LIF, Neuron, NormNeuron
 
 NEURONS = {
     "if": {"type": "if"},
@@ -189,25 +187,6 @@ def test_a_plain_start_is_what_balance_cures() -> None:
     assert gradients[0] < gradients[-1] / 3
 
 
-def test_the_model_of_one_step_is_the_normal_distribution() -> None:
-    """T = 1, gain 1: rate P(s z >= threshold); a surrogate of width w: E[sigma'^2] = P(|u| < w/2) / w^2."""
-    normal = torch.distributions.Normal(0.0, 1.0)
-    found = MeanField(IF(time_steps=1), 0.16)
-    assert found.scale == pytest.approx(1 / float(normal.icdf(torch.tensor(0.84))), rel=0.01)
-    s, w = found.scale, 1.5
-    inside = float(normal.cdf(torch.tensor((1 + w / 2) / s)) - normal.cdf(torch.tensor((1 - w / 2) / s)))
-    assert found.gain(w) == pytest.approx(s**2 * inside / w**2 / (0.16 * 0.84), rel=0.06)
-
-
-def test_units_do_not_matter() -> None:
-    """A neuron of half the threshold needs half the current and half the width."""
-    one, half = balance_of(LIF(decay=0.5)), balance_of(LIF(decay=0.5, threshold=0.5))
-    assert half.scale == pytest.approx(one.scale / 2, rel=0.02)
-    assert half.width == pytest.approx(one.width / 2, rel=0.02)
-    quarter = balance_of(LIF(decay=0.5, gain=0.25))
-    assert quarter.scale == pytest.approx(4 * one.scale, rel=0.02)
-
-
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.25])
 def test_the_rate_is_aimed_at(rate: float) -> None:
     rates, _ = measured(sd.networks.create("vgg9", width=0.25, firing_rate=rate), smooth(24, 3, 32))
@@ -341,23 +320,6 @@ def test_balance_leaves_statistics_and_flags_alone() -> None:
     assert all(torch.equal(v, buffers[k]) for k, v in network.named_buffers())
     assert all(m.training for m in network.modules())
     assert not any("simulate" in m.__dict__ for m in network.modules())
-
-
-def test_the_models_draws_leave_every_generator_alone(monkeypatch) -> None:
-    seeded: list[int] = []
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
-    torch.manual_seed(7)
-    state = torch.get_rng_state()
-    for cached in (balanced._balance, balanced._threshold):
-        cached.cache_clear()
-    neuron = sd.neurons.PSN(time_steps=3)  # its weights are drawn
-    torch.set_rng_state(state)
-    found = balance_of(neuron, 0.15)
-    assert seeded == [7]
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(8)
-    balanced._balance.cache_clear()
-    assert balance_of(neuron, 0.15) == found
 
 
 def test_an_ann_needs_no_balance() -> None:

@@ -13,8 +13,10 @@ Two forms of network are told apart: ``plain`` (also SEW and pre-activation netw
 gradients past the neurons) and ``residual``, in which a block's last neuron also receives the spikes that
 entered the block. There a covariance says too little: a neuron whose current is near its threshold in one
 block is near it in the next, because the same spikes arrive. So samples keep their place over a chain of
-blocks, forward and back, and what a random convolution mixes enters as noise of the right covariance. Within
-two fifths of its logarithm the growth is that measured in networks of 56 layers on images.
+blocks, forward and back, and what a random convolution mixes enters as noise of the right covariance.
+Measured in networks of 56 layers on images, a block's growth is within 7 % of the model's at T = 4, up to a
+sixth larger at T = 1, and larger still at T = 16 without leak, where they are not balanced within a factor of
+8.
 """
 
 import copy
@@ -58,8 +60,8 @@ def root(covariance: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt()
 
 
-def _covariance(g: Tensor) -> Tensor:
-    """Over time, of (T, SAMPLES) gradients, which are centred."""
+def moments(g: Tensor) -> Tensor:
+    """Covariance over time of (T, SAMPLES) gradients, which are centred."""
     return g @ g.t() / SAMPLES
 
 
@@ -177,7 +179,7 @@ class MeanField:
         growth = 1.0
         for _ in range(ITERATIONS):
             g = self._back(self.current, self._noise(scaled(G), torch.Generator().manual_seed(0)))
-            G = self.scale**2 / self.variance * _covariance(g)
+            G = self.scale**2 / self.variance * moments(g)
             growth = float(G.diagonal().mean())
         return growth
 
@@ -187,9 +189,9 @@ class MeanField:
         sizes = [float(g.square().mean())]
         for second in reversed(self.seconds):
             past = self._back(second, g)
-            branch = self._noise(self.scale**2 / self.variance_a * _covariance(past), generator)
+            branch = self._noise(self.scale**2 / self.variance_a * moments(past), generator)
             branch = self._back(self.current, branch)
-            g = past + self._noise(self.scale**2 / self.variance_b * _covariance(branch), generator)
+            g = past + self._noise(self.scale**2 / self.variance_b * moments(branch), generator)
             sizes.append(float(g.square().mean()))
         settled = (sizes[-1] / max(sizes[SETTLED], 1e-300)) ** (1 / (BLOCKS - SETTLED))
         early = (sizes[EARLY] / sizes[0] / EARLY_GROWTH) ** (1 / EARLY)
