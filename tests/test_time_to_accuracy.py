@@ -31,7 +31,7 @@ def told(tmp_path, monkeypatch):
     def minutes(curves, **by_steps):
         for name, epoch in by_steps.items():
             step = {"median_ms": 1e3 * epoch * 60 / 390}
-            rows = {way.row: step for way in time_to_accuracy.WAYS.values()}
+            rows = {way.row(4): step for way in time_to_accuracy.WAYS.values()}
             path = tmp_path / f"steps{'' if name == 'T4' else f'-{name}'}.json"
             path.write_text(time_to_accuracy.json.dumps({"rows": rows}))
         (tmp_path / "curves.json").write_text(time_to_accuracy.json.dumps({"curves": curves}))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .training.calibration import settle
     from .training.comparison import compare
     from .training.run import Run, train
-    from .training.store import load
+    from .training.store import load, save
 
 __version__ = "0.1.0"
 
@@ -62,6 +62,7 @@ _LATER = {
     "Run": "training.run",
     "train": "training.run",
     "load": "training.store",
+    "save": "training.store",
 }
 
 
@@ -124,6 +125,7 @@ __all__ = [
     "objectives",
     "parameter_groups",
     "quantize",
+    "save",
     "settle",
     "spiking",
     "time_steps",

@@ -17,6 +17,7 @@ from ..networks.balancing import restore_balance
 from ..networks.base import Network
 from ..networks.interpreter import network_of
 from ..networks.own import Own, make, mark, own_of
+from ..quantization import IntegerNetwork
 from ..reading import read_json as read_plain
 from . import records, standalone
 from .checkpoint import fill, read_json, read_tensors, sealed
@@ -76,6 +77,40 @@ def save_network(
     # Sealed with the checksums of weights and graph inside: one file vouches for the whole network.
     contents["config.json"] = sealed(config)
     replace_folder(folder, contents)
+
+
+def save(network: nn.Module, folder: "str | Path") -> None:
+    """Write a network of a loop of your own into a folder, from which :func:`load` makes it again.
+
+    Weights, statistics, and what no ``state_dict`` holds: the options it was created with, the thresholds,
+    widths and input factors of its balance, its time steps, bits of a quantized network. A folder that holds
+    a network is replaced, in one exchange. A module that the library has not made is loaded into an instance
+    of its class: ``sd.load(folder, network=...)``.
+
+    Raises :class:`SpikedistillError` for a folder that holds something else, an integer network (save the
+    quantized one that it is made of), and NaN.
+    """
+    folder = Path(folder)
+    if isinstance(network, IntegerNetwork):
+        raise SpikedistillError(
+            "an integer network is not saved: save the quantized one, of which sd.to_integer makes it"
+        )
+    if folder.exists() and not _replaceable(folder):
+        raise SpikedistillError(f"{folder} holds something else than a network; name another folder")
+    name = getattr(network, "config", {}).get("name") or type(network).__name__
+    save_network(
+        folder, network, {}, f"# {name}\n\n`spikedistill.load(FOLDER)` makes the network of this folder.\n"
+    )
+
+
+def _replaceable(folder: Path) -> bool:
+    """Whether nothing but a network's folder, or an empty one, would be lost."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return folder.is_dir()
+    try:
+        return "spikedistill" in str(read_json(folder / "config.json").get("library"))
+    except SpikedistillError:
+        return False
 
 
 def description(network: nn.Module) -> dict[str, Any]:
