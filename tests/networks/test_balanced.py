@@ -32,6 +32,7 @@ CASES = [
     ("spike_driven_2_256", "lif", 4), ("spike_driven_2_256", "small", 1), ("qkformer_4_384", "lif", 4),
     ("resnet56", "small", 1), ("resnet56", "counting", 1), ("resnet56", "if", 8), ("resnet20", "if soft", 16),
     ("sew_resnet56", "if", 1), ("sew_resnet56", "small", 4), ("ms_resnet50", "lif", 4),
+    ("vgg16", "if soft", 16),
 ]  # fmt: skip
 
 
@@ -264,6 +265,23 @@ def test_gradients_reach_all_layers_of_a_deep_network_without_pools(neuron: str,
     assert all(p.grad is not None for p in network.parameters())  # of ``measured``; a balance leaves none
     other = sd.spiking(model, neuron=NEURONS[neuron], time_steps=T, example=x)
     assert all(p.grad is None for p in other.parameters())
+
+
+def test_a_familys_widths_are_levelled_by_data() -> None:
+    """QKFormer at T = 1 with neurons of threshold 0.5: 40-fold as created."""
+    torch.manual_seed(0)
+    x = smooth(12, 3, 32)
+    network = sd.networks.create("qkformer_4_384", width=0.25, time_steps=1, neuron=NEURONS["small"])
+    sd.balance(network, x)
+    _, gradients = measured(network, x)
+    middle = math.exp(sum(math.log(g) for g in gradients) / len(gradients))
+    assert all(middle / 8 < g < middle * 8 for g in gradients), gradients
+    chosen = sd.networks.create(
+        "qkformer_4_384", width=0.25, time_steps=1,
+        neuron={**NEURONS["small"], "surrogate": {"name": "rectangle", "alpha": 0.4}},
+    )  # fmt: skip
+    sd.balance(chosen, x)
+    assert {m.stretch for m in chosen.modules() if isinstance(m, Neuron)} == {1.0}
 
 
 def test_files_keep_the_width_that_followed_a_threshold(tmp_path) -> None:

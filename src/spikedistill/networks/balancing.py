@@ -31,10 +31,11 @@ def balance(
     wanted. The factor lands in the norm in front of the neuron (weight and bias), or, where the current is a
     sum or comes from no norm, in the neuron's threshold, which ``network.config`` records. Neurons without a
     surrogate of the user's choice get the rectangular one that suits them; its width follows the threshold
-    (families have theirs from the start, and keep it). All of these widths get one factor where gradients of
-    the first layers are 16 times larger or smaller than those of the last. The classifier learns as if its
-    input were as large as an ANN's (``input_factor``, see :func:`spikedistill.parameter_groups`), and its
-    weight is multiplied alike; not where a neuron reads it, whose spikes are the logits.
+    (families have theirs from the start, and keep it). Where convolutions at the input have gradients 16
+    times larger or smaller than the last ones, all such widths get one factor, also those of families whose
+    balance is a matter of data. The classifier learns as if its input were as large as an ANN's
+    (``input_factor``, see :func:`spikedistill.parameter_groups`), and its weight is multiplied alike; not
+    where a neuron reads it, whose spikes are the logits.
 
     ``batch``: images (N, C, H, W) or frames, as the network takes them; of several batches the first counts.
     ``firing_rate``: spikes a neuron and step (None: the network's own aim, else 0.16).
@@ -194,10 +195,15 @@ def _keep(network: Network, key: str, path: str, value: float) -> None:
 
 def _balance_widths(network: Network, x: Tensor) -> None:
     """One factor on all widths that suit their neurons, where the first layers' gradients ask for it."""
+    # Families whose balance is a matter of data too. Those of the closed form keep theirs, and so do copied
+    # weights, which say what they are by ``init``.
+    family = network.balanced_by == "data" and network.widths_fit
     suited = {
         name: m
         for name, m in network.named_modules()
-        if isinstance(m, Neuron) and m.suited is not None and m.surrogate == m.suited
+        if isinstance(m, Neuron)
+        and m.surrogate.name == "rectangle"
+        and (family or (m.suited is not None and m.surrogate == m.suited))
     }
     if not suited:
         return

@@ -112,6 +112,7 @@ class Network(nn.Module):
     input_codes: Any = None  # set by quantization: x -> integer codes, in place of the normalisation
     quantization: Quantized | None = None  # of a quantized network: a quantization.quantized.Quantization
     balanced_by: Literal["form", "data"] = "form"  # "data": a balanced start wants a look at some
+    widths_fit = False  # whether rectangular surrogates' widths are the balance's, not the user's
     dims = 2  # spatial dimensions of the input; 1 for sequences (N, C, L)
     head_path = "head"  # the classifier's module
 

@@ -77,7 +77,7 @@ class Builder:
                 # balance() would else replace it by a plain network's width; this one knows blocks and gain,
                 # and is the evidence's: it stays where a threshold moves.
                 self.prototype.surrogate = Surrogate("rectangle", self.balance.width)
-                self.prototype.surrogate_chosen = True
+                self.prototype.surrogate_chosen = network.widths_fit = True
 
     @property
     def threshold(self) -> float:

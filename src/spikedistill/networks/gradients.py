@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ SAMPLES, VALUES = 16, 2**18  # at most as many, of that many values over all ste
 TILT = math.log(16)  # what the first layers may have beyond the last ones, or lack
 RANGE = math.log(8)  # of the factor on all widths
 HALVINGS = 6
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 _NORMS = (nn.modules.batchnorm._BatchNorm, NormNeuron)
 
 
@@ -47,11 +49,14 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
 def gradient_tilt(network: Network, x: Tensor) -> float:
     """Logarithm of |w| |gradient| at the first layer over that at the last, by a line through all layers'.
 
-    Of convolutions and linear layers that learn, in the order in which the network holds them; for equally
-    likely labels on ``x``. 0 with fewer than three of them, infinite where they overflow.
+    Of convolutions that learn, in the order in which the network holds them; of linear layers but the last in
+    networks without; for equally likely labels on ``x``. 0 with fewer than three, infinite where they
+    overflow.
     """
-    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m.weight.requires_grad]
-    weights = [m.weight for m in layers]
+    found: list[Any] = [m for m in network.modules() if isinstance(m, _CONVOLUTIONS)]
+    # The classifier's gradient is as large as its input, whatever reaches the layers before it.
+    found = found or [m for m in network.modules() if isinstance(m, nn.Linear)][:-1]
+    weights = [m.weight for m in found if m.weight.requires_grad]
     if len(weights) < 3:
         return 0.0
     steps = (network.time_steps or 1) if network.input == "image" else 1
@@ -59,8 +64,9 @@ def gradient_tilt(network: Network, x: Tensor) -> float:
     with torch.enable_grad(), batch_statistics(network):
         logits = network.predict(x[:samples])
         loss = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device) % logits.shape[1])
-        found = torch.autograd.grad(loss, weights, allow_unused=True)
-    sizes = [float(w.norm() * g.norm()) for w, g in zip(weights, found, strict=True) if g is not None]
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+    pairs = zip(weights, gradients, strict=True)
+    sizes = [float(w.detach().norm() * g.norm()) for w, g in pairs if g is not None]
     if not all(map(math.isfinite, sizes)):
         return math.inf
     logarithms = torch.tensor([math.log(max(size, 1e-30)) for size in sizes], dtype=torch.float64)
