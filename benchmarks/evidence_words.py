@@ -152,10 +152,10 @@ NOTES = {  # what the numbers do not say
         "later and through time, beside an `alone` of its own of 60.4, 61.0 and 59.1."
     ),
     "evidence-mdsnn": (
-        "Two seeds so far, so that intervals are wide. Four more epochs make up for what 4/4/8 bits cost, and a "
-        "teacher has nothing to give back there. 2/2/8 bits cost 4.6 and 3.4 points; of these logits give back "
-        "1.7 and 0.6, membranes 1.8 and -0.4, both 1.8 and 0.4 (paper: 0.48 to 1.06 points). Seconds were taken "
-        "beside other work, one of seed 0's with a pause."
+        "Two seeds so far: intervals are wide. Four more epochs make up for what 4/4/8 bits cost, and "
+        "a teacher has nothing to give back there. 2/2/8 bits cost 4.6 and 3.4 points; of these logits give "
+        "back 1.7 and 0.6, membranes 1.8 and -0.4, both 1.8 and 0.4 (paper: 0.48 to 1.06 points). Seconds "
+        "were taken beside other work, one of seed 0's with a pause."
     ),
     "nmnist": (
         "No difference: the teacher knows no more than the networks that go on from its weights. What a "
