@@ -183,6 +183,10 @@ NOTES = {  # what the numbers do not say
         "No difference: alone the network knows as much as its teacher. What the method adds beside a better "
         "one is in the tables of all methods, on these digits and on CIFAR-10."
     ),
+    "digits-seal-kd": (
+        "No difference shown: alone the network knows as much as its teacher. The tables of all methods have "
+        "better ones beside it."
+    ),
     "digits-spike-count": (
         "A loss, not a gain: both read the output spikes of the same network, `alone` by cross-entropy, "
         "`student` by counts of 0.8 and 0.1 of the steps. With counts of 1 and 0 the same network has 97.1. "
