@@ -115,8 +115,11 @@ def test_windows_have_a_number_for_each_axis() -> None:
     )
     assert node_of(nn.AvgPool1d(2), (2, 4, 8)).settings["kernel"] == (2,)
     conv = node_of(nn.Conv2d(4, 2, 3, 2, "valid", 2)).settings
-    assert conv == {"kernel": (3, 3), "stride": (2, 2), "padding": (0, 0), "dilation": (2, 2)}
+    pads = {"padding": (0, 0), "far_padding": (0, 0)}
+    assert conv == {"kernel": (3, 3), "stride": (2, 2), "dilation": (2, 2), **pads}
     assert node_of(nn.Conv1d(4, 2, 5, padding="same"), (2, 4, 8)).settings["padding"] == (2,)
+    even = node_of(nn.Conv1d(4, 2, 4, padding="same", dilation=3), (2, 4, 8)).settings
+    assert (even["padding"], even["far_padding"]) == ((4,), (1,))
     assert node_of(nn.AdaptiveAvgPool2d(2)).settings["kernel"] == (4, 4)
     assert node_of(nn.AdaptiveAvgPool2d(3)).settings["kernel"] is None
 
