@@ -220,6 +220,7 @@ class Same(Network):
         return self.head(self.second(self.neuron(self.conv(x))).flatten(1))
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 def test_an_even_kernel_that_keeps_the_size_is_counted_at_every_place() -> None:
     named = by_name(layers(Same().eval(), torch.rand(2, 2, 6, 5)))
     for name, rows, columns in (("conv", (2, 0), (3, 1)), ("second", (4, 1), (2, 1))):

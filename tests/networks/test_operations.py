@@ -105,6 +105,7 @@ def test_settings_of_a_call(function: Any, op: str, settings: dict[str, Any]) ->
     assert (node.op, node.settings) == (op, settings)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 def test_windows_have_a_number_for_each_axis() -> None:
     found = node_of(nn.MaxPool2d(3, 2)).settings
     assert (found["kernel"], found["stride"], found["padding"], found["dilation"]) == (
