@@ -184,7 +184,7 @@ NOTES = {  # what the numbers do not say
         "one is in the tables of all methods, on these digits and on CIFAR-10."
     ),
     "digits-logits-regularization": (
-        "No difference, and no fewer operations: small logits alone ask for no fewer spikes here. What lowers "
+        "No difference, and no fewer operations: small logits ask for no fewer spikes here. What lowers "
         "them at equal accuracy is the term on activity, `digits-activity`."
     ),
     "digits-seal-kd": (
