@@ -56,6 +56,12 @@ def measured(network: nn.Module, x: torch.Tensor) -> tuple[dict[str, float], lis
     return rates, [float(w.detach().norm() * w.grad.norm()) for w in convolutions if w.grad is not None]
 
 
+def assert_level(gradients: list[float]) -> None:
+    """All within a factor of 8 of their geometric mean."""
+    middle = math.exp(sum(math.log(g) for g in gradients) / len(gradients))
+    assert all(middle / 8 < g < middle * 8 for g in gradients), gradients
+
+
 @pytest.mark.parametrize(("name", "neuron", "T"), CASES)
 def test_rates_and_gradients_are_balanced(name: str, neuron: str, T: int) -> None:
     frames = name == "sew_7b_wide"
@@ -69,8 +75,7 @@ def test_rates_and_gradients_are_balanced(name: str, neuron: str, T: int) -> Non
         sd.balance(network, x)
     rates, gradients = measured(network, x)
     assert all(0.08 < rate < 0.30 for rate in rates.values()), rates
-    middle = math.exp(sum(math.log(g) for g in gradients) / len(gradients))
-    assert all(middle / 8 < g < middle * 8 for g in gradients), gradients
+    assert_level(gradients)
 
 
 def test_channels_that_a_shortcut_pads_keep_their_rate() -> None:
@@ -148,8 +153,7 @@ def test_deep_networks_are_balanced(name: str, T: int, neuron: str) -> None:
     network = sd.networks.create(name, width=0.5, time_steps=T, neuron=NEURONS[neuron], **options)
     rates, gradients = measured(network, smooth(24, 3, 32))
     assert all(0.08 < rate < 0.30 for rate in rates.values()), rates
-    middle = math.exp(sum(math.log(g) for g in gradients) / len(gradients))
-    assert all(middle / 8 < g < middle * 8 for g in gradients), gradients
+    assert_level(gradients)
 
 
 @pytest.mark.parametrize(
@@ -240,9 +244,8 @@ def test_gradients_reach_all_layers_of_a_network_without_norms(kind: str) -> Non
     x = smooth(24, 3, 16)
     network = without_norms(20, {"type": kind}, x)
     _, gradients = measured(network, x)
-    middle = math.exp(sum(math.log(g) for g in gradients) / len(gradients))
     assert len(gradients) == 20
-    assert all(middle / 8 < g < middle * 8 for g in gradients), gradients
+    assert_level(gradients)
 
 
 @pytest.mark.parametrize(("neuron", "T"), [("lif", 1), ("if", 4)])
@@ -257,8 +260,7 @@ def test_gradients_reach_all_layers_of_a_deep_network_without_pools(neuron: str,
     network = sd.spiking(model, neuron=NEURONS[neuron], time_steps=T, example=x)
     rates, gradients = measured(network, x)
     assert all(0.08 < rate < 0.30 for rate in rates.values()), rates
-    middle = math.exp(sum(math.log(g) for g in gradients) / len(gradients))
-    assert all(middle / 8 < g < middle * 8 for g in gradients), gradients
+    assert_level(gradients)
     assert set(network.config["stretches"]) == {
         n for n, m in network.named_modules() if isinstance(m, Neuron)
     }
@@ -274,8 +276,7 @@ def test_a_familys_widths_are_levelled_by_data() -> None:
     network = sd.networks.create("qkformer_4_384", width=0.25, time_steps=1, neuron=NEURONS["small"])
     sd.balance(network, x)
     _, gradients = measured(network, x)
-    middle = math.exp(sum(math.log(g) for g in gradients) / len(gradients))
-    assert all(middle / 8 < g < middle * 8 for g in gradients), gradients
+    assert_level(gradients)
     chosen = sd.networks.create(
         "qkformer_4_384", width=0.25, time_steps=1,
         neuron={**NEURONS["small"], "surrogate": {"name": "rectangle", "alpha": 0.4}},

@@ -195,8 +195,7 @@ def _keep(network: Network, key: str, path: str, value: float) -> None:
 
 def _balance_widths(network: Network, x: Tensor) -> None:
     """One factor on all widths that suit their neurons, where the first layers' gradients ask for it."""
-    # Families whose balance is a matter of data too. Those of the closed form keep theirs, and so do copied
-    # weights, which say what they are by ``init``.
+    # Families whose balance is a matter of data too; those of the closed form keep theirs.
     family = network.balanced_by == "data" and network.widths_fit
     suited = {
         name: m

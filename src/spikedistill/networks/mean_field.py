@@ -60,9 +60,9 @@ def root(covariance: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt()
 
 
-def moments(g: Tensor) -> Tensor:
-    """Covariance over time of (T, SAMPLES) gradients, which are centred."""
-    return g @ g.t() / SAMPLES
+def moments(centered: Tensor) -> Tensor:
+    """Covariance (T, T) over time of (T, SAMPLES) values without a mean."""
+    return centered @ centered.t() / SAMPLES
 
 
 def scaled(covariance: Tensor) -> Tensor:
@@ -115,8 +115,7 @@ class MeanField:
     @staticmethod
     def _covariance(spikes: Tensor) -> Tensor:
         # One mean for all steps, as the norm's is: what differs from step to step stays in.
-        centered = spikes - spikes.mean()
-        return centered @ centered.t() / spikes.shape[1]
+        return moments(spikes - spikes.mean())
 
     def _fit_scale(self, z: Tensor) -> float:
         return crossing(lambda s: self.fires_less(s * z), 0.02 * self.size, 50 * self.size)
